@@ -1,0 +1,1 @@
+/* Included by bcc's helpers.h, which uses nothing of it. */

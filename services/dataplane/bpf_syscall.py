@@ -1,0 +1,167 @@
+"""The few commands of bpf(2) that bcc does not offer, or not with the arguments needed here.
+
+Everything here is one system call, its attribute laid out by hand as `union bpf_attr` in
+<linux/bpf.h> has it. That layout is stable: the kernel only ever appends, and refuses a longer
+attribute than it knows only where the excess is not zero. What fails raises `OSError` with the
+kernel's errno.
+
+File descriptors are plain ints, closed by whoever got them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from pathlib import Path
+
+_SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+_libc = ctypes.CDLL(None, use_errno=True)
+_NAME_BYTES = 16
+_LOG_BYTES = 1 << 20
+
+
+class _Command(IntEnum):
+    MAP_CREATE = 0
+    MAP_UPDATE_ELEM = 2
+    PROG_LOAD = 5
+    OBJ_PIN = 6
+    OBJ_GET = 7
+    PROG_TEST_RUN = 10
+    PROG_GET_FD_BY_ID = 13
+    OBJ_GET_INFO_BY_FD = 15
+    MAP_LOOKUP_BATCH = 24
+    MAP_UPDATE_BATCH = 26
+
+
+class MapType(IntEnum):
+    """`enum bpf_map_type`, as far as the programs use it."""
+
+    HASH = 1
+    ARRAY = 2
+    PERCPU_HASH = 5
+    PERCPU_ARRAY = 6
+    LRU_HASH = 9
+    LRU_PERCPU_HASH = 10
+    LPM_TRIE = 11
+    RINGBUF = 27
+
+
+class ProgramKind(IntEnum):
+    """`enum bpf_prog_type`: the two hooks."""
+
+    TC = 3
+    XDP = 6
+
+
+class ProgramFlag(IntFlag):
+    NONE = 0
+    XDP_HAS_FRAGS = 1 << 5
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInfo:
+    """What the kernel tells about a loaded program."""
+
+    kind: int
+    id: int
+    tag: str
+    name: str
+
+
+class VerifierError(Exception):
+    """The kernel refused a program; the message ends with the verifier's last lines."""
+
+
+def _bpf(command: _Command, attribute: ctypes.Array[ctypes.c_char]) -> int:
+    number = _SYSCALL_NUMBER[platform.machine()]
+    result = _libc.syscall(number, int(command), attribute, len(attribute))
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"bpf({command.name}): {os.strerror(error)}")
+    return int(result)
+
+
+def _address(buffer: ctypes.Array[ctypes.c_char] | ctypes.Array[ctypes.c_ubyte]) -> int:
+    return ctypes.addressof(buffer)
+
+
+def load_program(
+    name: str, kind: ProgramKind, instructions: bytes, licence: bytes, flags: ProgramFlag
+) -> int:
+    """BPF_PROG_LOAD; returns the fd. A refusal is asked for a second time, with the reasons."""
+    if len(name) >= _NAME_BYTES:
+        raise ValueError(f"{name}: the kernel keeps {_NAME_BYTES - 1} characters of a name")
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    words = ctypes.create_string_buffer(licence)
+    log = ctypes.create_string_buffer(_LOG_BYTES)
+
+    def load(log_level: int) -> int:
+        attribute = struct.pack(
+            "=IIQQIIQII16sII",
+            kind,
+            len(instructions) // 8,
+            _address(code),
+            _address(words),
+            log_level,
+            _LOG_BYTES if log_level else 0,
+            _address(log) if log_level else 0,
+            0,
+            flags,
+            name.encode(),
+            0,
+            0,
+        )
+        return _bpf(_Command.PROG_LOAD, ctypes.create_string_buffer(attribute, len(attribute)))
+
+    try:
+        return load(0)
+    except OSError as refusal:
+        try:
+            return load(1)
+        except OSError:
+            last_lines = log.value.decode(errors="replace").splitlines()[-40:]
+            raise VerifierError("\n".join([f"{name}: {refusal}", *last_lines])) from refusal
+
+
+def get_object(path: Path) -> int:
+    """The fd of a pinned map or program."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    attribute = struct.pack("=QII", _address(name), 0, 0)
+    return _bpf(_Command.OBJ_GET, ctypes.create_string_buffer(attribute, len(attribute)))
+
+
+def pin_object(fd: int, path: Path) -> None:
+    """Pin a map or program at a path that does not exist yet."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    attribute = struct.pack("=QII", _address(name), fd, 0)
+    _bpf(_Command.OBJ_PIN, ctypes.create_string_buffer(attribute, len(attribute)))
+
+
+def _object_info(fd: int, size: int) -> bytes:
+    info = ctypes.create_string_buffer(size)
+    attribute = struct.pack("=IIQ", fd, size, _address(info))
+    _bpf(_Command.OBJ_GET_INFO_BY_FD, ctypes.create_string_buffer(attribute, len(attribute)))
+    return info.raw
+
+
+def map_shape(fd: int) -> tuple[int, int, int, int, int]:
+    """(type, key size, value size, max entries, flags) of a map."""
+    kind, _id, key, value, entries, flags = struct.unpack("=6I", _object_info(fd, 24))
+    return kind, key, value, entries, flags
+
+
+def program_info(fd: int) -> ProgramInfo:
+    raw = _object_info(fd, 80)
+    kind, number, tag = struct.unpack_from("=II8s", raw)
+    name = raw[64:80].split(b"\0")[0].decode(errors="replace")
+    return ProgramInfo(kind, number, tag.hex(), name)
+
+
+def program_by_id(number: int) -> int:
+    """The fd of a loaded program, by the id the kernel gave it."""
+    attribute = struct.pack("=III", number, 0, 0)
+    return _bpf(_Command.PROG_GET_FD_BY_ID, ctypes.create_string_buffer(attribute, len(attribute)))
