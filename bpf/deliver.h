@@ -1,0 +1,79 @@
+/* Sending a finished packet on: to a node's seat, or back to the client.
+ *
+ * XDP sends by itself what has a resolved next hop and no tag to take off; everything else it has
+ * passed on unmodified before anything was rewritten (`can_deliver`). TC asks the kernel's neighbour
+ * table, which holds a packet back until ARP has answered, so that no first packet is lost.
+ */
+#ifndef GALE_DELIVER_H
+#define GALE_DELIVER_H
+
+#include "packet.h"
+
+#ifdef GALE_XDP
+
+static __always_inline enum reason can_deliver(const struct packet *packet, const struct seat *seat)
+{
+	if (unlikely(!(seat->flags & SEAT_RESOLVED)))
+		return REASON_slow_next_hop;
+	if (unlikely(packet->tags))
+		return REASON_slow_vlan;
+	if (unlikely(packet->ip->ihl != 5))
+		return REASON_slow_ip_options;
+	if (unlikely(packet->bytes > seat->mtu + sizeof(struct ethhdr)))
+		return REASON_slow_length;
+	return REASON_parsed;
+}
+
+static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet,
+					   const struct seat *seat)
+{
+	__builtin_memcpy(packet->ethernet->h_dest, seat->destination_mac, ETH_ALEN);
+	__builtin_memcpy(packet->ethernet->h_source, seat->source_mac, ETH_ALEN);
+	return bpf_redirect(seat->ifindex, 0);
+}
+
+#else
+
+/* bcc declares this helper with three arguments; it takes four. */
+static long (*redirect_neighbour)(u32 ifindex, void *params, int params_bytes, u64 flags) =
+	(void *)BPF_FUNC_redirect_neigh;
+
+struct next_hop {
+	__u32 family;
+	__be32 address;
+	__u32 padding[3];
+};
+
+static __always_inline enum reason can_deliver(const struct packet *packet, const struct seat *seat)
+{
+	return unlikely(!seat->ifindex) ? REASON_drop_no_route : REASON_parsed;
+}
+
+static __always_inline void strip_tags(context_t *ctx, const struct packet *packet)
+{
+	if (unlikely(ctx->vlan_present))
+		bpf_skb_vlan_pop(ctx);
+	if (unlikely(packet->tags))
+		bpf_skb_vlan_pop(ctx);
+}
+
+static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet,
+					   const struct seat *seat)
+{
+	struct next_hop next_hop = { .family = 2 /* AF_INET */, .address = seat->next_hop };
+
+	strip_tags(ctx, packet);
+	return redirect_neighbour(seat->ifindex, &next_hop, sizeof(next_hop), 0);
+}
+
+/* The kernel's routes say how the client is reached; it need not own the source address. */
+static __always_inline int deliver_to_client(context_t *ctx, struct packet *packet,
+					     const struct settings *own)
+{
+	strip_tags(ctx, packet);
+	return redirect_neighbour(own->public_ifindex, 0, 0, 0);
+}
+
+#endif
+
+#endif

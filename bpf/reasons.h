@@ -1,0 +1,47 @@
+/* Why a packet was passed, forwarded or dropped: every packet that a program sees counts one of
+ * these, per CPU and per hook. The order is the meaning: all that come before FORWARD_FIRST leave
+ * the packet to the next hook or to the kernel, unmodified; all from DROP_FIRST on drop it.
+ *
+ * User space reads this very list (services/dataplane/counters.py), so a reason has one name
+ * everywhere: in the C code, in `gale status` and in the metric gale_verdicts_total{hook,reason}.
+ */
+#ifndef GALE_REASONS_H
+#define GALE_REASONS_H
+
+#define GALE_REASONS(REASON)                                                                       \
+	REASON(parsed, "(none: nothing decided yet)")                                              \
+	/* Not ours: the kernel gets it untouched, always. */                                      \
+	REASON(pass_not_ipv4, "not an IPv4 packet")                                                \
+	REASON(pass_not_for_service, "no service at that address, port and protocol")              \
+	REASON(pass_malformed, "headers cut short or contradicting each other")                    \
+	REASON(pass_no_flow, "no flow of ours: the host's own traffic")                            \
+	REASON(pass_not_ready, "programs are attached, but user space has not set them up yet")    \
+	/* Ours, but XDP cannot finish it: TC does the same work on the next hook. */              \
+	REASON(slow_next_hop, "the node's next hop is not resolved yet")                           \
+	REASON(slow_ip_options, "the IPv4 header carries options")                                 \
+	REASON(slow_vlan, "a VLAN tag has to come off")                                            \
+	REASON(slow_length, "longer than the way to the node admits, or too long to answer here")  \
+	/* Forwarded. */                                                                           \
+	REASON(forward_first, "(none: where the forwards begin)")                                  \
+	REASON(l4_established, "a packet of an established flow")                                  \
+	REASON(l4_opening, "a packet of a flow whose handshake is under way")                      \
+	REASON(l4_new_flow, "a new flow: node chosen, port taken")                                 \
+	REASON(l4_promoted, "the packet that established its flow")                                \
+	REASON(l4_reply, "a node's packet on its way back to the client")                          \
+	/* Dropped. */                                                                             \
+	REASON(drop_first, "(none: where the drops begin)")                                        \
+	REASON(drop_no_node, "the service has no node to route to")                                \
+	REASON(drop_no_flow, "neither a flow nor the start of one")                                \
+	REASON(drop_no_port, "no free SNAT port towards that node in eight tries")                 \
+	REASON(drop_table_full, "the conntrack table refused an entry")                            \
+	REASON(drop_handshake_mismatch, "acknowledges what the node never sent: a blind flood")    \
+	REASON(drop_flow_taken, "the flow's reverse entry belongs to another flow by now")         \
+	REASON(drop_no_route, "no route to the node")                                              \
+	REASON(drop_ttl, "time to live ran out here")                                              \
+	REASON(drop_source_is_vip, "claims to come from the VIP itself")                           \
+	REASON(drop_rewrite_failed, "the kernel refused to rewrite the packet")
+
+#define GALE_REASON_NAME(name, text) REASON_##name,
+enum reason { GALE_REASONS(GALE_REASON_NAME) REASON_COUNT };
+
+#endif

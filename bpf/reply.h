@@ -1,0 +1,109 @@
+/* A node's packet on its way back (L4): find its flow by the reply's key, undo the rewrite, send it to
+ * the client. In TC by default: there the kernel hands over many segments as one, which is what makes
+ * bulk cheap.
+ */
+#ifndef GALE_REPLY_H
+#define GALE_REPLY_H
+
+#include "conntrack.h"
+#include "nat.h"
+#include "deliver.h"
+
+static __always_inline enum reason send_reply(context_t *ctx, struct packet *packet,
+					      const struct flow *flow, const struct settings *own,
+					      enum reason done)
+{
+	int index = flow->seat;
+	struct seat_counters *counters = seat_counters.lookup(&index);
+	enum reason refused;
+
+	if (packet->ip->ttl <= 1)
+		return REASON_drop_ttl;
+	if (counters) {
+		counters->packets_out += packet->segments;
+		counters->bytes_out += packet->bytes;
+		counters->flows += done == REASON_l4_promoted;
+	}
+	refused = rewrite_l4(ctx, packet, flow);
+	if (refused)
+		return refused;
+	packet->verdict = deliver_to_client(ctx, packet, own);
+	return done;
+}
+
+static __always_inline enum reason established_reply(context_t *ctx, struct packet *packet,
+						     struct flow *flow, const struct settings *own)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	enum reason refused;
+
+	if (unlikely(packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_RST)))
+		track_close(packet, flow, now);
+	if (unlikely(now - flow->last_seen > TOUCH_INTERVAL_NS)) {
+		refused = touch_flow(&packet->key, flow, now);
+		if (refused)
+			return refused;
+	}
+	return send_reply(ctx, packet, flow, own, REASON_l4_reply);
+}
+
+/* The node answers a half-open flow: note which number the client must acknowledge. */
+static __always_inline void note_syn_ack(const struct packet *packet, const struct flow *flow)
+{
+	struct flow_key request_key = opposite_key(&packet->key, flow);
+	struct flow *request = half.lookup(&request_key);
+
+	if (!request || !are_opposite(&packet->key, request))
+		return;
+	request->expected = packet->sequence + 1;
+	request->state = FLOW_SYN_RECEIVED;
+}
+
+static __always_inline enum reason half_open_reply(context_t *ctx, struct packet *packet,
+						   struct flow *flow, const struct settings *own)
+{
+	enum reason reason = REASON_l4_reply;
+	struct flow rewrite = *flow;
+
+	if (packet->key.protocol == IPPROTO_UDP) {
+		reason = promote(&packet->key, flow, bpf_ktime_get_coarse_ns());
+		if (reason != REASON_l4_promoted)
+			return reason;
+	} else if (packet->tcp_flags & TCP_FLAG_RST) {
+		forget_half(&packet->key, flow);
+	} else if (packet->tcp_flags & TCP_FLAG_SYN) {
+		note_syn_ack(packet, flow);
+	}
+	return send_reply(ctx, packet, &rewrite, own, reason);
+}
+
+static __always_inline enum reason forward_reply(context_t *ctx, struct packet *packet,
+						 const struct settings *own)
+{
+	struct flow *flow;
+
+	packet->key.direction = DIRECTION_REPLY;
+	flow = est.lookup(&packet->key);
+	if (likely(flow))
+		return established_reply(ctx, packet, flow, own);
+	flow = half.lookup(&packet->key);
+	if (flow)
+		return half_open_reply(ctx, packet, flow, own);
+	return REASON_pass_no_flow;
+}
+
+static __always_inline enum reason handle_reply(context_t *ctx, struct packet *packet)
+{
+	enum reason passed = parse_packet(ctx, packet);
+	struct settings *own;
+	int zero = 0;
+
+	if (passed)
+		return passed;
+	own = settings.lookup(&zero);
+	if (!own || !own->public_ifindex)
+		return REASON_pass_not_ready;
+	return forward_reply(ctx, packet, own);
+}
+
+#endif

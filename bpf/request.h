@@ -1,0 +1,202 @@
+/* A client's packet: find its flow or its service, and send it to a node. Runs in XDP, and again in
+ * TC for what XDP passed on.
+ */
+#ifndef GALE_REQUEST_H
+#define GALE_REQUEST_H
+
+#include "conntrack.h"
+#include "nat.h"
+#include "deliver.h"
+
+static __always_inline void count_in(struct seat_counters *counters, const struct packet *packet)
+{
+	counters->packets_in += packet->segments;
+	counters->bytes_in += packet->bytes;
+}
+
+/* The last step of every L4 request; `done` is the reason to give if all goes well. */
+static __always_inline enum reason send_l4(context_t *ctx, struct packet *packet,
+					   const struct flow *flow, const struct seat *seat,
+					   struct seat_counters *counters, enum reason done)
+{
+	enum reason refused;
+
+	count_in(counters, packet);
+	refused = rewrite_l4(ctx, packet, flow);
+	if (refused)
+		return refused;
+	packet->verdict = deliver_to_seat(ctx, packet, seat);
+	return done;
+}
+
+static __always_inline enum reason may_forward(const struct packet *packet, const struct seat *seat)
+{
+	enum reason refused = can_deliver(packet, seat);
+
+	if (unlikely(refused))
+		return refused;
+	return unlikely(packet->ip->ttl <= 1) ? REASON_drop_ttl : REASON_parsed;
+}
+
+static __always_inline enum reason established_request(context_t *ctx, struct packet *packet,
+						       struct flow *flow)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	int index = flow->seat;
+	struct seat *seat = seats.lookup(&index);
+	struct seat_counters *counters = seat_counters.lookup(&index);
+	enum reason refused;
+
+	if (!seat || !counters)
+		return REASON_drop_no_node;
+	refused = may_forward(packet, seat);
+	if (unlikely(refused))
+		return refused;
+	if (unlikely(packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_RST)))
+		track_close(packet, flow, now);
+	if (unlikely(now - flow->last_seen > TOUCH_INTERVAL_NS)) {
+		refused = touch_flow(&packet->key, flow, now);
+		if (refused)
+			return refused;
+	}
+	return send_l4(ctx, packet, flow, seat, counters, REASON_l4_established);
+}
+
+/* The flow is half-open: a repeated SYN, the ACK that establishes it, or a forgery. */
+static __always_inline enum reason half_open_request(context_t *ctx, struct packet *packet,
+						     struct flow *flow, const struct seat *seat,
+						     struct seat_counters *counters)
+{
+	enum reason reason = REASON_l4_opening, refused;
+	struct flow rewrite = *flow;
+
+	refused = may_forward(packet, seat);
+	if (refused)
+		return refused;
+	if (packet->key.protocol != IPPROTO_TCP || (packet->tcp_flags & TCP_FLAG_SYN)) {
+		flow->last_seen = bpf_ktime_get_coarse_ns();
+	} else if (packet->tcp_flags & TCP_FLAG_RST) {
+		forget_half(&packet->key, flow);
+	} else {
+		if (flow->state != FLOW_SYN_RECEIVED || packet->acknowledged != flow->expected)
+			return REASON_drop_handshake_mismatch;
+		reason = promote(&packet->key, flow, bpf_ktime_get_coarse_ns());
+		if (reason != REASON_l4_promoted)
+			return reason;
+		counters->flows++;
+	}
+	return send_l4(ctx, packet, &rewrite, seat, counters, reason);
+}
+
+static __always_inline enum reason new_l4_flow(context_t *ctx, struct packet *packet,
+					       const struct service *service,
+					       const struct settings *own, int index)
+{
+	struct seat *seat = seats.lookup(&index);
+	struct seat_counters *counters = seat_counters.lookup(&index);
+	struct flow flow = { .service = service->id, .seat = index, .state = FLOW_SYN_SENT };
+	enum reason reason;
+
+	if (!seat || !counters)
+		return REASON_drop_no_node;
+	reason = may_forward(packet, seat);
+	if (reason)
+		return reason;
+	flow.saddr = service->snat_address;
+	flow.daddr = seat->address;
+	flow.dport = seat->port;
+	flow.created = flow.last_seen = bpf_ktime_get_coarse_ns();
+	reason = open_flow(&packet->key, service, counters, own->cpus, &flow);
+	if (reason != REASON_l4_new_flow)
+		return reason;
+	return send_l4(ctx, packet, &flow, seat, counters, reason);
+}
+
+/* The seat that the ring names for this packet; NO_SEAT where the service has no node. */
+static __always_inline int chosen_seat(const struct packet *packet, const struct service *service,
+				       const struct settings *own)
+{
+	__u32 slot = slot_of(flow_hash(&packet->key, service->flags, own->hash_seed));
+	int index = service->id * RING_ENTRIES + slot / RING_LANES;
+	struct ring_entry *entry = ring.lookup(&index);
+
+	return entry ? entry->seat[slot % RING_LANES] : NO_SEAT;
+}
+
+static __always_inline int is_opening(const struct packet *packet)
+{
+	__u8 flags = packet->tcp_flags;
+
+	return packet->key.protocol != IPPROTO_TCP ||
+	       (flags & (TCP_FLAG_SYN | TCP_FLAG_ACK | TCP_FLAG_RST | TCP_FLAG_FIN)) == TCP_FLAG_SYN;
+}
+
+static __always_inline enum reason l4_request(context_t *ctx, struct packet *packet,
+					      const struct service *service,
+					      const struct settings *own)
+{
+	struct flow *flow = half.lookup(&packet->key);
+	int index;
+
+	if (flow) {
+		struct seat_counters *counters;
+		struct seat *seat;
+
+		index = flow->seat;
+		seat = seats.lookup(&index);
+		counters = seat_counters.lookup(&index);
+		/* A SYN repeated because its node has died gets another node. */
+		if (seat && counters && ((seat->flags & SEAT_UP) || !is_opening(packet)))
+			return half_open_request(ctx, packet, flow, seat, counters);
+		forget_half(&packet->key, flow);
+	}
+	if (!is_opening(packet))
+		return REASON_drop_no_flow;
+	index = chosen_seat(packet, service, own);
+	if (index == NO_SEAT)
+		return REASON_drop_no_node;
+	return new_l4_flow(ctx, packet, service, own, index);
+}
+
+static __always_inline enum reason forward_request(context_t *ctx, struct packet *packet,
+						   const struct settings *own)
+{
+	struct service_key service_key = {
+		.address = packet->key.daddr,
+		.port = packet->key.dport,
+		.protocol = packet->key.protocol,
+	};
+	struct service *service;
+	struct flow *flow;
+
+	if (own->l4_services) {
+		flow = est.lookup(&packet->key);
+		if (likely(flow)) {
+			if (likely(flow->state != FLOW_CLOSED || !is_opening(packet)))
+				return established_request(ctx, packet, flow);
+			forget_established(&packet->key, flow); /* the same ports, a new flow */
+		}
+	}
+	service = services.lookup(&service_key);
+	if (!service)
+		return REASON_pass_not_for_service;
+	if (packet->key.saddr == packet->key.daddr)
+		return REASON_drop_source_is_vip;
+	return l4_request(ctx, packet, service, own);
+}
+
+static __always_inline enum reason handle_request(context_t *ctx, struct packet *packet)
+{
+	enum reason passed = parse_packet(ctx, packet);
+	struct settings *own;
+	int zero = 0;
+
+	if (passed)
+		return passed;
+	own = settings.lookup(&zero);
+	if (!own || !own->public_ifindex)
+		return REASON_pass_not_ready;
+	return forward_request(ctx, packet, own);
+}
+
+#endif

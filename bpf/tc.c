@@ -1,0 +1,36 @@
+/* The TC ingress hooks: on the public side what XDP passed on, on the private side the replies.
+ *
+ * GALE_ONE_ARM: public and private are the same interface, so a packet there may be either.
+ */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+
+#include "request.h"
+#include "reply.h"
+#include "verdict.h"
+
+int gale_tc_public(struct __sk_buff *ctx)
+{
+	struct packet packet = {};
+	enum reason reason = handle_request(ctx, &packet);
+
+#ifdef GALE_ONE_ARM
+	if (reason == REASON_pass_not_for_service) {
+		packet = (struct packet){};
+		reason = handle_reply(ctx, &packet);
+	}
+#endif
+	return finish(&packet, HOOK_TC_PUBLIC, reason);
+}
+
+int gale_tc_private(struct __sk_buff *ctx)
+{
+	struct packet packet = {};
+
+	return finish(&packet, HOOK_TC_PRIVATE, handle_reply(ctx, &packet));
+}

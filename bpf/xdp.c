@@ -1,0 +1,21 @@
+/* The XDP hook: requests, as they leave the driver, before the kernel spends anything on them.
+ *
+ * What this program cannot finish it passes on unmodified to tc.c, which decides by the same source.
+ */
+#define GALE_XDP
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+
+#include "request.h"
+#include "verdict.h"
+
+int gale_xdp_public(struct xdp_md *ctx)
+{
+	struct packet packet = {};
+
+	return finish(&packet, HOOK_XDP_PUBLIC, handle_request(ctx, &packet));
+}
