@@ -1,0 +1,265 @@
+"""Every file of the lab: configurations, what nginx serves, and the mounts they live on.
+
+All of it lies below `/run/gale/lab`, a tmpfs of the lab's own, so that taking it down is to unmount
+it and state costs no fsync. A machine's directory:
+
+    lb-0/    lb.toml  supervisord.conf  run/  state/  log/  bpf/ (a bpffs)  supervisor/
+    node-0/  node.toml  supervisord.conf  nginx.conf  run/  state/  log/  supervisor/
+    www/     what every node's nginx serves
+
+`supervisor/` is what /etc/supervisor/conf.d is on a real machine: the shipped file of
+conf/supervisor, linked, and `log` beside it. The environment of the services stands in
+supervisord.conf itself, so that whoever starts supervisord there starts the same thing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from e2e.lab import plan
+from e2e.lab.network import LabError, command
+from e2e.lab.plan import Plan
+
+WWW_DIR = plan.ROOT_DIR / "www"
+PLAN_FILE = plan.ROOT_DIR / "plan.json"
+BLOCK_BYTES = 1 << 20
+FILES = {"1k.bin": 1 << 10, "1m.bin": 1 << 20, "200m.bin": 200 << 20}
+SHIPPED_SUPERVISOR_DIR = plan.CHECKOUT_DIR / "conf" / "supervisor"
+Table = dict[str, Any]
+
+SUPERVISORD_CONF = """\
+[unix_http_server]
+file={home}/supervisor.sock
+
+[supervisord]
+logfile={home}/log/supervisord.log
+pidfile={home}/supervisord.pid
+childlogdir={home}/log
+directory=/
+minfds=4096
+environment={environment}
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+
+[supervisorctl]
+serverurl=unix://{home}/supervisor.sock
+
+[include]
+files={home}/supervisor/*.conf
+"""
+
+SERVER_CONF = """\
+; The real servers of a node. A crash of theirs is for Gale to notice and for the test to mend:
+; nothing restarts them.
+[group:server]
+programs=nginx,echo
+
+[program:nginx]
+command=setpriv --pdeathsig KILL -- nginx -c {home}/nginx.conf
+startsecs=0
+autorestart=false
+redirect_stderr=true
+stdout_logfile={home}/log/nginx.log
+
+[program:echo]
+command=setpriv --pdeathsig KILL -- {python} {echo_program} {machine} 9000
+startsecs=0
+autorestart=false
+redirect_stderr=true
+stdout_logfile={home}/log/echo.log
+"""
+
+NGINX_CONF = """\
+# One process without a master: a SIGKILL of the pid supervisord knows kills the whole server.
+daemon off;
+master_process off;
+user root;
+pid {home}/nginx.pid;
+error_log {home}/log/nginx-error.log;
+events {{ worker_connections 8192; }}
+http {{
+    access_log off;
+    sendfile on;
+    tcp_nopush on;
+    keepalive_requests 1000000;
+    client_body_temp_path {home}/run/body;
+    proxy_temp_path {home}/run/proxy;
+    fastcgi_temp_path {home}/run/fastcgi;
+    uwsgi_temp_path {home}/run/uwsgi;
+    scgi_temp_path {home}/run/scgi;
+    default_type application/octet-stream;
+    server {{
+        listen 8080 backlog=4096;
+        root {www};
+        location = / {{
+            default_type text/plain;
+            return 200 "{machine}\\n";
+        }}
+    }}
+}}
+"""
+
+
+def write_all(lab: Plan, extra: Path | None) -> None:
+    """Mount the lab's directory and fill it. `extra` is laid over each LB's file, key by key."""
+    overlay = read_extra(extra)
+    plan.ROOT_DIR.mkdir(parents=True, exist_ok=True)
+    _mount("tmpfs", plan.ROOT_DIR, "mode=0755,size=1g")
+    PLAN_FILE.write_text(json.dumps(lab.as_plain()))
+    _write_www()
+    for machine in (*lab.lb_names, *lab.node_names):
+        _write_machine(machine)
+    for machine in lab.lb_names:
+        bpf_dir = plan.home(machine) / "bpf"
+        bpf_dir.mkdir()
+        _mount("bpf", bpf_dir, "mode=0755")
+        text = toml_text(overlaid(lb_config(lab, machine), overlay))
+        (plan.home(machine) / "lb.toml").write_text(text)
+    for machine in lab.node_names:
+        _write_node(lab, machine)
+
+
+def read_extra(extra: Path | None) -> Table:
+    if extra is None:
+        return {}
+    try:
+        return tomli.loads(extra.read_text())
+    except (OSError, tomli.TOMLDecodeError) as error:
+        raise LabError(f"{extra}: {error}") from None
+
+
+def _mount(kind: str, where: Path, options: str) -> None:
+    command(["mount", "-t", kind, "-o", options, "gale-lab", str(where)])
+
+
+def _write_www() -> None:
+    """Bytes from a seeded generator: a piece lost, doubled or swapped changes the sum."""
+    WWW_DIR.mkdir()
+    for name, size in FILES.items():
+        generator = random.Random(size)
+        digest = hashlib.sha256()
+        with (WWW_DIR / name).open("wb") as file:
+            for begin in range(0, size, BLOCK_BYTES):
+                block = generator.randbytes(min(BLOCK_BYTES, size - begin))
+                digest.update(block)
+                file.write(block)
+        (WWW_DIR / f"{name}.sha256").write_text(f"{digest.hexdigest()}  {name}\n")
+
+
+def _write_machine(machine: str) -> None:
+    home = plan.home(machine)
+    for directory in ("run", "state", "log", "supervisor"):
+        (home / directory).mkdir(parents=True)
+    environment = ",".join(f'{name}="{value}"' for name, value in plan.environment(machine).items())
+    plan.supervisor_conf(machine).write_text(
+        SUPERVISORD_CONF.format(home=home, environment=environment)
+    )
+    shipped = "gale.conf" if plan.is_lb(machine) else "gale-node.conf"
+    (home / "supervisor" / shipped).symlink_to(SHIPPED_SUPERVISOR_DIR / shipped)
+    (home / "supervisor" / "log").symlink_to(home / "log")
+
+
+def _write_node(lab: Plan, machine: str) -> None:
+    home = plan.home(machine)
+    (home / "node.toml").write_text(toml_text(node_config(lab, machine)))
+    (home / "nginx.conf").write_text(NGINX_CONF.format(home=home, www=WWW_DIR, machine=machine))
+    server = SERVER_CONF.format(
+        home=home,
+        machine=machine,
+        python=sys.executable,
+        echo_program=Path(__file__).with_name("echo.py"),
+    )
+    (home / "supervisor" / "server.conf").write_text(server)
+
+
+def lb_config(lab: Plan, machine: str) -> Table:
+    return {
+        "local": {
+            "name": machine,
+            "node_port": 7070,
+            "clients_port": 8080,
+            "net_interface_private": plan.PRIVATE.interface,
+            "net_interface_public": plan.PUBLIC.interface,
+            "mode": lab.mode,
+        },
+        "node_health": {"checks_before_routing": 3, "checks_timeout": "1s"},
+        "services": [
+            {"name": service.name, "port": service.port, "protocol": service.protocol}
+            for service in plan.SERVICES
+        ],
+    }
+
+
+def node_config(lab: Plan, machine: str) -> Table:
+    private = [lab.links(lb)[1].address for lb in lab.lb_names]
+    return {
+        "load_balancer": {"addresses": [{"ip": address, "port": 7070} for address in private]},
+        "node": {"name": machine},
+        "services": [
+            {"name": service.name, "port": service.port, "check": service.check}
+            for service in plan.SERVICES
+        ],
+    }
+
+
+def overlaid(base: Table, extra: Table) -> Table:
+    """`extra` over `base`: tables key by key, everything else replaced."""
+    merged = dict(base)
+    for key, value in extra.items():
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            merged[key] = overlaid(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def toml_text(document: Table) -> str:
+    """A document of tables and arrays of tables; JSON's scalars are TOML's."""
+    parts = []
+    for name, value in document.items():
+        if isinstance(value, dict):
+            parts.append(_toml_table(f"[{name}]", value))
+        else:
+            parts.extend(_toml_table(f"[[{name}]]", table) for table in value)
+    return "\n".join(parts)
+
+
+def _toml_table(header: str, table: Table) -> str:
+    lines = [header, *(f"{key} = {_toml_value(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml_value(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(one) for one in value) + "]"
+    return json.dumps(value)
+
+
+def remove_all() -> None:
+    """Unmount everything at or below the lab's directory, the deepest first, and remove it."""
+    for mount in sorted(_mounts(), key=len, reverse=True):
+        command(["umount", "--lazy", mount])
+    if plan.ROOT_DIR.exists():
+        shutil.rmtree(plan.ROOT_DIR)
+    parent = plan.ROOT_DIR.parent
+    if parent.is_dir() and not any(parent.iterdir()):
+        parent.rmdir()
+
+
+def _mounts() -> list[str]:
+    root = str(plan.ROOT_DIR)
+    table = Path("/proc/self/mountinfo").read_text()
+    points = [line.split()[4] for line in table.splitlines()]
+    return [point for point in points if point == root or point.startswith(root + "/")]

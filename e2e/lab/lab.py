@@ -1,0 +1,347 @@
+"""The lab as a whole: up, down, who runs, and what can be done to it.
+
+    up      clears what is left of another lab, writes the files, builds the network, starts one
+            supervisord per LB and node and a forwarder per API, and waits until it serves
+    down    kills whatever lives in the lab's namespaces, unmounts, removes the namespaces
+
+Ready means seen, not assumed: every LB's API says that all four processes are heard and that every
+node is up with a share of the ring, and then real requests have been answered by every node.
+
+What is started here outlives the command: supervisord makes itself a daemon, a forwarder gets a
+session of its own. Nothing is ever ended by its name. Whoever is in a namespace of the lab belongs
+to the lab, also after its command was killed halfway: so `down` and the next `up` find everything.
+
+Only one command at a time builds or uses the lab (`exclusive`): its names exist once per machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e2e.lab import files, network, plan
+from e2e.lab.network import LabError
+from e2e.lab.plan import Plan
+from e2e.traffic import LOAD_PROGRAM, read_results
+
+SERVER = "server"
+SUPERVISORD = "supervisord"
+API_PORT = 5555
+READY_TIMEOUT_S = 90.0
+HEARD_MS = 3000
+TAIL_LINES = 12
+LOCK_NAME = "\0gale-lab"
+"""An abstract socket: it goes away with its owner, and leaves no file."""
+
+Say = Callable[[str], None]
+_without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@contextmanager
+def exclusive(say: Say) -> Iterator[None]:
+    """Wait until no other command, demo or test run is using the lab, and keep others waiting."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lock:
+        waiting = False
+        while True:
+            try:
+                lock.bind(LOCK_NAME)
+                break
+            except OSError:
+                if not waiting:
+                    say("another command is using the lab; waiting for it to end")
+                waiting = True
+                time.sleep(0.2)
+        yield
+
+
+def require_root() -> None:
+    if os.geteuid() != 0:
+        raise LabError("the lab makes network namespaces and mounts: run this as root (sudo)")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A lab that is up, or about to be."""
+
+    plan: Plan
+
+    @classmethod
+    def find(cls) -> Lab:
+        """The lab that is up now."""
+        try:
+            return cls(Plan(**json.loads(files.PLAN_FILE.read_text())))
+        except (OSError, ValueError, TypeError):
+            raise LabError("no lab is up; `gale lab up` builds one") from None
+
+    # ------------------------------------------------------------------ up and down
+
+    def up(self, say: Say, extra: Path | None = None) -> None:
+        require_root()
+        files.read_extra(extra)
+        down(say)
+        say("writing configuration and what the servers serve")
+        files.write_all(self.plan, extra)
+        say(f"building the network of {len(self.plan.machines)} machines")
+        network.build(self.plan)
+        for machine in (*self.plan.node_names, *self.plan.lb_names):
+            say(f"starting supervisord on {machine}")
+            self.start_supervisord(machine)
+        for lb in self.plan.lb_names:
+            self._start_forwarder(lb)
+        self._wait_until_it_serves(say)
+
+    def start_supervisord(self, machine: str) -> None:
+        """Start it, or start it again after it was killed; returns once it can be asked."""
+        words = [_program("supervisord"), "-c", str(plan.supervisor_conf(machine))]
+        environment = {**plan.environment(machine), "LANG": "C.UTF-8"}
+        done = subprocess.run(
+            [*plan.enter(machine), *words],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise LabError(f"supervisord of {machine}: {done.stderr.strip()}")
+        _wait_for(
+            lambda: self.supervisorctl(machine, "pid").returncode == 0,
+            f"supervisord of {machine} does not answer",
+        )
+
+    def _start_forwarder(self, lb: str) -> None:
+        port = self.plan.api_port(lb)
+        netns = plan.NETNS_DIR / plan.namespace(lb)
+        program = Path(__file__).with_name("forwarder.py")
+        with (plan.home(lb) / "log" / "forwarder.log").open("w") as log:
+            words = [sys.executable, str(program), str(port), str(netns), str(API_PORT)]
+            subprocess.run(
+                ["setsid", "--fork", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                check=True,
+            )
+
+    def _wait_until_it_serves(self, say: Say) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        said = ""
+        while problem := self._missing():
+            if problem != said:
+                say(problem)
+                said = problem
+            if time.monotonic() > deadline:
+                raise LabError(self._what_went_wrong(problem))
+            time.sleep(0.2)
+
+    def _missing(self) -> str:
+        """What keeps the lab from serving; empty when nothing does."""
+        for lb in self.plan.lb_names:
+            if problem := self._control_missing(lb):
+                return f"{lb}: {problem}"
+        for lb in self.plan.lb_names:
+            if absent := self._not_answering(lb):
+                return f"{lb}: no answer yet through {self.plan.vip(lb)} from {', '.join(absent)}"
+        return ""
+
+    def _control_missing(self, lb: str) -> str:
+        try:
+            processes = self.api(lb, "/v1/status")["processes"]
+            nodes = self.api(lb, "/v1/nodes")["nodes"]
+        except (OSError, ValueError, KeyError) as error:
+            return f"the API does not answer yet ({error})"
+        # Silence is an age of None, or one that has grown.
+        ages = {name: processes.get(name, {}).get("age_ms") for name in plan.PROCESSES}
+        silent = [name for name, age in ages.items() if age is None or age > HEARD_MS]
+        if silent:
+            return f"not heard of yet: {', '.join(silent)}"
+        routed = {node["name"] for node in nodes if node["state"] == "up" and node["share"]}
+        if absent := [name for name in self.plan.node_names if name not in routed]:
+            return f"not routed to yet: {', '.join(absent)}"
+        return ""
+
+    def _not_answering(self, lb: str) -> list[str]:
+        count = 20 * self.plan.nodes
+        arguments = [self.plan.vip(lb), "8080", "--rate", "100", "--seconds", str(count / 100)]
+        done = self.run(plan.CLIENT, ["python3", "-c", LOAD_PROGRAM, *arguments, "--timeout", "1"])
+        answered = {result.answer for result in read_results(done.stdout.splitlines())}
+        return [name for name in self.plan.node_names if name not in answered]
+
+    def _what_went_wrong(self, problem: str) -> str:
+        parts = [f"the lab does not serve after {READY_TIMEOUT_S:.0f} s: {problem}"]
+        for machine in (*self.plan.lb_names, *self.plan.node_names):
+            status = self.supervisorctl(machine, "status").stdout.rstrip()
+            parts.append(f"\n== {machine}\n{status}")
+            for log in sorted((plan.home(machine) / "log").glob("*.log")):
+                if log.stem == SUPERVISORD:
+                    continue
+                if lines := log.read_text(errors="replace").splitlines()[-TAIL_LINES:]:
+                    parts.append(f"-- {log}\n" + "\n".join(lines))
+        parts.append(
+            "\nThe lab is left as it is: look with `gale lab exec lb-0 -- CMD`, read the logs in "
+            f"{plan.ROOT_DIR}/*/log,\nthen `gale lab down`."
+        )
+        return "\n".join(parts)
+
+    # ------------------------------------------------------------------ use
+
+    def run(
+        self, machine: str, words: list[str], timeout_s: float = 60.0, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*plan.enter(machine), *words],
+            env=self.environment(machine),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def start(self, machine: str, words: list[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*plan.enter(machine), *words],
+            env=self.environment(machine),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def environment(self, machine: str) -> dict[str, str]:
+        self.known(machine)
+        return {**os.environ, **plan.environment(machine)}
+
+    def known(self, machine: str) -> str:
+        if machine not in self.plan.machines:
+            raise LabError(f"no {machine} in this lab; there are {', '.join(self.plan.machines)}")
+        return machine
+
+    def api(self, lb: str, path: str) -> Any:
+        """What an LB's API says, through its forwarder; OSError while it is down."""
+        url = f"http://127.0.0.1:{self.plan.api_port(lb)}{path}"
+        try:
+            with _without_proxy.open(url, timeout=3) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            raise OSError(f"{path}: {error}") from None
+
+    def supervisorctl(self, machine: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [_program("supervisorctl"), "-c", str(plan.supervisor_conf(machine)), *words],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def pid(self, machine: str, process: str) -> int:
+        """The process of an LB or a node that supervisord runs, or supervisord itself; 0: none."""
+        if process == SUPERVISORD:
+            return int((plan.home(machine) / "supervisord.pid").read_text())
+        names = self._processes(machine)
+        if process not in names:
+            raise LabError(f"no {process} on {machine}; there are {', '.join(names)}")
+        text = self.supervisorctl(machine, "pid", names[process]).stdout.strip()
+        return int(text) if text.isdigit() else 0
+
+    def _processes(self, machine: str) -> dict[str, str]:
+        """`health` → `gale:health`, and so on."""
+        status = self.supervisorctl(machine, "status").stdout
+        full_names = [line.split()[0] for line in status.splitlines() if ":" in line.split()[0]]
+        return {name.partition(":")[2]: name for name in full_names}
+
+    def signal(self, machine: str, process: str, number: signal.Signals) -> None:
+        pid = self.pid(machine, process)
+        if not pid:
+            raise LabError(f"{process} of {machine} does not run")
+        os.kill(pid, number)
+
+    def set_server(self, machine: str, *, running: bool) -> None:
+        if not plan.is_node(self.known(machine)):
+            raise LabError(f"{machine} has no server; the nodes are {self.plan.node_names}")
+        self.supervisorctl(machine, "start" if running else "stop", f"{SERVER}:*")
+
+    def set_cut(self, machine: str, *, cut: bool) -> None:
+        network.set_cut(self.plan, self.known(machine), cut=cut)
+
+    def status(self) -> dict[str, Any]:
+        """Machines with their addresses and processes, as plain values."""
+        return {
+            "mode": self.plan.mode,
+            "machines": [
+                {
+                    "name": machine,
+                    "addresses": [link.address for link in self.plan.links(machine)],
+                    "api": self._api_url(machine),
+                    "processes": self._process_states(machine),
+                }
+                for machine in self.plan.machines
+            ],
+        }
+
+    def _api_url(self, machine: str) -> str | None:
+        if not plan.is_lb(machine):
+            return None
+        return f"http://127.0.0.1:{self.plan.api_port(machine)}/"
+
+    def _process_states(self, machine: str) -> dict[str, str]:
+        if not plan.supervised(machine):
+            return {}
+        lines = self.supervisorctl(machine, "status").stdout.splitlines()
+        words = [line.split() for line in lines]
+        return {word[0]: word[1] for word in words if ":" in word[0]}
+
+
+def down(say: Say) -> None:
+    """Leave nothing behind, whatever state the lab is in; nothing to do is no error."""
+    require_root()
+    machines = network.existing()
+    if machines:
+        say("taking the lab down")
+    for machine in machines:
+        _kill_inhabitants(machine)
+    files.remove_all()
+    for machine in machines:
+        network.remove(machine)
+
+
+def _kill_inhabitants(machine: str) -> None:
+    def empty() -> bool:
+        pids = network.inhabitants(machine)
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        return not pids
+
+    _wait_for(empty, f"processes in {plan.namespace(machine)} do not end")
+
+
+def _wait_for(condition: Callable[[], bool], complaint: str, timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise LabError(f"{complaint} (waited {timeout_s:.0f} s)")
+        time.sleep(0.05)
+
+
+def _program(name: str) -> str:
+    """A program of the virtual environment or, as on Debian, of the system."""
+    found = shutil.which(name, path=plan.environment(plan.CLIENT)["PATH"])
+    if found is None:
+        raise LabError(f"{name} is not installed; `make setup` installs it")
+    return found

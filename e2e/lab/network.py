@@ -1,0 +1,141 @@
+"""The lab's network: namespaces, two bridges in a namespace of their own, cables, addresses.
+
+What the settings are for (each was found out by losing packets without it):
+
+* GRO on, at both ends of an LB's cables. What XDP redirects to a veth is delivered only if the
+  other end polls, and it polls if it has an XDP program or GRO. XDP itself there would cost TSO.
+* TX checksums off at the switch's port that feeds an XDP hook, an LB's public one. A local sender
+  leaves its sums to the hardware, and what XDP redirects is never finished. Clients and nodes keep
+  their offloads: so the replies reach TC as few large segments.
+* The router's `rp_filter` is 2: a node's direct reply comes with the VIP for a source, from the
+  private side. An LB has `ip_forward = 0` and `rp_filter = 1`, the strictest that must do.
+* Nodes have their default route through the router; LBs they reach on their own network.
+
+A failure of a command here is an error of the lab, raised with what the command said.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable, Sequence
+
+from e2e.lab import plan
+from e2e.lab.plan import Link, Plan
+
+FORWARDING_STATE = 3
+DISABLED_STATE = 0
+
+
+class LabError(Exception):
+    """The lab cannot go on; the message says what to do."""
+
+
+def command(words: Sequence[str], stdin: str | None = None) -> str:
+    """Run a tool of the host; its output, or LabError with what it complained of."""
+    done = subprocess.run(words, input=stdin, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise LabError(f"{' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def _ip(machine: str, lines: Iterable[str]) -> None:
+    command(["ip", "-n", plan.namespace(machine), "-batch", "-"], "\n".join(lines) + "\n")
+
+
+def _sysctl(machine: str, **settings: int) -> None:
+    words = [f"net.{key.replace('__', '.')}={value}" for key, value in settings.items()]
+    command([*plan.enter(machine), "sysctl", "-qw", *words])
+
+
+def build(lab: Plan) -> None:
+    """Everything up to the point where each machine reaches each other on its networks."""
+    for machine in (plan.SWITCH, *lab.machines):
+        command(["ip", "netns", "add", plan.namespace(machine)])
+        _ip(machine, ["link set lo up"])
+    _build_switch()
+    for machine in lab.machines:
+        _set_forwarding(machine)
+        for link in lab.links(machine):
+            _plug_in(link)
+        _route(machine)
+
+
+def _build_switch() -> None:
+    _sysctl(plan.SWITCH, ipv6__conf__all__disable_ipv6=1, ipv6__conf__default__disable_ipv6=1)
+    for network in (plan.PUBLIC, plan.PRIVATE):
+        _ip(
+            plan.SWITCH,
+            [
+                f"link add {network.bridge} type bridge stp_state 0 mcast_snooping 0",
+                f"link set {network.bridge} up",
+            ],
+        )
+
+
+def _plug_in(link: Link) -> None:
+    interface, port = link.network.interface, link.port
+    inside = plan.namespace(link.machine)
+    _ip(
+        plan.SWITCH,
+        [
+            f"link add {port} type veth peer name {interface} netns {inside}",
+            f"link set {port} master {link.network.bridge} up",
+        ],
+    )
+    _ip(
+        link.machine,
+        [f"link set {interface} up", f"address add {link.address}/24 dev {interface}"],
+    )
+    if plan.is_lb(link.machine):
+        command([*plan.enter(link.machine), "ethtool", "-K", interface, "gro", "on"])
+        command([*plan.enter(plan.SWITCH), "ethtool", "-K", port, "gro", "on"])
+        if link.network is plan.PUBLIC:
+            command([*plan.enter(plan.SWITCH), "ethtool", "-K", port, "tx", "off"])
+
+
+def _set_forwarding(machine: str) -> None:
+    """Before the interfaces come, which take over what `default` says."""
+    if machine == plan.ROUTER:
+        _sysctl(
+            machine,
+            ipv4__ip_forward=1,
+            ipv4__conf__all__rp_filter=2,
+            ipv4__conf__all__send_redirects=0,
+            ipv4__conf__default__send_redirects=0,
+        )
+    elif plan.is_lb(machine):
+        _sysctl(machine, ipv4__ip_forward=0, ipv4__conf__all__rp_filter=1)
+
+
+def _route(machine: str) -> None:
+    if machine == plan.ROUTER:
+        return
+    network = plan.PRIVATE if plan.is_node(machine) else plan.PUBLIC
+    _ip(machine, [f"route add default via {network.address(plan.ROUTER_HOST)}"])
+
+
+def set_cut(lab: Plan, machine: str, *, cut: bool) -> None:
+    """Cut every cable of a machine at the switch, or heal it; the carrier stays up."""
+    state = DISABLED_STATE if cut else FORWARDING_STATE
+    for link in lab.links(machine):
+        words = ["bridge", "link", "set", "dev", link.port, "state", str(state)]
+        command([*plan.enter(plan.SWITCH), *words])
+
+
+def existing() -> list[str]:
+    """The machines of any lab, whole or left over, that are namespaces now."""
+    if not plan.NETNS_DIR.is_dir():
+        return []
+    found = (path.name for path in plan.NETNS_DIR.iterdir())
+    return sorted(
+        name.removeprefix("gale-") for name in found if plan.OUR_NAMESPACE.fullmatch(name)
+    )
+
+
+def inhabitants(machine: str) -> list[int]:
+    """The processes in a machine's namespace."""
+    return [int(pid) for pid in command(["ip", "netns", "pids", plan.namespace(machine)]).split()]
+
+
+def remove(machine: str) -> None:
+    command(["ip", "netns", "delete", plan.namespace(machine)])

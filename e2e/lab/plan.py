@@ -1,0 +1,171 @@
+"""Who is in the lab and under which name and address: the facts that others may rely on.
+
+    public 10.80.0.0/24    client .2     lb-i .10+i                 router .254
+    private 10.81.0.0/24                 lb-i .10+i    node-i .20+i router .254
+
+Every machine is a network namespace `gale-<machine>`; a further one, `gale-switch`, holds the two
+bridges, so that nothing of the host's own network is touched. A machine's interface is called
+after its network (`pub0`, `priv0`); the switch's end of that cable is `<machine>-pub`.
+
+Pure: it names things and creates none.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT_DIR = Path("/run/gale/lab")
+NETNS_DIR = Path("/run/netns")
+CHECKOUT_DIR = Path(__file__).resolve().parents[2]
+CLIENT = "client"
+ROUTER = "router"
+SWITCH = "switch"
+PROCESSES = ("dataplane", "health", "quorum", "api")
+FIRST_API_PORT = 5560
+"""The API of LB i answers on the host at 127.0.0.1, this port + i."""
+OUR_NAMESPACE = re.compile(r"gale-(client|router|switch|lb-\d+|node-\d+)")
+
+
+@dataclass(frozen=True)
+class Network:
+    """One bridge of the switch."""
+
+    bridge: str
+    interface: str
+    prefix: str
+
+    def address(self, host: int) -> str:
+        return f"{self.prefix}.{host}"
+
+
+PUBLIC = Network("public", "pub0", "10.80.0")
+PRIVATE = Network("private", "priv0", "10.81.0")
+ROUTER_HOST = 254
+
+
+@dataclass(frozen=True)
+class Link:
+    """A machine's interface and the cable to its port on the switch."""
+
+    machine: str
+    network: Network
+    host: int
+
+    @property
+    def address(self) -> str:
+        return self.network.address(self.host)
+
+    @property
+    def port(self) -> str:
+        return f"{self.machine}-{self.network.interface.removesuffix('0')}"
+
+
+@dataclass(frozen=True)
+class Service:
+    """One service of the LBs, which every node serves."""
+
+    name: str
+    port: int
+    protocol: str
+    check: dict[str, Any]
+
+
+TIMES = {"interval": "500ms", "timeout": "500ms"}
+SERVICES = (
+    Service("default", 8080, "tcp", {"type": "http", "path": "/", **TIMES}),
+    Service("echo", 9000, "tcp", {"type": "tcp", **TIMES}),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large a lab is, and from that everything's name."""
+
+    lbs: int = 1
+    nodes: int = 3
+    mode: str = "l4"
+
+    def as_plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def lb_names(self) -> tuple[str, ...]:
+        return tuple(f"lb-{i}" for i in range(self.lbs))
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        return tuple(f"node-{i}" for i in range(self.nodes))
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        return (CLIENT, ROUTER, *self.lb_names, *self.node_names)
+
+    def links(self, machine: str) -> tuple[Link, ...]:
+        if machine == CLIENT:
+            return (Link(machine, PUBLIC, 2),)
+        if machine == ROUTER:
+            return (Link(machine, PUBLIC, ROUTER_HOST), Link(machine, PRIVATE, ROUTER_HOST))
+        number = int(machine.rpartition("-")[2])
+        if is_lb(machine):
+            return (Link(machine, PUBLIC, 10 + number), Link(machine, PRIVATE, 10 + number))
+        return (Link(machine, PRIVATE, 20 + number),)
+
+    def vip(self, lb: str) -> str:
+        """Without floating VIPs an LB's own public address is its VIP."""
+        return self.links(lb)[0].address
+
+    def api_port(self, lb: str) -> int:
+        return FIRST_API_PORT + self.lb_names.index(lb)
+
+
+def is_lb(machine: str) -> bool:
+    return machine.startswith("lb-")
+
+
+def is_node(machine: str) -> bool:
+    return machine.startswith("node-")
+
+
+def namespace(machine: str) -> str:
+    return f"gale-{machine}"
+
+
+def enter(machine: str) -> list[str]:
+    """The words before a command that is to run on a machine of the lab.
+
+    Not `ip netns exec`, which mounts a fresh /sys over everything mounted below it.
+    """
+    return ["nsenter", f"--net={NETNS_DIR / namespace(machine)}", "--"]
+
+
+def home(machine: str) -> Path:
+    """The directory that holds all files of one machine."""
+    return ROOT_DIR / machine
+
+
+def supervisor_conf(machine: str) -> Path:
+    return home(machine) / "supervisord.conf"
+
+
+def supervised(machine: str) -> bool:
+    return is_lb(machine) or is_node(machine)
+
+
+def environment(machine: str) -> dict[str, str]:
+    """What a process on this machine finds in its environment beyond the host's own."""
+    programs = Path(sys.executable).parent
+    variables = {"PATH": f"{programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    if supervised(machine):
+        directory = home(machine)
+        kind = "lb" if is_lb(machine) else "node"
+        variables |= {
+            "GALE_CONFIG": str(directory / f"{kind}.toml"),
+            "GALE_RUN_DIR": str(directory / "run"),
+            "GALE_STATE_DIR": str(directory / "state"),
+            "GALE_BPF_DIR": str(directory / "bpf"),
+        }
+    return variables
