@@ -1,0 +1,128 @@
+"""The hard state on the disk: term, vote and the accepted table, in one small file.
+
+A save is a temporary file, fsync, rename, fsync of the directory. Whenever the machine stops, the
+file is the one from before or the one from after; a temporary file left over means nothing and is
+overwritten. The first line says the format and the SHA-256 of the rest, so a truncated or altered
+file is known as such; the rest is JSON that an operator can read.
+
+**A damaged file** is set aside as `quorum.state.damaged`, named in the log with what is wrong, and
+this LB starts blank. Refusing to start would be worse: the kernel forwards by the last table
+anyway, and a quorum process that runs can make a new one. **A file of a newer format** is not
+damaged: somebody installed an older Gale. It is refused, untouched.
+
+The time left of a ban is stored with the monotonic clock and the kernel's boot id: after a restart
+of the process it has gone on passing; after one of the machine nobody knows, so it starts again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from bus.messages import MalformedMessage, NodeTable, from_json, to_json
+from services.quorum.core import BLANK, HardState
+from services.quorum.table import aged
+
+FILE_NAME = "quorum.state"
+MAGIC = "gale-quorum"
+FORMAT = 1
+
+
+class NewerFormatError(RuntimeError):
+    """The file was written by a newer Gale; the message names it."""
+
+
+class _DamagedError(ValueError):
+    """What is wrong with the file's content."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """The JSON part of the file."""
+
+    term: int
+    vote: str | None
+    table: NodeTable | None
+    saved_ms: int
+    machine_boot: str
+
+
+class Storage:
+    """The state file in one directory. One process at a time: the caller holds the lock."""
+
+    def __init__(self, directory: Path, machine_boot: str) -> None:
+        self.path = directory / FILE_NAME
+        self._temporary = directory / f"{FILE_NAME}.tmp"
+        self._damaged = directory / f"{FILE_NAME}.damaged"
+        self._machine_boot = machine_boot
+
+    def load(self, now_ms: int) -> tuple[HardState, str]:
+        """What was saved last, and a complaint that names the file if it was damaged.
+
+        Raises `NewerFormatError`, or OSError if the file cannot be read or set aside.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            raw = self.path.read_bytes()
+        except FileNotFoundError:
+            return BLANK, ""
+        try:
+            record = self._parse(raw)
+        except _DamagedError as damage:
+            self.path.replace(self._damaged)
+            return BLANK, f"{self.path}: {damage}; set aside as {self._damaged}, starting blank"
+        table = record.table
+        if table is not None and record.machine_boot == self._machine_boot:
+            table = aged(table, now_ms - record.saved_ms)
+        return HardState(record.term, record.vote, table), ""
+
+    def save(self, state: HardState, now_ms: int) -> None:
+        """Durable when this returns; after an OSError the file is as it was, or new and whole."""
+        record = _Record(state.term, state.vote, state.table, now_ms, self._machine_boot)
+        body = to_json(record)
+        head = f"{MAGIC} {FORMAT} {hashlib.sha256(body).hexdigest()}\n".encode()
+        try:
+            _write_durably(self._temporary, head + body)
+        except OSError:
+            # On a full disk a half-written file would only take more of what is lacking.
+            with contextlib.suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
+            raise
+        self._temporary.replace(self.path)
+        _sync_directory(self.path.parent)
+
+    def _parse(self, raw: bytes) -> _Record:
+        head, _, body = raw.partition(b"\n")
+        words = head.decode(errors="replace").split(" ")
+        if len(words) != 3 or words[0] != MAGIC or not words[1].isdecimal():
+            raise _DamagedError(f"does not start with '{MAGIC} {FORMAT} <checksum>'")
+        if int(words[1]) > FORMAT:
+            raise NewerFormatError(
+                f"{self.path}: format {words[1]} is of a newer Gale, this one reads {FORMAT};"
+                " install that again, or move the file away to start blank"
+            )
+        if hashlib.sha256(body).hexdigest() != words[2]:
+            raise _DamagedError(f"the checksum does not match its {len(body)} bytes")
+        try:
+            return from_json(_Record, body)
+        except MalformedMessage as error:
+            raise _DamagedError(str(error)) from None
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:  # noqa: PTH123 - opened by descriptor, for its mode
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,314 @@
+"""The node table: how what the LBs see becomes what all of them route by. Pure.
+
+Each LB reports its `LocalView`; `merge` folds the reports, the configuration and the table as it
+stands into the next one. The same input gives the same output on every LB and in every order of
+arrival, so a new leader goes on exactly where the old one stopped.
+
+**Nodes.** Every LB that has an opinion of a node is an elector for it:
+
+    ======================================  =========================================
+    of a node's electors, a majority says   the table says
+    ======================================  =========================================
+    UP                                      UP
+    UP or DRAINING                          DRAINING
+    BANNED                                  BANNED, and there is a `Ban`
+    anything else                           DOWN, if it has ever been in the table
+    nothing: none of them knows it          it is no longer listed
+    ======================================  =========================================
+
+A node that is not listed and has only been on probation stays unlisted. DOWN and BANNED nodes stay
+listed, routed to by nobody, so that a health process that restarts adopts who they are.
+
+**Silence is not an opinion** until the report is `settled`. A health process that has just started
+knows no node for some milliseconds; taking that for "all gone" would empty every ring. Until its
+report settles, an LB is an elector only for the nodes it names, and a node without electors stays
+as it is. No reports at all change no node: the LB goes on forwarding with what it knew.
+
+**SNAT slices.** Nobody shares an LB's own private address: there it takes 1536-32767 whole, clear
+of the ports below 1024 (and some air) and of the kernel's default `ip_local_port_range`. A floating
+SNAT address is shared by all, so there each LB takes one of eight slots of 7,808 ports, starting
+at 1536; slots 0-3 end where the default `ip_local_port_range` starts, and are given first. An
+LB keeps its slot from epoch to epoch, on every shared address the same. When it leaves, its slices
+stay in the table until the leader names it in `released`, which it does after `SLOT_REUSE_MS`: no
+flow that still holds a port of the slot may meet a new owner of that port.
+
+**Epoch.** It rises by one when the content changes and never otherwise. The time left of a ban is
+no content: it passes by itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from bus.messages import (
+    Ban,
+    LocalView,
+    NodeObservation,
+    NodeState,
+    NodeTable,
+    SnatSlice,
+    TableNode,
+    TableService,
+    VipOwner,
+)
+
+SLOTS = 8
+SLOT_PORTS = 7_808
+FIRST_PORT = 1_536
+OWN_ADDRESS_PORTS = 4 * SLOT_PORTS
+
+SLOT_REUSE_MS = 6 * 3_600_000
+"""How long a departed LB's slot rests: the dataplane's longest conntrack timeout, or longer."""
+
+ROUTED = frozenset({NodeState.UP, NodeState.DRAINING})
+"""States in which a node has flows: the others are listed, but no ring and no flow names them."""
+
+
+@dataclass(frozen=True, slots=True)
+class FloatingVip:
+    """A VIP of the configuration with the SNAT address that moves with it."""
+
+    address: str
+    snat_address: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TableConfig:
+    """What the configuration has to say about the table."""
+
+    services: tuple[TableService, ...]
+    vips: tuple[FloatingVip, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One LB's newest view, `age_ms` after it was made."""
+
+    view: LocalView
+    settled: bool
+    """Whether a node that the view does not name is unknown there, rather than not yet adopted."""
+    age_ms: int
+
+
+def bootstrap(term: int, hash_seed: int) -> NodeTable:
+    """The table before the first: epoch 0, never committed, only merged upon."""
+    return NodeTable(term, 0, hash_seed, (), (), (), (), ())
+
+
+def merge(
+    previous: NodeTable,
+    reports: Mapping[str, Report],
+    config: TableConfig,
+    members: Iterable[str],
+    *,
+    term: int,
+    released: frozenset[str] = frozenset(),
+) -> NodeTable:
+    """The table after `previous`; `previous` with its bans brought up to date if all is the same.
+
+    `members` are the LBs that may own VIPs and slots; `released` those whose slots may be reused.
+    """
+    present = sorted(set(members))
+    nodes, bans = _merge_nodes(previous, reports)
+    merged = replace(
+        previous,
+        services=tuple(sorted(config.services, key=lambda service: service.name)),
+        nodes=nodes,
+        bans=bans,
+        vip_owners=_assign_vips(previous.vip_owners, config.vips, present),
+        snat_slices=_assign_slices(previous.snat_slices, config.vips, present, released),
+    )
+    if same_content(previous, merged) and previous.epoch > 0:
+        return merged
+    return replace(merged, term=term, epoch=previous.epoch + 1)
+
+
+def same_content(one: NodeTable, other: NodeTable) -> bool:
+    """Whether both route alike: all but term, epoch and the time left of bans."""
+    return _content(one) == _content(other)
+
+
+def _content(table: NodeTable) -> NodeTable:
+    bans = tuple(replace(ban, remaining_ms=0) for ban in table.bans)
+    return replace(table, term=0, epoch=0, bans=bans)
+
+
+def aged(table: NodeTable, elapsed_ms: int) -> NodeTable:
+    """The same table `elapsed_ms` later: its bans have less time left."""
+    if not table.bans or elapsed_ms <= 0:
+        return table
+    bans = tuple(
+        replace(ban, remaining_ms=max(0, ban.remaining_ms - elapsed_ms)) for ban in table.bans
+    )
+    return replace(table, bans=bans)
+
+
+# --------------------------------------------------------------------------- nodes
+
+
+def _merge_nodes(
+    previous: NodeTable, reports: Mapping[str, Report]
+) -> tuple[tuple[TableNode, ...], tuple[Ban, ...]]:
+    observed: dict[str, list[tuple[NodeObservation, int]]] = {}
+    for lb in sorted(reports):
+        for observation in reports[lb].view.nodes:
+            observed.setdefault(observation.id, []).append((observation, reports[lb].age_ms))
+    settled = sum(report.settled for report in reports.values())
+    named_by_settled = Counter(
+        observation.id
+        for report in reports.values()
+        if report.settled
+        for observation in report.view.nodes
+    )
+    known = {node.id: node for node in previous.nodes}
+    banned = {ban.node: ban for ban in previous.bans}
+    nodes: list[TableNode] = []
+    bans: list[Ban] = []
+    for node_id in sorted(known.keys() | observed.keys()):
+        opinions = observed.get(node_id, [])
+        before = known.get(node_id)
+        silent = settled - named_by_settled[node_id]
+        if not opinions:
+            if before is not None and not silent:
+                nodes.append(before)
+                bans.extend(ban for ban in (banned.get(node_id),) if ban is not None)
+            continue
+        state = _elect(Counter(seen.state for seen, _ in opinions), len(opinions) + silent)
+        if before is None and state is NodeState.DOWN:
+            continue
+        nodes.append(_describe(state, opinions, before))
+        if state is NodeState.BANNED:
+            bans.append(_ban(node_id, opinions))
+    return tuple(nodes), tuple(bans)
+
+
+def _elect(votes: Counter[NodeState], electors: int) -> NodeState:
+    majority = electors // 2 + 1
+    if votes[NodeState.UP] >= majority:
+        return NodeState.UP
+    if votes[NodeState.UP] + votes[NodeState.DRAINING] >= majority:
+        return NodeState.DRAINING
+    if votes[NodeState.BANNED] >= majority:
+        return NodeState.BANNED
+    return NodeState.DOWN
+
+
+def _describe(
+    state: NodeState, opinions: list[tuple[NodeObservation, int]], before: TableNode | None
+) -> TableNode:
+    """Name, address, weight and services as the first LB says that routes to the node.
+
+    While nobody does, they stay as they were: a node half way through its return changes nothing.
+    """
+    routing = [seen for seen, _ in opinions if seen.state in ROUTED]
+    if not routing and before is not None:
+        return replace(before, state=state)
+    said = routing[0] if routing else opinions[0][0]
+    return TableNode(said.id, said.name, said.address, state, said.weight, said.services)
+
+
+def _ban(node_id: str, opinions: list[tuple[NodeObservation, int]]) -> Ban:
+    """The longest of the electors' bans."""
+    banning = [(seen, age_ms) for seen, age_ms in opinions if seen.state is NodeState.BANNED]
+    remaining_ms = max(max(0, seen.banned_for_ms - age_ms) for seen, age_ms in banning)
+    return Ban(node_id, remaining_ms, max(seen.fails for seen, _ in banning))
+
+
+# --------------------------------------------------------------------------- VIPs and SNAT slices
+
+
+def _assign_vips(
+    previous: tuple[VipOwner, ...], vips: tuple[FloatingVip, ...], members: list[str]
+) -> tuple[VipOwner, ...]:
+    """An owner keeps its VIP while it is a member; an orphan goes to who owns the fewest."""
+    owners: dict[str, str | None] = {
+        vip.address: vip.owner for vip in previous if vip.owner in members
+    }
+    for vip in sorted(vips, key=lambda vip: vip.address):
+        if vip.address not in owners:
+            load = Counter(owners.values())
+            owners[vip.address] = min(members, key=lambda lb: (load[lb], lb), default=None)
+    return tuple(
+        VipOwner(vip.address, vip.snat_address, owners[vip.address])
+        for vip in sorted(vips, key=lambda vip: vip.address)
+    )
+
+
+def _assign_slices(
+    previous: tuple[SnatSlice, ...],
+    vips: tuple[FloatingVip, ...],
+    members: list[str],
+    released: frozenset[str],
+) -> tuple[SnatSlice, ...]:
+    shared = sorted({vip.snat_address for vip in vips if vip.snat_address is not None})
+    slots = _slots(previous, members if shared else [], released)
+    slices = [SnatSlice(lb, None, FIRST_PORT, OWN_ADDRESS_PORTS) for lb in members]
+    slices += [
+        SnatSlice(lb, address, FIRST_PORT + slot * SLOT_PORTS, SLOT_PORTS)
+        for address in shared
+        for lb, slot in sorted(slots.items())
+    ]
+    return tuple(slices)
+
+
+def _slots(
+    previous: tuple[SnatSlice, ...], members: list[str], released: frozenset[str]
+) -> dict[str, int]:
+    """Each LB's slot: the one it has, else the lowest that nobody holds; a ninth LB gets none."""
+    slots = {
+        held.owner: (held.first_port - FIRST_PORT) // SLOT_PORTS
+        for held in previous
+        if held.address is not None and (held.owner in members or held.owner not in released)
+    }
+    for lb in members:
+        free = sorted(set(range(SLOTS)) - set(slots.values()))
+        if lb not in slots and free:
+            slots[lb] = free[0]
+    return slots
+
+
+# --------------------------------------------------------------------------- what changed
+
+
+def changes(before: NodeTable | None, after: NodeTable) -> tuple[str, ...]:
+    """One line per difference, for the log and the `table.committed.` event."""
+    old = before or bootstrap(after.term, after.hash_seed)
+    lines = [*_node_changes(old, after)]
+    lines += _set_changes(
+        "service", {s.name: s for s in old.services}, {s.name: s for s in after.services}
+    )
+    lines += _set_changes(
+        "vip", {v.address: v for v in old.vip_owners}, {v.address: v for v in after.vip_owners}
+    )
+    if old.snat_slices != after.snat_slices:
+        lines.append(f"snat slices {len(old.snat_slices)} -> {len(after.snat_slices)}")
+    return tuple(lines)
+
+
+def _node_changes(old: NodeTable, new: NodeTable) -> Iterable[str]:
+    was = {node.id: node for node in old.nodes}
+    now = {node.id: node for node in new.nodes}
+    for node_id in sorted(was.keys() | now.keys()):
+        before, after = was.get(node_id), now.get(node_id)
+        label = (after or before or was[node_id]).name
+        from_state = before.state.value if before else "new"
+        to_state = after.state.value if after else "forgotten"
+        if from_state != to_state:
+            yield f"{label} {from_state} -> {to_state}"
+        elif before and after and before.weight != after.weight:
+            yield f"{label} weight {before.weight} -> {after.weight}"
+        elif before != after:
+            yield f"{label} described anew"
+
+
+def _set_changes(kind: str, was: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    lines = [f"{kind} {name} gone" for name in sorted(was.keys() - now.keys())]
+    lines += [f"{kind} {name} new" for name in sorted(now.keys() - was.keys())]
+    lines += [
+        f"{kind} {name} changed"
+        for name in sorted(was.keys() & now.keys())
+        if was[name] != now[name]
+    ]
+    return lines
