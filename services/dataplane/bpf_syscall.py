@@ -11,9 +11,11 @@ File descriptors are plain ints, closed by whoever got them.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from pathlib import Path
@@ -22,11 +24,10 @@ _SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361
 _libc = ctypes.CDLL(None, use_errno=True)
 _NAME_BYTES = 16
 _LOG_BYTES = 1 << 20
+_BATCH_ENTRIES = 8192
 
 
 class _Command(IntEnum):
-    MAP_CREATE = 0
-    MAP_UPDATE_ELEM = 2
     PROG_LOAD = 5
     OBJ_PIN = 6
     OBJ_GET = 7
@@ -165,3 +166,76 @@ def program_by_id(number: int) -> int:
     """The fd of a loaded program, by the id the kernel gave it."""
     attribute = struct.pack("=III", number, 0, 0)
     return _bpf(_Command.PROG_GET_FD_BY_ID, ctypes.create_string_buffer(attribute, len(attribute)))
+
+
+def _possible_cpus() -> int:
+    """How many values a per-CPU map keeps of each key."""
+    count = 0
+    for part in Path("/sys/devices/system/cpu/possible").read_text().strip().split(","):
+        first, _, last = part.partition("-")
+        count += int(last or first) - int(first) + 1
+    return count
+
+
+def value_bytes(kind: int, value_size: int) -> int:
+    """What a lookup returns: per-CPU maps give every CPU's value, each padded to 8 bytes."""
+    if kind in (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH):
+        return (value_size + 7) // 8 * 8 * _possible_cpus()
+    return value_size
+
+
+def read_entries(fd: int) -> Iterator[tuple[bytes, bytes]]:
+    """All of a map in batches: (keys, values), each the bytes of some thousand entries.
+
+    Entries that come or go meanwhile may be seen or not; those that stay are seen once.
+    """
+    kind, key_size, value_size, max_entries, _ = map_shape(fd)
+    value_size = value_bytes(kind, value_size)
+    count = min(_BATCH_ENTRIES, max_entries)
+    keys = ctypes.create_string_buffer(key_size * count)
+    values = ctypes.create_string_buffer(value_size * count)
+    # Where to go on: a key, or for hashes the number of a bucket.
+    position = ctypes.create_string_buffer(max(key_size, 4))
+    first = True
+    while True:
+        attribute = _batch_attribute(fd, keys, values, count, 0 if first else _address(position))
+        struct.pack_into("=Q", attribute, 8, _address(position))
+        last = False
+        try:
+            _bpf(_Command.MAP_LOOKUP_BATCH, attribute)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            last = True
+        found = struct.unpack_from("=I", attribute, 32)[0]
+        if found:
+            yield keys.raw[: found * key_size], values.raw[: found * value_size]
+        if last:
+            return
+        first = False
+
+
+def write_entries(fd: int, keys: bytes, values: bytes) -> None:
+    """Set many entries of a map at once."""
+    key_size = map_shape(fd)[1]
+    attribute = _batch_attribute(
+        fd,
+        ctypes.create_string_buffer(keys, len(keys)),
+        ctypes.create_string_buffer(values, len(values)),
+        len(keys) // key_size,
+        0,
+    )
+    _bpf(_Command.MAP_UPDATE_BATCH, attribute)
+
+
+def _batch_attribute(
+    fd: int,
+    keys: ctypes.Array[ctypes.c_char],
+    values: ctypes.Array[ctypes.c_char],
+    count: int,
+    position: int,
+) -> ctypes.Array[ctypes.c_char]:
+    attribute = struct.pack(
+        "=QQQQIIQQ", position, 0, _address(keys), _address(values), count, fd, 0, 0
+    )
+    return ctypes.create_string_buffer(attribute, len(attribute))

@@ -6,12 +6,8 @@ the file and line a person wrote. System headers (`<linux/...>`) are left to the
 from linux-libc-dev, and what bcc itself would take from the running kernel's headers from
 `bpf/stubs`.
 
-With `bpf_dir`, maps are shared: bcc opens what is pinned below `bpf_dir/maps` and pins what is
-missing, and before anything is loaded `pins.reconcile` has compared every map found there with its
-declaration (bcc does not). A map that needed a new size was copied into a staging directory, and
-the programs are compiled once more, against that; `pins.commit` moves it into place when the new
-programs are attached. If anything fails before, the pins and the programs that forward by them are
-as they were. Without `bpf_dir` every object has maps of its own.
+bcc makes every map new. Given `PinnedMaps`, those in use take their place (pins.py has the rules);
+without it a compiled object keeps maps of its own, as tests want them.
 
 Programs are loaded by our own BPF_PROG_LOAD: bcc's takes no flags, and a device with a large MTU
 takes only programs that say they know of fragments (`XDP_HAS_FRAGS`).
@@ -22,6 +18,7 @@ Failures: `CompileError` has the compiler's words, `bpf_syscall.VerifierError` t
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import sys
@@ -34,6 +31,7 @@ from platform import machine
 from typing import Any, Literal
 
 from services.dataplane.bpf_syscall import ProgramFlag, ProgramKind, load_program
+from services.dataplane.pins import PinnedMaps
 
 SOURCE_DIR = Path(str(files("bpf")))
 _STUBS = SOURCE_DIR / "stubs"
@@ -114,15 +112,38 @@ class LoadedObject:
 
 
 def compile_program(
-    source_file: str, *, bpf_dir: Path | None, defines: Mapping[str, str | int]
+    source_file: str,
+    *,
+    maps: PinnedMaps | None = None,
+    defines: Mapping[str, str | int] | None = None,
 ) -> LoadedObject:
-    """Compile a file of bpf/ (or an absolute path). `bpf_dir` None: with private maps."""
-    flags = [f"-D{name}={value}" for name, value in defines.items()]
-    if bpf_dir is not None:
-        (bpf_dir / "maps").mkdir(parents=True, exist_ok=True)
-        flags.append(f'-DGALE_PIN_DIR="{bpf_dir}"')
-    bpf, diagnostics = _compile(inline(SOURCE_DIR / source_file), flags)
+    """Compile a file of bpf/ (or an absolute path); with `maps`, adopt what is pinned.
+
+    Nothing is pinned or attached by this. Raises `CompileError`, `pins.PinMismatch`.
+    """
+    text = inline(SOURCE_DIR / source_file)
+    flags = [f"-D{name}={value}" for name, value in (defines or {}).items()]
+    bpf, diagnostics = _compile(text, flags)
+    if maps is not None:
+        maps.adopt(_map_fds(bpf))
     return LoadedObject(bpf, diagnostics)
+
+
+def _map_fds(bpf: Any) -> dict[str, int]:
+    from bcc import lib
+
+    lib.bpf_table_name.restype = ctypes.c_char_p
+    lib.bpf_table_name.argtypes = [ctypes.c_void_p, ctypes.c_ulonglong]
+    names = [lib.bpf_table_name(bpf.module, index) for index in range(_table_count(bpf))]
+    return {name.decode(): lib.bpf_table_fd(bpf.module, name) for name in names}
+
+
+def _table_count(bpf: Any) -> int:
+    from bcc import lib
+
+    lib.bpf_num_tables.restype = ctypes.c_ulonglong
+    lib.bpf_num_tables.argtypes = [ctypes.c_void_p]
+    return int(lib.bpf_num_tables(bpf.module))
 
 
 def _compile(text: str, flags: list[str]) -> tuple[Any, str]:
