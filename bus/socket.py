@@ -71,7 +71,6 @@ HIGH_WATER_MARK = 2 * KEPT_EVENTS
 """Room for a whole replay, with as much again for what happens meanwhile."""
 COMMAND_TIMEOUT_MS = 2000
 RECONNECT_MS = 50
-UNLINK_TIMEOUT_S = 1.0
 DIRECTORY_MODE = 0o1770
 """Several users' sockets in one directory: the group may add, nobody may remove another's."""
 SOCKET_MODE = 0o660
@@ -109,15 +108,8 @@ class _Endpoint:
             _log.info("the other copy has ended: taking over", path=self._path)
 
     def close(self) -> None:
-        """Let go of the path, and only then of the lock.
-
-        libzmq removes the path from a thread of its own, some time later. Were the lock released
-        before, that could be the path of the next copy.
-        """
-        self._socket.unbind(f"ipc://{self._path}")
-        deadline = time.monotonic() + UNLINK_TIMEOUT_S
-        while self._path.exists() and time.monotonic() < deadline:
-            time.sleep(0.001)
+        """Remove the path while it is still ours, then let the next copy have it."""
+        self._path.unlink(missing_ok=True)
         self._socket.close(linger=0)
         os.close(self._lock)
 

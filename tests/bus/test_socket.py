@@ -1,0 +1,327 @@
+"""The bus between real processes: late, restarted, slow and duplicate ones."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from bus import topology
+from bus.messages import Envelope, ProcessEvent, Topic, encode
+from bus.socket import (
+    HIGH_WATER_MARK,
+    KEPT_EVENTS,
+    CommandError,
+    Publisher,
+    PublisherSocket,
+    Subscriber,
+    request,
+)
+from tests.bus.conftest import TIMEOUT_S, Lines, Peer
+from tests.bus.peer import SOURCE, committed_table
+
+Start = Callable[[str], Peer]
+Context = zmq.Context[zmq.Socket[bytes]]
+EVENT = ProcessEvent(process="quorum", pid=1, version="1", adopted="")
+
+
+def events(lines: Lines) -> list[int]:
+    return [line["seq"] for line in lines if "seq" in line and line["state"] is None]
+
+
+def states(lines: Lines) -> list[int]:
+    return [line["state"] for line in lines if line.get("state") is not None]
+
+
+def is_event(seq: int) -> Callable[[dict[str, Any]], bool]:
+    return lambda line: line.get("seq") == seq and line["state"] is None
+
+
+def is_state(version: int) -> Callable[[dict[str, Any]], bool]:
+    return lambda line: line.get("state") == version
+
+
+def receive(
+    subscriber: Subscriber, publishers: list[Publisher], enough: Callable[[list[Envelope]], bool]
+) -> list[Envelope]:
+    """What comes until it is enough, with publishers of this process served meanwhile."""
+    received: list[Envelope] = []
+    deadline = time.monotonic() + TIMEOUT_S
+    while not enough(received):
+        assert time.monotonic() < deadline, received
+        for publisher in publishers:
+            publisher.serve()
+        subscriber.socket.poll(5)
+        received += subscriber.receive()
+    return received
+
+
+def test_late_joiner_gets_states_then_all_events_in_order(start: Start) -> None:
+    publisher = start("publisher")
+    publisher.ready()
+    publisher.order(events=3)
+    publisher.order(state=7)
+    publisher.order(state=8)
+    publisher.order(events=2)
+    lines = start("subscriber").expect(is_event(5))
+    assert states(lines) == [8]
+    assert events(lines) == [1, 2, 3, 4, 5]
+    assert lines[1]["state"] == 8
+
+
+def test_the_log_keeps_the_last_1024_events(start: Start) -> None:
+    publisher = start("publisher")
+    publisher.ready()
+    publisher.order(events=KEPT_EVENTS + 10)
+    lines = start("subscriber").expect(is_event(KEPT_EVENTS + 10))
+    assert events(lines) == list(range(11, KEPT_EVENTS + 11))
+
+
+def test_early_subscriber_waits_for_its_publisher(start: Start) -> None:
+    subscriber = start("subscriber")
+    subscriber.ready()
+    publisher = start("publisher")
+    publisher.ready()
+    publisher.order(events=2)
+    assert events(subscriber.expect(is_event(2))) == [1, 2]
+
+
+def test_killed_publisher_comes_back_with_a_new_boot(start: Start) -> None:
+    first = start("publisher")
+    first_boot = first.ready()
+    first.order(events=5, state=1)
+    subscriber = start("subscriber")
+    subscriber.expect(is_event(5))
+    first.kill()
+    second = start("publisher")
+    second_boot = second.ready()
+    second.order(events=2)
+    lines = subscriber.expect(is_event(2))
+    assert first_boot != second_boot
+    assert {line["boot"] for line in lines if "seq" in line} == {second_boot}
+    assert events(lines) == [1, 2]
+
+
+def test_restarted_subscriber_misses_nothing(start: Start) -> None:
+    publisher = start("publisher")
+    publisher.ready()
+    publisher.order(events=1, state=1)
+    first = start("subscriber")
+    first.expect(is_event(1))
+    first.kill()
+    publisher.order(events=9, state=2)
+    lines = start("subscriber").expect(is_event(10))
+    assert events(lines) == list(range(1, 11))
+    assert states(lines) == [2]
+
+
+def test_a_replay_for_one_is_no_repetition_for_another(start: Start) -> None:
+    publisher = start("publisher")
+    publisher.ready()
+    publisher.order(events=3, state=1)
+    settled = start("subscriber")
+    settled.expect(is_event(3))
+    start("subscriber").expect(is_event(3))
+    publisher.order(events=1)
+    lines = settled.expect(is_event(4))
+    assert events(lines) == [4]
+    assert states(lines) == []
+
+
+def test_paused_subscriber_is_bounded_and_right_again_at_the_next_state(start: Start) -> None:
+    publisher = start("publisher")
+    publisher.ready()
+    subscriber = start("subscriber")
+    publisher.order(events=1, state=1)
+    subscriber.expect(is_event(1))
+    before = publisher.resident_bytes()
+    subscriber.signal(signal.SIGSTOP)
+    pad, count = 2048, 40_000
+    publisher.order(events=count, pad=pad)
+    grown = publisher.resident_bytes() - before
+    assert grown < 4 * HIGH_WATER_MARK * pad < count * pad / 4
+    subscriber.signal(signal.SIGCONT)
+    repeat_state_until_it_arrives(publisher, subscriber)
+    publisher.order(events=1)
+    lines = subscriber.expect(lambda line: line.get("dropped", 0) > 0)
+    assert lines[-1]["dropped"] < count
+
+
+def repeat_state_until_it_arrives(publisher: Peer, subscriber: Peer) -> None:
+    """As every process does twice a second: the first after the queue has drained comes through."""
+    deadline = time.monotonic() + TIMEOUT_S
+    version = 1
+    while time.monotonic() < deadline:
+        version += 1
+        publisher.order(state=version)
+        while not subscriber.silent():
+            batch = subscriber.expect(lambda line: "dropped" in line)
+            if version in states(batch):
+                return
+    pytest.fail("no state came through")
+
+
+def test_second_copy_waits_and_takes_over(start: Start) -> None:
+    first = start("publisher")
+    first.ready()
+    subscriber = start("subscriber")
+    first.order(events=1)
+    subscriber.expect(is_event(1))
+    second = start("publisher")
+    deadline = time.monotonic() + TIMEOUT_S
+    while not any("waiting for its end" in line for line in second.log):
+        assert time.monotonic() < deadline, "the second copy never said that it waits"
+        time.sleep(0.01)
+    first.order(events=1)
+    subscriber.expect(is_event(2))
+    assert second.silent()
+    first.kill()
+    second_boot = second.ready()
+    second.order(state=5)
+    assert subscriber.expect(is_state(5))[-1]["boot"] == second_boot
+
+
+def test_closed_publisher_leaves_the_path_to_the_next_at_once(
+    context: Context, run_dir: Path
+) -> None:
+    path = topology.publisher_path(run_dir, SOURCE)
+    for _ in range(20):
+        Publisher(context, path, SOURCE, "lb-0").close()
+        assert not path.exists()
+    publisher = Publisher(context, path, SOURCE, "lb-0")
+    publisher.publish(Topic.PROCESS_STARTED, EVENT)
+    subscriber = Subscriber(context, run_dir, {SOURCE: (Topic.PROCESS_STARTED,)})
+    assert receive(subscriber, [publisher], lambda got: len(got) == 1)[0].seq == 1
+
+
+def test_single_topics_are_all_replayed_whatever_the_order_of_subscribing(
+    context: Context, run_dir: Path
+) -> None:
+    publisher = Publisher(context, topology.publisher_path(run_dir, SOURCE), SOURCE, "lb-0")
+    for _ in range(3):
+        publisher.publish(Topic.PROCESS_STARTED, EVENT)
+        publisher.publish(Topic.STATE_TABLE, committed_table(1))
+    wanted = (Topic.PROCESS_STARTED, Topic.TABLE_COMMITTED)
+    subscriber = Subscriber(context, run_dir, {SOURCE: wanted})
+    got = receive(subscriber, [publisher], lambda got: len(got) == 3)
+    assert [envelope.seq for envelope in got] == [1, 2, 3]
+    assert {envelope.topic for envelope in got} == {Topic.PROCESS_STARTED}
+
+
+def test_retained_state_comes_before_what_happens_after_subscribing(
+    context: Context, run_dir: Path
+) -> None:
+    """A subscription takes effect only with its replay: nothing live gets in between."""
+    publisher = Publisher(context, topology.publisher_path(run_dir, SOURCE), SOURCE, "lb-0")
+    publisher.publish(Topic.STATE_TABLE, committed_table(1))
+    subscriber = Subscriber(context, run_dir, {SOURCE: topology.PUBLISHES[SOURCE]})
+    assert publisher.poll_socket.poll(TIMEOUT_S * 1000)
+    publisher.publish(Topic.PROCESS_STARTED, EVENT)
+    got = receive(subscriber, [publisher], lambda got: len(got) == 2)
+    assert [envelope.topic for envelope in got] == [Topic.STATE_TABLE, Topic.PROCESS_STARTED]
+
+
+def test_unsubscribing_ends_the_stream(context: Context, run_dir: Path) -> None:
+    path = run_dir / "bus" / "x.ipc"
+    publisher = PublisherSocket(context, path)
+    subscriber: zmq.Socket[bytes] = context.socket(zmq.SUB)
+    subscriber.connect(f"ipc://{path}")
+    subscriber.subscribe(b"a.")
+    subscriber.subscribe(b"b.")
+    prefixes: list[bytes] = []
+    while len(prefixes) < 2:
+        assert publisher.socket.poll(TIMEOUT_S * 1000)
+        prefixes += publisher.subscriptions()
+    assert sorted(prefixes) == [b"a.", b"b."]
+    subscriber.unsubscribe(b"a.")
+    assert publisher.socket.poll(TIMEOUT_S * 1000)
+    assert publisher.subscriptions() == []
+    publisher.send([b"a.", b"1"])
+    publisher.send([b"b.", b"2"])
+    assert subscriber.poll(TIMEOUT_S * 1000)
+    assert subscriber.recv_multipart() == [b"b.", b"2"]
+
+
+def test_malformed_and_foreign_messages_are_counted(context: Context, run_dir: Path) -> None:
+    socket = PublisherSocket(context, topology.publisher_path(run_dir, SOURCE))
+    subscriber = Subscriber(context, run_dir, {SOURCE: topology.PUBLISHES[SOURCE]})
+    assert socket.socket.poll(TIMEOUT_S * 1000)
+    socket.subscriptions()
+    foreign = Envelope(Topic.PROCESS_STARTED, "stranger", "h", "b", 1, 0, EVENT)
+    newer = encode(foreign)
+    newer[1] = newer[1].replace(b'"v":1', b'"v":2')
+    for frames in ([b"no.topic.", b"{}"], [b"x"], newer, encode(foreign)):
+        socket.send(frames)
+    right = Envelope(Topic.PROCESS_STARTED, SOURCE, "h", "b", 1, 0, EVENT)
+    socket.send(encode(right))
+    assert receive(subscriber, [], lambda got: len(got) == 1) == [right]
+    assert subscriber.rejected == {"malformed": 3, "unexpected_source": 1}
+
+
+def test_what_was_dropped_is_counted_by_source(context: Context, run_dir: Path) -> None:
+    socket = PublisherSocket(context, topology.publisher_path(run_dir, SOURCE))
+    subscriber = Subscriber(context, run_dir, {SOURCE: topology.PUBLISHES[SOURCE]})
+    assert socket.socket.poll(TIMEOUT_S * 1000)
+    socket.subscriptions()
+    for seq in (5, 6, 9, 10, 10, 7):  # 7 and 8 are lost; 7 comes back too late, 10 twice
+        socket.send(encode(Envelope(Topic.PROCESS_STARTED, SOURCE, "h", "b", seq, 0, EVENT)))
+    got = receive(subscriber, [], lambda got: len(got) == 4)
+    assert [envelope.seq for envelope in got] == [5, 6, 9, 10]
+    assert subscriber.dropped == {SOURCE: 2}
+
+
+def test_command_is_answered(context: Context, run_dir: Path, start: Start) -> None:
+    start("server").ready()
+    path = topology.command_path(run_dir, SOURCE)
+    assert request(context, path, "echo", {"a": [1, "x"]}) == {"a": [1, "x"]}
+
+
+def test_refused_command_says_why(context: Context, run_dir: Path, start: Start) -> None:
+    start("server").ready()
+    with pytest.raises(CommandError, match="frobnicate: unknown command"):
+        request(context, topology.command_path(run_dir, SOURCE), "frobnicate", {})
+
+
+def test_command_without_an_owner_times_out(context: Context, run_dir: Path) -> None:
+    with pytest.raises(TimeoutError, match=r"no answer from quorum\.cmd\.ipc within 50 ms"):
+        request(context, topology.command_path(run_dir, SOURCE), "echo", {}, timeout_ms=50)
+
+
+def test_repeated_command_is_done_once(context: Context, run_dir: Path, start: Start) -> None:
+    start("server").ready()
+    path = topology.command_path(run_dir, SOURCE)
+    assert request(context, path, "count", {}, command_id="same") == {"counted": 1}
+    assert request(context, path, "count", {}, command_id="same") == {"counted": 1}
+    assert request(context, path, "count", {}) == {"counted": 2}
+
+
+def test_command_reaches_an_owner_that_starts_late(
+    context: Context, run_dir: Path, start: Start
+) -> None:
+    server = start("server")
+    path = topology.command_path(run_dir, SOURCE)
+    answer = request(context, path, "echo", {"late": True}, timeout_ms=TIMEOUT_S * 1000)
+    assert answer == {"late": True}
+    server.ready()
+
+
+def test_malformed_commands_are_counted(context: Context, run_dir: Path, start: Start) -> None:
+    server = start("server")
+    server.ready()
+    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    socket.connect(f"ipc://{topology.command_path(run_dir, SOURCE)}")
+    socket.send(b'{"id": 5}')
+    server.expect(lambda line: line.get("rejected") == 1)
+
+
+def test_the_bus_is_for_its_group_only(context: Context, run_dir: Path) -> None:
+    path = topology.publisher_path(run_dir, SOURCE)
+    publisher = Publisher(context, path, SOURCE, "lb-0")
+    assert path.stat().st_mode & 0o7777 == 0o660
+    assert path.parent.stat().st_mode & 0o7777 == 0o1770
+    publisher.close()
