@@ -202,7 +202,7 @@ class Lab:
         self, machine: str, words: list[str], timeout_s: float = 60.0, stdin: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*plan.enter(machine), *words],
+            self.command(machine, words),
             env=self.environment(machine),
             input=stdin,
             capture_output=True,
@@ -213,13 +213,17 @@ class Lab:
 
     def start(self, machine: str, words: list[str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*plan.enter(machine), *words],
+            self.command(machine, words),
             env=self.environment(machine),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def command(self, machine: str, words: list[str]) -> list[str]:
+        """The words that run a command on a machine."""
+        return [*plan.enter(self.known(machine)), *words]
 
     def environment(self, machine: str) -> dict[str, str]:
         self.known(machine)

@@ -1,0 +1,102 @@
+# Every target sets up first (apt packages, virtual environment); a second run finds it done.
+#
+#   make demo     a lab, real requests, every control process killed: about a minute
+#   make test     everything that must pass: check, tests/ in parallel, e2e/ serially
+#   make check    style and types
+#   make e2e      the end-to-end suite alone
+#
+# As root, or with sudo for what needs root: installing packages, and the lab.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+# Names of Debian 12 and Ubuntu 24.04. bpftool comes apart: see install_bpftool.
+PACKAGES := python3-bpfcc linux-libc-dev python3-venv iproute2 nftables nginx-light iperf3 wrk \
+            ethtool tcpdump curl haproxy procps util-linux supervisor
+# What these packages would start on this machine. The lab runs its own.
+DAEMONS := nginx haproxy supervisor
+
+.PHONY: help setup check test unit e2e demo clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup: $(READY)
+
+$(READY): pyproject.toml Makefile
+	@missing=()
+	for package in $(PACKAGES); do
+	    [ "$$(dpkg-query --show --showformat='$${db:Status-Status}' $$package 2>/dev/null)" = installed ] \
+	        || missing+=($$package)
+	done
+	export DEBIAN_FRONTEND=noninteractive
+	APT_INSTALL="$(SUDO) env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+	    apt-get install --yes --no-install-recommends"
+	if [ $${#missing[@]} -gt 0 ]; then
+	    echo "installing $${missing[*]}"
+	    # A daemon that comes with a package is kept from starting, now and at the next boot; one
+	    # that was here before is left alone.
+	    fresh=()
+	    for daemon in $(DAEMONS); do
+	        [[ " $${missing[*]} " =~ " $$daemon" ]] && fresh+=($$daemon.service)
+	    done
+	    systemd=; [ -d /run/systemd/system ] && systemd=yes
+	    if [ $$systemd ] && [ $${#fresh[@]} -gt 0 ]; then
+	        $(SUDO) systemctl mask --runtime $${fresh[@]}
+	    fi
+	    $(SUDO) apt-get update
+	    $$APT_INSTALL $${missing[@]}
+	    if [ $$systemd ] && [ $${#fresh[@]} -gt 0 ]; then
+	        $(SUDO) systemctl unmask --runtime $${fresh[@]}
+	        $(SUDO) systemctl disable $${fresh[@]}
+	    fi
+	fi
+	# The distribution's own interpreter: python3-bpfcc is made for it, and seen through
+	# --system-site-packages. (The package named bcc on PyPI is something else.)
+	[ -x $(PYTHON) ] || /usr/bin/python3 -m venv --system-site-packages $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	# Debian has a package bpftool. Ubuntu 24.04 has a wrapper that wants the tools of exactly the
+	# running kernel; any version does here, so the environment gets a link to the one there is.
+	if ! bpftool version >/dev/null 2>&1 && ! $(VENV)/bin/bpftool version >/dev/null 2>&1; then
+	    $$APT_INSTALL bpftool || $$APT_INSTALL linux-tools-generic
+	    if ! bpftool version >/dev/null 2>&1; then
+	        tools=(/usr/lib/linux-tools/*/bpftool /usr/lib/linux-tools-*/bpftool)
+	        for tool in "$${tools[@]}"; do
+	            [ -x "$$tool" ] && ln --symbolic --force "$$tool" $(VENV)/bin/bpftool
+	        done
+	    fi
+	fi
+	touch $@
+
+check: $(READY)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+unit: $(READY)
+	mkdir -p build
+	$(SUDO) $(PYTHON) -m pytest tests -n auto 2>&1 | tee build/unit.log
+
+e2e: $(READY)
+	mkdir -p build
+	$(SUDO) $(PYTHON) -m pytest e2e -p no:xdist 2>&1 | tee build/e2e.log
+
+test: check
+	$(MAKE) --no-print-directory unit
+	$(MAKE) --no-print-directory e2e
+	tail --quiet --lines=1 build/unit.log build/e2e.log
+
+demo: $(READY)
+	$(SUDO) $(PYTHON) -m e2e.demo
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

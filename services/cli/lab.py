@@ -1,0 +1,171 @@
+"""`gale lab`: the lab in network namespaces, from a checkout of the repository.
+
+The lab is no part of the installed package, so `e2e.lab` is imported when a command needs it, from
+the checkout this file stands in. `LabError` becomes its message and exit code 1. A command that
+changes the lab waits until no other uses it; looking (`status`, `exec`) and `fault` never wait,
+since they are what one does to a lab that something else is using.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from services.cli.invocation import NO, WRONG_USE, Invocation, print_json
+
+CHECKOUT_DIR = Path(__file__).resolve().parents[2]
+
+app = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine, to try and to test.")
+fault = typer.Typer(no_args_is_help=True, help="Break something, or mend it.")
+app.add_typer(fault, name="fault")
+
+Machine = Annotated[str, typer.Argument(metavar="WHO", help="client, router, lb-0, node-2, ...")]
+Process = Annotated[
+    str, typer.Argument(metavar="PROCESS", help="health, agent, nginx, ..., or supervisord")
+]
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+@contextmanager
+def _lab() -> Iterator[ModuleType]:
+    """The package `e2e.lab`; what goes wrong in it ends the command with its message."""
+    if not (CHECKOUT_DIR / "e2e" / "lab").is_dir():
+        _say("the lab is not part of the installed package: run this from a checkout")
+        raise typer.Exit(WRONG_USE)
+    if str(CHECKOUT_DIR) not in sys.path:
+        sys.path.insert(0, str(CHECKOUT_DIR))
+    import e2e.lab
+
+    try:
+        yield e2e.lab
+    except e2e.lab.LabError as error:
+        _say(str(error))
+        raise typer.Exit(NO) from None
+
+
+@app.command()
+def up(
+    mode: Annotated[str, typer.Option(help="l4: how packets reach the nodes.")] = "l4",
+    lbs: Annotated[int, typer.Option(min=1, max=8, help="How many LBs.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, max=100, help="How many nodes.")] = 3,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="EXTRA.toml", help="Laid over each LB's.")
+    ] = None,
+) -> None:
+    """Build the lab; return once every node is routed to on every LB."""
+    if mode not in ("l2", "l3", "l4"):
+        raise typer.BadParameter(f"{mode}: expected l2, l3 or l4", param_hint="--mode")
+    with _lab() as lab:
+        built = lab.Lab(lab.Plan(lbs=lbs, nodes=nodes, mode=mode))
+        with lab.exclusive(_say):
+            built.up(_say, config)
+        _say("the lab serves; `gale lab status` shows it, `gale lab down` takes it away")
+
+
+@app.command()
+def down() -> None:
+    """Take the lab away, and whatever a killed one left."""
+    with _lab() as lab, lab.exclusive(_say):
+        lab.down(_say)
+
+
+@app.command()
+def status(context: typer.Context) -> None:
+    """The machines of the lab, their addresses and processes."""
+    with _lab() as lab:
+        shown = lab.Lab.find().status()
+    if Invocation.of(context).json:
+        print_json(shown)
+        return
+    table = Table("machine", "addresses", "processes", "API", box=None, pad_edge=False)
+    for machine in shown["machines"]:
+        table.add_row(
+            machine["name"],
+            " ".join(machine["addresses"]),
+            _processes_text(machine["processes"]),
+            machine["api"] or "",
+        )
+    Console().print(table)
+
+
+def _processes_text(states: dict[str, str]) -> str:
+    return "\n".join(f"{name} {state.lower()}" for name, state in states.items())
+
+
+@app.command(
+    name="exec",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def execute(who: Machine, command: Annotated[list[str], typer.Argument(metavar="CMD...")]) -> None:
+    """Run a command on a machine of the lab, with that machine's GALE_* environment."""
+    with _lab() as lab:
+        running = lab.Lab.find()
+        words = running.command(who, command)
+        environment: dict[str, Any] = running.environment(who)
+    _become(words, environment)
+
+
+def _become(words: list[str], environment: dict[str, str]) -> NoReturn:
+    os.execvpe(words[0], words, environment)
+
+
+@fault.command()
+def cut(who: Machine) -> None:
+    """Cut every link of a machine, silently: the carrier stays up."""
+    with _lab() as lab:
+        lab.Lab.find().set_cut(who, cut=True)
+
+
+@fault.command()
+def heal(who: Machine) -> None:
+    """Take `cut` back."""
+    with _lab() as lab:
+        lab.Lab.find().set_cut(who, cut=False)
+
+
+@fault.command()
+def kill(who: Machine, process: Process) -> None:
+    """SIGKILL a process; supervisord starts it again (but not a node's server)."""
+    with _lab() as lab:
+        lab.Lab.find().signal(who, process, signal.SIGKILL)
+
+
+@fault.command()
+def pause(who: Machine, process: Process) -> None:
+    """SIGSTOP a process."""
+    with _lab() as lab:
+        lab.Lab.find().signal(who, process, signal.SIGSTOP)
+
+
+@fault.command()
+def resume(who: Machine, process: Process) -> None:
+    """SIGCONT a process."""
+    with _lab() as lab:
+        lab.Lab.find().signal(who, process, signal.SIGCONT)
+
+
+@fault.command()
+def stop(who: Machine) -> None:
+    """Stop a node's server, while the node lives on."""
+    with _lab() as lab:
+        lab.Lab.find().set_server(who, running=False)
+
+
+@fault.command()
+def start(who: Machine) -> None:
+    """Start a node's server again."""
+    with _lab() as lab:
+        lab.Lab.find().set_server(who, running=True)
