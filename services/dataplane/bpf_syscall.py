@@ -24,6 +24,7 @@ _SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361
 _libc = ctypes.CDLL(None, use_errno=True)
 _NAME_BYTES = 16
 _LOG_BYTES = 1 << 20
+_NOTHING = ctypes.create_string_buffer(1)
 _BATCH_ENTRIES = 8192
 
 
@@ -36,6 +37,7 @@ class _Command(IntEnum):
     OBJ_GET_INFO_BY_FD = 15
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
+    MAP_DELETE_BATCH = 27
 
 
 class MapType(IntEnum):
@@ -226,6 +228,25 @@ def write_entries(fd: int, keys: bytes, values: bytes) -> None:
         0,
     )
     _bpf(_Command.MAP_UPDATE_BATCH, attribute)
+
+
+def delete_entries(fd: int, keys: bytes) -> None:
+    """Delete many entries of a map at once; those that are gone already are passed over."""
+    key_size = map_shape(fd)[1]
+    while keys:
+        attribute = _batch_attribute(
+            fd, ctypes.create_string_buffer(keys, len(keys)), _NOTHING, len(keys) // key_size, 0
+        )
+        try:
+            _bpf(_Command.MAP_DELETE_BATCH, attribute)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            # The kernel stops at the first that is missing, having counted those before it.
+            done = struct.unpack_from("=I", attribute, 32)[0]
+            keys = keys[(done + 1) * key_size :]
+        else:
+            return
 
 
 def _batch_attribute(
