@@ -1,0 +1,166 @@
+"""The state file: whole before and after every crash, named when it is damaged."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bus.messages import NodeState
+from services.quorum import storage as storage_module
+from services.quorum.core import BLANK, HardState
+from services.quorum.storage import NewerFormatError, Storage
+from services.quorum.table import Report, bootstrap, merge
+from tests.quorum.views import seen, table_config, view
+
+BOOT = "1e30b1d5"
+
+
+def hard_state(term: int, *, ban_ms: int = 0) -> HardState:
+    state = NodeState.BANNED if ban_ms else NodeState.UP
+    reports = {"lb-0": Report(view(seen("n", state, ban_ms=ban_ms, fails=2)), True, 0)}
+    table = merge(bootstrap(term, 2**64 - 1), reports, table_config(), ["lb-0"], term=term)
+    return HardState(term, "lb-0", table)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    directory = tmp_path / "not" / "yet"
+    assert Storage(directory, BOOT).load(0) == (BLANK, "")
+    for state in (HardState(1, "lb-0", None), hard_state(2), hard_state(3)):
+        Storage(directory, BOOT).save(state, 10)
+        assert Storage(directory, BOOT).load(20) == (state, "")
+    assert (directory / "quorum.state").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_ban_goes_on_through_a_restart_of_the_process_and_starts_again_with_the_machine(
+    tmp_path: Path,
+) -> None:
+    Storage(tmp_path, BOOT).save(hard_state(1, ban_ms=60_000), 1_000)
+
+    def left(boot: str, now_ms: int) -> int:
+        table = Storage(tmp_path, boot).load(now_ms)[0].table
+        assert table is not None
+        return table.bans[0].remaining_ms
+
+    assert left(BOOT, 11_000) == 50_000
+    assert left("another", 11_000) == 60_000
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: no handler of the code under test may run on."""
+
+
+STEPS: tuple[tuple[str, str], ...] = (
+    ("open", "os"),
+    ("fsync", "os"),
+    ("replace", "Path"),
+    ("_sync_directory", "module"),
+)
+
+
+@pytest.mark.parametrize(("step", "place"), STEPS)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_at_any_step_leaves_the_old_or_the_new_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, place: str, when: str
+) -> None:
+    old, new = hard_state(4), hard_state(5)
+    storage = Storage(tmp_path, BOOT)
+    storage.save(old, 0)
+    owner: Any = {"os": os, "Path": Path, "module": storage_module}[place]
+    original: Callable[..., Any] = getattr(owner, step)
+
+    def killed(*arguments: Any, **options: Any) -> Any:
+        if when == "after":
+            original(*arguments, **options)
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, step, killed)
+        with pytest.raises(KilledError):
+            storage.save(new, 0)
+    renamed = step == "_sync_directory" or (step == "replace" and when == "after")
+    assert Storage(tmp_path, BOOT).load(0) == (new if renamed else old, "")
+    Storage(tmp_path, BOOT).save(new, 0)
+    assert Storage(tmp_path, BOOT).load(0) == (new, "")
+
+
+def test_the_order_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        done.append("fsync " + Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def noted_replace(self: Path, target: Path) -> Path:
+        done.append(f"rename {self.name} {target.name}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    Storage(tmp_path, BOOT).save(hard_state(1), 0)
+    assert done == [
+        "fsync quorum.state.tmp",
+        "rename quorum.state.tmp quorum.state",
+        f"fsync {tmp_path.name}",
+    ]
+
+
+def test_a_truncated_file_is_set_aside_by_name_at_every_length(tmp_path: Path) -> None:
+    Storage(tmp_path, BOOT).save(hard_state(4), 0)
+    path = tmp_path / "quorum.state"
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        state, complaint = Storage(tmp_path, BOOT).load(0)
+        assert state == BLANK
+        assert complaint.startswith(f"{path}: ")
+        assert (tmp_path / "quorum.state.damaged").read_bytes() == whole[:length]
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("at", [0, 11, 20, 100, -1])
+def test_an_altered_byte_is_seen(tmp_path: Path, at: int) -> None:
+    Storage(tmp_path, BOOT).save(hard_state(4), 0)
+    path = tmp_path / "quorum.state"
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 0x40
+    path.write_bytes(raw)
+    state, complaint = Storage(tmp_path, BOOT).load(0)
+    assert state == BLANK
+    assert str(path) in complaint
+
+
+def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
+    Storage(tmp_path, BOOT).save(hard_state(4), 0)
+    path = tmp_path / "quorum.state"
+    newer = path.read_bytes().replace(b"gale-quorum 1 ", b"gale-quorum 2 ")
+    path.write_bytes(newer)
+    with pytest.raises(NewerFormatError, match=r"quorum\.state: format 2"):
+        Storage(tmp_path, BOOT).load(0)
+    assert path.read_bytes() == newer
+
+
+def test_a_full_disk_keeps_the_old_file_and_leaves_no_half_one(tmp_path: Path) -> None:
+    storage = Storage(tmp_path, BOOT)
+    storage.save(hard_state(4), 0)
+    # RLIMIT_FSIZE would kill; /dev/full as the temporary file is a disk without a byte of room.
+    (tmp_path / "quorum.state.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        storage.save(hard_state(5), 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["quorum.state"]
+    assert storage.load(0) == (hard_state(4), "")
+    storage.save(hard_state(5), 0)
+    assert storage.load(0) == (hard_state(5), "")
+
+
+def test_a_directory_that_vanished_is_an_error_of_the_machine(tmp_path: Path) -> None:
+    storage = Storage(tmp_path / "state", BOOT)
+    storage.load(0)
+    shutil.rmtree(tmp_path / "state")
+    with pytest.raises(FileNotFoundError):
+        storage.save(hard_state(1), 0)
