@@ -82,6 +82,20 @@ class Summary:
         return {name: answers[name] / total for name in names}
 
 
+def lines_of(process: subprocess.Popen[str]) -> list[str]:
+    """A list that grows by each line a process prints."""
+    lines: list[str] = []
+    stdout = process.stdout
+    assert stdout is not None
+
+    def read() -> None:
+        for line in stdout:
+            lines.append(line)  # one by one: the list is read meanwhile
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
+
+
 @dataclass
 class Traffic:
     """A running load.py. `results` grows while it runs."""

@@ -181,19 +181,22 @@ class Lab:
         return [name for name in self.plan.node_names if name not in answered]
 
     def _what_went_wrong(self, problem: str) -> str:
-        parts = [f"the lab does not serve after {READY_TIMEOUT_S:.0f} s: {problem}"]
-        for machine in (*self.plan.lb_names, *self.plan.node_names):
-            status = self.supervisorctl(machine, "status").stdout.rstrip()
-            parts.append(f"\n== {machine}\n{status}")
-            for log in sorted((plan.home(machine) / "log").glob("*.log")):
-                if log.stem == SUPERVISORD:
-                    continue
-                if lines := log.read_text(errors="replace").splitlines()[-TAIL_LINES:]:
-                    parts.append(f"-- {log}\n" + "\n".join(lines))
-        parts.append(
-            "\nThe lab is left as it is: look with `gale lab exec lb-0 -- CMD`, read the logs in "
+        return (
+            f"the lab does not serve after {READY_TIMEOUT_S:.0f} s: {problem}\n"
+            f"{self.log_tails()}\n\n"
+            "The lab is left as it is: look with `gale lab exec lb-0 -- CMD`, read the logs in "
             f"{plan.ROOT_DIR}/*/log,\nthen `gale lab down`."
         )
+
+    def log_tails(self) -> str:
+        """What supervisord says of each machine, and the last lines of its processes' logs."""
+        parts = []
+        for machine in (*self.plan.lb_names, *self.plan.node_names):
+            parts.append(f"\n== {machine}\n{self.supervisorctl(machine, 'status').stdout.rstrip()}")
+            for log in sorted((plan.home(machine) / "log").glob("*.log")):
+                lines = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+                if lines and log.stem != SUPERVISORD:
+                    parts.append(f"-- {log}\n" + "\n".join(lines))
         return "\n".join(parts)
 
     # ------------------------------------------------------------------ use
@@ -254,12 +257,15 @@ class Lab:
     def pid(self, machine: str, process: str) -> int:
         """The process of an LB or a node that supervisord runs, or supervisord itself; 0: none."""
         if process == SUPERVISORD:
-            return int((plan.home(machine) / "supervisord.pid").read_text())
+            return self.supervisord_pid(machine)
         names = self._processes(machine)
         if process not in names:
             raise LabError(f"no {process} on {machine}; there are {', '.join(names)}")
         text = self.supervisorctl(machine, "pid", names[process]).stdout.strip()
         return int(text) if text.isdigit() else 0
+
+    def supervisord_pid(self, machine: str) -> int:
+        return int((plan.home(machine) / "supervisord.pid").read_text())
 
     def _processes(self, machine: str) -> dict[str, str]:
         """`health` → `gale:health`, and so on."""

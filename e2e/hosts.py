@@ -1,0 +1,166 @@
+"""What the end-to-end suite knows of the machines it runs against, and no more.
+
+The namespaces of the lab are one implementation; machines of an Ansible inventory, over ssh, are
+another. So everything here can be done from outside with a shell: run a command on a machine, start
+one and read what it prints, ask an LB's HTTP API, and the paths the machine itself names in its
+`GALE_*` environment. What is built from these (signals, waiting, traffic) stands below, once.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from e2e.lab import Lab, Plan, down, exclusive, plan
+from e2e.traffic import Traffic, load_words
+
+T = TypeVar("T")
+
+
+class Hosts(Protocol):
+    """Machines that run Gale: LBs, nodes and one client."""
+
+    lbs: tuple[str, ...]
+    nodes: tuple[str, ...]
+    client: str
+
+    def vip(self) -> str:
+        """The address that the client sends its requests to."""
+
+    def address(self, node: str) -> str:
+        """A node's address on the private network."""
+
+    def private_interface(self, lb: str) -> str:
+        """The LB's interface towards its nodes."""
+
+    def environment(self, who: str) -> dict[str, str]:
+        """The machine's `GALE_CONFIG`, `GALE_RUN_DIR`, `GALE_STATE_DIR`, `GALE_BPF_DIR`."""
+
+    def run(
+        self, who: str, *words: str, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command there and wait for it."""
+
+    def start(self, who: str, *words: str) -> subprocess.Popen[str]:
+        """Run a command there, with pipes; the caller waits for it."""
+
+    def supervisorctl(self, who: str, *words: str) -> subprocess.CompletedProcess[str]: ...
+
+    def supervisord_pid(self, who: str) -> int: ...
+
+    def start_supervisord(self, who: str) -> None: ...
+
+    def api(self, lb: str, path: str) -> Any:
+        """GET of an LB's API; raises OSError while it is down."""
+
+
+class LabHosts:
+    """The machines of the lab in network namespaces."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.lbs = lab.plan.lb_names
+        self.nodes = lab.plan.node_names
+        self.client = plan.CLIENT
+
+    def vip(self) -> str:
+        return self.lab.plan.vip(self.lbs[0])
+
+    def address(self, node: str) -> str:
+        return self.lab.plan.links(node)[0].address
+
+    def private_interface(self, lb: str) -> str:
+        return plan.PRIVATE.interface
+
+    def environment(self, who: str) -> dict[str, str]:
+        return self.lab.environment(who)
+
+    def run(
+        self, who: str, *words: str, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return self.lab.run(who, list(words), stdin=stdin)
+
+    def start(self, who: str, *words: str) -> subprocess.Popen[str]:
+        return self.lab.start(who, list(words))
+
+    def supervisorctl(self, who: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.lab.supervisorctl(who, *words)
+
+    def supervisord_pid(self, who: str) -> int:
+        return self.lab.supervisord_pid(who)
+
+    def start_supervisord(self, who: str) -> None:
+        self.lab.start_supervisord(who)
+
+    def api(self, lb: str, path: str) -> Any:
+        return self.lab.api(lb, path)
+
+
+@contextmanager
+def lab_hosts(
+    lab_plan: Plan, say: Callable[[str], None], extra: Path | None = None
+) -> Iterator[LabHosts]:
+    """A lab for as long as the block lasts; nobody else's meanwhile."""
+    with exclusive(say):
+        lab = Lab(lab_plan)
+        try:
+            lab.up(say, extra)
+            yield LabHosts(lab)
+        finally:
+            down(say)
+
+
+def wait_for(
+    condition: Callable[[], T | None], what: str, timeout_s: float = 15.0, every_s: float = 0.05
+) -> T:
+    """The first true value of `condition`; AssertionError naming `what` if there is none."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s:g} s for {what}")
+        time.sleep(every_s)
+
+
+def pid_of(hosts: Hosts, who: str, process: str) -> int:
+    """A process by its full name in supervisord (`gale:health`); 0 while there is none."""
+    text = hosts.supervisorctl(who, "pid", process).stdout.strip()
+    return int(text) if text.isdigit() else 0
+
+
+def send_signal(hosts: Hosts, who: str, process: str, name: str) -> int:
+    """Signal a process; its pid."""
+    pid = pid_of(hosts, who, process)
+    assert pid, f"{process} does not run on {who}"
+    done = hosts.run(who, "kill", f"-{name}", str(pid))
+    assert done.returncode == 0, done.stderr
+    return pid
+
+
+def node_states(hosts: Hosts, lb: str) -> dict[str, str]:
+    """How an LB judges each node, by the node's name."""
+    return {node["name"]: node["state"] for node in hosts.api(lb, "/v1/nodes")["nodes"]}
+
+
+def serves_again(hosts: Hosts, lb: str, process: str, killed_pid: int, killed_at: float) -> bool:
+    """Whether a process killed at `killed_at` (monotonic seconds) runs anew and has been heard."""
+    pid = pid_of(hosts, lb, f"gale:{process}")
+    if pid in (0, killed_pid):
+        return False
+    try:
+        asked_at = time.monotonic()
+        age_ms = hosts.api(lb, "/v1/status")["processes"][process]["age_ms"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return age_ms is not None and asked_at - age_ms / 1000 > killed_at
+
+
+def traffic(hosts: Hosts, rate: float) -> Traffic:
+    """Requests from the client to the VIP from now on."""
+    return Traffic(hosts.start(hosts.client, *load_words(hosts.vip(), rate)))
