@@ -1,0 +1,374 @@
+"""The configuration of a load balancer: `lb.toml`.
+
+The original description's tables come first, with its names; what Gale adds has a default for every
+key, so the original file loads as it stands. Attributes are named as the keys are, but durations
+end in `_ms`, and `[load_balancer_quorum]` is `quorum`.
+
+Shape is checked by the types of the fields. Sense (a lease the promise does not cover, two services
+on one port) is checked by `findings`, one function for each table, over values that are of the
+right shape; `conf.loading` sees to it that both kinds are reported together.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from conf.lines import Key
+from conf.table import Endpoint, Finding, Table, endpoint_findings
+from conf.values import (
+    AbsolutePath,
+    Affinity,
+    Boolean,
+    Encapsulation,
+    EventsEndpoint,
+    FailsBeforeBan,
+    Interface,
+    Mode,
+    Name,
+    Port,
+    Protocol,
+    ReplyHook,
+    VirtualAddress,
+    XdpFlavour,
+    duration,
+    duration_text,
+    whole,
+)
+
+CLOCK_DRIFT_PERCENT = 2
+"""How far the clocks of two LBs may run apart: what a lease must leave of a promise."""
+
+LARGEST_PROMISE_MS = 2_000
+"""After a boot no LB votes for so long, since it may have promised that before."""
+
+DAY_MS = 86_400_000
+
+QUORUM = "load_balancer_quorum"
+
+
+class Local(Table):
+    """`[local]`: this machine."""
+
+    node_port: Port = 7070
+    clients_port: Port = 8080
+    net_interface_private: Interface = Field(
+        description='the interface towards the nodes, such as "eth1"'
+    )
+    net_interface_public: Interface = Field(
+        description='the interface towards the clients, such as "eth0"'
+    )
+    name: Name = Field(default_factory=socket.gethostname)
+    api_port: Port = 5555
+    mode: Mode = "l4"
+
+
+class NodeHealth(Table):
+    """`[node_health]`: when a node is routed to, and when no longer."""
+
+    checks_before_routing: Annotated[int, whole(1, 1000)] = 3
+    checks_timeout_ms: Annotated[int, duration(50, DAY_MS)] = Field(
+        default=5_000, alias="checks_timeout"
+    )
+    black_list_after_fails: FailsBeforeBan = -1
+    black_list_expiry_ms: Annotated[int, duration(1, 365 * DAY_MS)] = Field(
+        default=60_000, alias="black_list_expiry"
+    )
+
+
+class Quorum(Table):
+    """`[load_balancer_quorum]`: the LBs that decide together. No addresses: a quorum of one."""
+
+    enforce_single_configuration: Boolean = False
+    addresses: tuple[Endpoint, ...] = ()
+    heartbeat_ms: Annotated[int, duration(5, LARGEST_PROMISE_MS)] = Field(
+        default=50, alias="heartbeat"
+    )
+    lease_ms: Annotated[int, duration(10, LARGEST_PROMISE_MS)] = Field(default=225, alias="lease")
+    promise_ms: Annotated[int, duration(10, LARGEST_PROMISE_MS)] = Field(
+        default=250, alias="promise"
+    )
+    election_jitter_ms: Annotated[int, duration(10, 10_000)] = Field(
+        default=150, alias="election_jitter"
+    )
+    witness: Boolean = False
+    replication_port: Port | None = None
+
+    def replication_port_of(self, peer: Endpoint) -> int:
+        """Where a peer takes conntrack entries: by default the port after its quorum's."""
+        return self.replication_port or peer.port + 1
+
+
+class VirtualIp(Table):
+    """`[[virtual_ips]]`: an address that whoever holds the lease answers for."""
+
+    address: VirtualAddress = Field(description='the address clients use, such as "192.168.1.100"')
+    snat_address: VirtualAddress | None = None
+
+
+class Service(Table):
+    """`[[services]]`: a VIP, a port and a protocol. `address` None: each LB's own public address.
+
+    What the file leaves out is filled in when it is read: `mode` is local.mode, `node_port` is
+    `port`, `address` the first of the virtual IPs.
+    """
+
+    name: Name = Field(description='the name of the service, such as "web"')
+    address: VirtualAddress | None = None
+    port: Port = Field(description="the port clients use")
+    protocol: Protocol = "tcp"
+    mode: Mode = "l4"
+    node_port: Port = 1
+    affinity: Affinity = "flow"
+    encap: Encapsulation = "ipip"
+    snat: Boolean = True
+
+
+class Security(Table):
+    """`[security]`: without keys, whoever reaches the private interface may be a node."""
+
+    keys: AbsolutePath | None = None
+    api_token_file: AbsolutePath | None = None
+
+
+class Bus(Table):
+    """`[bus]`: a second endpoint for the public events, beside the ipc one."""
+
+    events: EventsEndpoint | None = None
+
+
+class Dataplane(Table):
+    """`[dataplane]`: what the kernel is asked for. A cap of 0 new flows means no cap."""
+
+    reply_hook: ReplyHook = "tc"
+    xdp: XdpFlavour = "native"
+    conntrack_entries: Annotated[int, whole(64, 2**25)] = 262_144
+    half_open_entries: Annotated[int, whole(64, 2**25)] = 65_536
+    new_flows_per_second_per_source: Annotated[int, whole(0, 10**7)] = 0
+
+
+class LbConfig(Table):
+    """All of `lb.toml`, every key with a value."""
+
+    # An absent [local] is read as an empty one, so that each key it must have is reported.
+    local: Local = Field(default_factory=dict, validate_default=True)
+    node_health: NodeHealth = NodeHealth()
+    quorum: Quorum = Field(default=Quorum(), alias="load_balancer_quorum")
+    virtual_ips: tuple[VirtualIp, ...] = ()
+    services: tuple[Service, ...] = Field(default=(), validate_default=True)
+    security: Security = Security()
+    bus: Bus = Bus()
+    dataplane: Dataplane = Dataplane()
+
+    @field_validator("services")
+    @classmethod
+    def _filled_in(cls, services: tuple[Service, ...], info: ValidationInfo) -> Any:
+        local: Local | None = info.data.get("local")
+        virtual_ips: tuple[VirtualIp, ...] = info.data.get("virtual_ips", ())
+        if local is None:
+            return services  # the file is refused for its [local] anyway
+        if not services:
+            services = (Service(name="default", port=local.clients_port),)
+        address = virtual_ips[0].address if virtual_ips else None
+        return tuple(
+            service.model_copy(
+                update={
+                    "mode": service.mode if service.says("mode") else local.mode,
+                    "node_port": (service.node_port if service.says("node_port") else service.port),
+                    "address": service.address or address,
+                }
+            )
+            for service in services
+        )
+
+    def findings(self) -> Iterator[Finding]:
+        """What makes no sense though each value is of the right shape."""
+        yield from _local_findings(self.local)
+        yield from _quorum_findings(self)
+        yield from _virtual_ip_findings(self)
+        yield from _service_findings(self)
+
+
+def _local_findings(local: Local) -> Iterator[Finding]:
+    if local.node_port == local.api_port:
+        key, other = ("api_port", "node_port")
+        if not local.says(key):
+            key, other = other, key
+        yield Finding(
+            ("local", key),
+            f"{local.api_port} is also local.{other}",
+            "expected a port of its own",
+            other=("local", other),
+        )
+
+
+def _quorum_findings(config: LbConfig) -> Iterator[Finding]:
+    quorum = config.quorum
+    yield from endpoint_findings((QUORUM, "addresses"), quorum.addresses)
+    yield from _peer_findings(quorum)
+    yield from _quorum_port_findings(config)
+    yield from _timing_findings(quorum)
+    if quorum.witness and len(quorum.addresses) < 2:
+        yield Finding(
+            (QUORUM, "witness"),
+            "a witness only votes, and here is nobody to vote for",
+            "expected this machine and the LBs in addresses",
+            rests_on=((QUORUM, "addresses"),),
+        )
+
+
+def _timing_findings(quorum: Quorum) -> Iterator[Finding]:
+    lease, promise = duration_text(quorum.lease_ms), duration_text(quorum.promise_ms)
+    lease_key, promise_key = (QUORUM, "lease"), (QUORUM, "promise")
+    slow, fast = 100 - CLOCK_DRIFT_PERCENT, 100 + CLOCK_DRIFT_PERCENT
+    why = f"(clocks may drift {CLOCK_DRIFT_PERCENT} %)"
+    if quorum.lease_ms * fast > quorum.promise_ms * slow:
+        if quorum.says("lease_ms"):
+            wrong = f"{lease} is not covered by the promise of {promise}"
+            expected = f"expected at most {quorum.promise_ms * slow // fast}ms {why}"
+            yield Finding(lease_key, wrong, expected, other=promise_key)
+        else:
+            wrong = f"{promise} does not cover the lease of {lease}"
+            expected = f"expected at least {-(-quorum.lease_ms * fast // slow)}ms {why}"
+            yield Finding(promise_key, wrong, expected, other=lease_key)
+    if quorum.heartbeat_ms >= quorum.lease_ms:
+        beat_key, beat = (QUORUM, "heartbeat"), duration_text(quorum.heartbeat_ms)
+        if quorum.says("heartbeat_ms"):
+            wrong = f"{beat} is no less than the lease of {lease}"
+            yield Finding(beat_key, wrong, f"expected less than {lease}", other=lease_key)
+        else:
+            wrong = f"{lease} is no more than the heartbeat of {beat}"
+            yield Finding(lease_key, wrong, f"expected more than {beat}", other=beat_key)
+
+
+def _peer_findings(quorum: Quorum) -> Iterator[Finding]:
+    first: dict[str, Key] = {}
+    for index, peer in enumerate(quorum.addresses):
+        key = (QUORUM, "addresses", index)
+        host_key, host = (*key, peer.host_key), peer.host.lower()
+        if host and host in first:
+            wrong = f"{host} is already in the list"
+            yield Finding(host_key, wrong, "expected each LB once", other=first[host])
+        first.setdefault(host, host_key)
+        if peer.port == 65535 and quorum.replication_port is None:
+            wrong = "65535 leaves no port for replication, the one after it"
+            rests_on = ((QUORUM, "replication_port"),)
+            yield Finding((*key, "port"), wrong, "expected at most 65534", rests_on=rests_on)
+        if peer.port == quorum.replication_port:
+            wrong = f"{peer.port} is also replication_port"
+            other = (QUORUM, "replication_port")
+            yield Finding((*key, "port"), wrong, "expected a port of its own", other=other)
+
+
+def _quorum_port_findings(config: LbConfig) -> Iterator[Finding]:
+    """Only one entry is this LB, and the file does not say which: equal ports are a sure clash."""
+    quorum, local = config.quorum, config.local
+    ports = {peer.port for peer in quorum.addresses}
+    for name, port in (("node_port", local.node_port), ("api_port", local.api_port)):
+        clashes: list[Key] = []
+        if ports == {port}:
+            clashes.append((QUORUM, "addresses", 0, "port"))
+        if quorum.replication_port == port:
+            clashes.append((QUORUM, "replication_port"))
+        for key in clashes:
+            yield Finding(
+                key,
+                f"{port} is also local.{name}",
+                "expected a port of its own",
+                other=("local", name),
+                rests_on=((QUORUM, "addresses"),),
+            )
+
+
+def _virtual_ip_findings(config: LbConfig) -> Iterator[Finding]:
+    taken: dict[str, Key] = {
+        peer.ip: (QUORUM, "addresses", index, "ip")
+        for index, peer in enumerate(config.quorum.addresses)
+        if peer.ip
+    }
+    for index, virtual_ip in enumerate(config.virtual_ips):
+        for name, address in (
+            ("address", virtual_ip.address),
+            ("snat_address", virtual_ip.snat_address),
+        ):
+            if address is None:
+                continue
+            key = ("virtual_ips", index, name)
+            if address in taken:
+                other = taken[address]
+                owner = "an LB's own address" if other[0] == QUORUM else f"another {other[-1]}"
+                wrong = f"{address} is also {owner}"
+                yield Finding(key, wrong, "expected an address of its own", other=other)
+            taken.setdefault(address, key)
+
+
+def _service_findings(config: LbConfig) -> Iterator[Finding]:
+    names: dict[str, int] = {}
+    fronts: dict[tuple[str | None, int, str], int] = {}
+    for index, service in enumerate(config.services):
+        yield from _mode_findings(service, index)
+        yield from _front_findings(config, service, index)
+        key = ("services", index)
+        if service.name in names:
+            wrong = f'"{service.name}" is also the name of another service'
+            other = ("services", names[service.name], "name")
+            yield Finding((*key, "name"), wrong, "expected a name of its own", other=other)
+        names.setdefault(service.name, index)
+        front = (service.address, service.port, service.protocol)
+        if front in fronts:
+            where = f"{service.protocol} {service.address or 'own address'}:{service.port}"
+            yield Finding(
+                (*key, "port"),
+                f"{where} is also another service's",
+                "expected a port of its own",
+                other=("services", fronts[front], "port"),
+                rests_on=(key, ("virtual_ips",)),
+            )
+        fronts.setdefault(front, index)
+
+
+def _mode_findings(service: Service, index: int) -> Iterator[Finding]:
+    key = ("services", index)
+    rests_on = ((*key, "mode"), (*key, "port"), ("local", "mode"))
+    wrong = f'not for a service of mode "{service.mode}"'
+    if service.mode != "l3" and service.says("encap"):
+        yield Finding((*key, "encap"), wrong, 'expected mode "l3", or no encap', rests_on=rests_on)
+    if service.mode != "l4" and service.says("snat"):
+        yield Finding((*key, "snat"), wrong, 'expected mode "l4", or no snat', rests_on=rests_on)
+    if service.mode != "l4" and service.node_port != service.port:
+        yield Finding(
+            (*key, "node_port"),
+            f'mode "{service.mode}" cannot translate port {service.port} to {service.node_port}',
+            'expected the same port, or mode "l4"',
+            rests_on=rests_on,
+        )
+
+
+def _front_findings(config: LbConfig, service: Service, index: int) -> Iterator[Finding]:
+    vips = [virtual_ip.address for virtual_ip in config.virtual_ips]
+    if service.address and vips and service.address not in vips:
+        yield Finding(
+            ("services", index, "address"),
+            f"{service.address} is no virtual IP",
+            f"expected one of {', '.join(vips)}",
+            rests_on=(("virtual_ips",),),
+        )
+
+    local = config.local
+    is_one_interface = local.net_interface_private == local.net_interface_public
+    if service.address or service.protocol != "tcp" or not is_one_interface:
+        return
+    # The default service stands in no file: its port is clients_port.
+    key: Key = ("services", index, "port") if config.says("services") else ("local", "clients_port")
+    for name, port in (("node_port", local.node_port), ("api_port", local.api_port)):
+        if service.port == port:
+            yield Finding(
+                key,
+                f"{port} is also local.{name} on the same interface",
+                "expected a port of its own",
+                other=("local", name),
+                rests_on=(("local",), ("services", index), ("virtual_ips",)),
+            )

@@ -1,0 +1,72 @@
+"""What both files are made of: tables, the machines they name, and what a check of sense finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from conf.lines import Key
+from conf.values import HostAddress, HostName, Port
+
+
+class Table(BaseModel):
+    """A TOML table: unknown keys are refused, and what was read never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def says(self, field: str) -> bool:
+        """Whether the file gives the field, which else has its default."""
+        return field in self.model_fields_set
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Values that are well by themselves and make no sense together.
+
+    `other` is the key that `key` quarrels with, when there is one; `rests_on` are more keys that
+    the finding was drawn from. If one of these has a fault of its own, the finding says nothing.
+    """
+
+    key: Key
+    wrong: str
+    expected: str
+    other: Key | None = None
+    rests_on: tuple[Key, ...] = ()
+
+
+class Endpoint(Table):
+    """Where a machine listens: `{ ip = "192.168.1.2", port = 8081 }`.
+
+    `ip` or `hostname`, exactly one; `host` is whichever was given. A `*.local` name is resolved by
+    mDNS, later, by the process that connects: a name not yet resolved is no error of the file.
+    """
+
+    ip: HostAddress | None = None
+    hostname: HostName | None = None
+    port: Port = Field(description="the port it listens on")
+
+    @property
+    def host(self) -> str:
+        return self.ip or self.hostname or ""
+
+    @property
+    def host_key(self) -> str:
+        """The key that gives the host."""
+        return "ip" if self.ip else "hostname"
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def endpoint_findings(key: Key, endpoints: tuple[Endpoint, ...]) -> Iterator[Finding]:
+    """What is wrong with each entry by itself."""
+    for index, endpoint in enumerate(endpoints):
+        if endpoint.ip and endpoint.hostname:
+            yield Finding(
+                (*key, index, "hostname"), "given beside ip", "expected either ip or hostname"
+            )
+        elif not endpoint.host:
+            example = 'expected one of them, such as ip = "192.168.1.2"'
+            yield Finding((*key, index), "neither ip nor hostname", example)

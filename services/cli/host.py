@@ -1,0 +1,128 @@
+"""What a configuration asks of this machine, for `gale check --host`.
+
+None of it is an error of the file: the processes wait for an interface, for an address, for a name
+to resolve. Here it is looked for once, before they are started, and named with the line that asks.
+"""
+
+from __future__ import annotations
+
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyroute2 import IPRoute
+
+from conf import Endpoint, LbConfig, NodeConfig, Problem, Source
+
+Key = tuple[str | int, ...]
+
+
+def host_problems(source: Source, config: LbConfig | NodeConfig) -> tuple[Problem, ...]:
+    """Everything this machine lacks of what the file names, in the order of its lines."""
+    if isinstance(config, LbConfig):
+        found = [*_lb_problems(source, config)]
+    else:
+        key = ("load_balancer", "addresses")
+        found = [*_unresolved(source, key, config.load_balancer.addresses)]
+    return tuple(sorted(found))
+
+
+def own_addresses() -> dict[str, set[str]]:
+    """The IPv4 addresses of each interface of this network namespace."""
+    names = dict(socket.if_nameindex())
+    addresses: dict[str, set[str]] = {name: set() for name in names.values()}
+    with IPRoute() as netlink:
+        for message in netlink.get_addr(family=socket.AF_INET):
+            name = names.get(message["index"])
+            address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            if name is not None and address:
+                addresses[name].add(address)
+    return addresses
+
+
+def _lb_problems(source: Source, config: LbConfig) -> Iterator[Problem]:
+    interfaces = own_addresses()
+    yield from _interface_problems(source, config, interfaces)
+    yield from _membership_problems(source, config, set().union(*interfaces.values()))
+    for index, virtual_ip in enumerate(config.virtual_ips):
+        for name, addresses in interfaces.items():
+            if virtual_ip.address in addresses:
+                wrong = f"{virtual_ip.address} is an address of {name}"
+                expected = "expected none: a floating address is never an address of the machine"
+                yield source.problem(("virtual_ips", index, "address"), f"{wrong}, {expected}")
+    if config.security.keys is not None:
+        yield from _key_problems(source, config.security.keys)
+    if config.security.api_token_file is not None:
+        yield from _secret_file(
+            source, ("security", "api_token_file"), config.security.api_token_file
+        )
+
+
+def _interface_problems(
+    source: Source, config: LbConfig, interfaces: dict[str, set[str]]
+) -> Iterator[Problem]:
+    for key, name in (
+        ("net_interface_private", config.local.net_interface_private),
+        ("net_interface_public", config.local.net_interface_public),
+    ):
+        if name not in interfaces:
+            there = ", ".join(sorted(interfaces))
+            wrong = f'"{name}" is no interface of this machine'
+            yield source.problem(("local", key), f"{wrong}, expected one of {there}")
+        elif not interfaces[name]:
+            wrong = f'"{name}" has no IPv4 address'
+            yield source.problem(("local", key), f"{wrong}, expected one")
+
+
+def _membership_problems(source: Source, config: LbConfig, own: set[str]) -> Iterator[Problem]:
+    key = ("load_balancer_quorum", "addresses")
+    peers = config.quorum.addresses
+    yield from _unresolved(source, key, peers)
+    listed = set().union(*(_resolved(peer) for peer in peers))
+    if peers and not listed & own:
+        there = ", ".join(sorted(own - {"127.0.0.1"})) or "none but loopback"
+        wrong = "no address of this machine is in the list"
+        yield source.problem(key, f"{wrong}, expected one of its own: {there}")
+
+
+def _unresolved(source: Source, key: Key, endpoints: tuple[Endpoint, ...]) -> Iterator[Problem]:
+    for index, endpoint in enumerate(endpoints):
+        if not _resolved(endpoint):
+            wrong = f'"{endpoint.host}" has no address that this machine can find'
+            expected = "expected a name in DNS, mDNS or /etc/hosts"
+            yield source.problem((*key, index, "hostname"), f"{wrong}, {expected}")
+
+
+def _resolved(endpoint: Endpoint) -> set[str]:
+    try:
+        found = socket.getaddrinfo(endpoint.host, endpoint.port, family=socket.AF_INET)
+    except OSError:
+        return set()
+    return {str(address[0]) for *_, address in found}
+
+
+def _key_problems(source: Source, directory: Path) -> Iterator[Problem]:
+    key = ("security", "keys")
+    if not directory.is_dir():
+        wrong = f"{directory} is no directory"
+        yield source.problem(key, f"{wrong}, expected one made by gale keygen {directory}")
+        return
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if mode != 0o700:
+        yield source.problem(key, f"{directory} has mode {mode:04o}, expected 0700")
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    if not files:
+        yield source.problem(key, f"{directory} is empty, expected key files (gale keygen)")
+    for path in files:
+        yield from _secret_file(source, key, path)
+
+
+def _secret_file(source: Source, key: Key, path: Path) -> Iterator[Problem]:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        yield source.problem(key, f"{path}: {error.strerror}, expected a file")
+        return
+    if mode != 0o600:
+        yield source.problem(key, f"{path} has mode {mode:04o}, expected 0600")
