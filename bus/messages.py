@@ -164,6 +164,8 @@ class LocalView:
     nodes: tuple[NodeObservation, ...]
     rejected: dict[str, int]
     """Messages of agents that were refused, by reason."""
+    waiting_for: str = ""
+    """What of this machine is missing (the private interface, ...); empty when nothing is."""
 
 
 # --------------------------------------------------------------------------- quorum: state.table.

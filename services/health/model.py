@@ -1,0 +1,101 @@
+"""The values of the registry: what it is told, what it keeps of each node, what it gives out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from bus.messages import NodeEvent, NodeMessage, NodeService, NodeState, OfferedService, Topic
+from services.health.sighting import ClockOffset
+
+PROBATION_HASTE = 10
+"""How many times as often a node on probation beats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the LB's configuration asks of nodes, and offers them."""
+
+    lb: str
+    checks_before_routing: int
+    checks_timeout_ms: int
+    black_list_after_fails: int
+    black_list_expiry_ms: int
+    services: tuple[OfferedService, ...]
+
+    def interval_ms(self, state: NodeState) -> int:
+        """How often a node in `state` is to beat."""
+        beats = 2 * PROBATION_HASTE if state is NodeState.PROBATION else 2
+        return max(1, self.checks_timeout_ms // beats)
+
+    @property
+    def late_ms(self) -> int:
+        """The silence of a node that has missed a beat: an interval and a tenth."""
+        return self.interval_ms(NodeState.UP) * 11 // 10
+
+
+@dataclass(frozen=True, slots=True)
+class KeptNode:
+    """What survives a restart of this process, by way of the state file."""
+
+    id: str
+    name: str
+    address: str
+    state: NodeState
+    weight: int
+    services: tuple[NodeService, ...]
+    fails: int
+    ban_remaining_ms: int
+
+
+class Send(NamedTuple):
+    connection: bytes
+    message: NodeMessage
+
+
+class Happened(NamedTuple):
+    topic: Topic
+    event: NodeEvent
+
+
+@dataclass(slots=True)
+class Output:
+    """What the shell has to do; in this order: keep, publish, send."""
+
+    keep: bool = False
+    view_changed: bool = False
+    events: list[Happened] = field(default_factory=list)
+    messages: list[Send] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    id: str
+    name: str
+    address: str
+    weight: int
+    named: tuple[NodeService, ...]
+    """The services that the agent's file names; empty: all of this LB's."""
+    services: tuple[NodeService, ...]
+    state: NodeState
+    reason: str
+    last_seen_ms: int
+    lag_mark_ms: int
+    """The registry's total lag then; what has come since extends the node's deadline."""
+    fails: int = 0
+    passed: int = 0
+    good_total: int = 0
+    bad_total: int = 0
+    load: float = 0.0
+    heard: bool = True
+    """False from adoption until its own agent has spoken."""
+    held: bool = False
+    ban_until_ms: int = 0
+    counted_ms: int | None = None
+    """When the last check that counted was sent."""
+    connection: bytes | None = None
+    clock: ClockOffset | None = None
+    seq: int = -1
+    former_boot: str | None = None
+    scheduled_ms: int | None = None
+    """The time of this node's live entry in the heap."""

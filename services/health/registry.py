@@ -1,0 +1,591 @@
+"""The registry: what this LB knows of its nodes, and what follows from it.
+
+Each node stands in one of five states. `TRANSITIONS` below is the whole of what may happen; any
+other step raises, since it would be a mistake of this file.
+
+    hello ──► PROBATION ──checks_before_routing good checks──► UP ◄──serving again── DRAINING
+                 │  ▲                                        │  └──shutting down──►    │
+                 │  └──a good check──┐                       │                         │
+                 └──────────────────► DOWN ◄──missed deadline, not serving─────────────┘
+                                      │  ▲
+         too many failures of UP nodes└──┴──the ban is over── BANNED
+
+Rules that are not seen in the picture:
+
+* A **good check** is a heartbeat that says SERVING and was sent within the last `checks_timeout`.
+  Checks are counted at most once per half of the probation interval, so that haste earns nothing.
+  NOT_SERVING, or silence, sets the count to 0; SHUTTING_DOWN leaves it alone, for it is no failure:
+  an agent that is restarted, with or without saying goodbye, finds its node UP.
+* A **failure** is a step from UP to DOWN, for silence or for NOT_SERVING. What goes DOWN from
+  DRAINING or PROBATION has not failed, nor has a node that was adopted after a restart and never
+  heard. At `black_list_after_fails` failures the node is BANNED; its beats are ignored and answered
+  with the time left. The end of the ban sets the count to 0. -1 never bans.
+* **Time** is the caller's monotonic clock. When a node was last seen is worked out from the agent's
+  own stamps (sighting.py). `lagged` extends every deadline by what this loop was late, until the
+  node is seen again: who did not listen does not accuse.
+* **Mass silence.** When more than half of a service's UP nodes (and at least two) are silent
+  together, the fault is more likely here than there. They stay UP for at most one more
+  `checks_timeout`, then it is believed; those that are heard meanwhile end the hold for the rest.
+  NOT_SERVING is a node's own word and is never held.
+* **After a restart** the caller hands in the state file (`adopt`) and, while the first
+  `checks_timeout` lasts, the committed table (`adopt_table`). Adopted nodes count as seen at that
+  moment: that is their grace. What the state file says goes before what the table says.
+* Who beats without a hello is asked for one: that is how agents find out that this process is new.
+* A second agent of the same name and address is told so; the one that came first is not let back.
+* A DOWN node that was not heard for `FORGET_MS` is forgotten, with its failures.
+
+Inputs are methods, with the time; outputs collect in `take_output()`: messages to connections,
+events for the bus, whether the view or what must be kept on disk has changed. A heartbeat that
+changes nothing costs no more than a few field writes: deadlines are looked up when they are due,
+in a heap that holds one live entry per node.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from dataclasses import replace
+
+from bus.messages import (
+    FORMAT_VERSION,
+    Ban,
+    Heartbeat,
+    Hello,
+    LocalView,
+    MalformedMessage,
+    NodeEvent,
+    NodeMessage,
+    NodeObservation,
+    NodeService,
+    NodeState,
+    NodeTable,
+    Refused,
+    ServingStatus,
+    Topic,
+    Welcome,
+    decode_node,
+)
+from services.health.manners import Manners, heartbeat_problem, hello_problem
+from services.health.model import Happened, KeptNode, Node, Output, Policy, Send
+from services.health.sighting import ClockOffset
+
+PROBATION, UP, DRAINING, DOWN, BANNED = (
+    NodeState.PROBATION,
+    NodeState.UP,
+    NodeState.DRAINING,
+    NodeState.DOWN,
+    NodeState.BANNED,
+)
+
+TRANSITIONS: dict[tuple[NodeState, NodeState], Topic | None] = {
+    (PROBATION, UP): Topic.NODE_UP,
+    (PROBATION, DOWN): Topic.NODE_DOWN,
+    (UP, DRAINING): Topic.NODE_DRAINING,
+    (UP, DOWN): Topic.NODE_DOWN,
+    (DRAINING, UP): Topic.NODE_UP,
+    (DRAINING, DOWN): Topic.NODE_DOWN,
+    (DOWN, PROBATION): None,
+    (DOWN, BANNED): Topic.NODE_BANNED,
+    (BANNED, DOWN): Topic.NODE_PARDONED,
+}
+"""Every step a node may take, and the event that tells of it."""
+
+FORGET_MS = 24 * 3_600_000
+MAX_NODES = 20_000
+SAME_NAME_RETRY_MS = 10_000
+TICK_SPACING_MS = 5
+"""Deadlines closer together than this, and 1 ms more for each 250 nodes, are judged together."""
+
+
+class IllegalTransitionError(Exception):
+    """A step that TRANSITIONS does not have: a mistake in this module."""
+
+
+class Registry:
+    def __init__(self, policy: Policy, now_ms: int) -> None:
+        self.policy = policy
+        self.manners = Manners()
+        self._nodes: dict[str, Node] = {}
+        self._by_connection: dict[bytes, Node] = {}
+        self._deadlines: list[tuple[int, str]] = []
+        self._lag_total_ms = 0
+        self._lags: deque[tuple[int, int]] = deque(maxlen=64)
+        self._grace_ends_ms = now_ms + policy.checks_timeout_ms
+        self._ticked_ms = now_ms - TICK_SPACING_MS
+        self._version = 0
+        self._output = Output()
+
+    # ----------------------------------------------------------------- from the agents
+
+    def receive(self, connection: bytes, address: str, frames: list[bytes], now_ms: int) -> None:
+        """Take one message of the node protocol from a connection whose peer is `address`."""
+        if self.manners.ignores(connection, now_ms):
+            return
+        try:
+            message = decode_node(frames)
+        except MalformedMessage:
+            self._fault(connection, "malformed", now_ms)
+            return
+        match message:
+            case Heartbeat():
+                self._heartbeat(connection, message, now_ms)
+            case Hello():
+                self._hello(connection, address, message, now_ms)
+            case _:
+                self._fault(connection, "unexpected_kind", now_ms)
+
+    def _hello(self, connection: bytes, address: str, hello: Hello, now_ms: int) -> None:
+        if hello.v != FORMAT_VERSION:
+            self._fault(connection, "version", now_ms)
+            text = f"node protocol {hello.v}, this load balancer speaks {FORMAT_VERSION}"
+            self._send(connection, Refused(text, SAME_NAME_RETRY_MS))
+            return
+        if problem := hello_problem(hello):
+            self._fault(connection, "bad_hello", now_ms)
+            self._send(connection, Refused(problem, SAME_NAME_RETRY_MS))
+            return
+        node_id = f"{hello.name}@{address}"
+        node = self._nodes.get(node_id)
+        if node is None:
+            if len(self._nodes) >= MAX_NODES:
+                self.manners.rejected["registry_full"] += 1
+                text = f"this load balancer already knows {MAX_NODES} nodes"
+                self._send(connection, Refused(text, SAME_NAME_RETRY_MS))
+                return
+            node = self._join(node_id, address, hello, now_ms)
+        elif node.former_boot == hello.boot:
+            self.manners.rejected["same_name"] += 1
+            text = f"another agent named {hello.name} has since started at {address}"
+            self._send(connection, Refused(text, SAME_NAME_RETRY_MS))
+            return
+        self._attach(node, connection, hello.boot)
+        self._describe(node, address, hello)
+        self._answer(node, now_ms)
+
+    def _join(self, node_id: str, address: str, hello: Hello, now_ms: int) -> Node:
+        node = Node(
+            id=node_id,
+            name=hello.name,
+            address=address,
+            weight=hello.weight,
+            named=hello.services,
+            services=self._served(hello.services),
+            state=PROBATION,
+            reason="on probation",
+            last_seen_ms=now_ms,
+            lag_mark_ms=self._lag_total_ms,
+        )
+        self._nodes[node_id] = node
+        self._schedule(node, self._due_ms(node))
+        self._tell(Topic.NODE_JOINED, node, None, now_ms)
+        return node
+
+    def _attach(self, node: Node, connection: bytes, boot: str) -> None:
+        """From now on `connection` speaks for the node, and no other."""
+        former = self._by_connection.get(connection)
+        if former is not None and former is not node:
+            former.connection = None
+        if node.connection is not None:
+            self._by_connection.pop(node.connection, None)
+        node.connection = connection
+        self._by_connection[connection] = node
+        if node.clock is None or node.clock.boot != boot:
+            node.former_boot = node.clock.boot if node.clock is not None else None
+            node.clock = ClockOffset(boot)
+            node.seq = -1
+
+    def _describe(self, node: Node, address: str, hello: Hello) -> None:
+        services = self._served(hello.services)
+        if (node.weight, node.services) != (hello.weight, services):
+            self._output.view_changed = self._output.keep = True
+        node.name = hello.name
+        node.address = address
+        node.weight = hello.weight
+        node.named = hello.services
+        node.services = services
+
+    def _heartbeat(self, connection: bytes, beat: Heartbeat, now_ms: int) -> None:
+        node = self._by_connection.get(connection)
+        if node is None or node.clock is None:
+            self._fault(connection, "no_hello", now_ms)
+            self._send(connection, Refused("say hello first", 0))
+            return
+        if problem := heartbeat_problem(beat):
+            self._fault(connection, problem, now_ms)
+            return
+        if beat.seq <= node.seq:
+            self.manners.rejected["repeated"] += 1
+            return
+        node.seq = beat.seq
+        if node.state is BANNED:
+            self._answer(node, now_ms)
+            return
+        sent_ms = node.clock.sent_on_our_clock(beat.sent_ms, now_ms)
+        node.heard = True
+        node.load = beat.load
+        if sent_ms >= node.last_seen_ms:
+            node.last_seen_ms = sent_ms
+            node.lag_mark_ms = self._lag_before_ms(sent_ms)
+        if beat.status is ServingStatus.SERVING:
+            self._good_check(node, sent_ms, now_ms)
+        elif beat.status is ServingStatus.NOT_SERVING:
+            self._not_serving(node, beat.reason, now_ms)
+        else:
+            self._shutting_down(node, now_ms)
+
+    def _good_check(self, node: Node, sent_ms: int, now_ms: int) -> None:
+        if sent_ms + self.policy.checks_timeout_ms <= now_ms:
+            return  # it was in time when it was sent, which says nothing of the node now
+        node.good_total += 1
+        if node.held:
+            node.held = False
+            node.reason = "heard again"
+            self._output.view_changed = True
+        if node.state is UP:
+            node.passed += 1
+            return
+        spacing_ms = self.policy.interval_ms(PROBATION) // 2
+        if node.counted_ms is None or sent_ms - node.counted_ms >= spacing_ms:
+            node.counted_ms = sent_ms
+            node.passed += 1
+        if node.state is DOWN and node.passed > 0:
+            self._enter(node, PROBATION, "on probation", now_ms)
+        if node.passed >= self.policy.checks_before_routing:
+            self._enter(node, UP, f"{node.passed} checks passed", now_ms)
+
+    def _not_serving(self, node: Node, reason: str, now_ms: int) -> None:
+        node.bad_total += 1
+        self._take_down(node, f"not serving: {reason}" if reason else "not serving", now_ms)
+
+    def _shutting_down(self, node: Node, now_ms: int) -> None:
+        if node.state is UP:
+            self._enter(node, DRAINING, "its agent is shutting down", now_ms)
+        elif node.state is PROBATION:
+            self._take_down(node, "its agent is shutting down", now_ms)
+
+    # ----------------------------------------------------------------- time
+
+    def tick(self, now_ms: int) -> None:
+        """Act on every deadline that has passed. Call it when the input has been drained."""
+        self._ticked_ms = now_ms
+        silent: list[Node] = []
+        while self._deadlines and self._deadlines[0][0] <= now_ms:
+            at_ms, node_id = heapq.heappop(self._deadlines)
+            node = self._nodes.get(node_id)
+            if node is None or node.scheduled_ms != at_ms:
+                continue
+            node.scheduled_ms = None
+            due_ms = self._due_ms(node)
+            if due_ms > now_ms:
+                self._schedule(node, due_ms)
+            elif node.state is UP:
+                silent.append(node)
+            else:
+                self._overdue(node, now_ms)
+        if silent:
+            self._judge_silence(silent, now_ms)
+
+    def next_due_ms(self) -> int | None:
+        """When `tick` has something to do; None: never."""
+        if not self._deadlines:
+            return None
+        spacing_ms = TICK_SPACING_MS + len(self._nodes) // 250
+        return max(self._deadlines[0][0], self._ticked_ms + spacing_ms)
+
+    def lagged(self, lag_ms: int, now_ms: int) -> None:
+        """This loop was late by `lag_ms`: no node is to be blamed for that time."""
+        self._lags.append((now_ms, self._lag_total_ms))
+        self._lag_total_ms += lag_ms
+
+    def _lag_before_ms(self, moment_ms: int) -> int:
+        """The total lag before the first one that was noticed after `moment_ms`."""
+        if not self._lags or self._lags[-1][0] <= moment_ms:
+            return self._lag_total_ms
+        return next(before_ms for noticed_ms, before_ms in self._lags if noticed_ms > moment_ms)
+
+    def _overdue(self, node: Node, now_ms: int) -> None:
+        if node.state is BANNED:
+            node.fails = 0
+            self._enter(node, DOWN, "the ban is over", now_ms)
+        elif node.state is DOWN:
+            self._forget(node)
+        else:
+            node.bad_total += 1
+            self._take_down(node, self._silence(node, now_ms), now_ms)
+
+    def _judge_silence(self, silent: list[Node], now_ms: int) -> None:
+        """Take UP nodes that missed their deadline down, unless too many did so together."""
+        together = self._silent_together(now_ms)
+        for node in silent:
+            why = next((together[s.name] for s in node.services if s.name in together), None)
+            limit_ms = self._due_ms(node) + self.policy.checks_timeout_ms
+            if why is None or now_ms >= limit_ms:
+                node.bad_total += 1
+                self._take_down(node, self._silence(node, now_ms), now_ms)
+                continue
+            if not node.held:
+                node.held = True
+                node.reason = f"held for now: {why}"
+                self._output.view_changed = True
+            look_again_ms = max(20, self.policy.checks_timeout_ms // 100)
+            self._schedule(node, min(limit_ms, now_ms + look_again_ms))
+
+    def _silent_together(self, now_ms: int) -> dict[str, str]:
+        """The services of which more than half of the UP nodes have missed a beat, in words."""
+        routed: Counter[str] = Counter()
+        silent: Counter[str] = Counter()
+        early_ms = self.policy.checks_timeout_ms - self.policy.late_ms
+        for node in self._nodes.values():
+            if node.state is not UP:
+                continue
+            late = now_ms >= self._due_ms(node) - early_ms
+            for service in node.services:
+                routed[service.name] += 1
+                silent[service.name] += late
+        return {
+            name: f"{silent[name]} of {routed[name]} nodes of {name} fell silent together"
+            for name in routed
+            if silent[name] >= 2 and 2 * silent[name] > routed[name]
+        }
+
+    def _silence(self, node: Node, now_ms: int) -> str:
+        if not node.heard:
+            return "not heard since this load balancer's health process restarted"
+        return f"no heartbeat for {now_ms - node.last_seen_ms} ms"
+
+    def _due_ms(self, node: Node) -> int:
+        if node.state is BANNED:
+            return node.ban_until_ms
+        if node.state is DOWN:
+            return node.last_seen_ms + FORGET_MS
+        extension_ms = self._lag_total_ms - node.lag_mark_ms
+        return node.last_seen_ms + self.policy.checks_timeout_ms + extension_ms
+
+    def _schedule(self, node: Node, at_ms: int) -> None:
+        """Have `tick` look at the node at `at_ms`, or sooner if it will do so anyway."""
+        if node.scheduled_ms is not None and node.scheduled_ms <= at_ms:
+            return
+        node.scheduled_ms = at_ms
+        heapq.heappush(self._deadlines, (at_ms, node.id))
+        if len(self._deadlines) > 4 * len(self._nodes) + 64:
+            self._reschedule()
+
+    def _reschedule(self) -> None:
+        """Build the heap anew, from the nodes as they are."""
+        for node in self._nodes.values():
+            node.scheduled_ms = self._due_ms(node)
+        self._deadlines = [(self._due_ms(node), node.id) for node in self._nodes.values()]
+        heapq.heapify(self._deadlines)
+
+    def _forget(self, node: Node) -> None:
+        del self._nodes[node.id]
+        if node.connection is not None:
+            self._by_connection.pop(node.connection, None)
+        self._output.view_changed = self._output.keep = True
+
+    # ----------------------------------------------------------------- transitions
+
+    def _take_down(self, node: Node, reason: str, now_ms: int) -> None:
+        """To DOWN from wherever it is; from UP, and heard, that is a failure and counts."""
+        node.passed = 0
+        node.counted_ms = None
+        if node.state is DOWN:
+            if node.reason != reason:
+                node.reason = reason
+                self._output.view_changed = True
+            return
+        failed = node.state is UP and node.heard
+        node.fails += failed
+        self._enter(node, DOWN, reason, now_ms)
+        limit = self.policy.black_list_after_fails
+        if failed and 0 < limit <= node.fails:
+            node.ban_until_ms = now_ms + self.policy.black_list_expiry_ms
+            self._enter(node, BANNED, f"banned after {node.fails} failures", now_ms)
+
+    def _enter(self, node: Node, state: NodeState, reason: str, now_ms: int) -> None:
+        previous = node.state
+        if (previous, state) not in TRANSITIONS:
+            raise IllegalTransitionError(f"{node.id}: {previous} to {state} ({reason})")
+        node.state = state
+        node.reason = reason
+        node.held = False
+        self._schedule(node, self._due_ms(node))
+        topic = TRANSITIONS[previous, state]
+        if topic is not None:
+            self._tell(topic, node, previous, now_ms)
+        self._output.view_changed = self._output.keep = True
+        self._answer(node, now_ms)
+
+    def _tell(self, topic: Topic, node: Node, previous: NodeState | None, now_ms: int) -> None:
+        event = NodeEvent(
+            id=node.id,
+            name=node.name,
+            address=node.address,
+            state=node.state,
+            previous=previous,
+            reason=node.reason,
+            fails=node.fails,
+            banned_for_ms=self._banned_for_ms(node, now_ms),
+        )
+        self._output.events.append(Happened(topic, event))
+        self._output.view_changed = self._output.keep = True
+
+    # ----------------------------------------------------------------- to the agents
+
+    def _answer(self, node: Node, now_ms: int) -> None:
+        """Tell the node's agent where its node stands, and how often to beat."""
+        if node.connection is None:
+            return
+        if node.state is BANNED:
+            refused = Refused(node.reason, self._banned_for_ms(node, now_ms))
+            self._send(node.connection, refused)
+            return
+        welcome = Welcome(
+            lb=self.policy.lb,
+            node_id=node.id,
+            checks_timeout_ms=self.policy.checks_timeout_ms,
+            interval_ms=self.policy.interval_ms(node.state),
+            state=node.state,
+            services=self.policy.services,
+        )
+        self._send(node.connection, welcome)
+
+    def _fault(self, connection: bytes, reason: str, now_ms: int) -> None:
+        if refused := self.manners.fault(connection, reason, now_ms):
+            self._send(connection, refused)
+
+    def _send(self, connection: bytes, message: NodeMessage) -> None:
+        self._output.messages.append(Send(connection, message))
+
+    def _banned_for_ms(self, node: Node, now_ms: int) -> int:
+        return max(0, node.ban_until_ms - now_ms) if node.state is BANNED else 0
+
+    def _served(self, named: tuple[NodeService, ...]) -> tuple[NodeService, ...]:
+        return named or tuple(NodeService(s.name, s.node_port) for s in self.policy.services)
+
+    # ----------------------------------------------------------------- restart and configuration
+
+    def adopt(self, kept: tuple[KeptNode, ...], elapsed_ms: int, now_ms: int) -> int:
+        """Take over what the last run kept `elapsed_ms` ago; says how many nodes were routed to."""
+        for node in kept:
+            remaining_ms = max(0, node.ban_remaining_ms - elapsed_ms)
+            self._adopt_node(replace(node, ban_remaining_ms=remaining_ms), now_ms)
+        return sum(node.state in (UP, DRAINING) for node in self._nodes.values())
+
+    def adopt_table(self, table: NodeTable, now_ms: int) -> None:
+        """Take over what the LBs had agreed on; only during the grace after a restart."""
+        if now_ms >= self._grace_ends_ms:
+            return
+        for node in table.nodes:
+            if node.id not in self._nodes:
+                kept = KeptNode(
+                    node.id, node.name, node.address, node.state, node.weight, node.services, 0, 0
+                )
+                self._adopt_node(kept, now_ms)
+        for ban in table.bans:
+            known = self._nodes.get(ban.node)
+            if known is None or not (known.heard or known.state is BANNED):
+                self._adopt_ban(ban, known, now_ms)
+
+    def _adopt_ban(self, ban: Ban, known: Node | None, now_ms: int) -> None:
+        if known is None:
+            name, _, address = ban.node.rpartition("@")
+            weight, services = 1, self._served(())
+        else:
+            name, address = known.name, known.address
+            weight, services = known.weight, known.services
+        banned = KeptNode(
+            ban.node, name, address, BANNED, weight, services, ban.fails, ban.remaining_ms
+        )
+        self._adopt_node(banned, now_ms)
+
+    def _adopt_node(self, kept: KeptNode, now_ms: int) -> None:
+        """Put a node in the state that a restart leaves it in; its deadline starts now."""
+        banned_ms = kept.ban_remaining_ms
+        routed = kept.state in (UP, DRAINING)
+        reason = "adopted after a restart of the health process"
+        node = Node(
+            id=kept.id,
+            name=kept.name,
+            address=kept.address,
+            weight=kept.weight,
+            named=kept.services,
+            services=self._served(kept.services),
+            state=BANNED if banned_ms > 0 else kept.state if routed else DOWN,
+            reason=f"banned after {kept.fails} failures" if banned_ms > 0 else reason,
+            last_seen_ms=now_ms,
+            lag_mark_ms=self._lag_total_ms,
+            fails=0 if kept.state is BANNED and banned_ms <= 0 else kept.fails,
+            passed=self.policy.checks_before_routing if routed else 0,
+            heard=False,
+            ban_until_ms=now_ms + banned_ms,
+        )
+        self._nodes[node.id] = node
+        self._schedule(node, self._due_ms(node))
+        self._output.view_changed = self._output.keep = True
+
+    def kept(self, now_ms: int) -> tuple[KeptNode, ...]:
+        """What a restart must not forget."""
+        return tuple(
+            KeptNode(
+                id=node.id,
+                name=node.name,
+                address=node.address,
+                state=node.state,
+                weight=node.weight,
+                services=node.services,
+                fails=node.fails,
+                ban_remaining_ms=self._banned_for_ms(node, now_ms),
+            )
+            for node in self._nodes.values()
+        )
+
+    def configure(self, policy: Policy, now_ms: int) -> None:
+        """Go by another configuration from now on; every agent is told."""
+        if policy == self.policy:
+            return
+        if policy.checks_timeout_ms < self.policy.checks_timeout_ms:
+            # Until they hear of it, agents beat at the interval they were told before.
+            self.lagged(self.policy.interval_ms(UP), now_ms)
+        self.policy = policy
+        for node in self._nodes.values():
+            node.services = self._served(node.named)
+            self._answer(node, now_ms)
+        self._reschedule()
+        self._output.view_changed = self._output.keep = True
+
+    # ----------------------------------------------------------------- what comes out
+
+    def take_output(self) -> Output:
+        """What has come up since the last call; the shell carries it out."""
+        output, self._output = self._output, Output()
+        return output
+
+    def view(self, now_ms: int, waiting_for: str = "") -> LocalView:
+        """All that this LB sees of its nodes, with a version of its own."""
+        self._version += 1
+        return LocalView(
+            version=self._version,
+            nodes=tuple(self._observation(node, now_ms) for node in self._nodes.values()),
+            rejected=dict(self.manners.rejected),
+            waiting_for=waiting_for,
+        )
+
+    def _observation(self, node: Node, now_ms: int) -> NodeObservation:
+        return NodeObservation(
+            id=node.id,
+            name=node.name,
+            address=node.address,
+            state=node.state,
+            reason=node.reason,
+            weight=node.weight,
+            services=node.services,
+            fails=node.fails,
+            banned_for_ms=self._banned_for_ms(node, now_ms),
+            observed_ms=max(0, now_ms - node.last_seen_ms),
+            checks_passed=node.passed,
+            checks_required=self.policy.checks_before_routing,
+            checks_good_total=node.good_total,
+            checks_bad_total=node.bad_total,
+            load=node.load,
+        )

@@ -1,0 +1,186 @@
+"""A registry on a clock of its own, and agents that speak to it over nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from bus.messages import (
+    FORMAT_VERSION,
+    Heartbeat,
+    Hello,
+    Mode,
+    NodeEvent,
+    NodeMessage,
+    NodeObservation,
+    NodeService,
+    NodeState,
+    OfferedService,
+    Protocol,
+    ServingStatus,
+    Topic,
+    encode_node,
+)
+from bus.messages import Encapsulation as Encap
+from services.health.model import Policy
+from services.health.registry import Registry
+
+TIMEOUT_MS = 1000
+INTERVAL_MS = 500
+PROBATION_MS = 50
+START_MS = 10_000_000
+SERVING = ServingStatus.SERVING
+NOT_SERVING = ServingStatus.NOT_SERVING
+SHUTTING_DOWN = ServingStatus.SHUTTING_DOWN
+
+
+def offered(name: str = "default", port: int = 8080) -> OfferedService:
+    return OfferedService(name, "10.80.0.10", port, Protocol.TCP, Mode.L4, port, Encap.IPIP)
+
+
+POLICY = Policy(
+    lb="lb-0",
+    checks_before_routing=3,
+    checks_timeout_ms=TIMEOUT_MS,
+    black_list_after_fails=3,
+    black_list_expiry_ms=60_000,
+    services=(offered(),),
+)
+_connections = itertools.count(1)
+
+
+@dataclass
+class Rig:
+    """The registry, its clock, and everything that ever came out of it."""
+
+    policy: Policy = POLICY
+    now_ms: int = START_MS
+    events: list[tuple[Topic, NodeEvent]] = field(default_factory=list)
+    sent: list[tuple[bytes, NodeMessage]] = field(default_factory=list)
+    view_changes: int = 0
+    keeps: int = 0
+
+    def __post_init__(self) -> None:
+        self.registry = Registry(self.policy, self.now_ms)
+
+    def collect(self) -> None:
+        output = self.registry.take_output()
+        self.events += output.events
+        self.sent += output.messages
+        self.view_changes += output.view_changed
+        self.keeps += output.keep
+
+    def restart(self) -> None:
+        """The process dies; the next one finds the state file."""
+        kept = self.registry.kept(self.now_ms)
+        self.registry = Registry(self.policy, self.now_ms)
+        self.registry.adopt(kept, 0, self.now_ms)
+        self.collect()
+
+    def raw(self, connection: bytes, frames: list[bytes], address: str = "10.81.0.99") -> None:
+        self.registry.receive(connection, address, frames, self.now_ms)
+        self.collect()
+
+    def configure(self, **changes: object) -> None:
+        self.policy = replace(self.policy, **changes)  # type: ignore[arg-type]
+        self.registry.configure(self.policy, self.now_ms)
+        self.collect()
+
+    def tick(self) -> None:
+        self.registry.tick(self.now_ms)
+        self.collect()
+
+    def wait(self, duration_ms: int, beating: Iterable[Agent] = ()) -> None:
+        """Let time pass, with the agents beating each interval and every deadline looked at."""
+        end_ms = self.now_ms + duration_ms
+        agents = list(beating)
+        next_beat_ms = self.now_ms + INTERVAL_MS
+        while self.now_ms < end_ms:
+            due_ms = self.registry.next_due_ms()
+            moments = [end_ms, next_beat_ms if agents else end_ms, due_ms or end_ms]
+            self.now_ms = max(self.now_ms + 1, min(moments))
+            if agents and self.now_ms >= next_beat_ms:
+                next_beat_ms += INTERVAL_MS
+                for agent in agents:
+                    agent.beat()
+            self.tick()
+
+    def observe(self, node_id: str) -> NodeObservation:
+        nodes = self.registry.view(self.now_ms).nodes
+        return next(node for node in nodes if node.id == node_id)
+
+    def topics(self, node_id: str) -> list[Topic]:
+        return [topic for topic, event in self.events if event.id == node_id]
+
+
+@dataclass
+class Agent:
+    """One agent; its clock runs at another offset than the registry's."""
+
+    rig: Rig
+    name: str = "node-0"
+    address: str = "10.81.0.20"
+    services: tuple[NodeService, ...] = ()
+    boot: str = "boot-1"
+    clock_offset_ms: int = 77_777
+    seq: int = 0
+    connection: bytes = b""
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}@{self.address}"
+
+    @property
+    def state(self) -> NodeState:
+        return self.rig.observe(self.id).state
+
+    def connect(self) -> None:
+        self.connection = b"\0%d" % next(_connections)
+
+    def hello(self, version: int = FORMAT_VERSION, weight: int = 1) -> None:
+        if not self.connection:
+            self.connect()
+        message = Hello(version, self.name, self.boot, weight, self.services)
+        self.rig.raw(self.connection, encode_node(message), self.address)
+
+    def make_beat(
+        self, status: ServingStatus = SERVING, reason: str = "", load: float = 0.5
+    ) -> list[bytes]:
+        """A beat stamped now, to be delivered now or later."""
+        self.seq += 1
+        sent_ms = self.rig.now_ms + self.clock_offset_ms
+        return encode_node(Heartbeat(self.seq, sent_ms, status, load, reason))
+
+    def deliver(self, frames: list[bytes]) -> None:
+        self.rig.raw(self.connection, frames, self.address)
+
+    def beat(self, status: ServingStatus = SERVING, reason: str = "") -> None:
+        self.deliver(self.make_beat(status, reason))
+
+    def restart(self) -> None:
+        """The agent's process starts anew: a new boot, clock and connection."""
+        self.boot += "'"
+        self.clock_offset_ms += 1_000_000
+        self.seq = 0
+        self.connect()
+        self.hello()
+
+    def bring_up(self) -> Agent:
+        self.hello()
+        while self.state is not NodeState.UP:
+            self.rig.now_ms += PROBATION_MS
+            self.beat()
+        return self
+
+    def fail_and_return(self) -> None:
+        """One failure by silence, and back on probation if it is not banned."""
+        self.beat(NOT_SERVING)
+        self.rig.now_ms += PROBATION_MS
+        if self.state is NodeState.DOWN:
+            for _ in range(self.rig.policy.checks_before_routing):
+                self.rig.now_ms += PROBATION_MS
+                self.beat()
+
+    def messages(self) -> list[NodeMessage]:
+        return [message for connection, message in self.rig.sent if connection == self.connection]

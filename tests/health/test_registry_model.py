@@ -1,0 +1,240 @@
+"""The registry against arbitrary histories: agents that live, fail, leave, die and come back, while
+the process that holds the registry is paused and restarted. What must hold is worked out here from
+what really happened, by a rule or two, not by the registry's own reasoning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from bus.messages import NodeEvent, NodeState, Refused, ServingStatus, Topic, Welcome
+from tests.health.rig import (
+    NOT_SERVING,
+    POLICY,
+    SERVING,
+    SHUTTING_DOWN,
+    TIMEOUT_MS,
+    Agent,
+    Rig,
+)
+
+STEP_MS = 10
+SETTLED_MS = 500
+"""A node that serves steadily and is heard this long is UP: three checks of 50 ms, with room."""
+
+
+@dataclass(eq=False)
+class Machine:
+    """A node's machine: its agent, and the truth about it."""
+
+    agent: Agent
+    alive: bool = False
+    status: ServingStatus = SERVING
+    next_beat_ms: int = 0
+    sent_ms: int = 0
+    """When it truly last sent anything."""
+    steady_since_ms: int = 0
+    good_run: int = 0
+    """Good checks in a row that the registry was handed in time."""
+    last_read: ServingStatus | None = None
+    failures: int = 0
+    banned_until_ms: int = 0
+    queue: list[tuple[list[bytes], ServingStatus, int]] = field(default_factory=list)
+
+
+class Histories(RuleBasedStateMachine):
+    @initialize(count=st.integers(1, 4))
+    def start(self, count: int) -> None:
+        self.rig = Rig()
+        self.paused_since_ms: int | None = None
+        self.seen_events = 0
+        self.machines = [
+            Machine(Agent(self.rig, f"node-{i}", f"10.81.0.{20 + i}")) for i in range(count)
+        ]
+        for machine in self.machines:
+            self.come_up(machine)
+
+    # ------------------------------------------------------------- the world
+
+    def come_up(self, machine: Machine) -> None:
+        machine.alive = True
+        machine.status = SERVING
+        if machine.agent.connection:
+            machine.agent.restart()
+        else:
+            machine.agent.hello()
+        self.settle(machine)
+        self.send(machine)
+
+    def settle(self, machine: Machine) -> None:
+        machine.steady_since_ms = self.rig.now_ms
+
+    def send(self, machine: Machine) -> None:
+        frames = machine.agent.make_beat(machine.status)
+        machine.sent_ms = self.rig.now_ms
+        machine.queue.append((frames, machine.status, self.rig.now_ms))
+        if self.paused_since_ms is None:
+            self.read(machine)
+
+    def read(self, machine: Machine) -> None:
+        for frames, status, sent_ms in machine.queue:
+            machine.last_read = status
+            if status is NOT_SERVING:
+                machine.good_run = 0
+            elif status is SERVING and self.rig.now_ms - sent_ms < TIMEOUT_MS:
+                machine.good_run += 1
+            machine.agent.deliver(frames)
+            self.check_events()
+        machine.queue.clear()
+        last = next(iter(machine.agent.messages()[-1:]), None)
+        if isinstance(last, Refused) and last.retry_ms == 0 and machine.alive:
+            machine.agent.hello()
+        interval_ms = last.interval_ms if isinstance(last, Welcome) else TIMEOUT_MS // 2
+        machine.next_beat_ms = min(machine.next_beat_ms, self.rig.now_ms + interval_ms)
+
+    def interval_ms(self, machine: Machine) -> int:
+        welcomes = [m for m in machine.agent.messages() if isinstance(m, Welcome)]
+        return welcomes[-1].interval_ms if welcomes else TIMEOUT_MS // 2
+
+    def pass_time(self, duration_ms: int) -> None:
+        for _ in range(duration_ms // STEP_MS):
+            self.rig.now_ms += STEP_MS
+            for machine in self.machines:
+                if machine.alive and self.rig.now_ms >= machine.next_beat_ms:
+                    machine.next_beat_ms = self.rig.now_ms + self.interval_ms(machine)
+                    self.send(machine)
+            if self.paused_since_ms is None:
+                self.rig.tick()
+                self.check_events()
+
+    # ------------------------------------------------------------- rules
+
+    @rule(duration_ms=st.integers(STEP_MS, 3 * TIMEOUT_MS))
+    def wait(self, duration_ms: int) -> None:
+        self.pass_time(duration_ms)
+
+    @rule(duration_ms=st.sampled_from((SETTLED_MS, TIMEOUT_MS, 5 * TIMEOUT_MS)))
+    def wait_a_round_time(self, duration_ms: int) -> None:
+        self.pass_time(duration_ms)
+
+    @rule(index=st.integers(0, 3), status=st.sampled_from(ServingStatus))
+    def change_status(self, index: int, status: ServingStatus) -> None:
+        machine = self.machines[index % len(self.machines)]
+        if machine.alive and machine.status is not status:
+            machine.status = status
+            self.settle(machine)
+            self.send(machine)
+
+    @rule(index=st.integers(0, 3))
+    def die(self, index: int) -> None:
+        self.machines[index % len(self.machines)].alive = False
+
+    @rule(index=st.integers(0, 3))
+    @precondition(lambda self: self.paused_since_ms is None)
+    def come_back(self, index: int) -> None:
+        machine = self.machines[index % len(self.machines)]
+        if not machine.alive:
+            self.come_up(machine)
+
+    @rule()
+    @precondition(lambda self: self.paused_since_ms is None)
+    def pause(self) -> None:
+        self.paused_since_ms = self.rig.now_ms
+
+    @rule(lag_is_noticed_first=st.booleans())
+    @precondition(lambda self: self.paused_since_ms is not None)
+    def resume(self, lag_is_noticed_first: bool) -> None:
+        assert self.paused_since_ms is not None
+        lag_ms = self.rig.now_ms - self.paused_since_ms
+        self.paused_since_ms = None
+        if lag_is_noticed_first:
+            self.rig.registry.lagged(lag_ms, self.rig.now_ms)
+        for machine in self.machines:
+            self.read(machine)
+            self.settle(machine)
+        if not lag_is_noticed_first:
+            self.rig.registry.lagged(lag_ms, self.rig.now_ms)
+        self.rig.tick()
+        self.check_events()
+
+    @rule()
+    @precondition(lambda self: self.paused_since_ms is None)
+    def restart_process(self) -> None:
+        self.rig.restart()
+        for machine in self.machines:
+            machine.good_run = 0
+            if machine.alive:
+                machine.agent.connect()
+                machine.agent.hello()
+                self.settle(machine)
+                self.send(machine)
+
+    # ------------------------------------------------------------- what must hold
+
+    def check_events(self) -> None:
+        machines = {machine.agent.id: machine for machine in self.machines}
+        for topic, event in self.rig.events[self.seen_events :]:
+            self.check_event(machines[event.id], topic, event)
+        self.seen_events = len(self.rig.events)
+
+    def check_event(self, machine: Machine, topic: Topic, event: NodeEvent) -> None:
+        now_ms = self.rig.now_ms
+        if topic is Topic.NODE_UP:
+            assert now_ms >= machine.banned_until_ms
+            assert now_ms - machine.sent_ms < TIMEOUT_MS, "a dead node was revived"
+            if event.previous is NodeState.PROBATION:
+                assert machine.good_run >= POLICY.checks_before_routing
+        elif topic is Topic.NODE_DOWN:
+            machine.good_run = 0
+            if event.reason.startswith("not serving"):
+                assert machine.last_read is NOT_SERVING
+            elif event.previous is NodeState.UP:
+                assert now_ms - machine.sent_ms >= TIMEOUT_MS, "a living node was taken down"
+            heard = not event.reason.startswith("not heard")
+            machine.failures += event.previous is NodeState.UP and heard
+            assert event.fails == machine.failures
+        elif topic is Topic.NODE_DRAINING:
+            assert machine.last_read is SHUTTING_DOWN
+        elif topic is Topic.NODE_BANNED:
+            assert machine.failures >= POLICY.black_list_after_fails
+            machine.banned_until_ms = now_ms + POLICY.black_list_expiry_ms
+        elif topic is Topic.NODE_PARDONED:
+            assert now_ms >= machine.banned_until_ms
+            machine.failures = 0
+
+    @invariant()
+    def bans_hold(self) -> None:
+        for machine in self.machines:
+            if self.rig.now_ms < machine.banned_until_ms:
+                assert machine.agent.state is NodeState.BANNED
+            assert machine.failures <= POLICY.black_list_after_fails
+
+    @invariant()
+    def who_serves_steadily_is_up(self) -> None:
+        if self.paused_since_ms is not None:
+            return
+        for machine in self.machines:
+            steady_ms = self.rig.now_ms - machine.steady_since_ms
+            good = machine.alive and machine.status is SERVING and steady_ms >= 2 * SETTLED_MS
+            pardoned_ms = self.rig.now_ms - machine.banned_until_ms
+            if good and pardoned_ms >= 2 * SETTLED_MS:
+                assert machine.agent.state is NodeState.UP
+
+    @invariant()
+    def who_is_dead_is_not_up(self) -> None:
+        """Dead and silent for two timeouts and every pause since: no hold lasts that long."""
+        if self.paused_since_ms is not None:
+            return
+        for machine in self.machines:
+            silent_ms = self.rig.now_ms - max(machine.sent_ms, machine.steady_since_ms)
+            if not machine.alive and silent_ms > 20 * TIMEOUT_MS:
+                assert machine.agent.state in (NodeState.DOWN, NodeState.BANNED)
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(
+    max_examples=100, stateful_step_count=40, deadline=None, print_blob=True
+)
