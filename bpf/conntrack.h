@@ -203,13 +203,15 @@ static __always_inline enum reason open_flow(const struct flow_key *key, const s
 					     struct seat_counters *own, __u16 cpus,
 					     struct flow *forward)
 {
+	int keeps_port = service->flags & SERVICE_NO_SNAT;
 	struct flow_key reply_key = {};
 	struct flow reply;
 
-	if (!service->snat_ports)
+	if (!service->snat_ports && !keeps_port)
 		return REASON_drop_no_port;
 	for (int attempt = 0; attempt < PORT_TRIES; attempt++) {
-		forward->sport = candidate_port(service, own, cpus, attempt);
+		forward->sport = keeps_port ? key->sport :
+					      candidate_port(service, own, cpus, attempt);
 		reply_key = opposite_key(key, forward);
 		if (port_taken(&reply_key, forward->created))
 			continue;

@@ -11,17 +11,19 @@
 
 #ifdef GALE_XDP
 
-static __always_inline enum reason can_deliver(const struct packet *packet, const struct seat *seat)
+static __always_inline enum reason can_deliver(context_t *ctx, const struct packet *packet,
+					       const struct seat *seat)
 {
 	if (unlikely(!(seat->flags & SEAT_RESOLVED)))
 		return REASON_slow_next_hop;
-	if (unlikely(packet->tags))
+	if (unlikely(packet->tags && seat->ifindex != ctx->ingress_ifindex))
 		return REASON_slow_vlan;
-	if (unlikely(packet->ip->ihl != 5))
-		return REASON_slow_ip_options;
-	if (unlikely(packet->bytes > seat->mtu + sizeof(struct ethhdr)))
-		return REASON_slow_length;
 	return REASON_parsed;
+}
+
+static __always_inline __u32 longest_segment(context_t *ctx, const struct packet *packet)
+{
+	return bpf_ntohs(packet->ip->tot_len);
 }
 
 static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet,
@@ -38,15 +40,26 @@ static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet
 static long (*redirect_neighbour)(u32 ifindex, void *params, int params_bytes, u64 flags) =
 	(void *)BPF_FUNC_redirect_neigh;
 
+#define TCP_HEADER_USUAL_BYTES 32 /* with timestamps */
+
 struct next_hop {
 	__u32 family;
 	__be32 address;
 	__u32 padding[3];
 };
 
-static __always_inline enum reason can_deliver(const struct packet *packet, const struct seat *seat)
+static __always_inline enum reason can_deliver(context_t *ctx, const struct packet *packet,
+					       const struct seat *seat)
 {
 	return unlikely(!seat->ifindex) ? REASON_drop_no_route : REASON_parsed;
+}
+
+/* Of a packet that stands for many, the length of one of them on the wire, as IP counts it. */
+static __always_inline __u32 longest_segment(context_t *ctx, const struct packet *packet)
+{
+	if (ctx->gso_segs > 1)
+		return ctx->gso_size + packet->ip->ihl * 4 + TCP_HEADER_USUAL_BYTES;
+	return bpf_ntohs(packet->ip->tot_len);
 }
 
 static __always_inline void strip_tags(context_t *ctx, const struct packet *packet)
@@ -62,7 +75,8 @@ static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet
 {
 	struct next_hop next_hop = { .family = 2 /* AF_INET */, .address = seat->next_hop };
 
-	strip_tags(ctx, packet);
+	if (seat->ifindex != ctx->ifindex)
+		strip_tags(ctx, packet);
 	return redirect_neighbour(seat->ifindex, &next_hop, sizeof(next_hop), 0);
 }
 
@@ -75,5 +89,21 @@ static __always_inline int deliver_to_client(context_t *ctx, struct packet *pack
 }
 
 #endif
+
+/* Whether the packet can go to this seat at all, before anything of it is changed. `overhead`: what
+ * will be put around it.
+ */
+static __always_inline enum reason may_forward(context_t *ctx, struct packet *packet,
+					       const struct seat *seat, __u16 overhead)
+{
+	enum reason refused = can_deliver(ctx, packet, seat);
+
+	if (unlikely(refused))
+		return refused;
+	if (likely(longest_segment(ctx, packet) + overhead <= seat->mtu))
+		return REASON_parsed;
+	packet->mtu = seat->mtu - overhead;
+	return REASON_too_long;
+}
 
 #endif

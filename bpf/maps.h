@@ -26,6 +26,8 @@ GALE_MAP("array", int, struct seat, seats, MAX_SEATS, 0);
 GALE_MAP("lru_hash", struct flow_key, struct flow, est, CONNTRACK_ENTRIES, 0);
 GALE_MAP("lru_hash", struct flow_key, struct flow, half, HALF_OPEN_ENTRIES, 0);
 
+GALE_MAP("lru_hash", struct fragment_key, struct fragment, fragments, 8192, 0);
+
 GALE_MAP("percpu_array", int, struct seat_counters, seat_counters, MAX_SEATS, 0);
 GALE_MAP("percpu_array", int, u64, verdicts, HOOK_COUNT * 64, 0);
 

@@ -11,11 +11,11 @@
 #include "packet.h"
 #include "checksum.h"
 
-static __always_inline void rewrite_ipv4(struct iphdr *ip, const struct flow *flow)
+static __always_inline void rewrite_ipv4(struct iphdr *ip, __be32 saddr, __be32 daddr, __u16 delta)
 {
-	ip->saddr = flow->saddr;
-	ip->daddr = flow->daddr;
-	ip->check = checksum_adjust(ip->check, flow->address_delta);
+	ip->saddr = saddr;
+	ip->daddr = daddr;
+	ip->check = checksum_adjust(ip->check, delta);
 	decrement_ttl(ip);
 }
 
@@ -26,13 +26,13 @@ static __always_inline enum reason rewrite_l4(context_t *ctx, struct packet *pac
 {
 	__u32 delta = (__u32)flow->address_delta + flow->port_delta;
 
-	struct tcphdr *tcp = packet->transport;
-	struct udphdr *udp = packet->transport;
+	struct tcphdr *tcp = (void *)(packet->ip + 1); /* options went the slow way */
+	struct udphdr *udp = (void *)tcp;
 
 	/* The verifier has forgotten by now which header the parser saw. */
 	if ((void *)(udp + 1) > (void *)(long)ctx->data_end)
 		return REASON_drop_rewrite_failed;
-	rewrite_ipv4(packet->ip, flow);
+	rewrite_ipv4(packet->ip, flow->saddr, flow->daddr, flow->address_delta);
 	if (packet->key.protocol == IPPROTO_TCP) {
 		if ((void *)(tcp + 1) > (void *)(long)ctx->data_end)
 			return REASON_drop_rewrite_failed;
@@ -56,7 +56,7 @@ static __always_inline enum reason rewrite_l4(context_t *ctx, struct packet *pac
 					      const struct flow *flow)
 {
 	__u32 network = (void *)packet->ip - (void *)packet->ethernet;
-	__u32 transport = packet->transport - (void *)packet->ethernet;
+	__u32 transport = network + packet->ip->ihl * 4;
 	int tcp = packet->key.protocol == IPPROTO_TCP;
 	__u32 check = transport + (tcp ? __builtin_offsetof(struct tcphdr, check)
 				       : __builtin_offsetof(struct udphdr, check));
@@ -72,7 +72,7 @@ static __always_inline enum reason rewrite_l4(context_t *ctx, struct packet *pac
 	if ((void *)(ip + 1) > (void *)(long)ctx->data_end ||
 	    (void *)(ports + 2) > (void *)(long)ctx->data_end)
 		return REASON_drop_rewrite_failed;
-	rewrite_ipv4(ip, flow);
+	rewrite_ipv4(ip, flow->saddr, flow->daddr, flow->address_delta);
 	ports[0] = flow->sport;
 	ports[1] = flow->dport;
 	return REASON_parsed;

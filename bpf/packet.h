@@ -13,7 +13,9 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
-#define IP_FRAGMENT_MASK 0x3fff /* more-fragments flag and offset */
+#define IP_DONT_FRAGMENT 0x4000
+#define IP_MORE_FRAGMENTS 0x2000
+#define IP_FRAGMENT_OFFSET 0x1fff
 #define IP_HEADER_BYTES 20
 #define LINEAR_BYTES 128 /* enough for two tags, IP with options, TCP, and a quoted packet */
 
@@ -41,7 +43,6 @@ struct cursor {
 struct packet {
 	struct ethhdr *ethernet;
 	struct iphdr *ip;
-	void *transport;
 	struct flow_key key;
 	__u32 bytes;    /* of the frame, with what lies outside of linear memory */
 	__u32 segments; /* packets on the wire: TC sees many as one */
@@ -49,6 +50,10 @@ struct packet {
 	__u32 acknowledged;
 	__u8 tcp_flags;
 	__u8 tags;
+	__u8 first_fragment;
+	__u8 later_fragment; /* has no ports */
+	__u8 icmp_error;     /* the key is that of the flow it is about */
+	__u16 mtu;           /* what it would have to fit into, where it does not */
 	int verdict; /* what the kernel is told, once a packet has been forwarded */
 };
 
@@ -93,9 +98,11 @@ static __always_inline int parse_ipv4(struct cursor *cursor, struct packet *pack
 		return -1;
 	if (bpf_ntohs(ip->tot_len) < header)
 		return -1;
-	if (bpf_ntohs(ip->tot_len) + ((void *)ip - (void *)packet->ethernet) > packet->bytes)
-		return -1;
 	packet->ip = ip;
+	if (unlikely(ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS | IP_FRAGMENT_OFFSET))) {
+		packet->later_fragment = !!(ip->frag_off & bpf_htons(IP_FRAGMENT_OFFSET));
+		packet->first_fragment = !packet->later_fragment;
+	}
 	packet->key.saddr = ip->saddr;
 	packet->key.daddr = ip->daddr;
 	packet->key.protocol = ip->protocol;
@@ -109,7 +116,6 @@ static __always_inline int parse_tcp(struct cursor *cursor, struct packet *packe
 
 	if ((void *)(tcp + 1) > cursor->end)
 		return -1;
-	packet->transport = tcp;
 	packet->key.sport = tcp->source;
 	packet->key.dport = tcp->dest;
 	packet->tcp_flags = ((__u8 *)tcp)[13];
@@ -124,9 +130,17 @@ static __always_inline int parse_udp(struct cursor *cursor, struct packet *packe
 
 	if ((void *)(udp + 1) > cursor->end)
 		return -1;
-	packet->transport = udp;
 	packet->key.sport = udp->source;
 	packet->key.dport = udp->dest;
+	return 0;
+}
+
+static __always_inline int parse_icmp(struct cursor *cursor, struct packet *packet)
+{
+	struct icmphdr *icmp = cursor->position;
+
+	if ((void *)(icmp + 1) > cursor->end)
+		return -1;
 	return 0;
 }
 
@@ -142,9 +156,20 @@ static __always_inline struct cursor open_packet(context_t *ctx, struct packet *
 {
 	struct cursor cursor = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
 
-	packet->bytes = cursor.end - cursor.position;
 	packet->segments = 1;
 	return cursor;
+}
+
+/* Whether the frame holds what its IP header claims. A frame with a large MTU may come in pieces, of
+ * which the cursor sees the first: only then is the kernel asked for the length of them all.
+ */
+static __always_inline int holds_claimed_length(context_t *ctx, struct packet *packet)
+{
+	__u32 offset = (void *)packet->ip - (void *)packet->ethernet;
+
+	packet->bytes = offset + bpf_ntohs(packet->ip->tot_len);
+	return (void *)packet->ethernet + packet->bytes <= (void *)(long)ctx->data_end ||
+	       packet->bytes <= bpf_xdp_get_buff_len(ctx);
 }
 
 #else
@@ -153,14 +178,34 @@ static __always_inline struct cursor open_packet(context_t *ctx, struct packet *
 {
 	if (ctx->data_end - ctx->data < LINEAR_BYTES)
 		bpf_skb_pull_data(ctx, ctx->len < LINEAR_BYTES ? ctx->len : LINEAR_BYTES);
-	packet->bytes = ctx->len;
 	packet->segments = ctx->gso_segs ? ctx->gso_segs : 1;
 	return (struct cursor){ (void *)(long)ctx->data, (void *)(long)ctx->data_end };
 }
 
+static __always_inline int holds_claimed_length(context_t *ctx, struct packet *packet)
+{
+	packet->bytes = (void *)packet->ip - (void *)packet->ethernet +
+			bpf_ntohs(packet->ip->tot_len);
+	return packet->bytes <= ctx->len;
+}
+
 #endif
 
-/* Fills `packet` up to its ports. Returns a reason to pass it, or 0 (REASON_parsed). */
+/* The transport header, whose length the IP header must cover. */
+static __always_inline int parse_transport(struct cursor *cursor, struct packet *packet, int protocol)
+{
+	switch (protocol) {
+	case IPPROTO_TCP:
+		return transport_fits(packet, sizeof(struct tcphdr)) ? parse_tcp(cursor, packet) : -1;
+	case IPPROTO_UDP:
+		return transport_fits(packet, sizeof(struct udphdr)) ? parse_udp(cursor, packet) : -1;
+	default:
+		return transport_fits(packet, sizeof(struct icmphdr)) ? parse_icmp(cursor, packet) :
+									-1;
+	}
+}
+
+/* Fills `packet` as far as its kind goes. Returns a reason to pass it, or 0 (REASON_parsed). */
 static __always_inline enum reason parse_packet(context_t *ctx, struct packet *packet)
 {
 	struct cursor cursor = open_packet(ctx, packet);
@@ -173,17 +218,14 @@ static __always_inline enum reason parse_packet(context_t *ctx, struct packet *p
 	if (protocol != bpf_htons(ETH_P_IP))
 		return REASON_pass_not_ipv4;
 	protocol = parse_ipv4(&cursor, packet);
-	if (protocol < 0)
+	if (protocol < 0 || !holds_claimed_length(ctx, packet))
 		return REASON_pass_malformed;
-	if (protocol == IPPROTO_TCP)
-		protocol = transport_fits(packet, sizeof(struct tcphdr)) ?
-				   parse_tcp(&cursor, packet) : -1;
-	else if (protocol == IPPROTO_UDP)
-		protocol = transport_fits(packet, sizeof(struct udphdr)) ?
-				   parse_udp(&cursor, packet) : -1;
-	else
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP && protocol != IPPROTO_ICMP)
 		return REASON_pass_not_for_service;
-	return protocol < 0 ? REASON_pass_malformed : REASON_parsed;
+	if (unlikely(packet->later_fragment))
+		return REASON_parsed;
+	return parse_transport(&cursor, packet, protocol) < 0 ? REASON_pass_malformed :
+								REASON_parsed;
 }
 
 #endif

@@ -10,24 +10,33 @@
 
 #define GALE_REASONS(REASON)                                                                       \
 	REASON(parsed, "(none: nothing decided yet)")                                              \
+	REASON(too_long, "(none: about to be answered)")                                           \
 	/* Not ours: the kernel gets it untouched, always. */                                      \
 	REASON(pass_not_ipv4, "not an IPv4 packet")                                                \
 	REASON(pass_not_for_service, "no service at that address, port and protocol")              \
 	REASON(pass_malformed, "headers cut short or contradicting each other")                    \
 	REASON(pass_no_flow, "no flow of ours: the host's own traffic")                            \
+	REASON(pass_icmp_other, "ICMP that concerns no flow of ours")                              \
+	REASON(pass_fragment_alone, "a later fragment whose first one has not been seen")          \
 	REASON(pass_not_ready, "programs are attached, but user space has not set them up yet")    \
 	/* Ours, but XDP cannot finish it: TC does the same work on the next hook. */              \
 	REASON(slow_next_hop, "the node's next hop is not resolved yet")                           \
 	REASON(slow_ip_options, "the IPv4 header carries options")                                 \
 	REASON(slow_vlan, "a VLAN tag has to come off")                                            \
-	REASON(slow_length, "longer than the way to the node admits, or too long to answer here")  \
+	REASON(slow_length, "longer than the way to the node admits")                              \
 	/* Forwarded. */                                                                           \
 	REASON(forward_first, "(none: where the forwards begin)")                                  \
+	REASON(l2_forwarded, "bridged to its node by MAC address")                                 \
+	REASON(l3_forwarded, "wrapped and routed to its node")                                     \
 	REASON(l4_established, "a packet of an established flow")                                  \
 	REASON(l4_opening, "a packet of a flow whose handshake is under way")                      \
 	REASON(l4_new_flow, "a new flow: node chosen, port taken")                                 \
 	REASON(l4_promoted, "the packet that established its flow")                                \
 	REASON(l4_reply, "a node's packet on its way back to the client")                          \
+	REASON(fragment_forwarded, "a later fragment, sent after its first one")                   \
+	REASON(icmp_to_node, "an ICMP error, sent to the node whose packet it quotes")             \
+	REASON(icmp_to_client, "an ICMP error, sent to the client whose packet it quotes")         \
+	REASON(too_big_answered, "too long with DF set: answered with fragmentation needed")       \
 	/* Dropped. */                                                                             \
 	REASON(drop_first, "(none: where the drops begin)")                                        \
 	REASON(drop_no_node, "the service has no node to route to")                                \
@@ -38,6 +47,7 @@
 	REASON(drop_flow_taken, "the flow's reverse entry belongs to another flow by now")         \
 	REASON(drop_no_route, "no route to the node")                                              \
 	REASON(drop_ttl, "time to live ran out here")                                              \
+	REASON(drop_too_big, "too long for the way to the node, and no answer possible")           \
 	REASON(drop_source_is_vip, "claims to come from the VIP itself")                           \
 	REASON(drop_rewrite_failed, "the kernel refused to rewrite the packet")
 

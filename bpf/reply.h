@@ -8,6 +8,8 @@
 #include "conntrack.h"
 #include "nat.h"
 #include "deliver.h"
+#include "fragment.h"
+#include "icmp.h"
 
 static __always_inline enum reason send_reply(context_t *ctx, struct packet *packet,
 					      const struct flow *flow, const struct settings *own,
@@ -24,6 +26,7 @@ static __always_inline enum reason send_reply(context_t *ctx, struct packet *pac
 		counters->bytes_out += packet->bytes;
 		counters->flows += done == REASON_l4_promoted;
 	}
+	note_fragment(packet, flow->seat, MODE_L4, 0, flow);
 	refused = rewrite_l4(ctx, packet, flow);
 	if (refused)
 		return refused;
@@ -77,29 +80,69 @@ static __always_inline enum reason half_open_reply(context_t *ctx, struct packet
 	return send_reply(ctx, packet, &rewrite, own, reason);
 }
 
+static __always_inline enum reason reply_fragment(context_t *ctx, struct packet *packet,
+						  const struct settings *own)
+{
+	struct fragment *first = first_of(packet);
+	struct seat_counters *counters;
+	int index;
+
+	if (!first)
+		return REASON_pass_fragment_alone;
+	if (packet->ip->ttl <= 1)
+		return REASON_drop_ttl;
+	index = first->seat;
+	counters = seat_counters.lookup(&index);
+	if (counters) {
+		counters->packets_out += packet->segments;
+		counters->bytes_out += packet->bytes;
+	}
+	rewrite_ipv4(packet->ip, first->saddr, first->daddr, first->address_delta);
+	packet->verdict = deliver_to_client(ctx, packet, own);
+	return REASON_fragment_forwarded;
+}
+
+/* About a packet that the client sent. */
+static __always_inline enum reason error_to_client(context_t *ctx, struct packet *packet,
+						   const struct flow *flow, const struct settings *own)
+{
+	enum reason refused = translate_error(ctx, packet, flow);
+
+	if (refused)
+		return refused;
+	packet->verdict = deliver_to_client(ctx, packet, own);
+	return REASON_icmp_to_client;
+}
+
 static __always_inline enum reason forward_reply(context_t *ctx, struct packet *packet,
 						 const struct settings *own)
 {
 	struct flow *flow;
 
 	packet->key.direction = DIRECTION_REPLY;
+	if (unlikely(packet->later_fragment))
+		return reply_fragment(ctx, packet, own);
+	if (unlikely(packet->key.protocol == IPPROTO_ICMP) && !adopt_quoted_key(ctx, packet))
+		return REASON_pass_icmp_other;
 	flow = est.lookup(&packet->key);
-	if (likely(flow))
+	if (likely(flow && !packet->icmp_error))
 		return established_reply(ctx, packet, flow, own);
-	flow = half.lookup(&packet->key);
-	if (flow)
-		return half_open_reply(ctx, packet, flow, own);
-	return REASON_pass_no_flow;
+	if (!flow)
+		flow = half.lookup(&packet->key);
+	if (!flow)
+		return REASON_pass_no_flow;
+	return packet->icmp_error ? error_to_client(ctx, packet, flow, own) :
+				    half_open_reply(ctx, packet, flow, own);
 }
 
 static __always_inline enum reason handle_reply(context_t *ctx, struct packet *packet)
 {
-	enum reason passed = parse_packet(ctx, packet);
+	enum reason reason = parse_packet(ctx, packet);
 	struct settings *own;
 	int zero = 0;
 
-	if (passed)
-		return passed;
+	if (reason)
+		return reason;
 	own = settings.lookup(&zero);
 	if (!own || !own->public_ifindex)
 		return REASON_pass_not_ready;

@@ -7,6 +7,10 @@
 #include "conntrack.h"
 #include "nat.h"
 #include "deliver.h"
+#include "stateless.h"
+#include "fragment.h"
+#include "icmp.h"
+#include "answer.h"
 
 static __always_inline void count_in(struct seat_counters *counters, const struct packet *packet)
 {
@@ -22,6 +26,7 @@ static __always_inline enum reason send_l4(context_t *ctx, struct packet *packet
 	enum reason refused;
 
 	count_in(counters, packet);
+	note_fragment(packet, flow->seat, MODE_L4, 0, flow);
 	refused = rewrite_l4(ctx, packet, flow);
 	if (refused)
 		return refused;
@@ -29,12 +34,17 @@ static __always_inline enum reason send_l4(context_t *ctx, struct packet *packet
 	return done;
 }
 
-static __always_inline enum reason may_forward(const struct packet *packet, const struct seat *seat)
+static __always_inline enum reason may_forward_l4(context_t *ctx, struct packet *packet,
+						  const struct seat *seat)
 {
-	enum reason refused = can_deliver(packet, seat);
+	enum reason refused = may_forward(ctx, packet, seat, 0);
 
 	if (unlikely(refused))
 		return refused;
+#ifdef GALE_XDP
+	if (unlikely(packet->ip->ihl != 5))
+		return REASON_slow_ip_options;
+#endif
 	return unlikely(packet->ip->ttl <= 1) ? REASON_drop_ttl : REASON_parsed;
 }
 
@@ -49,7 +59,7 @@ static __always_inline enum reason established_request(context_t *ctx, struct pa
 
 	if (!seat || !counters)
 		return REASON_drop_no_node;
-	refused = may_forward(packet, seat);
+	refused = may_forward_l4(ctx, packet, seat);
 	if (unlikely(refused))
 		return refused;
 	if (unlikely(packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_RST)))
@@ -70,7 +80,7 @@ static __always_inline enum reason half_open_request(context_t *ctx, struct pack
 	enum reason reason = REASON_l4_opening, refused;
 	struct flow rewrite = *flow;
 
-	refused = may_forward(packet, seat);
+	refused = may_forward_l4(ctx, packet, seat);
 	if (refused)
 		return refused;
 	if (packet->key.protocol != IPPROTO_TCP || (packet->tcp_flags & TCP_FLAG_SYN)) {
@@ -99,10 +109,10 @@ static __always_inline enum reason new_l4_flow(context_t *ctx, struct packet *pa
 
 	if (!seat || !counters)
 		return REASON_drop_no_node;
-	reason = may_forward(packet, seat);
+	reason = may_forward_l4(ctx, packet, seat);
 	if (reason)
 		return reason;
-	flow.saddr = service->snat_address;
+	flow.saddr = service->flags & SERVICE_NO_SNAT ? packet->key.saddr : service->snat_address;
 	flow.daddr = seat->address;
 	flow.dport = seat->port;
 	flow.created = flow.last_seen = bpf_ktime_get_coarse_ns();
@@ -110,17 +120,6 @@ static __always_inline enum reason new_l4_flow(context_t *ctx, struct packet *pa
 	if (reason != REASON_l4_new_flow)
 		return reason;
 	return send_l4(ctx, packet, &flow, seat, counters, reason);
-}
-
-/* The seat that the ring names for this packet; NO_SEAT where the service has no node. */
-static __always_inline int chosen_seat(const struct packet *packet, const struct service *service,
-				       const struct settings *own)
-{
-	__u32 slot = slot_of(flow_hash(&packet->key, service->flags, own->hash_seed));
-	int index = service->id * RING_ENTRIES + slot / RING_LANES;
-	struct ring_entry *entry = ring.lookup(&index);
-
-	return entry ? entry->seat[slot % RING_LANES] : NO_SEAT;
 }
 
 static __always_inline int is_opening(const struct packet *packet)
@@ -152,10 +151,29 @@ static __always_inline enum reason l4_request(context_t *ctx, struct packet *pac
 	}
 	if (!is_opening(packet))
 		return REASON_drop_no_flow;
-	index = chosen_seat(packet, service, own);
+	index = seat_of_hash(service, flow_hash(&packet->key, service->flags, own->hash_seed));
 	if (index == NO_SEAT)
 		return REASON_drop_no_node;
 	return new_l4_flow(ctx, packet, service, own, index);
+}
+
+/* About a packet that a node sent. */
+static __always_inline enum reason error_to_node(context_t *ctx, struct packet *packet,
+						 const struct flow *flow)
+{
+	int index = flow->seat;
+	struct seat *seat = seats.lookup(&index);
+	enum reason refused;
+
+	if (!seat)
+		return REASON_drop_no_node;
+	refused = may_forward(ctx, packet, seat, 0);
+	if (!refused)
+		refused = translate_error(ctx, packet, flow);
+	if (refused)
+		return refused;
+	packet->verdict = deliver_to_seat(ctx, packet, seat);
+	return REASON_icmp_to_node;
 }
 
 static __always_inline enum reason forward_request(context_t *ctx, struct packet *packet,
@@ -169,9 +187,15 @@ static __always_inline enum reason forward_request(context_t *ctx, struct packet
 	struct service *service;
 	struct flow *flow;
 
+	if (unlikely(packet->later_fragment))
+		return forward_fragment(ctx, packet, own);
+	if (unlikely(packet->key.protocol == IPPROTO_ICMP) && !adopt_quoted_key(ctx, packet))
+		return REASON_pass_icmp_other;
 	if (own->l4_services) {
 		flow = est.lookup(&packet->key);
 		if (likely(flow)) {
+			if (unlikely(packet->icmp_error))
+				return error_to_node(ctx, packet, flow);
 			if (likely(flow->state != FLOW_CLOSED || !is_opening(packet)))
 				return established_request(ctx, packet, flow);
 			forget_established(&packet->key, flow); /* the same ports, a new flow */
@@ -180,23 +204,28 @@ static __always_inline enum reason forward_request(context_t *ctx, struct packet
 	service = services.lookup(&service_key);
 	if (!service)
 		return REASON_pass_not_for_service;
-	if (packet->key.saddr == packet->key.daddr)
+	if (unlikely(packet->key.saddr == packet->key.daddr))
 		return REASON_drop_source_is_vip;
+	if (service->mode != MODE_L4)
+		return forward_stateless(ctx, packet, service, own);
+	if (unlikely(packet->icmp_error))
+		return REASON_pass_icmp_other;
 	return l4_request(ctx, packet, service, own);
 }
 
 static __always_inline enum reason handle_request(context_t *ctx, struct packet *packet)
 {
-	enum reason passed = parse_packet(ctx, packet);
+	enum reason reason = parse_packet(ctx, packet);
 	struct settings *own;
 	int zero = 0;
 
-	if (passed)
-		return passed;
+	if (reason)
+		return reason;
 	own = settings.lookup(&zero);
 	if (!own || !own->public_ifindex)
 		return REASON_pass_not_ready;
-	return forward_request(ctx, packet, own);
+	reason = forward_request(ctx, packet, own);
+	return unlikely(reason == REASON_too_long) ? answer_too_big(ctx, packet) : reason;
 }
 
 #endif

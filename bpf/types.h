@@ -28,7 +28,7 @@ struct settings {
 	__u32 private_ifindex;
 	__u16 l4_services; /* 0: no packet ever pays for a look at the conntrack tables */
 	__u16 cpus;        /* possible CPUs: each takes its own stride through the SNAT ports */
-	__u32 padding;
+	__be32 outer_prefix; /* IP in IP: a /16 the outer sources are spread over; 0: none */
 };
 
 struct service_key {
@@ -38,8 +38,9 @@ struct service_key {
 	__u8 padding;
 };
 
-#define SERVICE_AFFINITY_CLIENT 1
-#define SERVICE_NO_SNAT 2
+#define SERVICE_AFFINITY_CLIENT 1 /* the client's address alone picks the slot */
+#define SERVICE_NO_SNAT 2         /* L4: nodes see the client's address and answer through this LB */
+#define SERVICE_GUE 4             /* L3: UDP and GUE instead of IP in IP */
 
 struct service {
 	__u16 id;
@@ -71,7 +72,7 @@ struct seat {
 	__u8 source_mac[6];
 	__u16 mtu;
 	__u16 flags;
-	__be32 outer_source; /* L3: where the outer header says it comes from */
+	__be32 outer_source; /* L3: this LB's address towards the node */
 	__u64 identity; /* hash of the service's name and the node's id */
 	__u64 reserved[2];
 };
@@ -129,6 +130,26 @@ struct flow {
 	__u64 created;   /* coarse monotonic ns */
 	__u64 stamp;     /* creation stamp across LBs */
 	__u64 spare;
+};
+
+/* What the first fragment of a datagram found out, for those that follow without ports. */
+struct fragment_key {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 id;
+	__u8 protocol;
+	__u8 direction;
+};
+
+struct fragment {
+	__be32 saddr; /* L4: the rewrite */
+	__be32 daddr;
+	__u16 address_delta;
+	__u16 seat;
+	__u8 mode;
+	__u8 flags; /* the service's */
+	__u16 padding;
+	__u64 created; /* coarse monotonic ns */
 };
 
 _Static_assert(sizeof(struct flow_key) == 16, "a flow's key is 16 bytes");

@@ -7,6 +7,7 @@
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/icmp.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
