@@ -249,7 +249,7 @@ def _core_config(config: LbConfig) -> QuorumConfig:
     services = tuple(
         TableService(
             name=service.name,
-            address=None if service.address is None else str(service.address),
+            address=service.address,
             port=service.port,
             protocol=Protocol(service.protocol),
             mode=Mode(service.mode),
@@ -260,10 +260,7 @@ def _core_config(config: LbConfig) -> QuorumConfig:
         )
         for service in config.services
     )
-    vips = tuple(
-        FloatingVip(str(vip.address), None if vip.snat_address is None else str(vip.snat_address))
-        for vip in config.virtual_ips
-    )
+    vips = tuple(FloatingVip(vip.address, vip.snat_address) for vip in config.virtual_ips)
     return QuorumConfig(
         name=config.local.name,
         address=_own_address(config),

@@ -86,7 +86,9 @@ def test_nothing_is_published_before_it_is_durable() -> None:
     assert asked.committed is None
     for again_ms in (6, 700, 1_500):
         core.stall("the disk is full")
-        core.report("lb-0", "boot-1", view(seen("n", UP), version=again_ms), again_ms)
+        core.report(
+            "lb-0", "boot-1", view(seen("n", UP), seen("m", UP), version=again_ms), again_ms
+        )
         core.tick(again_ms)
         assert core.ready(again_ms) == asked
         assert table(core, again_ms).epoch == disk[-1].table.epoch  # type: ignore[union-attr]
@@ -96,7 +98,7 @@ def test_nothing_is_published_before_it_is_durable() -> None:
     done = work_off(core, 2_000)
     epochs = [ready.committed.table.epoch for ready in done if ready.committed is not None]
     assert epochs == [2, 3], "the proposal under way first, then what was seen meanwhile"
-    assert states(core) == {"n": UP}
+    assert states(core) == {"m": UP, "n": UP}
 
 
 def test_a_restart_leads_on_in_its_term_and_publishes_its_table_at_once() -> None:
@@ -146,6 +148,20 @@ def test_what_a_settled_health_process_does_not_know_is_gone() -> None:
     work_off(core, 100 + SETTLE_MS)
     assert states(core) == {"a": UP}
     assert core.deadline_ms() is None
+
+
+def test_each_lb_settles_by_its_own_boot() -> None:
+    core, _ = bootstrapped("a", "b")
+    core.report("lb-0", "boot-2", view(seen("b", UP)), 100)
+    core.report("lb-1", "boot-1", view(seen("a", UP)), 900)
+    for now_ms in (100 + SETTLE_MS - 1, 100 + SETTLE_MS):
+        assert states(core) == {"a": UP, "b": UP}
+        core.tick(now_ms)
+        work_off(core, now_ms)
+    assert states(core) == {"a": DOWN, "b": UP}, "lb-0 knows no a; lb-1 may yet learn of b"
+    core.tick(900 + SETTLE_MS)
+    work_off(core, 900 + SETTLE_MS)
+    assert states(core) == {"a": DOWN, "b": DOWN}
 
 
 def test_a_repeated_or_overtaken_view_changes_nothing() -> None:
@@ -222,6 +238,7 @@ def test_a_departed_lbs_slot_rests_for_the_longest_timeout() -> None:
     core.tick(SLOT_REUSE_MS - 1)
     assert work_off(core, SLOT_REUSE_MS - 1) == []
     core.tick(SLOT_REUSE_MS)
+    assert core.deadline_ms() is None, "on its way to the disk: nothing to do but wait for it"
     work_off(core, SLOT_REUSE_MS)
     assert owners() == {"lb-0": 9_344}
     assert core.deadline_ms() is None

@@ -1,0 +1,378 @@
+"""The quorum process, as a process: what survives its death, what it says, what it obeys."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import zmq
+
+from bus import topology
+from bus.messages import (
+    CommittedTable,
+    Envelope,
+    LocalView,
+    NodeState,
+    NodeTable,
+    ProcessEvent,
+    QuorumState,
+    TableEvent,
+    Topic,
+)
+from bus.socket import CommandError, Publisher, Subscriber, request
+from tests.quorum.views import seen, view
+
+TIMEOUT_S = 30.0
+UP, DOWN = NodeState.UP, NodeState.DOWN
+CONFIG = """\
+[local]
+name = "lb-test"
+net_interface_private = "priv0"
+net_interface_public = "pub0"
+
+[node_health]
+checks_timeout = "60s"
+"""
+
+T = TypeVar("T")
+
+
+class Rig:
+    """One LB's directories, a health process played by the test, and the quorum process."""
+
+    def __init__(self, directory: Path) -> None:
+        self.run_dir = directory / "run"
+        self.state = directory / "state" / "quorum.state"
+        self.config = directory / "lb.toml"
+        self.config.write_text(CONFIG)
+        self.log = directory / "log"
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.health: Publisher | None = None
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.newest: dict[Topic, Envelope] = {}
+        self.events: list[Envelope] = []
+        self.subscriber: Subscriber | None = None
+
+    def start(self) -> subprocess.Popen[bytes]:
+        environment = os.environ | {
+            "GALE_CONFIG": str(self.config),
+            "GALE_RUN_DIR": str(self.run_dir),
+            "GALE_STATE_DIR": str(self.state.parent),
+        }
+        with self.log.open("ab") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", "from services.quorum.main import main; main()"],
+                    env=environment,
+                    stderr=log,
+                    stdout=log,
+                )
+            )
+        return self.processes[-1]
+
+    def kill(self) -> None:
+        self.processes[-1].kill()
+        self.processes[-1].wait()
+        self.forget()
+
+    def forget(self) -> None:
+        """What comes from now on is of the next process."""
+        if self.subscriber is not None:
+            self.subscriber.close()
+        self.subscriber = None
+        self.newest.clear()
+        self.events.clear()
+
+    def sees(self, seen_view: LocalView, *, restarted: bool = False) -> None:
+        """Health publishes a view; `restarted`: from a new boot."""
+        if restarted:
+            self.health_ends()
+        if self.health is None:
+            path = topology.publisher_path(self.run_dir, topology.HEALTH)
+            self.health = Publisher(self.context, path, topology.HEALTH, "lb-test")
+        self.health.publish(Topic.STATE_VIEW, seen_view)
+
+    def health_ends(self) -> None:
+        if self.health is not None:
+            self.health.close()
+        self.health = None
+
+    def wait(self, wanted: Callable[[], T | None]) -> T:
+        """Until `wanted` returns something; meanwhile messages come in, health serves."""
+        if self.subscriber is None:
+            wants = {topology.QUORUM: topology.PUBLISHES[topology.QUORUM]}
+            self.subscriber = Subscriber(self.context, self.run_dir, wants)
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self.health is not None:
+                self.health.serve()
+            self.subscriber.socket.poll(10)
+            for envelope in self.subscriber.receive():
+                if envelope.topic.is_state:
+                    self.newest[envelope.topic] = envelope
+                else:
+                    self.events.append(envelope)
+            if (found := wanted()) is not None and found is not False:
+                return found
+        raise AssertionError(f"not within {TIMEOUT_S} s; log:\n{self.log.read_text()}")
+
+    def table(self) -> NodeTable | None:
+        envelope = self.newest.get(Topic.STATE_TABLE)
+        if envelope is None:
+            return None
+        assert isinstance(envelope.data, CommittedTable)
+        return envelope.data.table
+
+    def states(self) -> dict[str, NodeState] | None:
+        table = self.table()
+        return None if table is None else {node.name: node.state for node in table.nodes}
+
+    def wait_states(self, wanted: dict[str, NodeState]) -> NodeTable:
+        return self.wait(lambda: self.table() if self.states() == wanted else None)
+
+    def quorum(self) -> QuorumState | None:
+        envelope = self.newest.get(Topic.STATE_QUORUM)
+        return None if envelope is None else envelope.data
+
+    def started(self) -> ProcessEvent:
+        def found() -> ProcessEvent | None:
+            return next((e.data for e in self.events if e.topic is Topic.PROCESS_STARTED), None)
+
+        return self.wait(found)
+
+    def reload(self) -> dict[str, Any]:
+        path = topology.command_path(self.run_dir, topology.QUORUM)
+        return request(self.context, path, "reload", {}, 20_000)
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        self.forget()
+        self.health_ends()
+        self.context.term()
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    directory = Path(tempfile.mkdtemp(prefix="gale-", dir="/tmp"))
+    made = Rig(directory)
+    yield made
+    made.close()
+    shutil.rmtree(directory)
+
+
+def test_it_commits_what_health_sees_and_says_so(rig: Rig) -> None:
+    rig.start()
+    waiting = rig.wait(rig.quorum)
+    assert waiting.waiting_for == "the first view of the health process"
+    assert rig.table() is None
+    rig.sees(view(seen("a", UP), seen("b", UP)))
+    table = rig.wait_states({"a": UP, "b": UP})
+    assert (table.term, table.epoch) == (1, 1)
+    assert [service.name for service in table.services] == ["default"]
+    rig.sees(view(seen("a", DOWN), seen("b", UP), version=2))
+    assert rig.wait_states({"a": DOWN, "b": UP}).epoch == 2
+    state = rig.wait(lambda: s if (s := rig.quorum()) and s.epoch == 2 else None)
+    assert (state.name, state.leader, state.term, state.quorum) == ("lb-test", "lb-test", 1, True)
+    assert state.lease_remaining_ms == 225
+    rig.wait(lambda: len(rig.events) >= 4)
+    topics = [event.topic for event in rig.events]
+    assert topics == [
+        Topic.PROCESS_STARTED,
+        Topic.QUORUM_LEADER,
+        Topic.TABLE_COMMITTED,
+        Topic.TABLE_COMMITTED,
+    ]
+    committed = rig.events[-1].data
+    assert isinstance(committed, TableEvent)
+    assert committed.changes == ("a up -> down",)
+
+
+def test_a_killed_process_starts_again_with_all_it_published(rig: Rig) -> None:
+    rig.start()
+    rig.sees(view(seen("a", UP), seen("b", UP)))
+    rig.wait_states({"a": UP, "b": UP})
+    rig.sees(view(seen("a", UP), seen("b", DOWN), version=2))
+    before = rig.wait_states({"a": UP, "b": DOWN})
+    assert rig.state.exists()
+    rig.health_ends()
+    for _ in range(2):
+        rig.kill()
+        rig.start()
+        assert rig.wait(rig.table) == before
+        assert rig.started().adopted == "term 1, epoch 2, 2 nodes"
+    # The first table of a new process is the stored one, whatever comes after it.
+    rig.kill()
+    rig.sees(view(seen("a", DOWN), seen("b", DOWN)))
+    rig.start()
+    assert rig.wait_states({"a": DOWN, "b": DOWN}).epoch == 3
+
+
+def test_a_restarting_health_process_wipes_no_node(rig: Rig) -> None:
+    rig.start()
+    rig.sees(view(seen("a", UP), seen("b", UP)))
+    rig.wait_states({"a": UP, "b": UP})
+    rig.sees(view(), restarted=True)
+    rig.sees(view(seen("b", DOWN), version=2))
+    assert rig.wait_states({"a": UP, "b": DOWN}).epoch == 2
+
+
+def test_states_are_repeated_and_the_table_is_not_renumbered(rig: Rig) -> None:
+    rig.start()
+    rig.sees(view(seen("a", UP)))
+    rig.wait_states({"a": UP})
+    first = rig.newest[Topic.STATE_TABLE]
+    again = rig.wait(
+        lambda: e if (e := rig.newest[Topic.STATE_TABLE]).seq >= first.seq + 2 else None
+    )
+    assert again.data == first.data
+    state = rig.newest[Topic.STATE_QUORUM]
+    rig.wait(lambda: rig.newest[Topic.STATE_QUORUM].seq >= state.seq + 2)
+    assert rig.newest[Topic.STATE_QUORUM].data == state.data
+
+
+def test_a_second_copy_waits_and_takes_over_with_the_newest_table(rig: Rig) -> None:
+    first = rig.start()
+    rig.sees(view(seen("a", UP)))
+    rig.wait_states({"a": UP})
+    second = rig.start()
+    rig.wait(lambda: "another copy" in rig.log.read_text())
+    rig.sees(view(seen("a", DOWN), version=2))
+    before = rig.wait_states({"a": DOWN})
+    rig.health_ends()
+    first.kill()
+    first.wait()
+    rig.forget()
+    assert rig.wait(rig.table) == before
+    assert second.poll() is None
+
+
+def add_service(rig: Rig) -> None:
+    rig.config.write_text(CONFIG + '\n[[services]]\nname = "echo"\nport = 9000\n')
+
+
+def service_names(rig: Rig) -> list[str]:
+    table = rig.table()
+    return [] if table is None else [service.name for service in table.services]
+
+
+@pytest.mark.parametrize("how", ["command", "signal"])
+def test_reload_applies_a_good_file_and_keeps_its_own_from_a_bad_one(rig: Rig, how: str) -> None:
+    process = rig.start()
+    rig.sees(view(seen("a", UP)))
+    rig.wait_states({"a": UP})
+
+    def reload() -> dict[str, Any] | None:
+        if how == "command":
+            return rig.reload()
+        process.send_signal(signal.SIGHUP)
+        return None
+
+    add_service(rig)
+    assert reload() in (None, {"applied": True, "problems": [], "restart_needed": []})
+    rig.wait(lambda: service_names(rig) == ["echo"] or None)
+    table = rig.table()
+    assert table is not None
+    assert (table.epoch, rig.states()) == (2, {"a": UP})
+    rig.config.write_text(CONFIG + "\n[quorum]\n")
+    answer = reload()
+    rig.wait(lambda: "stays as it was" in rig.log.read_text() or None)
+    if answer is not None:
+        assert answer["applied"] is False
+        assert answer["problems"][0].startswith(f"{rig.config}:")
+    rig.sees(view(seen("a", DOWN), version=2))
+    rig.wait_states({"a": DOWN})
+    assert service_names(rig) == ["echo"]
+
+
+def test_a_new_name_needs_a_restart(rig: Rig) -> None:
+    rig.start()
+    rig.wait(rig.quorum)
+    rig.config.write_text(CONFIG.replace("lb-test", "lb-renamed"))
+    assert rig.reload()["restart_needed"] == ["local.name"]
+    rig.sees(view(seen("a", UP)))
+    rig.wait_states({"a": UP})
+    rig.kill()
+    rig.start()
+    state = rig.wait(lambda: s if (s := rig.quorum()) and s.epoch == 2 else None)
+    assert (state.name, state.term, state.epoch) == ("lb-renamed", 2, 2)
+
+
+def test_an_unknown_command_is_refused(rig: Rig) -> None:
+    rig.start()
+    rig.wait(rig.quorum)
+    path = topology.command_path(rig.run_dir, topology.QUORUM)
+    with pytest.raises(CommandError, match="unknown command: dance"):
+        request(rig.context, path, "dance", {}, 20_000)
+
+
+def test_term_ends_it_well(rig: Rig) -> None:
+    process = rig.start()
+    rig.wait(rig.quorum)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(TIMEOUT_S) == 0
+
+
+def test_a_bad_file_at_the_start_is_named_and_ends_it(rig: Rig) -> None:
+    rig.config.write_text(CONFIG.replace("60s", "60 parsecs"))
+    assert rig.start().wait(TIMEOUT_S) == 2
+    assert f"{rig.config}:7: node_health.checks_timeout: " in rig.log.read_text()
+
+
+def test_a_damaged_state_file_is_named_and_set_aside(rig: Rig) -> None:
+    rig.start()
+    rig.sees(view(seen("a", UP)))
+    rig.wait_states({"a": UP})
+    rig.kill()
+    rig.state.write_bytes(rig.state.read_bytes()[:-9])
+    rig.start()
+    assert str(rig.state) in rig.started().adopted
+    rig.wait_states({"a": UP})
+    assert rig.state.with_name("quorum.state.damaged").exists()
+
+
+def test_a_state_file_of_a_newer_gale_is_refused(rig: Rig) -> None:
+    rig.state.parent.mkdir()
+    rig.state.write_bytes(b"gale-quorum 9 00\n{}")
+    assert rig.start().wait(TIMEOUT_S) == 2
+    assert f"{rig.state}: format 9" in rig.log.read_text()
+    assert rig.state.read_bytes() == b"gale-quorum 9 00\n{}"
+
+
+def test_a_disk_that_cannot_be_written_stops_the_table_and_nothing_else(rig: Rig) -> None:
+    rig.start()
+    rig.sees(view(seen("a", UP)))
+    before = rig.wait_states({"a": UP})
+    shutil.rmtree(rig.state.parent)
+    rig.sees(view(seen("a", DOWN), version=2))
+    state = rig.wait(lambda: s if (s := rig.quorum()) and s.waiting_for else None)
+    assert state.waiting_for == f"{rig.state}: No such file or directory"
+    assert rig.table() == before
+    rig.state.parent.mkdir()
+    assert rig.wait_states({"a": DOWN}).epoch == 2
+    rig.wait(lambda: (s := rig.quorum()) and s.waiting_for == "")
+    assert rig.log.read_text().count("the table stands still") == 1
+
+
+def test_several_addresses_are_a_quorum_of_one_that_says_so(rig: Rig) -> None:
+    peers = '{ ip = "127.0.0.1", port = 8081 }, { ip = "192.0.2.3", port = 8081 }'
+    rig.config.write_text(CONFIG + f"\n[load_balancer_quorum]\naddresses = [ {peers} ]\n")
+    rig.start()
+    rig.sees(view(seen("a", UP)))
+    rig.wait_states({"a": UP})
+    state = rig.wait(rig.quorum)
+    assert [(member.name, member.address) for member in state.members] == [
+        ("lb-test", "127.0.0.1:8081")
+    ]
+    assert "load_balancer_quorum.addresses names several LBs" in rig.log.read_text()
