@@ -26,6 +26,7 @@ _NAME_BYTES = 16
 _LOG_BYTES = 1 << 20
 _NOTHING = ctypes.create_string_buffer(1)
 _BATCH_ENTRIES = 8192
+_ROOM_TO_GROW = 512
 
 
 class _Command(IntEnum):
@@ -73,6 +74,16 @@ class ProgramInfo:
     id: int
     tag: str
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PacketRun:
+    """What a program made of one packet."""
+
+    verdict: int
+    packet: bytes
+    duration_ns: int
+    """Mean of the repetitions, as the kernel measured it."""
 
 
 class VerifierError(Exception):
@@ -170,7 +181,50 @@ def program_by_id(number: int) -> int:
     return _bpf(_Command.PROG_GET_FD_BY_ID, ctypes.create_string_buffer(attribute, len(attribute)))
 
 
-def _possible_cpus() -> int:
+def xdp_context(packet: bytes, ingress_ifindex: int) -> bytes:
+    """A `struct xdp_md`: data, data_end, data_meta, ingress interface, its queue, egress."""
+    return struct.pack("=6I", 0, len(packet), 0, ingress_ifindex, 0, 0)
+
+
+def tc_context(ingress_ifindex: int, ifindex: int) -> bytes:
+    """A `struct __sk_buff` with only the two interfaces set, which is about all one may set."""
+    return struct.pack("=36x2I148x", ingress_ifindex, ifindex)
+
+
+def run_program(fd: int, packet: bytes, context: bytes, repeat: int = 1) -> PacketRun:
+    """Run a loaded program on a packet. It sends nothing, but its writes to maps are real.
+
+    Repetitions do not start from the same packet: each sees what the one before has left.
+    """
+    before = ctypes.create_string_buffer(packet, len(packet))
+    after = ctypes.create_string_buffer(len(packet) + _ROOM_TO_GROW)
+    meta = ctypes.create_string_buffer(context, len(context))
+    fields = struct.pack(
+        "=IIIIQQIIIIQQIII4x",
+        fd,
+        0,
+        len(before),
+        len(after),
+        _address(before),
+        _address(after),
+        repeat,
+        0,
+        len(meta),
+        0,
+        _address(meta),
+        0,
+        0,
+        0,
+        0,
+    )
+    attribute = ctypes.create_string_buffer(fields, len(fields))
+    _bpf(_Command.PROG_TEST_RUN, attribute)
+    verdict, _, size = struct.unpack_from("=III", attribute, 4)
+    duration_ns = struct.unpack_from("=I", attribute, 36)[0]
+    return PacketRun(verdict, after.raw[:size], duration_ns)
+
+
+def possible_cpus() -> int:
     """How many values a per-CPU map keeps of each key."""
     count = 0
     for part in Path("/sys/devices/system/cpu/possible").read_text().strip().split(","):
@@ -182,7 +236,7 @@ def _possible_cpus() -> int:
 def value_bytes(kind: int, value_size: int) -> int:
     """What a lookup returns: per-CPU maps give every CPU's value, each padded to 8 bytes."""
     if kind in (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH):
-        return (value_size + 7) // 8 * 8 * _possible_cpus()
+        return (value_size + 7) // 8 * 8 * possible_cpus()
     return value_size
 
 
@@ -219,24 +273,19 @@ def read_entries(fd: int) -> Iterator[tuple[bytes, bytes]]:
 
 def write_entries(fd: int, keys: bytes, values: bytes) -> None:
     """Set many entries of a map at once."""
-    key_size = map_shape(fd)[1]
-    attribute = _batch_attribute(
-        fd,
-        ctypes.create_string_buffer(keys, len(keys)),
-        ctypes.create_string_buffer(values, len(values)),
-        len(keys) // key_size,
-        0,
-    )
-    _bpf(_Command.MAP_UPDATE_BATCH, attribute)
+    # Named, because the kernel reads them through bare addresses: they must outlive the call.
+    key_buffer = ctypes.create_string_buffer(keys, len(keys))
+    value_buffer = ctypes.create_string_buffer(values, len(values))
+    count = len(keys) // map_shape(fd)[1]
+    _bpf(_Command.MAP_UPDATE_BATCH, _batch_attribute(fd, key_buffer, value_buffer, count, 0))
 
 
 def delete_entries(fd: int, keys: bytes) -> None:
     """Delete many entries of a map at once; those that are gone already are passed over."""
     key_size = map_shape(fd)[1]
     while keys:
-        attribute = _batch_attribute(
-            fd, ctypes.create_string_buffer(keys, len(keys)), _NOTHING, len(keys) // key_size, 0
-        )
+        key_buffer = ctypes.create_string_buffer(keys, len(keys))
+        attribute = _batch_attribute(fd, key_buffer, _NOTHING, len(keys) // key_size, 0)
         try:
             _bpf(_Command.MAP_DELETE_BATCH, attribute)
         except OSError as error:

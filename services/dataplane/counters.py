@@ -51,7 +51,7 @@ class Counters:
         self._verdicts = bpf[b"verdicts"]
         self._seats = bpf[b"seat_counters"]
         self._cpus = cpus
-        self._fields = [name for name, *_ in self._seats.Leaf._fields_]
+        self._fields = [name for name, *_ in self._seats.sLeaf._fields_]
         self._names = [(hook, list(reasons())) for hook in hooks()]
 
     def verdicts(self) -> dict[str, int]:

@@ -153,7 +153,7 @@ def _compile(text: str, flags: list[str]) -> tuple[Any, str]:
     os.environ["BCC_KERNEL_SOURCE"] = str(_STUBS)
     with _standard_error() as said:
         try:
-            bpf = BPF(text=text, cflags=[*_fixed_flags(), *flags])
+            bpf = BPF(text=text.encode(), cflags=[*_fixed_flags(), *flags])
         except Exception as error:
             # bcc raises bare Exceptions whose text says only that it failed.
             raise CompileError(said() or str(error)) from None

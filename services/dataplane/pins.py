@@ -215,6 +215,15 @@ class PinnedMaps:
         return migration
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The maps in use, of all sources that have adopted."""
+        return tuple(sorted(self._adopted))
+
+    def fd(self, name: str) -> int:
+        """The fd of a map in use; it stays this object's."""
+        return self._held[name]
+
+    @property
     def migrated(self) -> tuple[str, ...]:
         """The maps that were copied to a new size."""
         return tuple(self._migrations)
