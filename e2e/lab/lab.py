@@ -182,10 +182,7 @@ class Lab:
 
     def _what_went_wrong(self, problem: str) -> str:
         return (
-            f"the lab does not serve after {READY_TIMEOUT_S:.0f} s: {problem}\n"
-            f"{self.log_tails()}\n\n"
-            "The lab is left as it is: look with `gale lab exec lb-0 -- CMD`, read the logs in "
-            f"{plan.ROOT_DIR}/*/log,\nthen `gale lab down`."
+            f"the lab does not serve after {READY_TIMEOUT_S:.0f} s: {problem}\n{self.log_tails()}\n"
         )
 
     def log_tails(self) -> str:

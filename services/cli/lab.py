@@ -23,10 +23,17 @@ from rich.table import Table
 
 from services.cli.invocation import NO, WRONG_USE, Invocation, print_json
 
+LEFT_STANDING = """\
+The lab did not come up; what there is of it is left standing. Look around with
+`gale lab exec lb-0 -- CMD` and in /run/gale/lab/*/log, then `gale lab down`."""
 CHECKOUT_DIR = Path(__file__).resolve().parents[2]
 
-app = typer.Typer(no_args_is_help=True, help="A whole cluster on this machine, to try and to test.")
-fault = typer.Typer(no_args_is_help=True, help="Break something, or mend it.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="A whole cluster on this machine, to try and to test.",
+)
+fault = typer.Typer(add_completion=False, no_args_is_help=True, help="Break something, or mend it.")
 app.add_typer(fault, name="fault")
 
 Machine = Annotated[str, typer.Argument(metavar="WHO", help="client, router, lb-0, node-2, ...")]
@@ -71,8 +78,16 @@ def up(
     with _lab() as lab:
         built = lab.Lab(lab.Plan(lbs=lbs, nodes=nodes, mode=mode))
         with lab.exclusive(_say):
-            built.up(_say, config)
+            _up(lab, built, config)
         _say("the lab serves; `gale lab status` shows it, `gale lab down` takes it away")
+
+
+def _up(lab: ModuleType, built: Any, config: Path | None) -> None:
+    try:
+        built.up(_say, config)
+    except lab.LabError as error:
+        _say(f"{error}\n{LEFT_STANDING}")
+        raise typer.Exit(NO) from None
 
 
 @app.command()

@@ -1,0 +1,231 @@
+"""`make demo`: real requests through a real lab, while everything that decides is killed.
+
+1. The lab comes up: an LB, three nodes, a client.
+2. The client sends over 10,000 HTTP requests, each on a new connection, while each of the LB's four
+   processes is SIGKILLed three times. Promised: none fails, each node answers its third.
+3. A node's server is killed. Promised: requests fail for no longer than one check interval (500 ms)
+   and 100 ms, and the node answers again once its server is back and has passed its checks.
+
+It ends by itself in about a minute. The exit code is 0 only if every promise held.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from functools import partial
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from e2e.hosts import (
+    Hosts,
+    lab_hosts,
+    node_states,
+    pid_of,
+    send_signal,
+    serves_again,
+    traffic,
+    wait_for,
+)
+from e2e.lab import LabError, Plan
+from e2e.traffic import Summary, Traffic
+
+PROCESSES = ("dataplane", "health", "quorum", "api")
+ROUNDS = 3
+BETWEEN_KILLS_S = 3.0
+RATE = 290
+LEAST_REQUESTS = 10_000
+SHARE_TOLERANCE = 0.1
+FAILING_MS = 600
+RIG_LAG_MS = 100
+NOTES_SHOWN = 8
+
+
+@dataclass
+class Board:
+    """What is shown while it runs."""
+
+    hosts: Hosts
+    requests: Traffic | None = None
+    kills: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PROCESSES})
+    """Per process, after how many seconds it served again, kill by kill."""
+    notes: list[str] = field(default_factory=list)
+    log: Console | None = None
+    """Without a terminal nothing is redrawn: what happens is printed, line by line."""
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        if self.log is not None:
+            self.log.print(text, highlight=False)
+
+    def __rich__(self) -> Group:
+        seen = Summary(list(self.requests.results) if self.requests else [])
+        counts = Text.assemble(
+            ("requests ", "dim"),
+            f"{len(seen.results):6d}   ",
+            ("failed ", "dim"),
+            (f"{len(seen.failures)}", "bold red" if seen.failures else "bold green"),
+            ("   longest gap ", "dim"),
+            f"{seen.longest_gap_ms:.0f} ms",
+        )
+        notes = Text("\n".join(self.notes[-NOTES_SHOWN:]), style="dim")
+        return Group(counts, self._nodes(seen), self._processes(), notes)
+
+    def _nodes(self, seen: Summary) -> Table:
+        table = Table(box=None, show_header=False, padding=(0, 1))
+        for name, share in seen.shares(self.hosts.nodes).items():
+            table.add_row(name, Text("█" * round(share * 60), style="cyan"), f"{share:.1%}")
+        return table
+
+    def _processes(self) -> Table:
+        table = Table(box=None, show_header=False, padding=(0, 1))
+        for name, times in self.kills.items():
+            again = ", ".join(f"{seconds:.1f} s" for seconds in times)
+            table.add_row(f"gale:{name}", f"killed {len(times)}×", f"served again after {again}")
+        return table
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One line of the summary."""
+
+    text: str
+    measured: str
+    held: bool
+
+
+def run(board: Board) -> list[Promise]:
+    """The whole show; what was promised, and what came of it."""
+    hosts = board.hosts
+    board.requests = traffic(hosts, RATE)
+    try:
+        kill_everything_that_decides(board)
+        wait_for(
+            lambda: len(requests_of(board).results) >= LEAST_REQUESTS, "the requests", timeout_s=60
+        )
+    finally:
+        control = requests_of(board).stop()
+    promises = control_promises(hosts, control, board)
+    return [*promises, *server_promises(board)]
+
+
+def requests_of(board: Board) -> Traffic:
+    assert board.requests is not None
+    return board.requests
+
+
+def kill_everything_that_decides(board: Board) -> None:
+    lb = board.hosts.lbs[0]
+    for _ in range(ROUNDS):
+        for process in PROCESSES:
+            killed_at = time.monotonic()
+            pid = send_signal(board.hosts, lb, f"gale:{process}", "KILL")
+            board.note(f"SIGKILL of gale:{process} (pid {pid})")
+            again = partial(serves_again, board.hosts, lb, process, pid, killed_at)
+            wait_for(again, f"{process} to serve again")
+            seconds = time.monotonic() - killed_at
+            board.kills[process].append(seconds)
+            new_pid = pid_of(board.hosts, lb, f"gale:{process}")
+            board.note(f"gale:{process} serves again after {seconds:.1f} s (pid {new_pid})")
+            time.sleep(max(0.0, BETWEEN_KILLS_S - seconds))
+
+
+def control_promises(hosts: Hosts, seen: Summary, board: Board) -> list[Promise]:
+    third = 1 / len(hosts.nodes)
+    shares = seen.shares(hosts.nodes)
+    even = all(abs(share - third) <= SHARE_TOLERANCE * third for share in shares.values())
+    errors = ", ".join(f"{count} {error}" for error, count in seen.errors.items())
+    kills = sum(len(times) for times in board.kills.values())
+    return [
+        Promise(
+            f"at least {LEAST_REQUESTS:,} requests, each on a new connection",
+            f"{len(seen.results):,}, slowest {seen.slowest_ms:.0f} ms, "
+            f"longest gap {seen.longest_gap_ms:.0f} ms",
+            len(seen.results) >= LEAST_REQUESTS,
+        ),
+        Promise(
+            f"none fails while four processes are killed {ROUNDS} times each",
+            f"{kills} kills, {len(seen.failures)} failed {errors}",
+            not seen.failures and kills == ROUNDS * len(PROCESSES),
+        ),
+        Promise(
+            "each node within 10 % of its third",
+            ", ".join(f"{name} {share:.1%}" for name, share in shares.items()),
+            even,
+        ),
+    ]
+
+
+def server_promises(board: Board) -> list[Promise]:
+    """Up to three attempts: a client that lagged itself measured nothing."""
+    for _ in range(3):
+        seen, again_s = kill_a_server(board, board.hosts.nodes[1])
+        if seen.largest_lag_ms <= RIG_LAG_MS:
+            break
+        board.note(f"the client itself lagged {seen.largest_lag_ms:.0f} ms; measuring again")
+    return [
+        Promise(
+            f"a node's server killed: requests fail for at most {FAILING_MS} ms",
+            f"{len(seen.failures)} failed, within {seen.failing_ms:.0f} ms",
+            bool(seen.failures) and seen.failing_ms <= FAILING_MS,
+        ),
+        Promise("it serves again once it is back", f"after {again_s:.1f} s", again_s > 0),
+    ]
+
+
+def kill_a_server(board: Board, victim: str) -> tuple[Summary, float]:
+    """Kill a node's nginx under load; what failed, and after how long it answered again."""
+    hosts, lb = board.hosts, board.hosts.lbs[0]
+    board.requests = requests = traffic(hosts, RATE)
+    try:
+        wait_for(lambda: requests.results, "the first answer")
+        send_signal(hosts, victim, "server:nginx", "KILL")
+        board.note(f"SIGKILL of nginx on {victim}; the node's agent and its host live on")
+        wait_for(lambda: node_states(hosts, lb)[victim] == "down", f"{victim} to be seen down")
+        board.note(f"{victim} is down; nothing is sent there any more")
+        time.sleep(1)
+        hosts.supervisorctl(victim, "start", "server:nginx")
+        started_at, before = time.monotonic(), len(requests.results)
+        board.note(f"nginx on {victim} starts again")
+        wait_for(lambda: requests.since(before).answers[victim], f"an answer of {victim}")
+        again_s = time.monotonic() - started_at
+        board.note(f"{victim} answers again after {again_s:.1f} s")
+    finally:
+        seen = requests.stop()
+    return seen, again_s
+
+
+def show_summary(console: Console, promises: list[Promise]) -> None:
+    table = Table(title="What was promised, and what came of it", title_justify="left", box=None)
+    for column in ("", "promise", "measured"):
+        table.add_column(column)
+    for promise in promises:
+        mark = Text("✔", style="green") if promise.held else Text("✘", style="bold red")
+        table.add_row(mark, promise.text, promise.measured)
+    console.print(table)
+
+
+def main() -> int:
+    console = Console()
+    begin = time.monotonic()
+    try:
+        with lab_hosts(Plan(), partial(console.print, style="dim", highlight=False)) as hosts:
+            board = Board(hosts, log=None if console.is_terminal else console)
+            with Live(board, console=console, refresh_per_second=5):
+                promises = run(board)
+    except (LabError, AssertionError) as error:
+        console.print(str(error), style="red", highlight=False, markup=False)
+        return 1
+    show_summary(console, promises)
+    held = all(promise.held for promise in promises)
+    verdict = "Everything held" if held else "Not everything held"
+    console.print(f"{verdict}, in {time.monotonic() - begin:.0f} s.")
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
