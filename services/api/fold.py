@@ -1,0 +1,225 @@
+"""What the API knows: the states and events of the other processes, folded into one picture.
+
+In: every message of the bus (`receive`), who subscribed to the public stream (`subscribed`), time
+(`tick`). Out: the public messages to send, already numbered and in the log (`stream.py`); and the
+picture itself, `latest` and `processes`, from which `snapshot.py` and `metrics.py` read.
+
+**Which states become public.** The newest value of each state topic is kept. It goes out when it
+says something new, when somebody subscribes, and every `STATE_REPEAT_MS`, so that a subscriber
+that lost it is right again soon. Ages, remainders and running totals change by themselves all the
+time and are no news (`LASTING`): an idle cluster is quiet. A state whose process has been silent
+since is not repeated.
+
+**Which events become public.** All, once each. A restarted API is sent the kept events of all
+processes again, and most of them went out under its previous boot. `published` says how far that
+had come, per process: the shell stores it after sending and hands it in after a restart. What it
+covers enters the new log without being sent (`catch_up`), so that `since` can still find it. Not
+stored in time means sent twice: `origin` in the message tells a subscriber that cares.
+
+**Failures.** A process that is silent leaves its last state standing with a growing age; nobody
+infers anything from silence here except `snapshot.readiness`. A process that restarts has a new
+boot: its numbers start over and its pid is unknown until its `process.started.` comes.
+
+Pure: time comes in as monotonic `now_ms`, ages are of receipt and never of wall clocks.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+from typing import Any
+
+from bus.messages import (
+    Ban,
+    CommittedTable,
+    DataplaneState,
+    Envelope,
+    LocalView,
+    NodeObservation,
+    NodeTable,
+    ProcessEvent,
+    QuorumMember,
+    QuorumState,
+    Topic,
+)
+from services.api.stream import Entry, EventLog
+
+STATE_REPEAT_MS = 5000
+
+PUBLIC_STATES: dict[Topic, Topic] = {
+    Topic.STATE_VIEW: Topic.STATE_NODES,
+    Topic.STATE_QUORUM: Topic.STATE_QUORUM,
+    Topic.STATE_TABLE: Topic.STATE_TABLE,
+    Topic.STATE_DATAPLANE: Topic.STATE_DATAPLANE,
+}
+"""Bus topic to public topic, in the order in which a subscriber is shown them."""
+
+
+def _without(kind: type[Any], *passing: str) -> Callable[[Any], tuple[Any, ...]]:
+    getter: Callable[[Any], tuple[Any, ...]] = attrgetter(
+        *(field.name for field in fields(kind) if field.name not in passing)
+    )
+    return getter
+
+
+LASTING: dict[type[Any], Callable[[Any], tuple[Any, ...]]] = {
+    LocalView: _without(LocalView, "version", "rejected"),
+    NodeObservation: _without(
+        NodeObservation,
+        "observed_ms",
+        "banned_for_ms",
+        "checks_passed",
+        "checks_good_total",
+        "checks_bad_total",
+        "load",
+    ),
+    CommittedTable: lambda committed: (committed.table,),
+    NodeTable: _without(NodeTable),
+    Ban: _without(Ban, "remaining_ms"),
+    QuorumState: _without(QuorumState, "version", "lease_remaining_ms"),
+    QuorumMember: _without(QuorumMember, "heard_ms"),
+    DataplaneState: _without(DataplaneState, "version"),
+}
+"""Per type, the fields whose change is news."""
+
+
+def lasting(value: Any) -> Any:
+    """`value` as nested tuples without what passes by itself: equal means nothing new."""
+    if isinstance(value, tuple):
+        return tuple(map(lasting, value))
+    getter = LASTING.get(type(value))
+    return value if getter is None else tuple(map(lasting, getter(value)))
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A state with the moment it came."""
+
+    envelope: Envelope
+    at_ms: int
+
+    def age_ms(self, now_ms: int) -> int:
+        return max(0, now_ms - self.at_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What is known of one of the processes; `pid` 0 and no version until it has said so."""
+
+    boot: str
+    heard_ms: int
+    pid: int = 0
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a process's events have gone out: `seq` within `boot`."""
+
+    boot: str
+    seq: int
+
+
+@dataclass(slots=True)
+class _Shown:
+    """The last public message of one state topic."""
+
+    lasting: Any
+    at_ms: int
+    origin: Envelope
+
+
+class Fold:
+    """The picture and the stream. `boot` names this life of the API process."""
+
+    def __init__(self, boot: str, published: dict[str, Position]) -> None:
+        self.log = EventLog(boot)
+        self.latest: dict[Topic, Received] = {}
+        self.processes: dict[str, Process] = {}
+        self.published = dict(published)
+        self._shown: dict[Topic, _Shown] = {}
+
+    def catch_up(self, envelopes: Iterable[Envelope], now_ms: int) -> list[Entry]:
+        """Fold what the bus re-sent at the start; returns what the previous life had not sent.
+
+        What it had sent comes first in the log, so that nobody who subscribes from now on sees
+        numbers of messages that are not sent to him. Then states, then events.
+        """
+        fresh: list[Envelope] = []
+        for envelope in _merged(envelopes):
+            if self._was_published(envelope):
+                self._note_process(envelope, now_ms)
+                self.log.append(envelope.topic, envelope)
+            else:
+                fresh.append(envelope)
+        fresh.sort(key=lambda envelope: not envelope.topic.is_state)
+        return [entry for envelope in fresh for entry in self.receive(envelope, now_ms)]
+
+    def receive(self, envelope: Envelope, now_ms: int) -> list[Entry]:
+        """Fold one message of the bus; returns what is to be sent because of it."""
+        if self._was_published(envelope):
+            return []
+        self._note_process(envelope, now_ms)
+        if envelope.topic.is_state:
+            self.latest[envelope.topic] = Received(envelope, now_ms)
+            return self._show_if_new(envelope.topic, now_ms)
+        self.published[envelope.source] = Position(envelope.boot, envelope.seq)
+        return [self.log.append(envelope.topic, envelope)]
+
+    def subscribed(self, prefixes: Iterable[bytes], now_ms: int) -> list[Entry]:
+        """The present state, for whoever has just asked for topics with these prefixes."""
+        wanted = tuple(prefixes)
+        return [
+            self._show(topic, now_ms)
+            for topic, public in PUBLIC_STATES.items()
+            if topic in self.latest and public.encode().startswith(wanted)
+        ]
+
+    def tick(self, now_ms: int) -> list[Entry]:
+        """Repeat the states whose last showing is long ago and whose process still speaks."""
+        return [
+            self._show(topic, now_ms)
+            for topic, shown in self._shown.items()
+            if now_ms - shown.at_ms >= STATE_REPEAT_MS
+            and shown.origin is not self.latest[topic].envelope
+        ]
+
+    def _was_published(self, envelope: Envelope) -> bool:
+        position = self.published.get(envelope.source)
+        return (
+            not envelope.topic.is_state
+            and position is not None
+            and position.boot == envelope.boot
+            and envelope.seq <= position.seq
+        )
+
+    def _note_process(self, envelope: Envelope, now_ms: int) -> None:
+        known = self.processes.get(envelope.source)
+        if known is None or known.boot != envelope.boot:
+            known = Process(envelope.boot, now_ms)
+        if isinstance(envelope.data, ProcessEvent):
+            known = replace(known, pid=envelope.data.pid, version=envelope.data.version)
+        self.processes[envelope.source] = replace(known, heard_ms=now_ms)
+
+    def _show_if_new(self, topic: Topic, now_ms: int) -> list[Entry]:
+        shown = self._shown.get(topic)
+        if topic not in PUBLIC_STATES:
+            return []
+        if shown is not None and shown.lasting == lasting(self.latest[topic].envelope.data):
+            return []
+        return [self._show(topic, now_ms)]
+
+    def _show(self, topic: Topic, now_ms: int) -> Entry:
+        envelope = self.latest[topic].envelope
+        self._shown[topic] = _Shown(lasting(envelope.data), now_ms, envelope)
+        return self.log.append(PUBLIC_STATES[topic], envelope)
+
+
+def _merged(envelopes: Iterable[Envelope]) -> Iterable[Envelope]:
+    """By wall clock for the reader's sake, but each process's messages in their own order."""
+    by_source: dict[str, list[Envelope]] = {}
+    for envelope in envelopes:
+        by_source.setdefault(envelope.source, []).append(envelope)
+    return heapq.merge(*by_source.values(), key=attrgetter("time_ms"))

@@ -1,0 +1,280 @@
+"""The API process: HTTP, metrics and the public event stream over what the other three publish.
+
+The shell of `fold.py`: it owns the sockets and the clock. Of the four processes it is the only one
+that outsiders talk to, so it decides nothing and holds no capability; killed, it loses no packet,
+no event (its position in the stream is on disk) and at worst the streams that were open.
+
+**In**: states and events of dataplane, health and quorum (`topology.SUBSCRIBES`), the command
+`reload`, HTTP. **Out**: `process.started.` on the bus, the public stream at `<run>/events.ipc` (and
+at `bus.events` when configured), commands to the dataplane on behalf of `/v1/flows`.
+
+**Start.** For `SETTLE_MS` it only lets things arrive: the bus's replays, and the subscribers of its
+previous life, who reconnect by themselves and whose subscriptions take effect only when they are
+accepted. Then it folds the replays, accepts the subscribers, and sends first what happened while it
+was away.
+
+The loop is asyncio's, because HTTP is. ZeroMQ's descriptors are edge-triggered and any call on a
+socket may use up the edge, so whoever touches the sockets calls `_pump`, which goes on until none
+of them has anything left; a timer does the same `TICK_MS` later, should an edge be lost.
+
+**Signals.** TERM ends everything within a second or so, open streams included, exit 0. HUP reads
+the configuration again, as the command `reload` does: ports and interfaces move at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Coroutine, Iterable
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+import zmq
+
+from bus import topology
+from bus.messages import ProcessEvent, Topic
+from bus.socket import (
+    CommandError,
+    CommandServer,
+    Publisher,
+    PublisherSocket,
+    Subscriber,
+    request,
+)
+from conf import ConfigError, LbConfig, Paths, load_lb
+from services.api.fold import Fold
+from services.api.listener import LOOPBACK, Endpoint, Listener, ipv4_of
+from services.api.metrics import Scrape
+from services.api.position import PositionFile
+from services.api.routes import application
+from services.api.snapshot import Local
+from services.api.stream import Entry
+
+SETTLE_MS = 300
+"""Three times libzmq's default pause before it reconnects."""
+TICK_MS = 100
+RETRY_MS = 1000
+
+_log = structlog.get_logger()
+
+
+def main() -> None:
+    """Console script `gale-api`."""
+    argparse.ArgumentParser(prog="gale-api", description="Gale's API process.").parse_args()
+    paths = Paths.from_environment()
+    try:
+        config = load_lb(paths.lb_config)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        sys.exit(2)
+    asyncio.run(ApiProcess(paths, config).run())
+
+
+class ApiProcess:
+    """Sockets, clock and files around one `Fold`; what `routes.Source` asks for."""
+
+    def __init__(self, paths: Paths, config: LbConfig) -> None:
+        self._paths = paths
+        self._config = config
+        self._name = config.local.name
+        self._events_configured = config.bus.events
+        self._version = version("gale")
+        self._context: zmq.Context[Any] = zmq.Context()
+        path = topology.publisher_path(paths.run_dir, topology.API)
+        self._publisher = Publisher(self._context, path, topology.API, self._name)
+        self._commands = CommandServer(
+            self._context, topology.command_path(paths.run_dir, topology.API)
+        )
+        wanted = topology.SUBSCRIBES[topology.API]
+        self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
+        self._public = PublisherSocket(self._context, topology.events_path(paths.run_dir))
+        self._polled: tuple[zmq.Socket[bytes], ...] = (
+            self._publisher.poll_socket,
+            self._commands.socket,
+            self._subscriber.socket,
+            self._public.socket,
+        )
+        self._events_unbound = config.bus.events
+        self._events_retry_ms = 0
+        self._events_waiting_for = ""
+        self._position = PositionFile(paths.run_dir)
+        self.fold = Fold(self._publisher.boot, self._position.load())
+        self._news = asyncio.Event()
+        self._stopping = asyncio.Event()
+        app = application(self, self._version)
+        self._listeners = (
+            Listener(app, lambda: (LOOPBACK, self._config.local.api_port)),
+            Listener(app, self._private_endpoint),
+        )
+
+    async def run(self) -> None:
+        """Until SIGTERM."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stop)
+        loop.add_signal_handler(signal.SIGINT, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        if not await self._stops_within(SETTLE_MS):
+            self._catch_up()
+            for polled in self._polled:
+                loop.add_reader(int(polled.getsockopt(zmq.FD)), self._pump)
+            self._pump()
+            ticking = asyncio.create_task(self._tick())
+            await asyncio.gather(ticking, *(listener.run() for listener in self._listeners))
+            for polled in self._polled:
+                loop.remove_reader(int(polled.getsockopt(zmq.FD)))
+        _log.info("stopped", process=topology.API)
+        for owned in (self._publisher, self._commands, self._subscriber, self._public):
+            owned.close()
+        self._context.term()
+
+    # ------------------------------------------------------------------ the bus and the stream
+
+    def _catch_up(self) -> None:
+        adopted = "its position in the event stream" if self.fold.published else ""
+        entries = self.fold.catch_up(self._subscriber.receive(), self.now_ms())
+        self._public.subscriptions()
+        self._send(entries)
+        started = ProcessEvent(topology.API, os.getpid(), self._version, adopted)
+        envelope = self._publisher.publish(Topic.PROCESS_STARTED, started)
+        self._send(self.fold.receive(envelope, self.now_ms()))
+
+    def _pump(self) -> None:
+        """Take in all that has come, until no socket has anything left."""
+        while True:
+            self._publisher.serve()
+            self._commands.serve(self._command)
+            prefixes = self._public.subscriptions()
+            now_ms = self.now_ms()
+            self._send(self.fold.subscribed(prefixes, now_ms))
+            for envelope in self._subscriber.receive():
+                self._send(self.fold.receive(envelope, now_ms))
+            if not any(int(polled.getsockopt(zmq.EVENTS)) & zmq.POLLIN for polled in self._polled):
+                return
+
+    async def _tick(self) -> None:
+        while not await self._stops_within(TICK_MS):
+            self._bind_events()
+            self._send(self.fold.tick(self.now_ms()))
+            self._pump()
+
+    def _send(self, entries: Iterable[Entry]) -> None:
+        sent = list(entries)
+        for entry in sent:
+            self._public.send([entry.topic.encode(), entry.body])
+        if not all(entry.topic.is_state for entry in sent):
+            self._position.save(self.fold.published)
+        if sent:
+            self._news.set()
+            self._news = asyncio.Event()
+
+    def _bind_events(self) -> None:
+        """The second endpoint, when one is configured; its address may not be there yet."""
+        now_ms = self.now_ms()
+        if self._events_unbound is None or now_ms < self._events_retry_ms:
+            return
+        try:
+            self._public.socket.bind(self._events_unbound)
+        except zmq.ZMQError as error:
+            waiting_for = f"bus.events: {self._events_unbound}: {error.strerror}"
+            if waiting_for != self._events_waiting_for:
+                _log.warning("waiting", what=waiting_for)
+            self._events_waiting_for = waiting_for
+            self._events_retry_ms = now_ms + RETRY_MS
+        else:
+            _log.info("publishing events", endpoint=self._events_unbound)
+            self._events_waiting_for = ""
+            self._events_unbound = None
+
+    # ------------------------------------------------------------------ what HTTP asks for
+
+    def now_ms(self) -> int:
+        return time.monotonic_ns() // 1_000_000
+
+    def local(self) -> Local:
+        waits = (*(listener.waiting_for for listener in self._listeners), self._events_waiting_for)
+        return Local(
+            name=self._name,
+            mode=self._config.local.mode,
+            version=self._version,
+            pid=os.getpid(),
+            public_address=ipv4_of(self._config.local.net_interface_public),
+            waiting_for="; ".join(filter(None, waits)),
+        )
+
+    def scrape(self) -> Scrape:
+        rejected = Counter(self._subscriber.rejected)
+        rejected.update(self._commands.rejected)
+        return Scrape(self.fold, self.local(), self._subscriber.dropped, rejected, self.now_ms())
+
+    def show_present_state(self) -> None:
+        self._send(self.fold.subscribed([b""], self.now_ms()))
+        self._pump()
+
+    def next_message(self) -> Coroutine[Any, Any, bool]:
+        return self._wait_for(self._news)
+
+    async def command(self, service: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        path = topology.command_path(self._paths.run_dir, service)
+        return await asyncio.to_thread(request, self._context, path, verb, arguments)
+
+    async def _wait_for(self, news: asyncio.Event) -> bool:
+        if not self._stopping.is_set():
+            await news.wait()
+        return not self._stopping.is_set()
+
+    def _private_endpoint(self) -> Endpoint | str:
+        interface = self._config.local.net_interface_private
+        address = ipv4_of(interface)
+        if address is None:
+            return f"{interface}: no IPv4 address yet"
+        if address == LOOPBACK:
+            return ""
+        return address, self._config.local.api_port
+
+    # ------------------------------------------------------------------ signals and commands
+
+    async def _stops_within(self, wait_ms: int) -> bool:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), wait_ms / 1000)
+        except TimeoutError:
+            return False
+        return True
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        self._news.set()
+        for listener in self._listeners:
+            listener.stop()
+
+    def _command(self, verb: str, _arguments: dict[str, Any]) -> dict[str, Any]:
+        if verb != "reload":
+            raise CommandError(f"unknown command: {verb}; api knows: reload")
+        return self._reload()
+
+    def _reload(self) -> dict[str, Any]:
+        try:
+            config = load_lb(self._paths.lb_config)
+        except ConfigError as error:
+            problems = [str(problem) for problem in error.problems]
+            for problem in problems:
+                _log.error("the configuration stays as it was", problem=problem)
+            return {"applied": False, "problems": problems, "restart_needed": []}
+        restart_needed = [
+            key
+            for key, is_same in (
+                ("local.name", config.local.name == self._name),
+                ("bus.events", config.bus.events == self._events_configured),
+            )
+            if not is_same
+        ]
+        self._config = config
+        path = self._paths.lb_config
+        _log.info("configuration applied", path=path, restart_needed=restart_needed)
+        return {"applied": True, "problems": [], "restart_needed": restart_needed}

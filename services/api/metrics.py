@@ -1,0 +1,202 @@
+"""`/metrics`: the picture as Prometheus reads it, made anew at each scrape.
+
+Names are a contract (dashboards, alerts): prefix `gale_`, base units, `_total` for counters. Labels
+are `service`, `node` (its id), `reason`, `mode` and a few fixed words; never a client's address. A
+family whose source has not spoken yet is absent rather than 0: unknown is not none.
+
+Counters are what the kernel counted since the maps were made, so they survive restarts of every
+process; `gale_bus_dropped_total` and `gale_rejected_messages_total{channel="bus"}` are the API's
+own and start over with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from bus import topology
+from bus.messages import (
+    CommittedTable,
+    Counters,
+    DataplaneState,
+    LocalView,
+    NodeState,
+    QuorumState,
+    Role,
+    Topic,
+)
+from services.api.fold import Fold
+from services.api.snapshot import Local, age_ms, data_of
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """What one scrape is made of."""
+
+    fold: Fold
+    local: Local
+    dropped: Mapping[str, int]
+    """Messages of the bus that never came, by source."""
+    rejected: Mapping[str, int]
+    """Messages of the bus that were refused, by reason."""
+    now_ms: int
+
+
+def exposition(scrape: Callable[[], Scrape]) -> Callable[[], bytes]:
+    """The function that answers a scrape, in Prometheus's text format."""
+    registry = CollectorRegistry()
+    registry.register(_GaleCollector(scrape))
+    return lambda: generate_latest(registry)
+
+
+class _GaleCollector(Collector):
+    def __init__(self, scrape: Callable[[], Scrape]) -> None:
+        self._scrape = scrape
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registering must not ask for values that are not there yet."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        scrape = self._scrape()
+        yield from _process_metrics(scrape)
+        if (counters := data_of(scrape.fold, Topic.STATE_COUNTERS)) is not None:
+            yield from _traffic_metrics(counters, scrape)
+            yield from _conntrack_metrics(counters)
+        if (view := data_of(scrape.fold, Topic.STATE_VIEW)) is not None:
+            yield from _node_metrics(view)
+        if (dataplane := data_of(scrape.fold, Topic.STATE_DATAPLANE)) is not None:
+            yield from _ring_metrics(dataplane)
+        if (committed := data_of(scrape.fold, Topic.STATE_TABLE)) is not None:
+            yield _gauge("gale_table_epoch", "Version of the node table.", committed.table.epoch)
+        if (quorum := data_of(scrape.fold, Topic.STATE_QUORUM)) is not None:
+            age = age_ms(scrape.fold, Topic.STATE_QUORUM, scrape.now_ms) or 0
+            yield from _quorum_metrics(quorum, age)
+
+
+def _gauge(name: str, documentation: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, documentation, value=value)
+
+
+def _counter(name: str, documentation: str, value: float) -> Metric:
+    return CounterMetricFamily(name, documentation, value=value)
+
+
+def _process_metrics(scrape: Scrape) -> Iterator[Metric]:
+    build = GaugeMetricFamily("gale_build_info", "1, labelled by version.", labels=["version"])
+    build.add_metric([scrape.local.version], 1)
+    yield build
+    age = GaugeMetricFamily(
+        "gale_control_age_seconds", "Since each process was last heard.", labels=["process"]
+    )
+    for name, process in sorted(scrape.fold.processes.items()):
+        heard_ms = scrape.now_ms if name == topology.API else process.heard_ms
+        age.add_metric([name], max(0, scrape.now_ms - heard_ms) / 1000)
+    yield age
+    dropped = CounterMetricFamily(
+        "gale_bus_dropped_total", "Messages of the bus the API never got.", labels=["source"]
+    )
+    for source, count in sorted(scrape.dropped.items()):
+        dropped.add_metric([source], count)
+    yield dropped
+    rejected = CounterMetricFamily(
+        "gale_rejected_messages_total",
+        "Messages refused as malformed or unwanted.",
+        labels=["channel", "reason"],
+    )
+    for reason, count in sorted(scrape.rejected.items()):
+        rejected.add_metric(["bus", reason], count)
+    view: LocalView | None = data_of(scrape.fold, Topic.STATE_VIEW)
+    for reason, count in sorted(view.rejected.items()) if view is not None else ():
+        rejected.add_metric(["nodes", reason], count)
+    yield rejected
+
+
+def _traffic_metrics(counters: Counters, scrape: Scrape) -> Iterator[Metric]:
+    committed: CommittedTable | None = data_of(scrape.fold, Topic.STATE_TABLE)
+    services = committed.table.services if committed is not None else ()
+    modes = {service.name: service.mode.value for service in services}
+    labels = ["service", "node", "mode"]
+    packets = CounterMetricFamily(
+        "gale_packets_total", "Packets, to the node (in) and back.", labels=[*labels, "direction"]
+    )
+    octets = CounterMetricFamily(
+        "gale_bytes_total", "Bytes, to the node (in) and back.", labels=[*labels, "direction"]
+    )
+    flows = CounterMetricFamily("gale_flows_total", "Flows begun.", labels=labels)
+    for seat in counters.seats:
+        where = [seat.service, seat.node, modes.get(seat.service, scrape.local.mode)]
+        packets.add_metric([*where, "in"], seat.packets_in)
+        packets.add_metric([*where, "out"], seat.packets_out)
+        octets.add_metric([*where, "in"], seat.bytes_in)
+        octets.add_metric([*where, "out"], seat.bytes_out)
+        flows.add_metric(where, seat.flows)
+    yield from (packets, octets, flows)
+    verdicts = CounterMetricFamily(
+        "gale_verdicts_total", "Packets of services passed or dropped, by why.", labels=["reason"]
+    )
+    for reason, count in sorted(counters.verdicts.items()):
+        verdicts.add_metric([reason], count)
+    yield verdicts
+
+
+def _conntrack_metrics(counters: Counters) -> Iterator[Metric]:
+    entries = GaugeMetricFamily(
+        "gale_conntrack_entries", "Conntrack entries in use.", labels=["table"]
+    )
+    entries.add_metric(["established"], counters.conntrack_established)
+    entries.add_metric(["half_open"], counters.conntrack_half_open)
+    yield entries
+    yield _gauge(
+        "gale_conntrack_capacity",
+        "Conntrack entries that fit, established ones.",
+        counters.conntrack_capacity,
+    )
+    yield _gauge("gale_snat_ports_used", "SNAT ports taken.", counters.snat_ports_used)
+    yield _gauge("gale_snat_ports_capacity", "SNAT ports there are.", counters.snat_ports_capacity)
+
+
+def _node_metrics(view: LocalView) -> Iterator[Metric]:
+    states = GaugeMetricFamily(
+        "gale_node_state",
+        "1 for the state a node is in as seen from here, 0 for the others.",
+        labels=["node", "state"],
+    )
+    checks = CounterMetricFamily(
+        "gale_node_checks_total", "Health checks by result.", labels=["node", "result"]
+    )
+    for node in view.nodes:
+        for state in NodeState:
+            states.add_metric([node.id, state], node.state is state)
+        checks.add_metric([node.id, "good"], node.checks_good_total)
+        checks.add_metric([node.id, "bad"], node.checks_bad_total)
+    yield from (states, checks)
+
+
+def _ring_metrics(dataplane: DataplaneState) -> Iterator[Metric]:
+    slots = GaugeMetricFamily(
+        "gale_ring_slots", "Slots of a service's ring that name a node.", labels=["service", "node"]
+    )
+    for seat in dataplane.seats:
+        slots.add_metric([seat.service, seat.node], seat.slots)
+    yield slots
+    yield _counter(
+        "gale_ring_moved_slots_total", "Slots rewritten so far.", dataplane.moved_slots_total
+    )
+
+
+def _quorum_metrics(quorum: QuorumState, age: int) -> Iterator[Metric]:
+    remaining_ms = max(0, quorum.lease_remaining_ms - age)
+    yield _gauge("gale_quorum_term", "The election's number.", quorum.term)
+    yield _gauge(
+        "gale_quorum_is_leader", "1 while this LB leads.", float(quorum.role is Role.LEADER)
+    )
+    yield _gauge("gale_lease_remaining_seconds", "What is left of the lease.", remaining_ms / 1000)
+    yield _counter(
+        "gale_lease_changes_total", "How often the lease has moved.", quorum.lease_changes
+    )

@@ -1,0 +1,51 @@
+"""How far the public stream had come, kept on disk for the next life of the API process.
+
+One small JSON file, `{source: {boot, seq}}`, written after each batch of events has been sent, by
+temporary file and rename. It lies in the run directory (a tmpfs): positions in logs that live in
+the other processes' memory need not survive the machine. Missing or damaged, it is as if nothing
+had been sent: events go out twice rather than never.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+
+from bus.messages import MalformedMessage, from_json, to_json
+from services.api.fold import Position
+
+FILE_NAME = "events.position"
+
+_log = structlog.get_logger()
+
+
+class PositionFile:
+    """`<run>/events.position`"""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / FILE_NAME
+        self._complained = False
+
+    def load(self) -> dict[str, Position]:
+        try:
+            raw = self._path.read_bytes()
+            return from_json(dict[str, Position], raw)
+        except FileNotFoundError:
+            return {}
+        except (OSError, MalformedMessage) as error:
+            _log.warning("starting the event stream anew", path=self._path, problem=str(error))
+            return {}
+
+    def save(self, published: dict[str, Position]) -> None:
+        fresh = self._path.with_suffix(".new")
+        try:
+            fresh.write_bytes(to_json(published))
+            fresh.replace(self._path)
+            self._complained = False
+        except OSError as error:
+            if not self._complained:
+                _log.error(
+                    "events may be sent twice: cannot write", path=self._path, why=str(error)
+                )
+            self._complained = True

@@ -1,0 +1,464 @@
+"""The picture as HTTP shows it: the shapes of `/v1/...`, drawn from the fold at one moment.
+
+Every shape is a frozen dataclass, so that `/openapi.json` describes what is really sent. What was
+a remainder or an age when its process said it has moved on by the time that has passed since, and
+`observed_ms` says how old the statement is: a dead process is seen by its growing ages, and its
+last words stay readable.
+
+A node appears if this LB sees it (`state.view.`) or the quorum has agreed on it (`state.table.`).
+Its `state` is what this LB sees, which is what its own flows follow (a node agreed up and down from
+here is masked here); `agreed_state` is the quorum's.
+
+Pure: `now_ms` comes in. A shape that nothing is known of yet is None.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from bus import topology
+from bus.messages import (
+    NodeObservation,
+    NodeState,
+    QuorumMember,
+    SeatCounters,
+    SeatState,
+    TableNode,
+    TableService,
+    Topic,
+    VipHolder,
+)
+from services.api.fold import Fold
+
+STALE_MS = 5000
+"""Ten periods of a state without a word: its process is gone, not slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What the API knows of this LB by itself, from its configuration and its machine."""
+
+    name: str
+    mode: str
+    version: str
+    pid: int
+    public_address: str | None
+    """Of the public interface: the VIP of a service that has no floating one."""
+    waiting_for: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessShape:
+    age_ms: int | None
+    """Since it was last heard; null: never yet."""
+    alive: bool
+    boot: str | None
+    pid: int | None
+    version: str | None
+    waiting_for: str
+
+
+@dataclass(frozen=True, slots=True)
+class SeatShape:
+    """A node at a service: its part of the ring, and what it carried since the maps were made."""
+
+    service: str
+    node: str
+    port: int | None
+    slots: int
+    share: float
+    resolved: bool
+    packets_in: int
+    bytes_in: int
+    packets_out: int
+    bytes_out: int
+    flows: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeShape:
+    id: str
+    name: str
+    address: str
+    state: str
+    agreed_state: str | None
+    reason: str
+    weight: int
+    share: float
+    """Of all slots of all services, 0 to 1; 0: nothing new is sent to it."""
+    fails: int
+    banned_for_ms: int
+    observed_ms: int
+    checks_passed: int
+    checks_required: int
+    load: float
+    services: list[SeatShape]
+
+
+@dataclass(frozen=True, slots=True)
+class NodesShape:
+    nodes: list[NodeShape]
+    observed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceShape:
+    name: str
+    address: str | None
+    port: int
+    protocol: str
+    mode: str
+    node_port: int
+    affinity: str
+    nodes_up: int
+    """How many nodes have slots of its ring."""
+    nodes: list[SeatShape]
+    observed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServicesShape:
+    services: list[ServiceShape]
+    observed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemberShape:
+    name: str
+    address: str
+    alive: bool
+    term: int
+    epoch: int
+    heard_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuorumShape:
+    name: str
+    role: str
+    term: int
+    leader: str | None
+    epoch: int
+    quorum: bool
+    lease_remaining_ms: int
+    lease_changes: int
+    vips: list[VipHolder]
+    members: list[MemberShape]
+    waiting_for: str
+    observed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class HookShape:
+    program: str
+    interface: str
+    attached: bool
+    flavour: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataplaneShape:
+    ready: bool
+    epoch: int
+    """The node table's version the kernel has been told."""
+    hooks: list[HookShape]
+    conntrack_established: int | None
+    conntrack_half_open: int | None
+    conntrack_capacity: int | None
+    observed_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusShape:
+    name: str
+    mode: str
+    version: str
+    ready: bool
+    not_ready: list[str]
+    """Why it is not ready, one line each."""
+    processes: dict[str, ProcessShape]
+    nodes: dict[str, int]
+    """How many nodes are in each state."""
+    services: list[ServiceShape]
+    quorum: QuorumShape | None
+    dataplane: DataplaneShape | None
+    observed_ms: int | None
+    """The age of the oldest state that this is made of; null: of one nothing is known."""
+
+
+def data_of(fold: Fold, topic: Topic) -> Any:
+    """The newest state of a bus topic, or None."""
+    received = fold.latest.get(topic)
+    return received.envelope.data if received is not None else None
+
+
+def age_ms(fold: Fold, topic: Topic, now_ms: int) -> int | None:
+    received = fold.latest.get(topic)
+    return received.age_ms(now_ms) if received is not None else None
+
+
+def readiness(fold: Fold, now_ms: int) -> list[str]:
+    """Why this LB should not be relied on; empty: it is ready."""
+    reasons = []
+    dataplane = data_of(fold, Topic.STATE_DATAPLANE)
+    if dataplane is not None and not dataplane.ready:
+        reasons.append(f"dataplane: {dataplane.waiting_for or 'not ready'}")
+    quorum = data_of(fold, Topic.STATE_QUORUM)
+    if quorum is not None and not quorum.quorum:
+        reasons.append("quorum: no majority is heard")
+    for topic, what in (
+        (Topic.STATE_DATAPLANE, "dataplane"),
+        (Topic.STATE_TABLE, "node table"),
+        (Topic.STATE_QUORUM, "quorum"),
+    ):
+        age = age_ms(fold, topic, now_ms)
+        if age is None:
+            reasons.append(f"{what}: nothing known yet")
+        elif age > STALE_MS:
+            reasons.append(f"{what}: nothing heard for {age // 1000} s")
+    return reasons
+
+
+def status(fold: Fold, local: Local, now_ms: int) -> StatusShape:
+    """`/v1/status`"""
+    not_ready = readiness(fold, now_ms)
+    known = nodes(fold, now_ms)
+    offered = services(fold, local, now_ms)
+    counts = Counter(node.state for node in known.nodes) if known is not None else Counter()
+    return StatusShape(
+        name=local.name,
+        mode=local.mode,
+        version=local.version,
+        ready=not not_ready,
+        not_ready=not_ready,
+        processes={name: _process(fold, local, name, now_ms) for name in topology.SERVICES},
+        nodes={state.value: counts[state] for state in NodeState},
+        services=offered.services if offered is not None else [],
+        quorum=quorum(fold, now_ms),
+        dataplane=_dataplane(fold, now_ms),
+        observed_ms=_oldest(
+            age_ms(fold, topic, now_ms)
+            for topic in (
+                Topic.STATE_VIEW,
+                Topic.STATE_TABLE,
+                Topic.STATE_QUORUM,
+                Topic.STATE_DATAPLANE,
+            )
+        ),
+    )
+
+
+def nodes(fold: Fold, now_ms: int) -> NodesShape | None:
+    """`/v1/nodes`; None until either this LB's view or the table is known."""
+    ages = [age_ms(fold, topic, now_ms) for topic in (Topic.STATE_VIEW, Topic.STATE_TABLE)]
+    if ages == [None, None]:
+        return None
+    view, committed = data_of(fold, Topic.STATE_VIEW), data_of(fold, Topic.STATE_TABLE)
+    agreed = {node.id: node for node in committed.table.nodes} if committed is not None else {}
+    seats = _Seats(fold)
+    seen = view.nodes if view is not None else ()
+    shapes = [_seen(node, agreed.pop(node.id, None), seats, ages[0] or 0) for node in seen]
+    shapes += [_only_agreed(node, seats, ages[1] or 0) for node in agreed.values()]
+    shapes.sort(key=lambda node: (node.name, node.id))
+    return NodesShape(shapes, max(age for age in ages if age is not None))
+
+
+def services(fold: Fold, local: Local, now_ms: int) -> ServicesShape | None:
+    """`/v1/services`; None until the table is known."""
+    age, committed = age_ms(fold, Topic.STATE_TABLE, now_ms), data_of(fold, Topic.STATE_TABLE)
+    if age is None:
+        return None
+    table = committed.table
+    ports = {(node.id, offer.name): offer.port for node in table.nodes for offer in node.services}
+    seats = _Seats(fold)
+    return ServicesShape(
+        [_service(service, local, seats, ports, age) for service in table.services], age
+    )
+
+
+def quorum(fold: Fold, now_ms: int) -> QuorumShape | None:
+    """`/v1/quorum`"""
+    age, state = age_ms(fold, Topic.STATE_QUORUM, now_ms), data_of(fold, Topic.STATE_QUORUM)
+    if age is None:
+        return None
+    return QuorumShape(
+        name=state.name,
+        role=state.role,
+        term=state.term,
+        leader=state.leader,
+        epoch=state.epoch,
+        quorum=state.quorum,
+        lease_remaining_ms=max(0, state.lease_remaining_ms - age),
+        lease_changes=state.lease_changes,
+        vips=list(state.vips),
+        members=[_member(member, age) for member in state.members],
+        waiting_for=state.waiting_for,
+        observed_ms=age,
+    )
+
+
+class _Seats:
+    """The dataplane's seats with their counters, by node and by service."""
+
+    def __init__(self, fold: Fold) -> None:
+        dataplane = data_of(fold, Topic.STATE_DATAPLANE)
+        counters = data_of(fold, Topic.STATE_COUNTERS)
+        self._counted: dict[tuple[str, str], SeatCounters] = (
+            {(seat.service, seat.node): seat for seat in counters.seats} if counters else {}
+        )
+        seats: tuple[SeatState, ...] = dataplane.seats if dataplane is not None else ()
+        self.slots = sum(seat.slots for seat in seats)
+        self.by_node: dict[str, list[SeatState]] = {}
+        self.by_service: dict[str, list[SeatState]] = {}
+        for seat in seats:
+            self.by_node.setdefault(seat.node, []).append(seat)
+            self.by_service.setdefault(seat.service, []).append(seat)
+
+    def share(self, node: str) -> float:
+        slots = sum(seat.slots for seat in self.by_node.get(node, ()))
+        return slots / self.slots if self.slots else 0.0
+
+    def shape(self, seat: SeatState, port: int | None) -> SeatShape:
+        counted = self._counted.get((seat.service, seat.node))
+        return SeatShape(
+            service=seat.service,
+            node=seat.node,
+            port=port,
+            slots=seat.slots,
+            share=seat.share,
+            resolved=seat.resolved,
+            packets_in=counted.packets_in if counted else 0,
+            bytes_in=counted.bytes_in if counted else 0,
+            packets_out=counted.packets_out if counted else 0,
+            bytes_out=counted.bytes_out if counted else 0,
+            flows=counted.flows if counted else 0,
+        )
+
+    def of_node(self, node: NodeObservation | TableNode) -> list[SeatShape]:
+        ports = {service.name: service.port for service in node.services}
+        return [self.shape(seat, ports.get(seat.service)) for seat in self.by_node.get(node.id, ())]
+
+
+def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats, age: int) -> NodeShape:
+    return NodeShape(
+        id=node.id,
+        name=node.name,
+        address=node.address,
+        state=node.state,
+        agreed_state=agreed.state if agreed is not None else None,
+        reason=node.reason,
+        weight=node.weight,
+        share=seats.share(node.id),
+        fails=node.fails,
+        banned_for_ms=max(0, node.banned_for_ms - age),
+        observed_ms=node.observed_ms + age,
+        checks_passed=node.checks_passed,
+        checks_required=node.checks_required,
+        load=node.load,
+        services=seats.of_node(node),
+    )
+
+
+def _only_agreed(node: TableNode, seats: _Seats, age: int) -> NodeShape:
+    return NodeShape(
+        id=node.id,
+        name=node.name,
+        address=node.address,
+        state=node.state,
+        agreed_state=node.state,
+        reason="as agreed by the quorum: this LB has not heard of it",
+        weight=node.weight,
+        share=seats.share(node.id),
+        fails=0,
+        banned_for_ms=0,
+        observed_ms=age,
+        checks_passed=0,
+        checks_required=0,
+        load=0.0,
+        services=seats.of_node(node),
+    )
+
+
+def _service(
+    service: TableService,
+    local: Local,
+    seats: _Seats,
+    ports: dict[tuple[str, str], int],
+    age: int,
+) -> ServiceShape:
+    of_service = seats.by_service.get(service.name, [])
+    return ServiceShape(
+        name=service.name,
+        address=service.address or local.public_address,
+        port=service.port,
+        protocol=service.protocol,
+        mode=service.mode,
+        node_port=service.node_port,
+        affinity=service.affinity,
+        nodes_up=sum(1 for seat in of_service if seat.slots),
+        nodes=[seats.shape(seat, ports.get((seat.node, service.name))) for seat in of_service],
+        observed_ms=age,
+    )
+
+
+def _member(member: QuorumMember, age: int) -> MemberShape:
+    return MemberShape(
+        name=member.name,
+        address=member.address,
+        alive=member.alive,
+        term=member.term,
+        epoch=member.epoch,
+        heard_ms=member.heard_ms + age,
+    )
+
+
+def _dataplane(fold: Fold, now_ms: int) -> DataplaneShape | None:
+    age, state = age_ms(fold, Topic.STATE_DATAPLANE, now_ms), data_of(fold, Topic.STATE_DATAPLANE)
+    if age is None:
+        return None
+    counters = data_of(fold, Topic.STATE_COUNTERS)
+    return DataplaneShape(
+        ready=state.ready,
+        epoch=state.epoch,
+        hooks=[
+            HookShape(hook.program, hook.interface, hook.attached, hook.flavour, hook.detail)
+            for hook in state.hooks
+        ],
+        conntrack_established=counters.conntrack_established if counters else None,
+        conntrack_half_open=counters.conntrack_half_open if counters else None,
+        conntrack_capacity=counters.conntrack_capacity if counters else None,
+        observed_ms=age,
+    )
+
+
+def _process(fold: Fold, local: Local, name: str, now_ms: int) -> ProcessShape:
+    if name == topology.API:
+        boot = fold.log.boot
+        return ProcessShape(0, True, boot, local.pid, local.version, local.waiting_for)
+    known = fold.processes.get(name)
+    if known is None:
+        return ProcessShape(None, False, None, None, None, "")
+    age = max(0, now_ms - known.heard_ms)
+    return ProcessShape(
+        age_ms=age,
+        alive=age <= STALE_MS,
+        boot=known.boot,
+        pid=known.pid or None,
+        version=known.version or None,
+        waiting_for=_waiting_for(fold, name),
+    )
+
+
+def _waiting_for(fold: Fold, process: str) -> str:
+    topics = {topology.DATAPLANE: Topic.STATE_DATAPLANE, topology.QUORUM: Topic.STATE_QUORUM}
+    state = data_of(fold, topics[process]) if process in topics else None
+    return state.waiting_for if state is not None else ""
+
+
+def _oldest(ages: Iterable[int | None]) -> int | None:
+    known = list(ages)
+    return None if None in known else max(age for age in known if age is not None)
