@@ -128,7 +128,7 @@ def execute(who: Machine, command: Annotated[list[str], typer.Argument(metavar="
     """Run a command on a machine of the lab, with that machine's GALE_* environment."""
     with _lab() as lab:
         running = lab.Lab.find()
-        words = running.command(who, command)
+        words = running.command(who, command[1:] if command[0] == "--" else command)
         environment: dict[str, Any] = running.environment(who)
     _become(words, environment)
 
