@@ -71,7 +71,7 @@ redirect_stderr=true
 stdout_logfile={home}/log/nginx.log
 
 [program:echo]
-command=setpriv --pdeathsig KILL -- {python} {echo_program} {machine} 9000
+command=setpriv --pdeathsig KILL -- "{python}" "{echo_program}" {machine} 9000
 startsecs=0
 autorestart=false
 redirect_stderr=true

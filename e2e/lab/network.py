@@ -42,9 +42,8 @@ def _ip(machine: str, lines: Iterable[str]) -> None:
     command(["ip", "-n", plan.namespace(machine), "-batch", "-"], "\n".join(lines) + "\n")
 
 
-def _sysctl(machine: str, **settings: int) -> None:
-    words = [f"net.{key.replace('__', '.')}={value}" for key, value in settings.items()]
-    command([*plan.enter(machine), "sysctl", "-qw", *words])
+def _sysctl(machine: str, setting: str, value: int) -> None:
+    command([*plan.enter(machine), "sysctl", "-qw", f"net.{setting}={value}"])
 
 
 def build(lab: Plan) -> None:
@@ -61,7 +60,8 @@ def build(lab: Plan) -> None:
 
 
 def _build_switch() -> None:
-    _sysctl(plan.SWITCH, ipv6__conf__all__disable_ipv6=1, ipv6__conf__default__disable_ipv6=1)
+    for which in ("all", "default"):
+        _sysctl(plan.SWITCH, f"ipv6.conf.{which}.disable_ipv6", 1)
     for network in (plan.PUBLIC, plan.PRIVATE):
         _ip(
             plan.SWITCH,
@@ -94,17 +94,19 @@ def _plug_in(link: Link) -> None:
 
 
 def _set_forwarding(machine: str) -> None:
-    """Before the interfaces come, which take over what `default` says."""
+    """Before the interfaces come, which take over what `default` says.
+
+    A new namespace takes these from the host, whatever that has set: so all are said here. For
+    rp_filter and send_redirects the larger of `all` and the interface's own counts.
+    """
+    settings = {"forwarding": 0, "rp_filter": 0, "send_redirects": 0}
     if machine == plan.ROUTER:
-        _sysctl(
-            machine,
-            ipv4__ip_forward=1,
-            ipv4__conf__all__rp_filter=2,
-            ipv4__conf__all__send_redirects=0,
-            ipv4__conf__default__send_redirects=0,
-        )
+        settings |= {"forwarding": 1, "rp_filter": 2}
     elif plan.is_lb(machine):
-        _sysctl(machine, ipv4__ip_forward=0, ipv4__conf__all__rp_filter=1)
+        settings |= {"rp_filter": 1}
+    for name, value in settings.items():
+        _sysctl(machine, f"ipv4.conf.all.{name}", value)
+        _sysctl(machine, f"ipv4.conf.default.{name}", value)
 
 
 def _route(machine: str) -> None:
