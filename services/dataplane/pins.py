@@ -226,7 +226,7 @@ class PinnedMaps:
     @property
     def migrated(self) -> tuple[str, ...]:
         """The maps that were copied to a new size."""
-        return tuple(self._migrations)
+        return tuple(sorted(self._migrations))
 
     def commit(self) -> None:
         """The programs that use these maps are attached: pin the new ones, finish the copies."""
