@@ -54,7 +54,9 @@ def kind_of(source: Source) -> type[LbConfig] | type[NodeConfig]:
     """Whose file it is, by the tables it has: misspelt ones count for what they resemble."""
     lb, node = set(_keys(LbConfig)), set(_keys(NodeConfig))
     tables = [
-        next(iter(difflib.get_close_matches(name, lb | node, n=1)), name) for name in source.data
+        next(iter(difflib.get_close_matches(name, lb | node, n=1)), name)
+        for name, value in source.data.items()
+        if isinstance(value, dict | list)
     ]
     of_lb = sum(name in lb - node for name in tables)
     of_node = sum(name in node - lb for name in tables)
@@ -101,7 +103,7 @@ def _shape_problems(
                 field = _keys(_table_at(model, key[:-1]))[str(key[-1])]
                 message = f"missing, expected {field.description}"
             case "extra_forbidden":
-                message = _unknown(model, key)
+                message = _unknown(model, key, error["input"])
             case "model_type" | "model_attributes_type":
                 message = f"{shown(error['input'])} is no table, expected {_table_form(key)}"
             case "tuple_type":
@@ -119,16 +121,17 @@ def _list_form(key: Key) -> str:
     return f"[[{key[-1]}]]" if len(key) == 1 else "[ ... ]"
 
 
-def _unknown(model: type[BaseModel], key: Key) -> str:
+def _unknown(model: type[BaseModel], key: Key, value: Any) -> str:
     """What an unknown key may have been meant to be."""
-    name, noun = str(key[-1]), "table" if len(key) == 1 else "key"
+    name = str(key[-1])
+    noun = "table" if len(key) == 1 and isinstance(value, dict | list) else "key"
+    for table in _keys(model) if noun == "key" else ():
+        if name in _keys(_table_at(model, (table,))):
+            return f"unknown key here, expected in [{table}]"
     known = list(_keys(_table_at(model, key[:-1])))
     near = difflib.get_close_matches(name, known, n=1)
     if near:
         return f'unknown {noun}, did you mean "{near[0]}"?'
-    for table in _keys(model):
-        if len(key) > 1 and name in _keys(_table_at(model, (table,))):
-            return f"unknown key here, expected in [{table}]"
     return f"unknown {noun}, expected one of {', '.join(known)}"
 
 
@@ -161,7 +164,7 @@ class _Draft:
         """What makes no sense in what is left, as far as no fault bears on it."""
         config = self._what_is_left(model)
         for found in config.findings() if config is not None else ():
-            finding = self._as_in_file(found)
+            finding: Finding = self._as_in_file(found)
             keys = (finding.key, finding.other, *finding.rests_on)
             if not any(self._is_faulty(key) for key in keys if key is not None):
                 yield finding
@@ -173,7 +176,8 @@ class _Draft:
             try:
                 return model.model_validate(self._left(self._data, ()))
             except ValidationError as error:
-                if not any([self._mend(each) for each in error.errors()]):
+                mended = [self._mend(each) for each in error.errors()]
+                if not any(mended):
                     return None
 
     def _left(self, value: Any, key: Key) -> Any:
