@@ -68,7 +68,7 @@ def test_status_names_every_machine_and_process(lab: None) -> None:
 def state_of(node: str) -> str:
     with urllib.request.urlopen("http://127.0.0.1:5560/v1/nodes", timeout=5) as answer:
         nodes = json.load(answer)["nodes"]
-    return next(one["state"] for one in nodes if one["name"] == node)
+    return str(next(one["state"] for one in nodes if one["name"] == node))
 
 
 @pytest.mark.parametrize(
