@@ -68,7 +68,7 @@ class Manners:
 LONGEST_TEXT = 200
 LONGEST_NAME = 64
 MOST_SERVICES = 64
-LARGEST_WEIGHT = 65_535
+LARGEST_WEIGHT = 1_000
 LARGEST_LOAD = 1e6
 
 
@@ -78,8 +78,8 @@ def hello_problem(hello: Hello) -> str | None:
         return f"name: expected 1 to {LONGEST_NAME} printable characters without space, @ or /"
     if not _is_name(hello.boot):
         return "boot: expected the identity of this start of the agent"
-    if not 0 <= hello.weight <= LARGEST_WEIGHT:
-        return f"weight: {hello.weight}, expected 0 to {LARGEST_WEIGHT}"
+    if not 1 <= hello.weight <= LARGEST_WEIGHT:
+        return f"weight: {hello.weight}, expected 1 to {LARGEST_WEIGHT}"
     if len(hello.services) > MOST_SERVICES:
         return f"services: {len(hello.services)}, expected at most {MOST_SERVICES}"
     for service in hello.services:

@@ -121,6 +121,10 @@ class Registry:
         """Take one message of the node protocol from a connection whose peer is `address`."""
         if self.manners.ignores(connection, now_ms):
             return
+        if not connection.startswith(b"\0"):
+            # libzmq's own begin so; a name that a peer chose may be another's when it is gone.
+            self._fault(connection, "own_routing_id", now_ms)
+            return
         try:
             message = decode_node(frames)
         except MalformedMessage:

@@ -1,0 +1,87 @@
+"""The port that nodes connect to: a ROUTER on the private interface's IPv4 address.
+
+The interface may come later than this process, or change its address: `settle` looks once a second
+and binds anew when it must. While it cannot, it says what it waits for. Agents that are connected
+stay so when the address changes; they notice themselves when it is gone.
+
+The options are what kernel-notes asks for between machines, on the side of the many: a backlog for
+ten thousand agents that return at once, small queues towards each, and pings of libzmq's own, slow
+ones, only to be rid of connections whose other end has vanished. They must not fire because this
+process was stopped for a while, hence `PING_PATIENCE_MS`: what lies in the sockets by then is still
+to be read.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import socket
+import struct
+from typing import Any
+
+import zmq
+
+SIOCGIFADDR = 0x8915
+PING_MS = 5_000
+PING_PATIENCE_MS = 30_000
+BACKLOG = 4_096
+SEND_QUEUE = 64
+RECEIVE_QUEUE = 1_000
+LARGEST_FRAME = 65_536
+
+
+def ipv4_address(interface: str) -> str | None:
+    """The interface's first IPv4 address; None while it has none, or is not there."""
+    request = struct.pack("256s", interface.encode()[:15])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
+        except OSError:
+            return None
+    return socket.inet_ntoa(answer[20:24])
+
+
+class Listener:
+    """The ROUTER, and where it is bound."""
+
+    def __init__(self, context: zmq.Context[Any]) -> None:
+        self.endpoint: str | None = None
+        self.waiting_for = ""
+        self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.BACKLOG, BACKLOG),
+            (zmq.SNDHWM, SEND_QUEUE),
+            (zmq.RCVHWM, RECEIVE_QUEUE),
+            (zmq.MAXMSGSIZE, LARGEST_FRAME),
+            (zmq.HEARTBEAT_IVL, PING_MS),
+            (zmq.HEARTBEAT_TIMEOUT, PING_PATIENCE_MS),
+        ):
+            self.socket.setsockopt(option, value)
+
+    def settle(self, interface: str, port: int) -> None:
+        """Be bound to the interface's present address, or say what that lacks."""
+        address = ipv4_address(interface)
+        if address is None:
+            # An address that is gone for good needs no unbinding now: nobody can reach it.
+            self.waiting_for = f"an IPv4 address on {interface} (local.net_interface_private)"
+            return
+        endpoint = f"tcp://{address}:{port}"
+        if endpoint != self.endpoint:
+            self._bind(endpoint)
+
+    def _bind(self, endpoint: str) -> None:
+        try:
+            self.socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+                raise
+            self.waiting_for = f"{endpoint}: {error.strerror}"
+            return
+        former, self.endpoint = self.endpoint, endpoint
+        self.waiting_for = ""
+        if former is not None:
+            self.socket.unbind(former)
+
+    def close(self) -> None:
+        self.socket.close(linger=0)

@@ -1,0 +1,355 @@
+"""The health process: the shell around `registry`.
+
+In: agents on `node_port`, `state.table.` of quorum, the command `reload`, SIGHUP, SIGTERM, the
+clock. Out: `state.view.` on change and every 500 ms, the `node.*` events, `process.started.`,
+answers to agents, and the state file.
+
+**One turn of the loop:** drain what has come, from agents first; only then look at deadlines; then
+keep, publish, send. If the input does not end within `DRAIN_MS`, deadlines wait for the next turn,
+since what would extend them may be in the part not yet read; but a flood delays them by no more
+than `MOST_UNDRAINED` turns. A turn that comes later than it was meant to is told to the registry as
+lag: this process was stopped or starved, and the nodes are not to blame.
+
+**Publishing** costs in proportion to the number of nodes, so changes within `GAP_MS` (or five times
+what the last publishing took, with very many nodes) go out together; the first one goes at once.
+What is published has been kept before: a reader who saw a ban finds it after a restart. Answers to
+agents do not wait.
+
+**Restart:** the publisher's lock comes first (a second copy waits there), then the state file; so
+the view is right from the first message on. The committed table, which comes moments later, fills
+in nodes that the file does not have.
+
+**Failure.** Killed, it costs nobody a packet: the dataplane keeps what it has and agents come back
+by themselves. A disk that cannot be written, a private interface without an address: said in
+`waiting_for` and once in the log, tried again every second; the nodes are watched meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import structlog
+import zmq
+
+from bus import topology
+from bus.messages import (
+    CommittedTable,
+    Encapsulation,
+    Mode,
+    OfferedService,
+    ProcessEvent,
+    Protocol,
+    Topic,
+    encode_node,
+)
+from bus.socket import CommandError, CommandServer, Publisher, Subscriber
+from conf import ConfigError, LbConfig, Paths, load_lb
+from services.health.listener import Listener, ipv4_address
+from services.health.model import Happened, Policy, Send
+from services.health.registry import Registry
+from services.health.statefile import NOTHING, Kept, StateFile
+
+REPUBLISH_MS = 500
+SETTLE_MS = 1_000
+GAP_MS = 50
+LONGEST_GAP_MS = 250
+POLL_MS = 100
+LAG_MS = 100
+"""A turn later than this was late; less is the ordinary business of a machine."""
+DRAIN_MS = 200
+MOST_UNDRAINED = 5
+MACHINE_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+_log = structlog.get_logger()
+
+
+def main() -> None:
+    """Console script `gale-health`."""
+    argparse.ArgumentParser(prog="gale-health", description="Gale's health process.").parse_args()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    paths = Paths.from_environment()
+    try:
+        config = load_lb(paths.lb_config)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        sys.exit(2)
+    _allow_many_connections()
+    HealthProcess(paths, config).run()
+
+
+class HealthProcess:
+    """Sockets, clock and disk, and the loop that hands them to the registry."""
+
+    def __init__(self, paths: Paths, config: LbConfig) -> None:
+        self._config_path = paths.lb_config
+        self._config = config
+        self._name = config.local.name
+        self._context: zmq.Context[Any] = zmq.Context()
+        path = topology.publisher_path(paths.run_dir, topology.HEALTH)
+        self._publisher = Publisher(self._context, path, topology.HEALTH, self._name)
+        self._commands = CommandServer(
+            self._context, topology.command_path(paths.run_dir, topology.HEALTH)
+        )
+        wanted = topology.SUBSCRIBES[topology.HEALTH]
+        self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
+        self._listener = Listener(self._context)
+        now_ms = _monotonic_ms()
+        self._registry = Registry(_policy(config), now_ms)
+        self._file = StateFile(paths.state_dir, MACHINE_BOOT.read_text().strip())
+        self._disk_trouble = ""
+        self._said_waiting = ""
+        self._view_changed = self._keep = True
+        self._events: list[Happened] = []
+        self._publish_from_ms = self._republish_ms = self._settle_ms = now_ms
+        self._undrained = 0
+        self._stopping = self._reload_wanted = False
+        adopted = self._adopt(now_ms)
+        started = ProcessEvent(topology.HEALTH, os.getpid(), version("gale"), adopted)
+        self._publisher.publish(Topic.PROCESS_STARTED, started)
+
+    def run(self) -> None:
+        """Until SIGTERM."""
+        wake = self._install_signals()
+        poller = zmq.Poller()
+        for polled in (
+            self._listener.socket,
+            self._publisher.poll_socket,
+            self._commands.socket,
+            self._subscriber.socket,
+        ):
+            poller.register(polled, zmq.POLLIN)
+        poller.register(wake.fileno(), zmq.POLLIN)
+        expected_ms = _monotonic_ms()
+        while not self._stopping:
+            drained_ms = self._step(expected_ms)
+            wait_ms = self._wait_ms(_monotonic_ms())
+            # Nobody listens from the end of the drain to the next turn: what is not waiting is lag.
+            expected_ms = drained_ms + wait_ms
+            if wake.fileno() in dict(poller.poll(wait_ms)):
+                wake.recv(4096)
+        self._stop()
+
+    def _step(self, expected_ms: int) -> int:
+        """One turn, which was meant to begin at `expected_ms`; returns when its drain ended."""
+        begun_ms = _monotonic_ms()
+        drained = self._drain()
+        now_ms = _monotonic_ms()
+        lag_ms = max(0, begun_ms - expected_ms) + max(0, now_ms - begun_ms - DRAIN_MS)
+        if lag_ms > LAG_MS:
+            _log.warning("this process was late, deadlines are extended", lag_ms=lag_ms)
+            self._registry.lagged(lag_ms, now_ms)
+        self._publisher.serve()
+        self._commands.serve(self._command)
+        if self._reload_wanted:
+            self._reload_wanted = False
+            self._reload()
+        for envelope in self._subscriber.receive():
+            if isinstance(envelope.data, CommittedTable):
+                self._registry.adopt_table(envelope.data.table, now_ms)
+        if now_ms >= self._settle_ms:
+            self._settle_ms = now_ms + SETTLE_MS
+            self._settle(now_ms)
+        self._undrained = 0 if drained else self._undrained + 1
+        if drained or self._undrained > MOST_UNDRAINED:
+            self._registry.tick(now_ms)
+        self._work_off(now_ms)
+        return now_ms
+
+    def _drain(self) -> bool:
+        """Read all that agents have sent; False if that would take too long for one turn."""
+        router, registry = self._listener.socket, self._registry
+        end_ms = _monotonic_ms() + DRAIN_MS
+        while (now_ms := _monotonic_ms()) < end_ms:
+            try:
+                connection, *rest = router.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return True
+            frames = [frame.bytes for frame in rest]
+            # The address is looked up where it counts: it costs more than a heartbeat does.
+            address = rest[0].get("Peer-Address") if frames[:1] == [b"hello"] else ""
+            registry.receive(connection.bytes, str(address), frames, now_ms)
+        return False
+
+    def _wait_ms(self, now_ms: int) -> int:
+        if self._undrained:
+            return 0
+        moments = [now_ms + POLL_MS, self._republish_ms, self._settle_ms]
+        if self._view_changed or self._keep or self._events:
+            moments.append(self._publish_from_ms)
+        if (due_ms := self._registry.next_due_ms()) is not None:
+            moments.append(due_ms)
+        return max(0, min(moments) - now_ms)
+
+    # ------------------------------------------------------------------ out
+
+    def _work_off(self, now_ms: int) -> None:
+        output = self._registry.take_output()
+        self._view_changed |= output.view_changed
+        self._keep |= output.keep
+        self._events += output.events
+        wanted = self._view_changed or self._keep or self._events
+        if now_ms >= self._republish_ms or (wanted and now_ms >= self._publish_from_ms):
+            self._publish(now_ms)
+        for send in output.messages:
+            self._send(send)
+
+    def _publish(self, now_ms: int) -> None:
+        if self._keep:
+            self._save(now_ms)
+        for topic, event in self._events:
+            self._publisher.publish(topic, event)
+            what = {"node": event.id, "state": event.state.value, "fails": event.fails}
+            _log.info(topic.value.rstrip("."), reason=event.reason, **what)
+        self._events.clear()
+        waiting_for = self._disk_trouble or self._listener.waiting_for
+        self._publisher.publish(Topic.STATE_VIEW, self._registry.view(now_ms, waiting_for))
+        self._view_changed = False
+        done_ms = _monotonic_ms()
+        self._republish_ms = now_ms + REPUBLISH_MS
+        self._publish_from_ms = done_ms + min(max(GAP_MS, 5 * (done_ms - now_ms)), LONGEST_GAP_MS)
+
+    def _save(self, now_ms: int) -> None:
+        try:
+            self._file.save(self._registry.kept(now_ms), now_ms, time.time_ns() // 1_000_000)
+        except OSError as error:
+            trouble = f"a disk to write {self._file.path} to: {error.strerror}"
+            if trouble != self._disk_trouble:
+                _log.error("bans and failures are not kept", path=self._file.path, problem=trouble)
+            self._disk_trouble = trouble
+        else:
+            self._disk_trouble = ""
+        self._keep = False
+
+    def _send(self, send: Send) -> None:
+        # A peer that is gone, or does not read, is passed over: ROUTER never blocks for it.
+        self._listener.socket.send_multipart(
+            [send.connection, *encode_node(send.message)], zmq.NOBLOCK
+        )
+
+    # ------------------------------------------------------------------ start, and the machine
+
+    def _adopt(self, now_ms: int) -> str:
+        """Take over what the last run kept; says so in words."""
+        try:
+            kept = self._file.load(now_ms, time.time_ns() // 1_000_000)
+        except OSError as error:
+            kept = Kept((), 0, f"{self._file.path}: {error.strerror}")
+        if kept.complaint:
+            _log.error("what the last run kept is lost", problem=kept.complaint)
+        if kept.nodes == NOTHING.nodes:
+            return ""
+        routed = self._registry.adopt(kept.nodes, kept.elapsed_ms, now_ms)
+        adopted = f"{len(kept.nodes)} nodes, {routed} of them routed to"
+        _log.info("adopted", path=self._file.path, nodes=adopted)
+        return adopted
+
+    def _settle(self, now_ms: int) -> None:
+        """Once a second: what of the machine may have changed, and what it still lacks."""
+        local = self._config.local
+        before = self._listener.endpoint
+        self._listener.settle(local.net_interface_private, local.node_port)
+        self._registry.configure(_policy(self._config), now_ms)
+        if self._disk_trouble:
+            self._keep = True
+        if self._listener.endpoint != before:
+            _log.info("listening for nodes", endpoint=self._listener.endpoint)
+        waiting_for = self._listener.waiting_for
+        if waiting_for != self._said_waiting:
+            self._said_waiting = waiting_for
+            self._view_changed = True
+            if waiting_for:
+                _log.warning("waiting", waiting_for=waiting_for)
+
+    # ------------------------------------------------------------------ commands and signals
+
+    def _command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if verb != "reload":
+            raise CommandError(f"unknown command: {verb}; health knows: reload")
+        return self._reload()
+
+    def _reload(self) -> dict[str, Any]:
+        try:
+            config = load_lb(self._config_path)
+        except ConfigError as error:
+            problems = [str(problem) for problem in error.problems]
+            for problem in problems:
+                _log.error("the configuration stays as it was", problem=problem)
+            return {"applied": False, "problems": problems, "restart_needed": []}
+        restart_needed = ["local.name"] if config.local.name != self._name else []
+        self._config = config
+        self._settle(_monotonic_ms())
+        _log.info("configuration applied", path=self._config_path, restart_needed=restart_needed)
+        return {"applied": True, "problems": [], "restart_needed": restart_needed}
+
+    def _install_signals(self) -> socket.socket:
+        """TERM and HUP set a flag and make the returned socket readable."""
+        wake, self._wake = socket.socketpair()
+        for end in (wake, self._wake):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._on_term)
+        signal.signal(signal.SIGINT, self._on_term)
+        signal.signal(signal.SIGHUP, self._on_hangup)
+        return wake
+
+    def _on_term(self, _signal: int, _frame: object) -> None:
+        self._stopping = True
+
+    def _on_hangup(self, _signal: int, _frame: object) -> None:
+        self._reload_wanted = True
+
+    def _stop(self) -> None:
+        self._save(_monotonic_ms())
+        _log.info("stopped", process=topology.HEALTH)
+        for owned in (self._listener, self._publisher, self._commands, self._subscriber):
+            owned.close()
+        self._context.term()
+
+
+def _policy(config: LbConfig) -> Policy:
+    """What the registry goes by; a service without an address has this LB's own, as it is now."""
+    own_address = ipv4_address(config.local.net_interface_public)
+    health = config.node_health
+    return Policy(
+        lb=config.local.name,
+        checks_before_routing=health.checks_before_routing,
+        checks_timeout_ms=health.checks_timeout_ms,
+        black_list_after_fails=health.black_list_after_fails,
+        black_list_expiry_ms=health.black_list_expiry_ms,
+        services=tuple(
+            OfferedService(
+                name=service.name,
+                vip=service.address or own_address,
+                port=service.port,
+                protocol=Protocol(service.protocol),
+                mode=Mode(service.mode),
+                node_port=service.node_port,
+                encap=Encapsulation(service.encap),
+            )
+            for service in config.services
+        ),
+    )
+
+
+def _allow_many_connections() -> None:
+    """Each agent's connection is a file descriptor: allow as many as the machine does."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+if __name__ == "__main__":
+    main()
