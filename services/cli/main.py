@@ -32,6 +32,12 @@ from services.cli.invocation import WRONG_USE, Invocation
 
 COMMANDS = {
     "check": "services.cli.check:check",
+    "status": "services.cli.status:status",
+    "nodes": "services.cli.nodes:nodes",
+    "services": "services.cli.nodes:services",
+    "flows": "services.cli.nodes:flows",
+    "quorum": "services.cli.status:quorum",
+    "events": "services.cli.events:events",
     "lab": "services.cli.lab:app",
 }
 """Every command, in the order `gale --help` shows them, and where it stands."""

@@ -1,0 +1,140 @@
+"""The HTTP client of the local API, and what is said when it does not answer.
+
+Every command that asks the running LB goes through `ask`: the port comes from the configuration
+(`-c`, `GALE_CONFIG`), the host is always this machine. What went wrong is one line on stderr that
+says what to do, and exit code 1: no connection, no answer in time, or the API's own problem
+(RFC 9457), whose `detail` is written for the operator. A node's file has no LB behind it; asking it
+is wrong use, code 2.
+
+A command that goes on for long (`--watch`, `--follow`) takes the `Client` itself, and `ApiError` as
+something that passes: the API may be restarted at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import typer
+
+from conf import LbConfig, Source, load_either
+from services.cli.invocation import NO, WRONG_USE, Invocation
+
+TIMEOUT_S = 5.0
+STREAM_SILENCE_S = 30.0
+"""The API sends something every ten seconds; this long without a byte, the stream is dead."""
+
+
+class ApiError(Exception):
+    """The API did not give what was asked; the message is one line for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSent:
+    """One message of the event stream."""
+
+    id: str
+    data: str
+
+
+class Client:
+    """The API of the LB on this machine."""
+
+    def __init__(self, api_port: int) -> None:
+        self.url = f"http://127.0.0.1:{api_port}"
+        # The proxy of the environment is for the world outside, not for this machine.
+        self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, trust_env=False)
+
+    def get(self, path: str, **parameters: str | int | None) -> Any:
+        """The JSON at `path`; raises `ApiError`."""
+        given = {name: value for name, value in parameters.items() if value is not None}
+        try:
+            response = self._http.get(path, params=given)
+        except httpx.HTTPError as error:
+            raise ApiError(self._unreachable(error)) from None
+        if response.is_error:
+            raise ApiError(f"{self.url}{path}: {_detail(response)}")
+        try:
+            return response.json()
+        except ValueError:
+            raise ApiError(f"{self.url}{path}: this is not Gale's API, it sends no JSON") from None
+
+    def stream(self, path: str, last_event_id: str | None) -> Iterator[ServerSent]:
+        """The server-sent events at `path` until the API ends them; raises `ApiError`."""
+        headers = {"Accept": "text/event-stream"}
+        if last_event_id is not None:
+            headers["Last-Event-ID"] = last_event_id
+        timeout = httpx.Timeout(TIMEOUT_S, read=STREAM_SILENCE_S)
+        try:
+            with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+                if response.is_error:
+                    response.read()
+                    raise ApiError(f"{self.url}{path}: {_detail(response)}")
+                yield from _messages(response.iter_lines())
+        except httpx.HTTPError as error:
+            raise ApiError(self._unreachable(error)) from None
+
+    def _unreachable(self, error: httpx.HTTPError) -> str:
+        if isinstance(error, httpx.TimeoutException):
+            return f"{self.url}: no answer in time; see supervisorctl status 'gale:*'"
+        return (
+            f"{self.url}: the API of this LB does not answer ({error});"
+            " is it running? supervisorctl status 'gale:*'"
+        )
+
+
+def _messages(lines: Iterator[str]) -> Iterator[ServerSent]:
+    """Parse the event stream; comments and other fields mean nothing here."""
+    identity, data = "", []
+    for line in lines:
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "id":
+            identity = value
+        elif field == "data":
+            data.append(value)
+        elif not line and data:
+            yield ServerSent(identity, "\n".join(data))
+            data = []
+
+
+def _detail(response: httpx.Response) -> str:
+    try:
+        detail = response.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        return f"{response.status_code} {response.reason_phrase}"
+    return str(detail)
+
+
+# --------------------------------------------------------------------------- for the commands
+
+
+def client_of(invocation: Invocation) -> Client:
+    """The client for the configuration of this invocation."""
+    path = invocation.config_path()
+    config = load_either(Source.read(path))
+    if not isinstance(config, LbConfig):
+        typer.echo(
+            f"{path}: this is a node's file; ask on a load balancer, or the agent at"
+            f" http://127.0.0.1:{config.local.api_port}/status",
+            err=True,
+        )
+        raise typer.Exit(WRONG_USE)
+    return Client(config.local.api_port)
+
+
+def ask(invocation: Invocation, path: str, **parameters: str | int | None) -> Any:
+    """The JSON at `path`, or one line on stderr and exit code 1."""
+    client = client_of(invocation)
+    try:
+        return client.get(path, **parameters)
+    except ApiError as error:
+        raise refused(error) from None
+
+
+def refused(error: ApiError) -> typer.Exit:
+    """Say `error` and be what to raise for it."""
+    typer.echo(str(error), err=True)
+    return typer.Exit(NO)

@@ -1,0 +1,114 @@
+"""`gale nodes`, `gale services`, `gale flows`: what traffic goes to, and what goes there now."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from services.cli.client import ask
+from services.cli.invocation import Invocation, print_json
+from services.cli.tables import STATE_STYLES, count, percent, show, size, span, table
+
+FLOW_LIMIT = 100
+
+
+def nodes(context: typer.Context) -> None:
+    """What this LB and the cluster think of each node."""
+    invocation = Invocation.of(context)
+    answer = ask(invocation, "/v1/nodes")
+    if invocation.json:
+        print_json(answer)
+        return
+    columns = (
+        *("node", "address", "state", "agreed", "weight#", "share#", "flows#", "fails#"),
+        *("ban left#", "seen#", "id", "reason"),
+    )
+    show(table("", columns, [_node_row(node) for node in answer["nodes"]]))
+
+
+def services(context: typer.Context) -> None:
+    """Every service, and its nodes' parts of the ring with what they carried."""
+    invocation = Invocation.of(context)
+    answer = ask(invocation, "/v1/services")
+    if invocation.json:
+        print_json(answer)
+        return
+    columns = ("node", "slots#", "share#", "flows#", "packets in#", "in#", "packets out#", "out#")
+    parts: list[Any] = []
+    for service in answer["services"]:
+        title = (
+            f"{service['name']}: {service['protocol']} {front(service)} -> port"
+            f" {service['node_port']}, {service['mode']}, by {service['affinity']},"
+            f" {service['nodes_up']} nodes"
+        )
+        parts.append(table(title, columns, [_seat_row(seat) for seat in service["nodes"]]))
+    show(*parts)
+
+
+def flows(
+    context: typer.Context,
+    node: Annotated[str | None, typer.Option(help="Only flows to this node (its id).")] = None,
+    service: Annotated[str | None, typer.Option(help="Only flows of this service.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = FLOW_LIMIT,
+) -> None:
+    """Conntrack entries, as the kernel has them now."""
+    invocation = Invocation.of(context)
+    answer = ask(invocation, "/v1/flows", node=node, service=service, limit=limit)
+    if invocation.json:
+        print_json(answer)
+        return
+    columns = ("protocol", "client", "vip", "snat", "node", "service", "state", "idle#", "age#")
+    rows = [
+        [
+            *(str(flow.get(key) or "") for key in columns[:7]),
+            span(flow["idle_ms"]),
+            span(flow["age_ms"]),
+        ]
+        for flow in answer["flows"]
+    ]
+    show(table("", columns, rows))
+    total = answer.get("total", len(rows))
+    if total > len(rows):
+        typer.echo(f"{len(rows)} of {count(total)} flows; --limit shows more")
+
+
+def front(service: dict[str, Any]) -> str:
+    """What clients speak to; a service without an address has each LB's own public one."""
+    return f"{service['address'] or '(public address)'}:{service['port']}"
+
+
+def state_text(state: str | None) -> Text:
+    return Text(state or "", style=STATE_STYLES.get(state or "", ""))
+
+
+def _node_row(node: dict[str, Any]) -> list[Any]:
+    banned_for_ms = node["banned_for_ms"]
+    return [
+        node["name"],
+        node["address"],
+        state_text(node["state"]),
+        state_text(node.get("agreed_state")),
+        str(node["weight"]),
+        percent(node["share"]),
+        count(sum(seat["flows"] for seat in node.get("services", ()))),
+        str(node["fails"]),
+        span(banned_for_ms) if banned_for_ms else "",
+        span(node["observed_ms"]),
+        node["id"],
+        node["reason"],
+    ]
+
+
+def _seat_row(seat: dict[str, Any]) -> list[str]:
+    return [
+        seat["node"],
+        count(seat["slots"]),
+        percent(seat["share"]),
+        count(seat["flows"]),
+        count(seat["packets_in"]),
+        size(seat["bytes_in"]),
+        count(seat["packets_out"]),
+        size(seat["bytes_out"]),
+    ]

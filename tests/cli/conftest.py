@@ -1,0 +1,46 @@
+"""What the commands of `gale` run against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from services.cli.main import app
+from tests.cli.local_api import LocalApi
+
+LB_CONFIG = """\
+[local]
+name = "lb-0"
+net_interface_private = "priv0"
+net_interface_public = "pub0"
+"""
+
+Gale = Callable[..., Result]
+
+
+@pytest.fixture
+def api() -> Iterator[LocalApi]:
+    server = LocalApi()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def config(tmp_path: Path, api: LocalApi) -> Path:
+    """An LB's file whose API is the local one."""
+    path = tmp_path / "lb.toml"
+    path.write_text(f"{LB_CONFIG}api_port = {api.port}\n")
+    return path
+
+
+@pytest.fixture
+def gale(config: Path) -> Gale:
+    """Run one command: `gale("nodes", "--json")`."""
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["-c", str(config), *arguments])
+
+    return run

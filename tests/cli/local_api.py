@@ -1,0 +1,169 @@
+"""A real HTTP server in the place of the API, with answers made of the API's own shapes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import orjson
+
+from bus.messages import VipHolder
+from services.api.snapshot import (
+    DataplaneShape,
+    HookShape,
+    MemberShape,
+    NodeShape,
+    NodesShape,
+    ProcessShape,
+    QuorumShape,
+    SeatShape,
+    ServiceShape,
+    ServicesShape,
+    StatusShape,
+)
+
+SEAT = SeatShape("default", "node-1@10.81.0.21", 8080, 32_768, 0.5, True, 12_345, 987, 7, 4_200, 3)
+NODE = NodeShape(
+    id="node-1@10.81.0.21",
+    name="node-1",
+    address="10.81.0.21",
+    state="banned",
+    agreed_state="down",
+    reason="5 failures",
+    weight=2,
+    share=0.25,
+    fails=5,
+    banned_for_ms=250_000,
+    observed_ms=1_234,
+    checks_passed=3,
+    checks_required=3,
+    load=0.5,
+    services=[SEAT],
+)
+SERVICE = ServiceShape(
+    "default", None, 8080, "tcp", "l4", 80, "flow", nodes_up=2, nodes=[SEAT], observed_ms=10
+)
+QUORUM = QuorumShape(
+    name="lb-0",
+    role="leader",
+    term=7,
+    leader="lb-0",
+    epoch=42,
+    quorum=True,
+    lease_remaining_ms=225,
+    lease_changes=0,
+    vips=[VipHolder("10.80.0.100", "lb-0")],
+    members=[MemberShape("lb-0", "10.81.0.10:8081", True, 7, 42, 0)],
+    waiting_for="",
+    observed_ms=10,
+)
+DATAPLANE = DataplaneShape(
+    ready=True,
+    epoch=42,
+    hooks=[HookShape("xdp_public", "pub0", True, "native", "gale_xdp_public")],
+    conntrack_established=1_234_567,
+    conntrack_half_open=8,
+    conntrack_capacity=2_000_000,
+    observed_ms=10,
+)
+STATUS = StatusShape(
+    name="lb-0",
+    mode="l4",
+    version="0.1.0",
+    ready=False,
+    not_ready=["health: nothing heard for 7 s"],
+    processes={
+        "quorum": ProcessShape(120, True, "b1", 4711, "0.1.0", ""),
+        "health": ProcessShape(None, False, None, None, None, "priv0 to appear"),
+    },
+    nodes={"up": 2, "down": 1, "banned": 0},
+    services=[SERVICE],
+    quorum=QUORUM,
+    dataplane=DATAPLANE,
+    observed_ms=120,
+)
+FLOW = {
+    "protocol": "tcp",
+    "client": "10.80.0.2:40000",
+    "vip": "10.80.0.10:8080",
+    "snat": "10.81.0.10:1536",
+    "node": "10.81.0.21:80",
+    "service": "default",
+    "state": "established",
+    "idle_ms": 1_500,
+    "age_ms": 7_444_000,
+}
+ANSWERS: dict[str, Any] = {
+    "/v1/status": asdict(STATUS),
+    "/v1/nodes": asdict(NodesShape([NODE], 1_234)),
+    "/v1/services": asdict(ServicesShape([SERVICE], 10)),
+    "/v1/quorum": asdict(QUORUM),
+    "/v1/flows": {"flows": [FLOW], "total": 2_000},
+}
+
+Answer = Callable[["Handler", dict[str, str]], None]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request: what `LocalApi.paths` says for its path."""
+
+    server: LocalApi
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        parameters = dict(parse_qsl(url.query))
+        self.server.asked.append((url.path, parameters, self.headers.get("Last-Event-ID")))
+        answer = self.server.paths.get(url.path)
+        if answer is None:
+            self.send_json({"title": "Not Found", "detail": "no such path"}, 404)
+        elif callable(answer):
+            answer(self, parameters)
+        else:
+            self.send_json(answer)
+
+    def send_json(self, value: Any, status: int = 200) -> None:
+        self.send_raw(orjson.dumps(value), status, "application/json")
+
+    def send_raw(self, body: bytes, status: int = 200, kind: str = "text/plain") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def begin_stream(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+
+    def send_event(self, identity: str, message: dict[str, Any]) -> None:
+        body = f"id: {identity}\nevent: {message['topic']}\ndata: ".encode()
+        self.wfile.write(b": still here\n\n" + body + orjson.dumps(message) + b"\n\n")
+        self.wfile.flush()
+
+    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - its name there
+        """Quiet."""
+
+
+class LocalApi(ThreadingHTTPServer):
+    """Listens on a free port of loopback until `stop`."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.port: int = self.server_address[1]
+        self.paths: dict[str, Any] = dict(ANSWERS)
+        self.asked: list[tuple[str, dict[str, str], str | None]] = []
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
