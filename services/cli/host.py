@@ -14,8 +14,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from conf import Endpoint, LbConfig, NodeConfig, Problem, Source
-
-Key = tuple[str | int, ...]
+from conf.lines import Key
 
 
 def host_problems(source: Source, config: LbConfig | NodeConfig) -> tuple[Problem, ...]:
@@ -23,8 +22,8 @@ def host_problems(source: Source, config: LbConfig | NodeConfig) -> tuple[Proble
     if isinstance(config, LbConfig):
         found = [*_lb_problems(source, config)]
     else:
-        key = ("load_balancer", "addresses")
-        found = [*_unresolved(source, key, config.load_balancer.addresses)]
+        key, lbs = ("load_balancer", "addresses"), config.load_balancer.addresses
+        found = [*_unresolved(source, key, lbs, [_resolved(lb) for lb in lbs])]
     return tuple(sorted(found))
 
 
@@ -77,18 +76,19 @@ def _interface_problems(
 
 def _membership_problems(source: Source, config: LbConfig, own: set[str]) -> Iterator[Problem]:
     key = ("load_balancer_quorum", "addresses")
-    peers = config.quorum.addresses
-    yield from _unresolved(source, key, peers)
-    listed = set().union(*(_resolved(peer) for peer in peers))
-    if peers and not listed & own:
+    peers = [_resolved(peer) for peer in config.quorum.addresses]
+    yield from _unresolved(source, key, config.quorum.addresses, peers)
+    if peers and own.isdisjoint(set().union(*peers)):
         there = ", ".join(sorted(own - {"127.0.0.1"})) or "none but loopback"
         wrong = "no address of this machine is in the list"
         yield source.problem(key, f"{wrong}, expected one of its own: {there}")
 
 
-def _unresolved(source: Source, key: Key, endpoints: tuple[Endpoint, ...]) -> Iterator[Problem]:
-    for index, endpoint in enumerate(endpoints):
-        if not _resolved(endpoint):
+def _unresolved(
+    source: Source, key: Key, endpoints: tuple[Endpoint, ...], resolved: list[set[str]]
+) -> Iterator[Problem]:
+    for index, (endpoint, addresses) in enumerate(zip(endpoints, resolved, strict=True)):
+        if not addresses:
             wrong = f'"{endpoint.host}" has no address that this machine can find'
             expected = "expected a name in DNS, mDNS or /etc/hosts"
             yield source.problem((*key, index, "hostname"), f"{wrong}, {expected}")
