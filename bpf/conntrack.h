@@ -76,8 +76,9 @@ static __always_inline void set_deltas(const struct flow_key *key, struct flow *
 }
 
 /* Once a second per direction: keep both entries alive and the pair whole. */
-static __always_inline enum reason touch_flow(const struct flow_key *key, struct flow *flow, __u64 now)
+static __always_inline enum reason touch_flow(const struct packet *packet, struct flow *flow, __u64 now)
 {
+	const struct flow_key *key = &packet->key;
 	struct flow_key other_key = opposite_key(key, flow);
 	struct flow *other = est.lookup(&other_key);
 
@@ -85,12 +86,15 @@ static __always_inline enum reason touch_flow(const struct flow_key *key, struct
 	if (unlikely(!other)) {
 		struct flow again = turned_around(key, flow);
 
+		__builtin_memcpy(again.last_hop, packet->ethernet->h_source, ETH_ALEN);
 		est.insert(&other_key, &again);
 	} else if (unlikely(!are_opposite(key, other))) {
 		est.delete((struct flow_key *)key);
 		return REASON_drop_flow_taken;
 	} else {
 		other->last_seen = now;
+		if (key->direction == DIRECTION_REQUEST)
+			__builtin_memcpy(other->last_hop, packet->ethernet->h_source, ETH_ALEN);
 	}
 	return REASON_parsed;
 }
@@ -199,10 +203,11 @@ static __always_inline __u16 candidate_port(const struct service *service, struc
 }
 
 /* Takes a port and enters both directions into `half`. On success `forward` is the request's rewrite. */
-static __always_inline enum reason open_flow(const struct flow_key *key, const struct service *service,
+static __always_inline enum reason open_flow(const struct packet *packet, const struct service *service,
 					     struct seat_counters *own, __u16 cpus,
 					     struct flow *forward)
 {
+	const struct flow_key *key = &packet->key;
 	int keeps_port = service->flags & SERVICE_NO_SNAT;
 	struct flow_key reply_key = {};
 	struct flow reply;
@@ -217,6 +222,7 @@ static __always_inline enum reason open_flow(const struct flow_key *key, const s
 			continue;
 		set_deltas(key, forward);
 		reply = turned_around(key, forward);
+		__builtin_memcpy(reply.last_hop, packet->ethernet->h_source, ETH_ALEN);
 		if (half.insert(&reply_key, &reply))
 			continue;
 		if (!half.update((struct flow_key *)key, forward))

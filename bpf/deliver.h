@@ -34,6 +34,26 @@ static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet
 	return bpf_redirect(seat->ifindex, 0);
 }
 
+static __always_inline enum reason can_reach_client(const struct packet *packet, const __u8 *last_hop)
+{
+	__u8 known = 0;
+
+#pragma unroll
+	for (int i = 0; i < ETH_ALEN; i++)
+		known |= last_hop[i];
+	if (unlikely(packet->tags || !known))
+		return REASON_slow_next_hop;
+	return unlikely(packet->ip->ihl != 5) ? REASON_slow_ip_options : REASON_parsed;
+}
+
+static __always_inline int deliver_to_client(context_t *ctx, struct packet *packet,
+					     const __u8 *last_hop, const struct settings *own)
+{
+	__builtin_memcpy(packet->ethernet->h_dest, last_hop, ETH_ALEN);
+	__builtin_memcpy(packet->ethernet->h_source, own->public_mac, ETH_ALEN);
+	return bpf_redirect(own->public_ifindex, 0);
+}
+
 #else
 
 /* bcc declares this helper with three arguments; it takes four. */
@@ -81,8 +101,13 @@ static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet
 }
 
 /* The kernel's routes say how the client is reached; it need not own the source address. */
+static __always_inline enum reason can_reach_client(const struct packet *packet, const __u8 *last_hop)
+{
+	return REASON_parsed;
+}
+
 static __always_inline int deliver_to_client(context_t *ctx, struct packet *packet,
-					     const struct settings *own)
+					     const __u8 *last_hop, const struct settings *own)
 {
 	strip_tags(ctx, packet);
 	return redirect_neighbour(own->public_ifindex, 0, 0, 0);

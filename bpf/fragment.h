@@ -39,6 +39,7 @@ static __always_inline void note_fragment(const struct packet *packet, __u16 sea
 		fragment.saddr = flow->saddr;
 		fragment.daddr = flow->daddr;
 		fragment.address_delta = flow->address_delta;
+		__builtin_memcpy(fragment.last_hop, flow->last_hop, ETH_ALEN);
 	}
 	fragments.update(&key, &fragment);
 }

@@ -26,6 +26,10 @@ GALE_MAP("array", int, struct seat, seats, MAX_SEATS, 0);
 GALE_MAP("lru_hash", struct flow_key, struct flow, est, CONNTRACK_ENTRIES, 0);
 GALE_MAP("lru_hash", struct flow_key, struct flow, half, HALF_OPEN_ENTRIES, 0);
 
+/* Guards on the rate of new flows: on all, and on each source. */
+GALE_MAP("array", int, struct rate, flow_rate, 1, 0);
+GALE_MAP("lru_hash", u32, struct rate, sources, 65536, 0);
+
 GALE_MAP("lru_hash", struct fragment_key, struct fragment, fragments, 8192, 0);
 
 GALE_MAP("percpu_array", int, struct seat_counters, seat_counters, MAX_SEATS, 0);

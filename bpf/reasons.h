@@ -20,10 +20,9 @@
 	REASON(pass_fragment_alone, "a later fragment whose first one has not been seen")          \
 	REASON(pass_not_ready, "programs are attached, but user space has not set them up yet")    \
 	/* Ours, but XDP cannot finish it: TC does the same work on the next hook. */              \
-	REASON(slow_next_hop, "the node's next hop is not resolved yet")                           \
+	REASON(slow_next_hop, "the next hop is not resolved yet")                                  \
 	REASON(slow_ip_options, "the IPv4 header carries options")                                 \
 	REASON(slow_vlan, "a VLAN tag has to come off")                                            \
-	REASON(slow_length, "longer than the way to the node admits")                              \
 	/* Forwarded. */                                                                           \
 	REASON(forward_first, "(none: where the forwards begin)")                                  \
 	REASON(l2_forwarded, "bridged to its node by MAC address")                                 \
@@ -42,6 +41,8 @@
 	REASON(drop_no_node, "the service has no node to route to")                                \
 	REASON(drop_no_flow, "neither a flow nor the start of one")                                \
 	REASON(drop_no_port, "no free SNAT port towards that node in eight tries")                 \
+	REASON(drop_flow_rate, "more new flows in this second than this LB admits")                \
+	REASON(drop_source_rate, "more new flows in this second than one source may open")         \
 	REASON(drop_table_full, "the conntrack table refused an entry")                            \
 	REASON(drop_handshake_mismatch, "acknowledges what the node never sent: a blind flood")    \
 	REASON(drop_flow_taken, "the flow's reverse entry belongs to another flow by now")         \

@@ -1,6 +1,7 @@
 /* A node's packet on its way back (L4): find its flow by the reply's key, undo the rewrite, send it to
  * the client. In TC by default: there the kernel hands over many segments as one, which is what makes
- * bulk cheap.
+ * bulk cheap. `reply_hook = "xdp"` is for cards where native XDP is the better way back: it answers
+ * through whom the client's packets came from, and leaves to TC what it cannot finish.
  */
 #ifndef GALE_REPLY_H
 #define GALE_REPLY_H
@@ -30,7 +31,7 @@ static __always_inline enum reason send_reply(context_t *ctx, struct packet *pac
 	refused = rewrite_l4(ctx, packet, flow);
 	if (refused)
 		return refused;
-	packet->verdict = deliver_to_client(ctx, packet, own);
+	packet->verdict = deliver_to_client(ctx, packet, flow->last_hop, own);
 	return done;
 }
 
@@ -40,10 +41,13 @@ static __always_inline enum reason established_reply(context_t *ctx, struct pack
 	__u64 now = bpf_ktime_get_coarse_ns();
 	enum reason refused;
 
+	refused = can_reach_client(packet, flow->last_hop);
+	if (unlikely(refused))
+		return refused;
 	if (unlikely(packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_RST)))
 		track_close(packet, flow, now);
 	if (unlikely(now - flow->last_seen > TOUCH_INTERVAL_NS)) {
-		refused = touch_flow(&packet->key, flow, now);
+		refused = touch_flow(packet, flow, now);
 		if (refused)
 			return refused;
 	}
@@ -68,6 +72,8 @@ static __always_inline enum reason half_open_reply(context_t *ctx, struct packet
 	enum reason reason = REASON_l4_reply;
 	struct flow rewrite = *flow;
 
+	if (can_reach_client(packet, flow->last_hop))
+		return REASON_slow_next_hop;
 	if (packet->key.protocol == IPPROTO_UDP) {
 		reason = promote(&packet->key, flow, bpf_ktime_get_coarse_ns());
 		if (reason != REASON_l4_promoted)
@@ -85,10 +91,14 @@ static __always_inline enum reason reply_fragment(context_t *ctx, struct packet 
 {
 	struct fragment *first = first_of(packet);
 	struct seat_counters *counters;
+	enum reason refused;
 	int index;
 
 	if (!first)
 		return REASON_pass_fragment_alone;
+	refused = can_reach_client(packet, first->last_hop);
+	if (refused)
+		return refused;
 	if (packet->ip->ttl <= 1)
 		return REASON_drop_ttl;
 	index = first->seat;
@@ -98,7 +108,7 @@ static __always_inline enum reason reply_fragment(context_t *ctx, struct packet 
 		counters->bytes_out += packet->bytes;
 	}
 	rewrite_ipv4(packet->ip, first->saddr, first->daddr, first->address_delta);
-	packet->verdict = deliver_to_client(ctx, packet, own);
+	packet->verdict = deliver_to_client(ctx, packet, first->last_hop, own);
 	return REASON_fragment_forwarded;
 }
 
@@ -106,11 +116,13 @@ static __always_inline enum reason reply_fragment(context_t *ctx, struct packet 
 static __always_inline enum reason error_to_client(context_t *ctx, struct packet *packet,
 						   const struct flow *flow, const struct settings *own)
 {
-	enum reason refused = translate_error(ctx, packet, flow);
+	enum reason refused = can_reach_client(packet, flow->last_hop);
 
+	if (!refused)
+		refused = translate_error(ctx, packet, flow);
 	if (refused)
 		return refused;
-	packet->verdict = deliver_to_client(ctx, packet, own);
+	packet->verdict = deliver_to_client(ctx, packet, flow->last_hop, own);
 	return REASON_icmp_to_client;
 }
 

@@ -10,6 +10,7 @@
 #include "stateless.h"
 #include "fragment.h"
 #include "icmp.h"
+#include "rate.h"
 #include "answer.h"
 
 static __always_inline void count_in(struct seat_counters *counters, const struct packet *packet)
@@ -65,7 +66,7 @@ static __always_inline enum reason established_request(context_t *ctx, struct pa
 	if (unlikely(packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_RST)))
 		track_close(packet, flow, now);
 	if (unlikely(now - flow->last_seen > TOUCH_INTERVAL_NS)) {
-		refused = touch_flow(&packet->key, flow, now);
+		refused = touch_flow(packet, flow, now);
 		if (refused)
 			return refused;
 	}
@@ -112,11 +113,14 @@ static __always_inline enum reason new_l4_flow(context_t *ctx, struct packet *pa
 	reason = may_forward_l4(ctx, packet, seat);
 	if (reason)
 		return reason;
+	flow.created = flow.last_seen = bpf_ktime_get_coarse_ns();
+	reason = may_open(packet, own, flow.created);
+	if (reason)
+		return reason;
 	flow.saddr = service->flags & SERVICE_NO_SNAT ? packet->key.saddr : service->snat_address;
 	flow.daddr = seat->address;
 	flow.dport = seat->port;
-	flow.created = flow.last_seen = bpf_ktime_get_coarse_ns();
-	reason = open_flow(&packet->key, service, counters, own->cpus, &flow);
+	reason = open_flow(packet, service, counters, own->cpus, &flow);
 	if (reason != REASON_l4_new_flow)
 		return reason;
 	return send_l4(ctx, packet, &flow, seat, counters, reason);

@@ -29,6 +29,10 @@ struct settings {
 	__u16 l4_services; /* 0: no packet ever pays for a look at the conntrack tables */
 	__u16 cpus;        /* possible CPUs: each takes its own stride through the SNAT ports */
 	__be32 outer_prefix; /* IP in IP: a /16 the outer sources are spread over; 0: none */
+	__u8 public_mac[6];
+	__u16 padding;
+	__u32 new_flows_per_second; /* L4, on this LB as a whole; 0: no limit */
+	__u32 new_flows_per_second_per_source;
 };
 
 struct service_key {
@@ -125,11 +129,17 @@ struct flow {
 	__u8 flags;
 	__u16 padding;
 	__u32 expected; /* the node's SYN number + 1, host order */
-	__u32 reserved;
+	__u8 last_hop[6]; /* reply: whom the client's packets came from; zero: nobody yet */
+	__u16 padding2;
 	__u64 last_seen; /* coarse monotonic ns, at most one second behind */
 	__u64 created;   /* coarse monotonic ns */
 	__u64 stamp;     /* creation stamp across LBs */
-	__u64 spare;
+};
+
+/* New flows in the second that began at `since`. */
+struct rate {
+	__u64 since; /* coarse monotonic ns */
+	__u64 flows;
 };
 
 /* What the first fragment of a datagram found out, for those that follow without ports. */
@@ -150,6 +160,8 @@ struct fragment {
 	__u8 flags; /* the service's */
 	__u16 padding;
 	__u64 created; /* coarse monotonic ns */
+	__u8 last_hop[6]; /* as in the flow */
+	__u16 padding2;
 };
 
 _Static_assert(sizeof(struct flow_key) == 16, "a flow's key is 16 bytes");

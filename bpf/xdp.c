@@ -1,4 +1,4 @@
-/* The XDP hook: requests, as they leave the driver, before the kernel spends anything on them.
+/* The XDP hooks: requests, as they leave the driver, before the kernel spends anything on them.
  *
  * What this program cannot finish it passes on unmodified to tc.c, which decides by the same source.
  */
@@ -12,6 +12,7 @@
 #include <linux/udp.h>
 
 #include "request.h"
+#include "reply.h"
 #include "verdict.h"
 
 int gale_xdp_public(struct xdp_md *ctx)
@@ -19,4 +20,12 @@ int gale_xdp_public(struct xdp_md *ctx)
 	struct packet packet = {};
 
 	return finish(&packet, HOOK_XDP_PUBLIC, handle_request(ctx, &packet));
+}
+
+/* Only with reply_hook = "xdp". */
+int gale_xdp_reply(struct xdp_md *ctx)
+{
+	struct packet packet = {};
+
+	return finish(&packet, HOOK_XDP_PRIVATE, handle_reply(ctx, &packet));
 }
