@@ -454,8 +454,12 @@ def _process(fold: Fold, local: Local, name: str, now_ms: int) -> ProcessShape:
 
 
 def _waiting_for(fold: Fold, process: str) -> str:
-    topics = {topology.DATAPLANE: Topic.STATE_DATAPLANE, topology.QUORUM: Topic.STATE_QUORUM}
-    state = data_of(fold, topics[process]) if process in topics else None
+    topics = {
+        topology.DATAPLANE: Topic.STATE_DATAPLANE,
+        topology.HEALTH: Topic.STATE_VIEW,
+        topology.QUORUM: Topic.STATE_QUORUM,
+    }
+    state = data_of(fold, topics[process])
     return state.waiting_for if state is not None else ""
 
 

@@ -1,0 +1,323 @@
+"""The fold: what becomes public, once, in order and without holes, whatever comes in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bus import topology
+from bus.messages import Ban, Envelope, NodeState, QuorumMember, Topic
+from services.api.fold import PUBLIC_STATES, STATE_REPEAT_MS, Fold, Position, lasting
+from services.api.stream import Entry
+from tests.api.samples import (
+    dataplane,
+    down,
+    envelope,
+    everything,
+    node,
+    quorum,
+    seat,
+    started,
+    table,
+    view,
+)
+
+HEALTH, QUORUM, DATAPLANE = topology.HEALTH, topology.QUORUM, topology.DATAPLANE
+
+
+def fold_of(*envelopes: Envelope) -> Fold:
+    fold = Fold("api", {})
+    for message in envelopes:
+        fold.receive(message, 0)
+    return fold
+
+
+def health(data: Any, seq: int, boot: str = "b1") -> Envelope:
+    topic = Topic.NODE_DOWN if hasattr(data, "previous") else Topic.STATE_VIEW
+    return envelope(HEALTH, topic, data, boot=boot, seq=seq)
+
+
+# --------------------------------------------------------------------------- states
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (view(node()), view(node(observed_ms=900, load=0.9, checks_good_total=77), version=9)),
+        (view(node()), view(node(checks_bad_total=5, checks_passed=4, banned_for_ms=3), hello=1)),
+        (quorum(), quorum(version=2, lease_remaining_ms=10)),
+        (quorum(), quorum(members=(QuorumMember("lb-0", "10.81.0.10:8081", True, 3, 1, 50),))),
+        (table(bans=(Ban("x", 100, 1),)), table(bans=(Ban("x", 50, 1),))),
+        (dataplane(), replace(dataplane(), version=2)),
+    ],
+)
+def test_what_passes_by_itself_is_no_news(before: Any, after: Any) -> None:
+    assert lasting(before) == lasting(after)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (view(node()), view(node(state=NodeState.DOWN))),
+        (view(node()), view(node(reason="other"))),
+        (view(node()), view(node(fails=1))),
+        (view(node()), view(node(), node("node-1"))),
+        (quorum(), quorum(term=4)),
+        (quorum(), quorum(quorum=False)),
+        (quorum(), quorum(members=(QuorumMember("lb-0", "10.81.0.10:8081", False, 3, 1, 0),))),
+        (table("node-0"), table("node-0", epoch=2)),
+        (table(), table(bans=(Ban("x", 100, 1),))),
+        (dataplane(), dataplane(ready=False)),
+        (dataplane(seat("a", 2, 4)), dataplane(seat("a", 3, 4))),
+    ],
+)
+def test_what_changed_is_news(before: Any, after: Any) -> None:
+    assert lasting(before) != lasting(after)
+
+
+def test_a_state_goes_out_when_it_is_new_and_not_when_it_repeats() -> None:
+    fold = Fold("api", {})
+    first = fold.receive(health(view(node()), 1), 0)
+    assert [(entry.topic, entry.seq, entry.topic_seq) for entry in first] == [
+        (Topic.STATE_NODES, 1, 1)
+    ]
+    assert fold.receive(health(view(node(observed_ms=600)), 2), 500) == []
+    changed = fold.receive(health(view(node(state=NodeState.DOWN)), 3), 600)
+    assert [(entry.seq, entry.topic_seq) for entry in changed] == [(2, 2)]
+    # A restarted process that says the same again is no news either.
+    assert fold.receive(health(view(node(state=NodeState.DOWN)), 1, boot="b2"), 700) == []
+
+
+def test_counters_are_kept_and_not_public() -> None:
+    fold = fold_of(*everything())
+    assert Topic.STATE_COUNTERS in fold.latest
+    assert Topic.STATE_COUNTERS not in {entry.topic for entry in fold.log.after(0)}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "topics"),
+    [
+        (b"", list(PUBLIC_STATES.values())),
+        (b"state.", list(PUBLIC_STATES.values())),
+        (b"state.table.", [Topic.STATE_TABLE]),
+        (b"node.down.", []),
+        (b"state.view.", []),
+    ],
+)
+def test_a_new_subscriber_is_shown_the_present_state(prefix: bytes, topics: list[Topic]) -> None:
+    fold = fold_of(*everything())
+    last = fold.log.last_seq
+    shown = fold.subscribed([prefix], 0)
+    assert [entry.topic for entry in shown] == topics
+    assert [entry.seq for entry in shown] == list(range(last + 1, last + 1 + len(topics)))
+    assert all(entry.topic_seq == 2 for entry in shown)
+
+
+def test_nothing_is_shown_when_nobody_came() -> None:
+    assert fold_of(*everything()).subscribed([], 0) == []
+
+
+def test_the_shown_state_is_the_newest() -> None:
+    fold = fold_of(health(view(node()), 1), health(view(node(observed_ms=777)), 2))
+    (shown,) = fold.subscribed([b""], 0)
+    assert orjson.loads(shown.body)["data"]["nodes"][0]["observed_ms"] == 777
+
+
+def test_states_are_repeated_while_their_process_speaks() -> None:
+    fold = fold_of(health(view(node()), 1))
+    assert fold.tick(STATE_REPEAT_MS) == []  # nothing was said since
+    fold.receive(health(view(node()), 2), 4000)
+    assert fold.tick(STATE_REPEAT_MS - 1) == []
+    assert [entry.seq for entry in fold.tick(STATE_REPEAT_MS)] == [2]
+    assert fold.tick(STATE_REPEAT_MS) == []
+    assert fold.tick(3 * STATE_REPEAT_MS) == []
+
+
+# --------------------------------------------------------------------------- processes
+
+
+def test_a_process_is_known_by_what_it_says() -> None:
+    fold = Fold("api", {})
+    fold.receive(health(view(), 1), 10)
+    assert (fold.processes[HEALTH].boot, fold.processes[HEALTH].pid) == ("b1", 0)
+    fold.receive(envelope(HEALTH, Topic.PROCESS_STARTED, started(HEALTH, 7), seq=1), 20)
+    assert fold.processes[HEALTH].pid == 7
+    fold.receive(health(view(), 2), 30)
+    assert (fold.processes[HEALTH].pid, fold.processes[HEALTH].heard_ms) == (7, 30)
+    fold.receive(health(view(), 1, boot="b2"), 40)
+    assert (fold.processes[HEALTH].boot, fold.processes[HEALTH].pid) == ("b2", 0)
+
+
+# --------------------------------------------------------------------------- restarts of the API
+
+
+def test_a_restarted_api_sends_what_its_last_life_had_not() -> None:
+    fold = Fold("new", {HEALTH: Position("b1", 2)})
+    replay = [health(down(), seq) for seq in (1, 2, 3)]
+    sent = fold.catch_up([*replay, health(view(node()), 5)], 0)
+    assert [entry.topic for entry in sent] == [Topic.STATE_NODES, Topic.NODE_DOWN]
+    assert [entry.seq for entry in sent] == [3, 4]
+    assert [entry.envelope.seq for entry in fold.log.after(0)] == [1, 2, 5, 3]
+    assert fold.published == {HEALTH: Position("b1", 3)}
+
+
+def test_a_position_in_an_older_boot_says_nothing_about_this_one() -> None:
+    fold = Fold("new", {HEALTH: Position("b0", 99)})
+    assert len(fold.catch_up([health(down(), 1)], 0)) == 1
+
+
+def test_what_was_sent_before_and_comes_late_leaves_no_hole() -> None:
+    fold = Fold("new", {HEALTH: Position("b1", 2)})
+    fold.catch_up([], 0)
+    assert fold.receive(health(down(), 1), 0) == []
+    assert [entry.seq for entry in fold.receive(health(down(), 3), 0)] == [1]
+
+
+def test_each_process_keeps_its_order_though_clocks_disagree() -> None:
+    fold = Fold("new", {})
+    late_clock = [replace(health(down(), seq), time_ms=1000 - seq) for seq in (1, 2, 3)]
+    other = [envelope(QUORUM, Topic.PROCESS_STARTED, started(QUORUM), seq=seq) for seq in (1, 2)]
+    sent = fold.catch_up([*late_clock, *other], 0)
+    for source in (HEALTH, QUORUM):
+        seqs = [entry.envelope.seq for entry in sent if entry.envelope.source == source]
+        assert seqs == sorted(seqs)
+
+
+# --------------------------------------------------------------------------- any interleaving
+
+
+@dataclass
+class Sender:
+    """A process that numbers as the bus does, and may repeat itself or restart."""
+
+    source: str
+    boot: int = 1
+    seq: int = 0
+    state_seq: int = 0
+    sent: list[Envelope] = field(default_factory=list)
+
+    def event(self) -> Envelope:
+        self.seq += 1
+        return self._say(Topic.PROCESS_STARTED, started(self.source), self.seq)
+
+    def state(self, variant: int) -> Envelope:
+        self.state_seq += 1
+        topic, data = {
+            HEALTH: (Topic.STATE_VIEW, view(node(fails=variant))),
+            QUORUM: (Topic.STATE_QUORUM, quorum(term=variant)),
+            DATAPLANE: (Topic.STATE_DATAPLANE, dataplane(ready=bool(variant))),
+        }[self.source]
+        return self._say(topic, data, self.state_seq)
+
+    def restart(self) -> None:
+        self.boot, self.seq, self.state_seq, self.sent = self.boot + 1, 0, 0, []
+
+    def _say(self, topic: Topic, data: Any, seq: int) -> Envelope:
+        said = envelope(self.source, topic, data, boot=f"b{self.boot}", seq=seq)
+        self.sent.append(said)
+        return said
+
+
+SENDERS = st.sampled_from((HEALTH, QUORUM, DATAPLANE))
+ACTIONS = st.one_of(
+    st.tuples(st.just("event"), SENDERS, st.just(0)),
+    st.tuples(st.just("state"), SENDERS, st.integers(0, 2)),
+    st.tuples(st.just("again"), SENDERS, st.integers(0, 5)),
+    st.tuples(st.just("restart"), SENDERS, st.just(0)),
+    st.tuples(st.just("subscribe"), st.just(""), st.integers(0, 2)),
+    st.tuples(st.just("tick"), st.just(""), st.integers(0, 6000)),
+)
+
+
+class World:
+    """Three senders and the API, of which each may restart; records what went out."""
+
+    def __init__(self) -> None:
+        self.senders = {source: Sender(source) for source in (HEALTH, QUORUM, DATAPLANE)}
+        self.fold = Fold("api", {})
+        self.now_ms = 0
+        self.out: list[Entry] = []
+
+    def act(self, action: tuple[str, str, int]) -> None:
+        verb, source, number = action
+        sender = self.senders.get(source, Sender(""))
+        if verb == "event":
+            self.out += self.fold.receive(sender.event(), self.now_ms)
+        elif verb == "state":
+            self.out += self.fold.receive(sender.state(number), self.now_ms)
+        elif verb == "again" and sender.sent:
+            again = sender.sent[-1 - number % len(sender.sent)]
+            self.out += self.fold.receive(again, self.now_ms)
+        elif verb == "restart":
+            sender.restart()
+        elif verb == "subscribe":
+            prefix = (b"", b"state.", b"state.nodes.")[number]
+            self.out += self.fold.subscribed([prefix], self.now_ms)
+        elif verb == "tick":
+            self.now_ms += number
+            self.out += self.fold.tick(self.now_ms)
+
+    def restart_api(self, boot: str, *, stored: bool) -> None:
+        self.fold = Fold(boot, self.fold.published if stored else {})
+        replays = [message for sender in self.senders.values() for message in sender.sent]
+        self.out += self.fold.catch_up(replays, self.now_ms)
+
+
+def check_numbers(entries: list[Entry]) -> None:
+    """What goes out of one boot, from its first message on, has no holes and repeats nothing."""
+    if entries:
+        first = entries[0].seq
+        assert [entry.seq for entry in entries] == list(range(first, first + len(entries)))
+    last: dict[Topic, int] = {}
+    for entry in entries:
+        if entry.topic in last:
+            assert entry.topic_seq == last[entry.topic] + 1
+        last[entry.topic] = entry.topic_seq
+
+
+def events_of(entries: list[Entry]) -> Counter[tuple[str, str, int]]:
+    return Counter(
+        (entry.envelope.source, entry.envelope.boot, entry.envelope.seq)
+        for entry in entries
+        if not entry.topic.is_state
+    )
+
+
+@given(st.lists(ACTIONS, max_size=60))
+def test_no_holes_whatever_the_interleaving(actions: list[tuple[str, str, int]]) -> None:
+    world = World()
+    for action in actions:
+        world.act(action)
+    check_numbers(world.out)
+    assert world.fold.log.after(0) == world.out
+    assert [entry.seq for entry in world.out[:1]] in ([], [1])
+    assert set(events_of(world.out).values()) <= {1}
+
+
+@given(st.lists(ACTIONS, max_size=40), st.lists(ACTIONS, max_size=40), st.booleans())
+def test_no_event_is_lost_or_doubled_over_a_restart_of_the_api(
+    before: list[tuple[str, str, int]], after: list[tuple[str, str, int]], stored: bool
+) -> None:
+    world = World()
+    happened: set[tuple[str, str, int]] = set()
+    for action in before:
+        world.act(action)
+    # While the API is away, one more event happens in each process.
+    for sender in world.senders.values():
+        said = sender.event()
+        happened.add((said.source, said.boot, said.seq))
+    first_life, world.out = world.out, []
+    world.restart_api("api2", stored=stored)
+    for action in after:
+        world.act(action)
+    check_numbers(world.out)
+    sent = events_of(first_life) + events_of(world.out)
+    assert happened <= set(sent)
+    if stored:
+        assert set(sent.values()) == {1}
