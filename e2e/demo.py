@@ -122,8 +122,8 @@ def kill_everything_that_decides(board: Board) -> None:
     lb = board.hosts.lbs[0]
     for _ in range(ROUNDS):
         for process in PROCESSES:
-            killed_at = time.monotonic()
             pid = send_signal(board.hosts, lb, f"gale:{process}", "KILL")
+            killed_at = time.monotonic()
             board.note(f"SIGKILL of gale:{process} (pid {pid})")
             again = partial(serves_again, board.hosts, lb, process, pid, killed_at)
             wait_for(again, f"{process} to serve again")

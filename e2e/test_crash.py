@@ -53,8 +53,8 @@ def test_sigkill_of_a_process(hosts: Hosts, lb: str, process: str) -> None:
     def attempt() -> Summary:
         requests = traffic(hosts, rate=200)
         wait_for(lambda: requests.results, "the first answer")
-        killed_at = time.monotonic()
         pid = send_signal(hosts, lb, f"gale:{process}", "KILL")
+        killed_at = time.monotonic()
         wait_for(lambda: serves_again(hosts, lb, process, pid, killed_at), f"{process} again")
         time.sleep(0.5)  # its first decisions are under way, and must do no harm either
         return requests.stop()
