@@ -1,0 +1,184 @@
+"""The agent's HTTP API: `GET /status`, `GET /metrics`, `POST /start`, `POST /stop[?drain_ms=N]`.
+
+Python's own http.server, in threads: four small answers a minute do not justify a web framework's
+50 MB on every node. A thread never touches the agent: it puts an `Ask` into a queue, wakes the
+loop, and waits for the answer; if none comes in `PATIENCE_S`, the loop is stuck and 503 says so.
+
+It listens on loopback, and on the address that the LBs know this machine by. Neither is a place for
+strangers: as with the LBs, without keys the private network is trusted. Browsers are not: a request
+that changes something is refused when it carries an Origin, so no web page can stop a node.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+PATIENCE_S = 2.0
+REQUEST_TIMEOUT_S = 5.0
+
+
+@dataclass(slots=True)
+class Ask:
+    """One request, on its way to the loop: `verb` is status, start or stop."""
+
+    verb: str
+    drain_ms: int | None = None
+    answer: queue.SimpleQueue[dict[str, Any]] = field(default_factory=queue.SimpleQueue)
+
+
+class NodeApi:
+    """The servers, one for each address; `asks` is what the loop has to answer."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.asks: queue.SimpleQueue[Ask] = queue.SimpleQueue()
+        self._wake = wake
+        self._servers: dict[tuple[str, int], ThreadingHTTPServer] = {}
+
+    def listen(self, addresses: set[str], port: int) -> str:
+        """Listen on these addresses and no others; returns what went wrong, or nothing."""
+        wanted = {(address, port) for address in addresses}
+        for gone in set(self._servers) - wanted:
+            self._close(self._servers.pop(gone))
+        problem = ""
+        for place in sorted(wanted - set(self._servers)):
+            try:
+                self._servers[place] = self._open(place)
+            except OSError as error:
+                problem = f"HTTP API on {place[0]}:{place[1]}: {error.strerror}"
+        return problem
+
+    def close(self) -> None:
+        for server in self._servers.values():
+            self._close(server)
+        self._servers.clear()
+
+    def ask(self, verb: str, drain_ms: int | None = None) -> dict[str, Any]:
+        """Have the loop answer; raises `queue.Empty` when it does not."""
+        asked = Ask(verb, drain_ms)
+        self.asks.put(asked)
+        self._wake()
+        return asked.answer.get(timeout=PATIENCE_S)
+
+    def _open(self, place: tuple[str, int]) -> ThreadingHTTPServer:
+        api = self
+
+        class Handler(_Handler):
+            node_api = api
+
+        server = ThreadingHTTPServer(place, Handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+        return server
+
+    @staticmethod
+    def _close(server: ThreadingHTTPServer) -> None:
+        server.shutdown()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    node_api: NodeApi
+    timeout = REQUEST_TIMEOUT_S
+    server_version = "gale-agent"
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        if path in ("/status", "/metrics"):
+            self._answer("status", None, as_metrics=path == "/metrics")
+        else:
+            self._refuse(404, f"no {path}, expected GET /status or /metrics")
+
+    def do_POST(self) -> None:
+        parts = urlsplit(self.path)
+        if self.headers.get("Origin") is not None:
+            self._refuse(403, "changes are not taken from web pages")
+        elif parts.path == "/start":
+            self._answer("start", None)
+        elif parts.path == "/stop":
+            given = parse_qs(parts.query).get("drain_ms", [None])[-1]
+            if given is not None and not (given.isascii() and given.isdigit()):
+                self._refuse(400, f"drain_ms: {given}, expected milliseconds")
+            else:
+                self._answer("stop", int(given) if given is not None else None)
+        else:
+            self._refuse(404, f"no {parts.path}, expected POST /start or /stop")
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """The agent's log tells what happened to the node; not who asked."""
+
+    def _answer(self, verb: str, drain_ms: int | None, *, as_metrics: bool = False) -> None:
+        try:
+            status = self.node_api.ask(verb, drain_ms)
+        except queue.Empty:
+            self._refuse(503, "the agent's loop does not answer")
+            return
+        if as_metrics:
+            self._write(200, CONTENT_TYPE_LATEST, metrics(status))
+        else:
+            self._write(200, "application/json", json.dumps(status, indent=2).encode())
+
+    def _refuse(self, code: int, detail: str) -> None:
+        problem = {"status": code, "title": self.responses[code][0], "detail": detail}
+        self._write(code, "application/problem+json", json.dumps(problem).encode())
+
+    def _write(self, code: int, content_type: str, body: bytes) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+# --------------------------------------------------------------------------- metrics
+
+
+class _Snapshot(Collector):
+    """The metrics of one status."""
+
+    def __init__(self, status: dict[str, Any]) -> None:
+        self._status = status
+
+    def collect(self) -> list[Metric]:
+        serving = GaugeMetricFamily("gale_agent_serving", "1 while beats say SERVING.")
+        serving.add_metric([], float(self._status["status"] == "serving"))
+        good = GaugeMetricFamily(
+            "gale_agent_check_good",
+            "1 while the service's last check was good.",
+            labels=["service"],
+        )
+        checks = CounterMetricFamily(
+            "gale_agent_checks", "Local checks, by result.", labels=["service", "result"]
+        )
+        for service in self._status["services"]:
+            good.add_metric([service["name"]], float(service["good"] is True))
+            for result in ("good", "bad"):
+                checks.add_metric([service["name"], result], service[f"{result}_total"])
+        admitted = GaugeMetricFamily(
+            "gale_agent_admitted", "1 while the load balancer takes beats.", labels=["lb"]
+        )
+        for session in self._status["load_balancers"]:
+            admitted.add_metric([session["address"]], float(session["phase"] == "admitted"))
+        rejected = CounterMetricFamily(
+            "gale_rejected_messages", "Messages refused, by reason.", labels=["channel", "reason"]
+        )
+        for reason, count in self._status["rejected"].items():
+            rejected.add_metric(["node", reason], count)
+        return [serving, good, checks, admitted, rejected]
+
+
+def metrics(status: dict[str, Any]) -> bytes:
+    """The status in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(_Snapshot(status))
+    return generate_latest(registry)

@@ -1,0 +1,551 @@
+"""The agent: one session with each LB, what the local checks say, and what follows. Pure.
+
+**A session** (one for each LB of the file) goes through `SESSION_STEPS`:
+
+    ABSENT ──connected──► GREETING ──welcome──► ADMITTED: a heartbeat every interval_ms of the LB
+                            │  ▲  ◄──"say hello"──┘
+                            ▼  │ when retry_ms is over
+                          REFUSED ──welcome (the ban was lifted)──► ADMITTED
+
+and back to ABSENT when its connection goes. Hello is repeated while nobody answers; an LB that
+answers no hello for `PATIENCE_HELLOS` gets a new connection. An LB speaks only when something
+changes, so one that has been quiet for long is greeted again: its welcome shows that it still
+listens. An LB's restart closes the connection, and the next one starts with a hello; should beats
+reach an LB that does not know us, it says so and is greeted at once.
+
+**What a beat says.** The worst of the local checks: a node serves when all of its services do. The
+status is one for the whole node, since an LB takes the node, not a service of it, from its rings: a
+node that is to fail service by service runs an agent for each. Nothing is sent before each check
+has had its first result: an agent that is restarted must not report as bad what it has not looked
+at. A change of status goes to every LB at once, not with the next regular beat.
+
+**What the operator wants** is the node's `Activity`, with `ACTIVITY_STEPS`:
+
+    RUNNING ◄──start──► DRAINING ──drain_ms──► STOPPED        any of them ──SIGTERM──► LEAVING
+                                                              LEAVING ──► ENDED
+
+DRAINING says SHUTTING_DOWN: no new flow, old ones go on, no failure. STOPPED says NOT_SERVING,
+which after draining is no failure either. LEAVING says SHUTTING_DOWN, waits until each LB has
+answered that it drains (or `LEAVE_LIMIT_MS`), lets that take effect (`LEAVE_SETTLE_MS`), and ends.
+A stopped node starts as RUNNING when its agent is started anew.
+
+Inputs are methods with the time (milliseconds of a monotonic clock, which also stamps the beats);
+outputs collect in `take_output()`: messages, connections to be made anew, lines for the log.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from bus.messages import (
+    FORMAT_VERSION,
+    Heartbeat,
+    Hello,
+    MalformedMessage,
+    NodeMessage,
+    NodeService,
+    NodeState,
+    Protocol,
+    Refused,
+    ServingStatus,
+    Welcome,
+    decode_node,
+)
+
+DEFAULT_CHECK_MS = 500
+HELLO_RETRY_MS = 1_000
+HELLO_SPACING_MS = 100
+PATIENCE_HELLOS = 5
+QUIET_MS = 10_000
+"""The least silence of an LB after which it is greeted again; ten checks_timeouts if longer."""
+DRAIN_MS = 10_000
+LONGEST_DRAIN_MS = 3_600_000
+LEAVE_SETTLE_MS = 500
+LEAVE_LIMIT_MS = 3_000
+LONGEST_REASON = 200
+USUAL_PORT = 7070
+
+
+class CheckKind(StrEnum):
+    TCP = "tcp"
+    UDP = "udp"
+    HTTP = "http"
+
+
+class Phase(StrEnum):
+    ABSENT = "absent"
+    GREETING = "greeting"
+    ADMITTED = "admitted"
+    REFUSED = "refused"
+
+
+class Activity(StrEnum):
+    RUNNING = "running"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    LEAVING = "leaving"
+    ENDED = "ended"
+
+
+SESSION_STEPS: frozenset[tuple[Phase, Phase]] = frozenset(
+    {
+        (Phase.ABSENT, Phase.GREETING),
+        (Phase.GREETING, Phase.ADMITTED),
+        (Phase.GREETING, Phase.REFUSED),
+        (Phase.GREETING, Phase.ABSENT),
+        (Phase.ADMITTED, Phase.GREETING),
+        (Phase.ADMITTED, Phase.REFUSED),
+        (Phase.ADMITTED, Phase.ABSENT),
+        (Phase.REFUSED, Phase.GREETING),
+        (Phase.REFUSED, Phase.ADMITTED),
+        (Phase.REFUSED, Phase.ABSENT),
+    }
+)
+
+ACTIVITY_STEPS: frozenset[tuple[Activity, Activity]] = frozenset(
+    {
+        (Activity.RUNNING, Activity.DRAINING),
+        (Activity.DRAINING, Activity.RUNNING),
+        (Activity.DRAINING, Activity.STOPPED),
+        (Activity.STOPPED, Activity.RUNNING),
+        (Activity.RUNNING, Activity.LEAVING),
+        (Activity.DRAINING, Activity.LEAVING),
+        (Activity.STOPPED, Activity.LEAVING),
+        (Activity.LEAVING, Activity.ENDED),
+    }
+)
+
+
+class IllegalStepError(Exception):
+    """A step that neither table has: a mistake in this module."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPlan:
+    """One local check: of a service, on a port of this machine."""
+
+    service: str
+    port: int
+    kind: CheckKind = CheckKind.TCP
+    path: str = "/"
+    interval_ms: int = DEFAULT_CHECK_MS
+    timeout_ms: int = DEFAULT_CHECK_MS
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """What the file says. No named checks: every service that the LBs offer, checked by TCP."""
+
+    name: str
+    weight: int
+    lbs: tuple[str, ...]
+    named: tuple[CheckPlan, ...]
+
+    def hello(self, boot: str) -> Hello:
+        services = tuple(NodeService(plan.service, plan.port) for plan in self.named)
+        return Hello(FORMAT_VERSION, self.name, boot, self.weight, services)
+
+
+class Send(NamedTuple):
+    lb: str
+    message: NodeMessage
+
+
+@dataclass(slots=True)
+class Output:
+    messages: list[Send] = field(default_factory=list)
+    reconnect: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Session:
+    lb: str
+    phase: Phase = Phase.ABSENT
+    reason: str = "not connected yet"
+    welcome: Welcome | None = None
+    due_ms: int = 0
+    """GREETING: the next hello. ADMITTED: the next beat. REFUSED: when to try again."""
+    hellos: int = 0
+    """Hellos since the LB was last heard."""
+    hello_ms: int | None = None
+    heard_ms: int | None = None
+    seq: int = 0
+
+
+@dataclass(slots=True)
+class _Check:
+    plan: CheckPlan
+    good: bool | None = None
+    reason: str = "not checked yet"
+    since_ms: int = 0
+    good_total: int = 0
+    bad_total: int = 0
+
+
+class Agent:
+    def __init__(self, config: AgentConfig, boot: str, now_ms: int) -> None:
+        self.boot = boot
+        self.activity = Activity.RUNNING
+        self.load = 0.0
+        self.rejected: Counter[str] = Counter()
+        self._config = config
+        self._sessions = {lb: _Session(lb) for lb in config.lbs}
+        self._checks: dict[str, _Check] = {}
+        self._status: ServingStatus | None = None
+        self._reason = ""
+        self._activity_since_ms = now_ms
+        self._drain_ms = DRAIN_MS
+        self._settled_ms: int | None = None
+        """LEAVING: since when every LB drains."""
+        self._output = Output()
+        self._plan_checks()
+
+    # ----------------------------------------------------------------- connections
+
+    def connected(self, lb: str, now_ms: int) -> None:
+        """A connection to the LB stands: say hello."""
+        session = self._sessions.get(lb)
+        if session is None:
+            return
+        if session.phase is not Phase.ABSENT:
+            self._step(session, Phase.ABSENT, "connected anew")
+        session.hellos = 0
+        self._greet(session, now_ms)
+
+    def disconnected(self, lb: str, reason: str) -> None:
+        """There is no connection to the LB, for that reason; may be told again and again."""
+        session = self._sessions.get(lb)
+        if session is None:
+            return
+        if session.phase is not Phase.ABSENT:
+            self._step(session, Phase.ABSENT, reason)
+        elif session.reason == reason:
+            return
+        session.reason = reason
+        self._log(session)
+
+    def receive(self, lb: str, frames: list[bytes], now_ms: int) -> None:
+        """A message of the LB."""
+        session = self._sessions.get(lb)
+        if session is None or session.phase is Phase.ABSENT:
+            return
+        try:
+            message = decode_node(frames)
+        except MalformedMessage:
+            self.rejected["malformed"] += 1
+            return
+        if isinstance(message, Welcome) and message.interval_ms > 0:
+            self._welcome(session, message, now_ms)
+        elif isinstance(message, Refused):
+            self._refused(session, message, now_ms)
+        else:
+            self.rejected["unexpected_kind"] += 1
+
+    def _greet(self, session: _Session, now_ms: int) -> None:
+        if session.phase is not Phase.GREETING:
+            self._step(session, Phase.GREETING, "said hello")
+        session.due_ms = now_ms + HELLO_RETRY_MS
+        self._hello(session, now_ms)
+
+    def _hello(self, session: _Session, now_ms: int) -> None:
+        session.hellos += 1
+        session.hello_ms = now_ms
+        self._send(session, self._config.hello(self.boot))
+
+    def _welcome(self, session: _Session, welcome: Welcome, now_ms: int) -> None:
+        former, session.welcome = session.welcome, welcome
+        session.heard_ms = now_ms
+        session.hellos = 0
+        if session.phase is not Phase.ADMITTED:
+            self._step(session, Phase.ADMITTED, "")
+            session.due_ms = now_ms
+        session.due_ms = min(session.due_ms, now_ms + welcome.interval_ms)
+        if former is None or former.services != welcome.services:
+            self._plan_checks()
+            missing = self._not_offered(welcome)
+            if missing:
+                names = ", ".join(missing)
+                self._output.log.append(f"{session.lb} has no service {names}")
+        if former is None or former.state is not welcome.state:
+            state = welcome.state.value
+            self._output.log.append(f"{session.lb} ({welcome.lb}): this node is {state}")
+
+    def _refused(self, session: _Session, refused: Refused, now_ms: int) -> None:
+        session.heard_ms = now_ms
+        session.hellos = 0
+        if refused.retry_ms <= 0:
+            self._step_to_greeting(session, now_ms)
+            return
+        known = session.reason == refused.reason
+        if session.phase is not Phase.REFUSED:
+            self._step(session, Phase.REFUSED, refused.reason)
+        session.reason = refused.reason
+        session.due_ms = now_ms + refused.retry_ms
+        if not known:
+            self._log(session)
+
+    def _step_to_greeting(self, session: _Session, now_ms: int) -> None:
+        """The LB asks for a hello; one that is under way is enough for several who ask."""
+        if session.hello_ms is not None and now_ms - session.hello_ms < HELLO_SPACING_MS:
+            if session.phase is not Phase.GREETING:
+                self._step(session, Phase.GREETING, "said hello")
+            session.due_ms = session.hello_ms + HELLO_SPACING_MS
+        else:
+            self._greet(session, now_ms)
+
+    # ----------------------------------------------------------------- checks
+
+    def plans(self) -> tuple[CheckPlan, ...]:
+        """What the shell is to check."""
+        return tuple(check.plan for check in self._checks.values())
+
+    def checked(self, plan: CheckPlan, good: bool, reason: str, now_ms: int) -> None:
+        """One check has ended; one of a plan that is no longer wanted says nothing."""
+        check = self._checks.get(plan.service)
+        if check is None or check.plan != plan:
+            return
+        if good is not check.good:
+            check.since_ms = now_ms
+            self._output.log.append(f"{plan.service}: {reason}")
+        check.good, check.reason = good, reason
+        check.good_total += good
+        check.bad_total += not good
+        self._judge(now_ms)
+
+    def _plan_checks(self) -> None:
+        plans = {plan.service: plan for plan in self._config.named}
+        if not plans:
+            for session in self._sessions.values():
+                for offer in session.welcome.services if session.welcome is not None else ():
+                    udp = offer.protocol is Protocol.UDP
+                    kind = CheckKind.UDP if udp else CheckKind.TCP
+                    plan = CheckPlan(offer.name, offer.node_port, kind)
+                    plans.setdefault(offer.name, plan)
+        former = self._checks
+        self._checks = {
+            name: former[name] if name in former and former[name].plan == plan else _Check(plan)
+            for name, plan in plans.items()
+        }
+
+    def _not_offered(self, welcome: Welcome) -> list[str]:
+        offered = {service.name for service in welcome.services}
+        return [plan.service for plan in self._config.named if plan.service not in offered]
+
+    def _judge(self, now_ms: int) -> None:
+        """Work out what beats say from now on; a change of it goes out at once."""
+        status, reason = self._what_beats_say()
+        changed = status is not self._status
+        self._status, self._reason = status, reason[:LONGEST_REASON]
+        if changed and status is not None:
+            for session in self._sessions.values():
+                if session.phase is Phase.ADMITTED:
+                    session.due_ms = now_ms
+
+    def _what_beats_say(self) -> tuple[ServingStatus | None, str]:
+        if self.activity is Activity.STOPPED:
+            return ServingStatus.NOT_SERVING, "stopped by the operator"
+        bad = [check for check in self._checks.values() if check.good is False]
+        if bad:
+            text = "; ".join(f"{check.plan.service}: {check.reason}" for check in bad)
+            return ServingStatus.NOT_SERVING, text
+        if self.activity is not Activity.RUNNING:
+            return ServingStatus.SHUTTING_DOWN, self.activity.value
+        if not self._checks or any(check.good is None for check in self._checks.values()):
+            # Not known yet: go on with what was known before, if it was.
+            known = self._status is not ServingStatus.SHUTTING_DOWN
+            return (self._status, self._reason) if known else (None, "")
+        return ServingStatus.SERVING, ""
+
+    # ----------------------------------------------------------------- the operator
+
+    def start(self, now_ms: int) -> None:
+        """Serve (again)."""
+        if self.activity in (Activity.DRAINING, Activity.STOPPED):
+            self._turn(Activity.RUNNING, now_ms)
+
+    def stop(self, drain_ms: int, now_ms: int) -> None:
+        """Drain for `drain_ms`, then serve no more until `start`."""
+        if self.activity is Activity.RUNNING:
+            self._drain_ms = min(max(0, drain_ms), LONGEST_DRAIN_MS)
+            self._turn(Activity.DRAINING, now_ms)
+
+    def leave(self, now_ms: int) -> None:
+        """The process is to end: let the LBs drain this node first."""
+        if self.activity not in (Activity.LEAVING, Activity.ENDED):
+            stopped = self.activity is Activity.STOPPED
+            self._turn(Activity.LEAVING, now_ms)
+            if stopped:  # which the LBs know already
+                self._turn(Activity.ENDED, now_ms)
+
+    def configure(self, config: AgentConfig, now_ms: int) -> None:
+        """Go by another file from now on."""
+        former, self._config = self._config, config
+        self._sessions = {lb: self._sessions.get(lb) or _Session(lb) for lb in config.lbs}
+        self._plan_checks()
+        self._judge(now_ms)
+        if former.hello(self.boot) != config.hello(self.boot):
+            for session in self._sessions.values():
+                if session.phase is not Phase.ABSENT:
+                    self._greet(session, now_ms)
+
+    # ----------------------------------------------------------------- time
+
+    def tick(self, now_ms: int) -> None:
+        """Do what is due."""
+        if self.activity is Activity.DRAINING and now_ms >= self._drained_ms:
+            self._turn(Activity.STOPPED, now_ms)
+        for session in self._sessions.values():
+            if session.phase is Phase.ADMITTED:
+                self._tick_admitted(session, now_ms)
+            elif session.phase is not Phase.ABSENT and now_ms >= session.due_ms:
+                self._tick_waiting(session, now_ms)
+        if self.activity is Activity.LEAVING:
+            self._tick_leaving(now_ms)
+
+    def next_due_ms(self) -> int | None:
+        """When `tick` has something to do; None: never, as things stand."""
+        moments = [s.due_ms for s in self._sessions.values() if self._has_due(s)]
+        moments += [self._ask_again_ms(s) for s in self._sessions.values() if self._is_in(s)]
+        if self.activity is Activity.DRAINING:
+            moments.append(self._drained_ms)
+        elif self.activity is Activity.LEAVING:
+            moments.append(self._activity_since_ms + LEAVE_LIMIT_MS)
+            if self._settled_ms is not None:
+                moments.append(self._settled_ms + LEAVE_SETTLE_MS)
+        return min(moments, default=None)
+
+    def _has_due(self, session: _Session) -> bool:
+        if session.phase is Phase.ADMITTED:
+            return self._status is not None
+        return session.phase is not Phase.ABSENT
+
+    @staticmethod
+    def _is_in(session: _Session) -> bool:
+        return session.phase is Phase.ADMITTED
+
+    @property
+    def _drained_ms(self) -> int:
+        return self._activity_since_ms + self._drain_ms
+
+    def _ask_again_ms(self, session: _Session) -> int:
+        """When an LB that says nothing is greeted, for the first time or again."""
+        assert session.welcome is not None
+        assert session.heard_ms is not None
+        quiet_ms = max(QUIET_MS, 10 * session.welcome.checks_timeout_ms)
+        return session.heard_ms + quiet_ms + session.hellos * HELLO_RETRY_MS
+
+    def _tick_admitted(self, session: _Session, now_ms: int) -> None:
+        if self._status is not None and now_ms >= session.due_ms:
+            assert session.welcome is not None
+            session.seq += 1
+            session.due_ms = now_ms + session.welcome.interval_ms
+            beat = Heartbeat(session.seq, now_ms, self._status, self.load, self._reason)
+            self._send(session, beat)
+        if now_ms >= self._ask_again_ms(session):
+            if session.hellos >= PATIENCE_HELLOS:
+                self._give_up(session)
+            else:
+                self._hello(session, now_ms)
+
+    def _tick_waiting(self, session: _Session, now_ms: int) -> None:
+        if session.phase is Phase.GREETING and session.hellos >= PATIENCE_HELLOS:
+            self._give_up(session)
+        else:
+            self._greet(session, now_ms)
+
+    def _give_up(self, session: _Session) -> None:
+        port = session.lb.rpartition(":")[2]
+        reason = (
+            f"no answer to {session.hellos} hellos: is {port} the load balancer's"
+            f" local.node_port ({USUAL_PORT} by default)?"
+        )
+        self._step(session, Phase.ABSENT, reason)
+        self._output.reconnect.append(session.lb)
+        self._log(session)
+
+    def _tick_leaving(self, now_ms: int) -> None:
+        admitted = [s for s in self._sessions.values() if s.phase is Phase.ADMITTED]
+        told = all(
+            s.welcome is not None and s.welcome.state not in (NodeState.UP, NodeState.PROBATION)
+            for s in admitted
+        )
+        if told and self._settled_ms is None:
+            self._settled_ms = now_ms
+        late = now_ms >= self._activity_since_ms + LEAVE_LIMIT_MS
+        settled = self._settled_ms is not None and now_ms >= self._settled_ms + LEAVE_SETTLE_MS
+        if late or settled or not admitted:
+            self._turn(Activity.ENDED, now_ms)
+
+    # ----------------------------------------------------------------- steps
+
+    def _step(self, session: _Session, phase: Phase, reason: str) -> None:
+        if (session.phase, phase) not in SESSION_STEPS:
+            raise IllegalStepError(f"{session.lb}: {session.phase} to {phase} ({reason})")
+        session.phase = phase
+        session.reason = reason
+
+    def _turn(self, activity: Activity, now_ms: int) -> None:
+        if (self.activity, activity) not in ACTIVITY_STEPS:
+            raise IllegalStepError(f"{self.activity} to {activity}")
+        self.activity = activity
+        self._activity_since_ms = now_ms
+        self._output.log.append(f"this node is {activity.value}")
+        self._judge(now_ms)
+
+    def _send(self, session: _Session, message: NodeMessage) -> None:
+        self._output.messages.append(Send(session.lb, message))
+
+    def _log(self, session: _Session) -> None:
+        self._output.log.append(f"{session.lb}: {session.reason}")
+
+    # ----------------------------------------------------------------- what comes out
+
+    def take_output(self) -> Output:
+        """What has come up since the last call."""
+        output, self._output = self._output, Output()
+        return output
+
+    def status(self, now_ms: int) -> dict[str, Any]:
+        """All of the above, for `GET /status`."""
+        return {
+            "name": self._config.name,
+            "boot": self.boot,
+            "weight": self._config.weight,
+            "activity": self.activity.value,
+            "status": self._status.value if self._status is not None else None,
+            "reason": self._reason,
+            "load": self.load,
+            "services": [self._service_status(c, now_ms) for c in self._checks.values()],
+            "load_balancers": [self._session_status(s, now_ms) for s in self._sessions.values()],
+            "rejected": dict(self.rejected),
+        }
+
+    def _service_status(self, check: _Check, now_ms: int) -> dict[str, Any]:
+        return {
+            "name": check.plan.service,
+            "port": check.plan.port,
+            "check": check.plan.kind.value,
+            "good": check.good,
+            "reason": check.reason,
+            "since_ms": now_ms - check.since_ms if check.good is not None else None,
+            "good_total": check.good_total,
+            "bad_total": check.bad_total,
+        }
+
+    def _session_status(self, session: _Session, now_ms: int) -> dict[str, Any]:
+        welcome = session.welcome if session.phase is Phase.ADMITTED else None
+        return {
+            "address": session.lb,
+            "name": session.welcome.lb if session.welcome is not None else None,
+            "phase": session.phase.value,
+            "reason": session.reason,
+            "node_id": welcome.node_id if welcome is not None else None,
+            "state": welcome.state.value if welcome is not None else None,
+            "interval_ms": welcome.interval_ms if welcome is not None else None,
+            "heard_ms": now_ms - session.heard_ms if session.heard_ms is not None else None,
+            "not_offered": self._not_offered(welcome) if welcome is not None else [],
+        }

@@ -1,0 +1,133 @@
+"""One DEALER to one LB, and what libzmq tells of its connection.
+
+A DEALER reconnects by itself; what the core must know is when: a connection that stands is greeted,
+one that is gone takes its session with it. libzmq's monitor says so. With IMMEDIATE nothing is
+queued for an LB that is not there: what it would hear later is old.
+
+A link that is cut without a word is noticed by TCP, which gives up what is not acknowledged within
+`UNACKNOWLEDGED_MS`; libzmq's slow pings see to it that something is always under way. An LB whose
+process is merely stopped acknowledges (its kernel does), so its connection survives, and what it
+was sent meanwhile lies there for it to read.
+
+libzmq does not tell a refused connection from one that nobody answers: `suspect` says that it is
+worth asking the port itself.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+RECONNECT_MS = 50
+LONGEST_RECONNECT_MS = 200
+CONNECT_TIMEOUT_MS = 300
+UNACKNOWLEDGED_MS = 1_000
+PING_MS = 2_000
+PING_PATIENCE_MS = 30_000
+SEND_QUEUE = 64
+LARGEST_FRAME = 65_536
+
+CONNECTED: int = zmq.EVENT_CONNECTED
+READY: int = zmq.EVENT_HANDSHAKE_SUCCEEDED
+LOST: int = zmq.EVENT_DISCONNECTED
+RETRIED: int = zmq.EVENT_CONNECT_RETRIED
+WATCHED = (
+    CONNECTED
+    | READY
+    | LOST
+    | RETRIED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+
+
+class News(StrEnum):
+    READY = "ready"
+    LOST = "lost"
+    FOREIGN = "foreign"
+    """Something accepted the connection and does not speak ZeroMQ."""
+    UNREACHED = "unreached"
+
+
+class Place(NamedTuple):
+    """Where an LB is, now that its name is resolved."""
+
+    address: str
+    port: int
+
+    @property
+    def endpoint(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"tcp://{host}:{self.port}"
+
+
+class Link:
+    """The connection to one LB; made anew by making another `Link`."""
+
+    def __init__(self, context: zmq.Context[Any], place: Place) -> None:
+        self.place = place
+        self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.IMMEDIATE, 1),
+            (zmq.SNDHWM, SEND_QUEUE),
+            (zmq.RECONNECT_IVL, RECONNECT_MS),
+            (zmq.RECONNECT_IVL_MAX, LONGEST_RECONNECT_MS),
+            (zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS),
+            (zmq.TCP_MAXRT, UNACKNOWLEDGED_MS),
+            (zmq.HEARTBEAT_IVL, PING_MS),
+            (zmq.HEARTBEAT_TIMEOUT, PING_PATIENCE_MS),
+            (zmq.MAXMSGSIZE, LARGEST_FRAME),
+            (zmq.IPV6, int(":" in place.address)),
+        ):
+            self.socket.setsockopt(option, value)
+        self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(WATCHED)
+        self._stands = False
+        self._accepted = False
+        self.socket.connect(place.endpoint)
+
+    def news(self) -> list[News]:
+        """What has become of the connection since the last call."""
+        heard: list[News] = []
+        while self.monitor.poll(0):
+            event = int(parse_monitor_message(self.monitor.recv_multipart())["event"])
+            if event == CONNECTED:
+                self._accepted = True
+            elif event == READY:
+                self._stands = True
+                heard.append(News.READY)
+            elif event == RETRIED:
+                heard.append(News.UNREACHED)
+            else:
+                heard.append(self._lost())
+        return heard
+
+    def _lost(self) -> News:
+        foreign = self._accepted and not self._stands
+        self._stands = self._accepted = False
+        return News.FOREIGN if foreign else News.LOST
+
+    def send(self, frames: list[bytes]) -> bool:
+        """Send if the connection stands and has room; never waits, never queues for later."""
+        try:
+            self.socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> list[list[bytes]]:
+        messages: list[list[bytes]] = []
+        while True:
+            try:
+                messages.append(self.socket.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return messages
+
+    def close(self) -> None:
+        self.socket.disable_monitor()
+        self.monitor.close(linger=0)
+        self.socket.close(linger=0)

@@ -1,0 +1,325 @@
+"""The agent's process: the shell around `core`.
+
+In: each LB's messages and the state of its connection, the results of the local checks, the HTTP
+API, SIGHUP (read the file again), SIGTERM (drain, then end), the clock. Out: hellos and heartbeats.
+
+One thread runs the loop and owns every socket and the core. Two kinds of helper never touch them:
+the resolver turns names into addresses, the API's threads put questions into a queue; both then
+make the loop's wake socket readable.
+
+The clock is CLOCK_BOOTTIME: it goes on while the machine sleeps, so the stamps in the beats keep
+their distance to the LBs' clocks, and a node that wakes up is not taken for one of an hour ago.
+
+Failure: killed, the node stays UP at its LBs for one checks_timeout, within which supervisord has
+long restarted the agent. An LB that cannot be reached or whose name is not yet known concerns only
+its own session; the status says which, and what to look at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import structlog
+import zmq
+
+from bus.messages import encode_node
+from conf import ConfigError, Endpoint, NodeConfig, Paths, load_node
+from services.node.api import Ask, NodeApi
+from services.node.checks import Prober, Result
+from services.node.core import (
+    DRAIN_MS,
+    USUAL_PORT,
+    Activity,
+    Agent,
+    AgentConfig,
+    CheckKind,
+    CheckPlan,
+)
+from services.node.link import Link, News, Place
+from services.node.resolve import Resolver
+
+SETTLE_MS = 1_000
+SUSPECT_MS = 5_000
+"""How often a port that cannot be reached is asked why."""
+LOOPBACK = "127.0.0.1"
+
+_log = structlog.get_logger()
+
+
+def main() -> None:
+    """Console script `gale-agent`."""
+    argparse.ArgumentParser(prog="gale-agent", description="Gale's agent on a node.").parse_args()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    path = Paths.from_environment().node_config
+    try:
+        config = load_node(path)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        sys.exit(2)
+    AgentProcess(path, config).run()
+
+
+class AgentProcess:
+    """Sockets, threads and the clock, and the loop that hands them to the core."""
+
+    def __init__(self, path: Path, config: NodeConfig) -> None:
+        now_ms = _now_ms()
+        self._path = path
+        self._config = config
+        self._core = Agent(_core_config(config), secrets.token_hex(8), now_ms)
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._poller = zmq.Poller()
+        self._wake_read, self._wake_write = socket.socketpair()
+        for end in (self._wake_read, self._wake_write):
+            end.setblocking(False)
+        self._poller.register(self._wake_read.fileno(), zmq.POLLIN)
+        self._resolver = Resolver(self._wake)
+        self._prober = Prober(self._poller)
+        self._api = NodeApi(self._wake)
+        self._endpoints: dict[str, Endpoint] = {}
+        self._links: dict[str, Link] = {}
+        self._suspected: dict[CheckPlan, str] = {}
+        self._suspect_from_ms: dict[str, int] = {}
+        self._own_address = LOOPBACK
+        self._api_problem = ""
+        self._settle_ms = now_ms
+        self._leave_wanted = self._reload_wanted = False
+        self._take_endpoints()
+
+    def run(self) -> None:
+        """Until SIGTERM and what it takes to leave in peace."""
+        self._install_signals()
+        while self._core.activity is not Activity.ENDED:
+            ready = dict(self._poller.poll(self._wait_ms(_now_ms())))
+            self._step(ready)
+        _log.info("stopped", process="agent")
+        self._api.close()
+        self._prober.close()
+        for link in self._links.values():
+            link.close()
+        self._context.term()
+
+    def _step(self, ready: dict[Any, int]) -> None:
+        """Drain the input, then look at the clock, then do what the core says."""
+        now_ms = _now_ms()
+        if self._wake_read.fileno() in ready:
+            self._wake_read.recv(4096)
+        self._heed_signals(now_ms)
+        for lb, link in list(self._links.items()):
+            self._serve_link(lb, link, now_ms)
+        self._prober.serve(descriptor for descriptor in ready if isinstance(descriptor, int))
+        self._prober.tick(now_ms)
+        for result in self._prober.take_results():
+            self._checked(result, now_ms)
+        if now_ms >= self._settle_ms or self._wake_read.fileno() in ready:
+            self._settle_ms = now_ms + SETTLE_MS
+            self._settle()
+        self._core.tick(now_ms)
+        self._work_off()
+        self._prober.plan(self._core.plans(), self._own_address, now_ms)
+        while not self._api.asks.empty():
+            self._answer(self._api.asks.get(), now_ms)
+
+    def _wait_ms(self, now_ms: int) -> int:
+        moments = [self._settle_ms, self._core.next_due_ms(), self._prober.next_due_ms()]
+        return max(0, min(moment for moment in moments if moment is not None) - now_ms)
+
+    # ----------------------------------------------------------------- load balancers
+
+    def _take_endpoints(self) -> None:
+        addresses = self._config.load_balancer.addresses
+        self._endpoints = {str(endpoint): endpoint for endpoint in addresses}
+        for lb in set(self._links) - set(self._endpoints):
+            self._drop_link(lb)
+        self._resolver.want(tuple(endpoint.host for endpoint in addresses))
+
+    def _settle(self) -> None:
+        """Once a second, and when a name has been resolved: links, own address, HTTP API."""
+        for lb, endpoint in self._endpoints.items():
+            address = self._resolver.address(endpoint.host)
+            if address is None:
+                self._core.disconnected(lb, self._resolver.failure(endpoint.host))
+                continue
+            place = Place(address, endpoint.port)
+            link = self._links.get(lb)
+            if link is not None and link.place != place:
+                self._drop_link(lb)
+                self._core.disconnected(lb, f"{endpoint.host} is now {address}")
+                link = None
+            if link is None:
+                self._add_link(lb, place)
+        self._own_address = self._find_own_address()
+        self._core.load = round(os.getloadavg()[0] / (os.cpu_count() or 1), 3)
+        wanted = {LOOPBACK, self._own_address}
+        problem = self._api.listen(wanted, self._config.local.api_port)
+        if problem and problem != self._api_problem:
+            _log.warning("waiting", waiting_for=problem)
+        self._api_problem = problem
+
+    def _add_link(self, lb: str, place: Place) -> None:
+        link = self._links[lb] = Link(self._context, place)
+        self._poller.register(link.socket, zmq.POLLIN)
+        self._poller.register(link.monitor, zmq.POLLIN)
+
+    def _drop_link(self, lb: str) -> None:
+        link = self._links.pop(lb, None)
+        if link is not None:
+            self._poller.unregister(link.socket)
+            self._poller.unregister(link.monitor)
+            link.close()
+
+    def _serve_link(self, lb: str, link: Link, now_ms: int) -> None:
+        for news in link.news():
+            if news is News.READY:
+                self._core.connected(lb, now_ms)
+            elif news is News.FOREIGN:
+                self._core.disconnected(
+                    lb, _wrong_port(link.place, "does not speak Gale's node protocol")
+                )
+            elif news is News.UNREACHED:
+                self._suspect(lb, link.place, now_ms)
+            else:
+                self._core.disconnected(lb, f"the connection to {link.place.endpoint} was lost")
+        for frames in link.receive():
+            self._core.receive(lb, frames, now_ms)
+
+    def _suspect(self, lb: str, place: Place, now_ms: int) -> None:
+        """The port cannot be reached: find out whether it refuses, as a wrong one does."""
+        if now_ms < self._suspect_from_ms.get(lb, now_ms):
+            return
+        self._suspect_from_ms[lb] = now_ms + SUSPECT_MS
+        plan = CheckPlan(f"load balancer {lb}", place.port, CheckKind.TCP)
+        self._suspected[plan] = lb
+        self._prober.probe(plan, place.address, now_ms)
+
+    def _find_own_address(self) -> str:
+        """The address that the first reachable LB sees this machine at."""
+        for link in self._links.values():
+            family = socket.AF_INET6 if ":" in link.place.address else socket.AF_INET
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                try:
+                    probe.connect(link.place)  # of UDP: sends nothing
+                except OSError:
+                    continue
+                return str(probe.getsockname()[0])
+        return self._own_address
+
+    # ----------------------------------------------------------------- checks and output
+
+    def _checked(self, result: Result, now_ms: int) -> None:
+        lb = self._suspected.pop(result.plan, None)
+        if lb is None:
+            self._core.checked(result.plan, result.good, result.reason, now_ms)
+        elif not result.good and lb in self._links:
+            place = self._links[lb].place
+            if "refused" in result.reason:
+                self._core.disconnected(lb, _wrong_port(place, "refuses connections"))
+            else:
+                self._core.disconnected(lb, f"{place.endpoint} cannot be reached: {result.reason}")
+
+    def _work_off(self) -> None:
+        output = self._core.take_output()
+        for line in output.log:
+            _log.info(line)
+        for lb, message in output.messages:
+            if lb in self._links:
+                self._links[lb].send(encode_node(message))
+        for lb in output.reconnect:
+            self._drop_link(lb)  # the next settling makes it anew
+            self._settle_ms = 0
+
+    def _answer(self, ask: Ask, now_ms: int) -> None:
+        if ask.verb == "start":
+            self._core.start(now_ms)
+        elif ask.verb == "stop":
+            self._core.stop(DRAIN_MS if ask.drain_ms is None else ask.drain_ms, now_ms)
+        self._core.tick(now_ms)
+        self._work_off()
+        ask.answer.put(self._core.status(now_ms))
+
+    # ----------------------------------------------------------------- signals and configuration
+
+    def _heed_signals(self, now_ms: int) -> None:
+        if self._leave_wanted:
+            self._leave_wanted = False
+            self._core.leave(now_ms)
+        if self._reload_wanted:
+            self._reload_wanted = False
+            self._reload(now_ms)
+
+    def _reload(self, now_ms: int) -> None:
+        try:
+            config = load_node(self._path)
+        except ConfigError as error:
+            for problem in error.problems:
+                _log.error("the configuration stays as it was", problem=str(problem))
+            return
+        self._config = config
+        self._core.configure(_core_config(config), now_ms)
+        self._take_endpoints()
+        self._settle_ms = now_ms
+        _log.info("configuration applied", path=str(self._path))
+
+    def _install_signals(self) -> None:
+        """TERM and HUP set a flag and wake the loop."""
+        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._on_term)
+        signal.signal(signal.SIGINT, self._on_term)
+        signal.signal(signal.SIGHUP, self._on_hangup)
+
+    def _on_term(self, _signal: int, _frame: object) -> None:
+        self._leave_wanted = True
+
+    def _on_hangup(self, _signal: int, _frame: object) -> None:
+        self._reload_wanted = True
+
+    def _wake(self) -> None:
+        """For the threads: have the loop look at what they left for it."""
+        try:
+            self._wake_write.send(b"\0")
+        except BlockingIOError:
+            return  # it is about to wake anyway
+
+
+def _core_config(config: NodeConfig) -> AgentConfig:
+    return AgentConfig(
+        name=config.node.name,
+        weight=config.node.weight,
+        lbs=tuple(str(endpoint) for endpoint in config.load_balancer.addresses),
+        named=tuple(
+            CheckPlan(
+                service=service.name,
+                port=service.port,
+                kind=CheckKind(service.check.type),
+                path=service.check.path,
+                interval_ms=service.check.interval_ms,
+                timeout_ms=service.check.timeout_ms,
+            )
+            for service in config.services
+        ),
+    )
+
+
+def _wrong_port(place: Place, what: str) -> str:
+    """The commonest mistake: a port here that is not the LB's."""
+    return (
+        f"{place.endpoint} {what}: port must be the load balancer's local.node_port,"
+        f" which is {USUAL_PORT} by default"
+    )
+
+
+def _now_ms() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+if __name__ == "__main__":
+    main()
