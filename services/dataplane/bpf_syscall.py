@@ -30,6 +30,10 @@ _ROOM_TO_GROW = 512
 
 
 class _Command(IntEnum):
+    MAP_CREATE = 0
+    MAP_LOOKUP_ELEM = 1
+    MAP_UPDATE_ELEM = 2
+    MAP_DELETE_ELEM = 3
     PROG_LOAD = 5
     OBJ_PIN = 6
     OBJ_GET = 7
@@ -52,6 +56,9 @@ class MapType(IntEnum):
     LRU_PERCPU_HASH = 10
     LPM_TRIE = 11
     RINGBUF = 27
+
+
+PER_CPU = (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH)
 
 
 class ProgramKind(IntEnum):
@@ -168,6 +175,45 @@ def map_shape(fd: int) -> tuple[int, int, int, int, int]:
     return kind, key, value, entries, flags
 
 
+def create_map(
+    name: str, kind: int, key_size: int, value_size: int, max_entries: int, flags: int
+) -> int:
+    """A new, empty map, which nothing but the fd returned holds."""
+    attribute = struct.pack(
+        "=7I16s", kind, key_size, value_size, max_entries, flags, 0, 0, name.encode()[:15]
+    )
+    return _bpf(_Command.MAP_CREATE, ctypes.create_string_buffer(attribute, len(attribute)))
+
+
+def lookup_entry(fd: int, key: bytes, value_size: int) -> bytes | None:
+    """The value of a key, of all CPUs in a per-CPU map; None when there is no such key."""
+    value = ctypes.create_string_buffer(value_size)
+    try:
+        _element(_Command.MAP_LOOKUP_ELEM, fd, key, value)
+    except FileNotFoundError:
+        return None
+    return value.raw
+
+
+def update_entry(fd: int, key: bytes, value: bytes) -> None:
+    _element(_Command.MAP_UPDATE_ELEM, fd, key, ctypes.create_string_buffer(value, len(value)))
+
+
+def delete_entry(fd: int, key: bytes) -> bool:
+    """False when there was no such key."""
+    try:
+        _element(_Command.MAP_DELETE_ELEM, fd, key, _NOTHING)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _element(command: _Command, fd: int, key: bytes, value: ctypes.Array[ctypes.c_char]) -> None:
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    attribute = struct.pack("=I4xQQQ", fd, _address(key_buffer), _address(value), 0)
+    _bpf(command, ctypes.create_string_buffer(attribute, len(attribute)))
+
+
 def program_info(fd: int) -> ProgramInfo:
     raw = _object_info(fd, 80)
     kind, number, tag = struct.unpack_from("=II8s", raw)
@@ -235,7 +281,7 @@ def possible_cpus() -> int:
 
 def value_bytes(kind: int, value_size: int) -> int:
     """What a lookup returns: per-CPU maps give every CPU's value, each padded to 8 bytes."""
-    if kind in (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH):
+    if kind in PER_CPU:
         return (value_size + 7) // 8 * 8 * possible_cpus()
     return value_size
 

@@ -1,16 +1,14 @@
 """What outlives the process: maps pinned in `<bpf directory>/maps`, programs in `.../prog`.
 
-A restarted dataplane adopts the maps it finds, with all flows in them. bcc makes every map of a
-compiled source new and private; `PinnedMaps.adopt` compares each with the pin of the same name, and
-puts the pinned one in its place *under the same file descriptor number* (dup2), so that what
-bcc compiled and bcc's tables both mean the pinned map from then on. The new map is the
-declaration: the kernel itself tells both shapes, nothing is parsed.
+A restarted dataplane adopts the maps it finds, with all flows in them. (bcc would too, but it
+takes whatever it finds, and opens pins by their id, which is left to CAP_SYS_ADMIN.) The
+declaration is what the compiler reported of the source; a pin's shape is what the kernel tells.
 
 For each map there are four cases:
 
-* no pin: the new map is kept, to be pinned;
+* no pin: a new map is made, to be pinned;
 * a pin of the same shape (type, key size, value size, entries, flags): adopted;
-* a pin that differs in the number of entries alone: the contents are copied into the new map
+* a pin that differs in the number of entries alone: the contents are copied into a new map
   (an array may only grow: its tail means something);
 * anything else: `PinMismatch`, naming the map and both values. Nobody can say what the old bytes
   mean to the new program.
@@ -35,6 +33,7 @@ from typing import Any
 
 from services.dataplane.bpf_syscall import (
     MapType,
+    create_map,
     get_object,
     map_shape,
     pin_object,
@@ -112,13 +111,13 @@ class _Migration:
 
     def __init__(self, old_fd: int, new_fd: int) -> None:
         self.old_fd = old_fd
-        self._new_fd = new_fd
+        self.new_fd = new_fd
         self._info = map_info(old_fd)
         self._copied: set[bytes] = set()
 
     def copy(self) -> None:
         for keys, values in read_entries(self.old_fd):
-            write_entries(self._new_fd, keys, values)
+            write_entries(self.new_fd, keys, values)
             self._copied.update(_split(keys, self._info.key_size))
 
     def catch_up(self) -> None:
@@ -135,7 +134,7 @@ class _Migration:
             ]
             if late:
                 write_entries(
-                    self._new_fd, b"".join(k for k, _ in late), b"".join(v for _, v in late)
+                    self.new_fd, b"".join(k for k, _ in late), b"".join(v for _, v in late)
                 )
 
 
@@ -143,81 +142,82 @@ def _split(joined: bytes, size: int) -> list[bytes]:
     return [joined[start : start + size] for start in range(0, len(joined), size)]
 
 
+def _create(name: str, info: MapInfo) -> int:
+    return create_map(name, info.type, info.key_size, info.value_size, info.max_entries, info.flags)
+
+
 class PinnedMaps:
     """The maps of one BPF directory, for one start of the process that owns them.
 
-    Several compiled sources may adopt: what one brought is there for the next.
+    Several compiled sources may adopt: what one brought is there for the next. Without a directory
+    all maps are new, and this process's alone.
     """
 
-    def __init__(self, bpf_dir: Path) -> None:
-        self._dir = bpf_dir / "maps"
+    def __init__(self, bpf_dir: Path | None) -> None:
+        self._dir = bpf_dir and bpf_dir / "maps"
         self._held: dict[str, int] = {}
         self._adopted: set[str] = set()
         self._unpinned: set[str] = set()
         self._migrations: dict[str, _Migration] = {}
 
-    def adopt(self, new_maps: Mapping[str, int]) -> None:
-        """Make every fd of `new_maps` mean the map in use of that name.
+    def adopt(self, declared: Mapping[str, MapInfo]) -> None:
+        """Have a map for every declaration; `fd` gives it.
 
         Raises `PinMismatch` for all maps at once, and has then changed nothing.
         """
-        differing = self._differing(new_maps)
-        migrations = {name: self._copied(name, new_maps[name]) for name in differing}
-        self._migrations.update(migrations)
-        for name, new_fd in new_maps.items():
-            held_fd = None if name in migrations else self._hold(name)
-            if held_fd is None:
-                self._held[name] = os.dup(new_fd)
-                self._unpinned.add(name)
+        resized = self._resized(declared)
+        migrations = {name: self._copied(name, declared[name]) for name in resized}
+        for name, info in declared.items():
+            if name in migrations:
+                self._held[name] = migrations[name].new_fd
+            elif self._hold(name) is None:
+                self._held[name] = _create(name, info)
             else:
-                os.dup2(held_fd, new_fd, inheritable=False)
-            self._adopted.add(name)
+                continue
+            self._unpinned.add(name)
+        self._migrations.update(migrations)
+        self._adopted.update(declared)
 
-    def _differing(self, new_maps: Mapping[str, int]) -> list[str]:
+    def _resized(self, declared: Mapping[str, MapInfo]) -> list[str]:
         """The maps that must be copied; raises if any cannot be."""
         problems = []
-        differing = []
-        for name, new_fd in new_maps.items():
+        resized = []
+        for name, wanted in declared.items():
             held_fd = self._hold(name)
             if held_fd is None:
                 continue
-            here, declared = map_info(held_fd), map_info(new_fd)
-            if here == declared:
+            here = map_info(held_fd)
+            if here == wanted:
                 continue
             # Two sources of one start that disagree are a mistake of theirs, not a new size.
-            if name not in self._adopted and _may_migrate(here, declared):
-                differing.append(name)
+            if name not in self._adopted and _may_migrate(here, wanted):
+                resized.append(name)
             else:
-                problems.append(_problem(name, here.differences(declared)))
+                problems.append(_problem(name, here.differences(wanted)))
         if problems:
             raise PinMismatch(problems)
-        return differing
+        return resized
 
     def _hold(self, name: str) -> int | None:
         if name not in self._held:
-            fd = open_pin(self._dir / name)
+            fd = open_pin(self._dir / name) if self._dir else None
             if fd is None:
                 return None
             self._held[name] = fd
         return self._held[name]
 
-    def _copied(self, name: str, new_fd: int) -> _Migration:
-        migration = _Migration(self._held[name], new_fd)
+    def _copied(self, name: str, declared: MapInfo) -> _Migration:
+        migration = _Migration(self._held[name], _create(name, declared))
         try:
             migration.copy()
         except OSError as error:
+            os.close(migration.new_fd)
             if error.errno != errno.E2BIG:
                 raise
-            entries = map_info(new_fd).max_entries
             raise PinMismatch(
-                [f"maps/{name}: its entries do not fit into the {entries} declared"]
+                [f"maps/{name}: its entries do not fit into the {declared.max_entries} declared"]
             ) from None
         return migration
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The maps in use, of all sources that have adopted."""
-        return tuple(sorted(self._adopted))
 
     def fd(self, name: str) -> int:
         """The fd of a map in use; it stays this object's."""
@@ -231,7 +231,8 @@ class PinnedMaps:
     def commit(self) -> None:
         """The programs that use these maps are attached: pin the new ones, finish the copies."""
         for name in sorted(self._unpinned):
-            pin(self._held[name], self._dir / name)
+            if self._dir:
+                pin(self._held[name], self._dir / name)
         self._unpinned.clear()
         for migration in self._migrations.values():
             migration.catch_up()

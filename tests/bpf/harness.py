@@ -41,8 +41,8 @@ from services.dataplane.bpf_syscall import (
     xdp_context,
 )
 from services.dataplane.counters import Counters
-from services.dataplane.loader import LoadedObject, compile_program
-from services.dataplane.pins import PinnedMaps
+from services.dataplane.loader import LoadedObject, compile_program, compile_programs
+from services.dataplane.table import Table
 
 LOOPBACK = 1
 """The one interface index that every network namespace has."""
@@ -103,10 +103,7 @@ class Rig:
     """Gale's own programs over private, shared maps. Get one from `rig`."""
 
     def __init__(self, defines: dict[str, str | int]) -> None:
-        # Never committed, so nothing is ever pinned: the directory is not even made.
-        self._maps = PinnedMaps(Path("/nowhere/gale"))
-        self.xdp_object = compile_program("xdp.c", maps=self._maps, defines=defines)
-        self.tc_object = compile_program("tc.c", maps=self._maps, defines=defines)
+        self.xdp_object, self.tc_object = compile_programs(["xdp.c", "tc.c"], defines=defines)
         self._counters = Counters(self.xdp_object.bpf, possible_cpus())
 
     def xdp_public(self, packet: bytes, ingress_ifindex: int = LOOPBACK) -> Result:
@@ -118,8 +115,8 @@ class Rig:
     def tc_private(self, packet: bytes, ingress_ifindex: int = LOOPBACK) -> Result:
         return run_tc(self.tc_object.function("gale_tc_private", "tc"), packet, ingress_ifindex)
 
-    def table(self, name: str) -> Any:
-        """bcc's table, with `Key` and `Leaf` as the C source declares them."""
+    def table(self, name: str) -> Table:
+        """A map, with `Key` and `Leaf` as the C source declares them."""
         return self.xdp_object.bpf[name.encode()]
 
     def counted(self) -> dict[str, int]:
@@ -127,8 +124,8 @@ class Rig:
         return self._counters.verdicts()
 
     def clear(self) -> None:
-        for name in self._maps.names:
-            clear_map(self._maps.fd(name))
+        for table in self.xdp_object.bpf.values():
+            clear_map(table.map_fd)
 
 
 @cache
