@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bus.messages import SeatState
 from services.dataplane.bpf_syscall import delete_entries, map_shape, read_entries
 
 SYN_SENT, SYN_RECEIVED, ESTABLISHED, CLOSING, CLOSED = range(5)
@@ -194,3 +195,12 @@ def endpoint(address: Any, port: Any) -> str:
     """`10.0.0.1:80` of an address and a port as they stand in the maps, in network order."""
     octets = int(address).to_bytes(4, sys.byteorder)
     return f"{ipaddress.IPv4Address(octets)}:{socket.ntohs(int(port))}"
+
+
+def as_row(flow: FlowView, seat: SeatState | None) -> dict[str, Any]:
+    """A flow for `gale flows`, with its node and service by name where the seat still says so."""
+    row: dict[str, Any] = {name: getattr(flow, name) for name in FlowView.__slots__}
+    del row["seat"]
+    row["node_id"] = seat.node if seat else None
+    row["service"] = seat.service if seat else None
+    return row

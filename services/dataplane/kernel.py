@@ -1,0 +1,230 @@
+"""The maps as the dataplane reads and writes them: a plan's values on one side, C structs on the other.
+
+Layouts come from bcc's description of the compiled source, never from a second definition here.
+Addresses and ports stand in network order, as packets have them.
+
+`adopt` reads what a process before this one left, so that the first plan changes only what is
+really different. `apply` makes one write of a plan; each is a single system call, so whoever dies
+between two leaves maps that work.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bus.messages import Affinity, Encapsulation, Mode, Protocol
+from services.dataplane.bpf_syscall import read_entries, write_entries
+from services.dataplane.nexthop import NextHop
+from services.dataplane.plan import (
+    ENTRIES,
+    LANES,
+    KernelState,
+    Seat,
+    SeatRemoval,
+    SeatWrite,
+    Service,
+    ServiceKey,
+    ServiceRemoval,
+    ServiceWrite,
+    SlotsWrite,
+    Write,
+)
+
+MAC_BYTES = 6
+SEAT_RESOLVED, SEAT_UP = 1, 2
+SERVICE_AFFINITY_CLIENT, SERVICE_NO_SNAT, SERVICE_GUE = 1, 2, 4
+PROTOCOLS = {Protocol.TCP: 6, Protocol.UDP: 17}
+MODES = {Mode.L2: 2, Mode.L3: 3, Mode.L4: 4}
+MAX_SEATS = 8192
+MAX_SERVICES = 64
+
+
+def address_word(address: str | None) -> int:
+    """An IPv4 address as the maps hold it; 0 for none."""
+    packed = ipaddress.IPv4Address(address).packed if address else bytes(4)
+    return int.from_bytes(packed, sys.byteorder)
+
+
+def address_text(word: Any) -> str:
+    return str(ipaddress.IPv4Address(int(word).to_bytes(4, sys.byteorder)))
+
+
+class Kernel:
+    """The maps of one loaded object."""
+
+    def __init__(self, bpf: Any) -> None:
+        self._settings = bpf[b"settings"]
+        self._services = bpf[b"services"]
+        self._seats = bpf[b"seats"]
+        self._counters = bpf[b"seat_counters"]
+        self._ring_fd = bpf[b"ring"].map_fd
+
+    # ------------------------------------------------------------------ settings
+
+    def write_settings(self, **fields: Any) -> None:
+        _write(self._settings, self._settings.Key(0), fields)
+
+    # ------------------------------------------------------------------ adopting
+
+    def adopt(self) -> KernelState:
+        """What the maps hold, in the plan's words."""
+        services = dict(self._read_services())
+        rings = self._read_rings({value.service_id for value in services.values()})
+        return KernelState(dict(self._read_seats()), services, rings)
+
+    def _read_services(self) -> Iterator[tuple[ServiceKey, Service]]:
+        protocols = {number: protocol for protocol, number in PROTOCOLS.items()}
+        modes = {number: mode for mode, number in MODES.items()}
+        for keys, values in _records(self._services):
+            for key, value in zip(keys, values, strict=True):
+                flags = int(value["flags"])
+                yield (
+                    ServiceKey(
+                        address_text(key["address"]),
+                        socket.ntohs(int(key["port"])),
+                        protocols[int(key["protocol"])],
+                    ),
+                    Service(
+                        service_id=int(value["id"]),
+                        identity=int(value["identity"]),
+                        mode=modes[int(value["mode"])],
+                        affinity=Affinity.CLIENT
+                        if flags & SERVICE_AFFINITY_CLIENT
+                        else Affinity.FLOW,
+                        encap=Encapsulation.GUE if flags & SERVICE_GUE else Encapsulation.IPIP,
+                        snat=not flags & SERVICE_NO_SNAT,
+                        snat_address=address_text(value["snat_address"]),
+                        snat_first_port=int(value["snat_first_port"]),
+                        snat_ports=int(value["snat_ports"]),
+                    ),
+                )
+
+    def _read_seats(self) -> Iterator[tuple[int, Seat]]:
+        for keys, values in _records(self._seats):
+            for place in np.flatnonzero(values["identity"]):
+                yield int(keys[place]), _seat(values[place])
+
+    def _read_rings(self, service_ids: set[int]) -> dict[int, NDArray[np.uint16]]:
+        if not service_ids:
+            return {}
+        raw = b"".join(values for _, values in read_entries(self._ring_fd))
+        rings = np.frombuffer(raw, np.uint16).reshape(-1, ENTRIES, LANES)
+        return {number: rings[number].copy() for number in service_ids}
+
+    # ------------------------------------------------------------------ applying
+
+    def apply(self, write: Write) -> None:
+        """Make one write of a plan."""
+        match write:
+            case SeatWrite(seat, value, fresh):
+                if fresh:
+                    self._forget_counters(seat)
+                _write(self._seats, self._seats.Key(seat), _seat_fields(value))
+            case SeatRemoval(seat):
+                self._seats[self._seats.Key(seat)] = self._seats.Leaf()
+            case SlotsWrite(_, indices, values):
+                write_entries(self._ring_fd, indices.tobytes(), values.tobytes())
+            case ServiceWrite(key, service):
+                _write(self._services, self._service_key(key), _service_fields(service))
+            case ServiceRemoval(key):
+                del self._services[self._service_key(key)]
+
+    def _forget_counters(self, seat: int) -> None:
+        """The number changes hands: what was counted belongs to somebody else."""
+        self._counters[self._counters.Key(seat)] = self._counters.Leaf()
+
+    def _service_key(self, key: ServiceKey) -> Any:
+        return self._services.Key(
+            address_word(key.address), socket.htons(key.port), PROTOCOLS[key.protocol], 0
+        )
+
+
+def _write(table: Any, key: Any, fields: dict[str, Any]) -> None:
+    """Write a struct by field names; what is not named, padding included, is zero."""
+    leaf = table.Leaf()
+    for name, value in fields.items():
+        if isinstance(value, bytes):
+            getattr(leaf, name)[:] = value
+        else:
+            setattr(leaf, name, value)
+    table[key] = leaf
+
+
+def _records(table: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Keys and values by batches, as numpy records with the C fields."""
+    key_type, leaf_type = np.dtype(table.Key), np.dtype(table.Leaf)
+    for keys, values in read_entries(table.map_fd):
+        yield np.frombuffer(keys, key_type), np.frombuffer(values, leaf_type)
+
+
+def _seat(value: Any) -> Seat:
+    flags = int(value["flags"])
+    ifindex = int(value["ifindex"])
+    address, gateway = address_text(value["address"]), address_text(value["next_hop"])
+    hop = None
+    if ifindex:
+        hop = NextHop(
+            ifindex=ifindex,
+            source_mac=bytes(value["source_mac"]),
+            destination_mac=bytes(value["destination_mac"]) if flags & SEAT_RESOLVED else None,
+            mtu=int(value["mtu"]),
+            gateway=None if gateway == address else gateway,
+            source=address_text(value["outer_source"]),
+        )
+    return Seat(
+        identity=int(value["identity"]),
+        service_id=int(value["service"]),
+        address=address,
+        port=socket.ntohs(int(value["port"])),
+        up=bool(flags & SEAT_UP),
+        next_hop=hop,
+    )
+
+
+def _seat_fields(seat: Seat) -> dict[str, Any]:
+    hop = seat.next_hop
+    fields: dict[str, Any] = {
+        "address": address_word(seat.address),
+        "port": socket.htons(seat.port),
+        "service": seat.service_id,
+        "identity": seat.identity,
+        "flags": SEAT_UP if seat.up else 0,
+    }
+    if hop is None:
+        return fields
+    if hop.destination_mac is not None:
+        fields["flags"] |= SEAT_RESOLVED
+    return fields | {
+        "ifindex": hop.ifindex,
+        "next_hop": address_word(hop.gateway or seat.address),
+        "destination_mac": hop.destination_mac or bytes(MAC_BYTES),
+        "source_mac": hop.source_mac,
+        "mtu": hop.mtu,
+        "outer_source": address_word(hop.source),
+    }
+
+
+def _service_fields(service: Service) -> dict[str, Any]:
+    flags = 0
+    if service.affinity is Affinity.CLIENT:
+        flags |= SERVICE_AFFINITY_CLIENT
+    if not service.snat:
+        flags |= SERVICE_NO_SNAT
+    if service.encap is Encapsulation.GUE:
+        flags |= SERVICE_GUE
+    return {
+        "id": service.service_id,
+        "mode": MODES[service.mode],
+        "flags": flags,
+        "snat_address": address_word(service.snat_address),
+        "snat_first_port": service.snat_first_port,
+        "snat_ports": service.snat_ports,
+        "identity": service.identity,
+    }

@@ -1,0 +1,456 @@
+"""The dataplane process: it tells the kernel where packets go, and then is not needed.
+
+In: `state.table.` of quorum, `state.view.` of health (to mask at once what is dead from here),
+netlink's notifications, the commands `flows` and `reload`, SIGHUP, SIGTERM, the clock. Out: map
+writes; `state.dataplane.` on change and every 500 ms, `state.counters.` every second, the events
+`dataplane.attached.`, `dataplane.degraded.` and `process.started.`.
+
+**Start.** The publisher's lock comes first (a second copy waits there). Then the interfaces: if one
+is missing the process waits and says so. Then the programs (`programs` keeps the old ones forwarding
+until the new ones are attached), and what the maps hold is adopted. Only a table changes maps: until
+the quorum process has published one, the kernel goes on with what it has.
+
+**Turn.** Drain all input, then plan once (`plan`, pure), then write. Planning is cheap when nothing
+has changed, and its result is empty.
+
+**Failure.** Killed at any point: programs and maps stay, packets go on, and the next start adopts.
+A map whose pin does not fit, a foreign program on an interface: said by name in `waiting_for` and in
+the log, tried again every second, while what was attached before goes on. An exception is a fault of
+ours: it ends the process and supervisord starts it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import structlog
+import zmq
+from pyroute2 import IPRoute
+
+from bus import topology
+from bus.messages import (
+    CommittedTable,
+    Counters,
+    DataplaneEvent,
+    DataplaneState,
+    HookState,
+    LocalView,
+    Mode,
+    NodeTable,
+    ProcessEvent,
+    SeatCounters,
+    SeatState,
+    Topic,
+)
+from bus.socket import CommandError, CommandServer, Publisher, Subscriber
+from conf import ConfigError, LbConfig, Paths, load_lb
+from services.dataplane import conntrack, counters, machine
+from services.dataplane.attach import ForeignProgram, InterfaceMissing
+from services.dataplane.bpf_syscall import possible_cpus
+from services.dataplane.kernel import MAX_SEATS, MAX_SERVICES, Kernel
+from services.dataplane.nexthop import NextHops
+from services.dataplane.pins import PinMismatch
+from services.dataplane.plan import EMPTY, Facts, KernelState, Plan, make_plan
+from services.dataplane.programs import ProgramPlan, Programs
+
+REPUBLISH_MS = 500
+COUNT_MS = 1_000
+RETRY_MS = 1_000
+SETTLE_MS = 1_000
+MOST_FLOWS_LISTED = 10_000
+CONFIG_NEEDING_RESTART = ("local.net_interface_public", "local.net_interface_private", "dataplane")
+
+_log = structlog.get_logger()
+
+
+def main() -> None:
+    """Console script `gale-dataplane`."""
+    description = "Gale's dataplane process."
+    argparse.ArgumentParser(prog="gale-dataplane", description=description).parse_args()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    paths = Paths.from_environment()
+    try:
+        config = load_lb(paths.lb_config)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        sys.exit(2)
+    DataplaneProcess(paths, config).run()
+
+
+class Forwarding:
+    """The programs on their hooks and the maps behind them: there once the machine is ready."""
+
+    def __init__(self, config: LbConfig, bpf_dir: Path, netlink: IPRoute) -> None:
+        plan = ProgramPlan.from_config(config)
+        self.machine = machine.look(netlink, plan.public, plan.private)
+        self.programs = Programs(plan, bpf_dir, netlink)
+        try:
+            self.hooks: tuple[HookState, ...] = self.programs.attach(self.machine.public.mtu)
+        except BaseException:
+            self.programs.close()
+            raise
+        bpf = self.programs.objects.bpf
+        self.kernel = Kernel(bpf)
+        self.counters = counters.Counters(bpf, possible_cpus())
+        self.established = conntrack.Table(bpf[b"est"])
+        self.half_open = conntrack.Table(bpf[b"half"])
+
+
+class DataplaneProcess:
+    """Sockets, clock, netlink and maps, and the loop that hands them to the plan."""
+
+    def __init__(self, paths: Paths, config: LbConfig) -> None:
+        self._paths = paths
+        self._config = config
+        self._context: zmq.Context[Any] = zmq.Context()
+        path = topology.publisher_path(paths.run_dir, topology.DATAPLANE)
+        self._publisher = Publisher(self._context, path, topology.DATAPLANE, config.local.name)
+        self._commands = CommandServer(
+            self._context, topology.command_path(paths.run_dir, topology.DATAPLANE)
+        )
+        wanted = topology.SUBSCRIBES[topology.DATAPLANE]
+        self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
+        self._netlink = IPRoute()
+        self._next_hops = NextHops()
+        self._forwarding: Forwarding | None = None
+        self._waiting_for = ""
+        self._table: NodeTable | None = None
+        self._view: LocalView | None = None
+        self._held: KernelState = EMPTY
+        self._planned: Plan | None = None
+        self._settings: dict[str, Any] = {}
+        self._published: DataplaneState | None = None
+        self._moved_slots = self._version = self._counts_version = 0
+        self._half_open = self._established = conntrack.SweepResult(0, 0)
+        self._sweep_ms = 0.0
+        self._stale = True
+        now_ms = _monotonic_ms()
+        self._retry_ms = self._republish_ms = self._count_ms = self._settle_ms = now_ms
+        self._sweep_half_ms = self._sweep_established_ms = now_ms
+        self._stopping = self._reload_wanted = False
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Until SIGTERM."""
+        wake = self._install_signals()
+        poller = zmq.Poller()
+        for polled in (self._publisher.poll_socket, self._commands.socket, self._subscriber.socket):
+            poller.register(polled, zmq.POLLIN)
+        for descriptor in (wake.fileno(), self._next_hops.fileno()):
+            poller.register(descriptor, zmq.POLLIN)
+        self._start(_monotonic_ms())
+        adopted = f"{len(self._held.seats)} seats" if self._held.seats else ""
+        started = ProcessEvent(topology.DATAPLANE, os.getpid(), version("gale"), adopted)
+        self._publisher.publish(Topic.PROCESS_STARTED, started)
+        while not self._stopping:
+            self._step(_monotonic_ms())
+            if wake.fileno() in dict(poller.poll(self._wait_ms(_monotonic_ms()))):
+                wake.recv(4096)
+        _log.info("stopped, the programs go on", process=topology.DATAPLANE)
+        for owned in (self._publisher, self._commands, self._subscriber):
+            owned.close()
+        self._context.term()
+
+    def _step(self, now_ms: int) -> None:
+        self._publisher.serve()
+        self._commands.serve(self._command)
+        if self._reload_wanted:
+            self._reload_wanted = False
+            self._reload()
+        self._receive(now_ms)
+        if self._forwarding is None and now_ms >= self._retry_ms:
+            self._start(now_ms)
+        if self._forwarding is not None:
+            self._settle(self._forwarding, now_ms)
+            self._plan(self._forwarding, now_ms)
+            self._sweep(self._forwarding, now_ms)
+            self._count(self._forwarding, now_ms)
+        self._publish_state(now_ms)
+
+    def _wait_ms(self, now_ms: int) -> int:
+        moments = [self._republish_ms]
+        if self._forwarding is None:
+            moments.append(self._retry_ms)
+        else:
+            moments += [self._count_ms, self._sweep_half_ms, self._settle_ms]
+        if self._planned is not None and self._planned.next_ms is not None:
+            moments.append(self._planned.next_ms)
+        return max(0, min(moments) - now_ms)
+
+    def _install_signals(self) -> socket.socket:
+        reading, writing = socket.socketpair()
+        reading.setblocking(False)
+        writing.setblocking(False)
+        signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        self._waker = writing
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stopping", True))
+        signal.signal(signal.SIGINT, lambda *_: setattr(self, "_stopping", True))
+        signal.signal(signal.SIGHUP, lambda *_: setattr(self, "_reload_wanted", True))
+        return reading
+
+    # ------------------------------------------------------------------ in
+
+    def _receive(self, now_ms: int) -> None:
+        for envelope in self._subscriber.receive():
+            if isinstance(envelope.data, CommittedTable):
+                self._stale |= envelope.data.table != self._table
+                self._table = envelope.data.table
+            elif isinstance(envelope.data, LocalView):
+                self._stale |= _states(envelope.data) != _states(self._view)
+                self._view = envelope.data
+        self._stale |= self._next_hops.update(now_ms)
+
+    def _command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        match verb:
+            case "flows":
+                return self._list_flows(arguments)
+            case "reload":
+                return self._reload()
+            case _:
+                raise CommandError(f"the dataplane knows no command {verb!r}")
+
+    def _list_flows(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        if self._forwarding is None:
+            raise CommandError(f"not forwarding yet: waiting for {self._waiting_for}")
+        node, service = arguments.get("node"), arguments.get("service")
+        limit = min(int(arguments.get("limit") or 100), MOST_FLOWS_LISTED)
+        names = {seat.seat: seat for seat in self._seat_states}
+        wanted = None
+        if node or service:
+            wanted = frozenset(
+                number
+                for number, seat in names.items()
+                if node in (None, seat.node) and service in (None, seat.service)
+            )
+        flows, total = conntrack.list_flows(
+            self._forwarding.established, time.monotonic_ns(), wanted, limit
+        )
+        rows = [conntrack.as_row(flow, names.get(flow.seat)) for flow in flows]
+        return {"flows": rows, "total": total}
+
+    def _reload(self) -> dict[str, Any]:
+        """Take the file's new content as a whole, or keep the old one as a whole."""
+        try:
+            config = load_lb(self._paths.lb_config)
+        except ConfigError as error:
+            problems = [str(problem) for problem in error.problems]
+            for problem in problems:
+                _log.error("configuration refused, the old one stays", problem=problem)
+            return {"applied": False, "problems": problems, "restart_needed": []}
+        needed = _restart_needed(self._config, config)
+        self._config = config
+        self._stale = True
+        _log.info("configuration applied", restart_needed=needed)
+        return {"applied": True, "problems": [], "restart_needed": needed}
+
+    # ------------------------------------------------------------------ the kernel
+
+    def _start(self, now_ms: int) -> None:
+        """Attach if the machine is ready; otherwise say what is missing and try again later."""
+        self._retry_ms = now_ms + RETRY_MS
+        try:
+            forwarding = Forwarding(self._config, self._paths.bpf_dir, self._netlink)
+        except (machine.NotReadyError, InterfaceMissing, ForeignProgram, PinMismatch) as reason:
+            self._wait_for(str(reason))
+            return
+        self._forwarding = forwarding
+        self._waiting_for = ""
+        self._held = forwarding.kernel.adopt()
+        self._next_hops.watch(frozenset(seat.address for seat in self._held.seats.values()))
+        for hook in forwarding.hooks:
+            self._announce(hook)
+        if forwarding.programs.migrated:
+            _log.info("maps migrated to a new size", maps=forwarding.programs.migrated)
+
+    def _wait_for(self, what: str) -> None:
+        if what != self._waiting_for:
+            _log.warning("waiting; what was attached before goes on", waiting_for=what)
+            event = DataplaneEvent("", "", "", what)
+            self._publisher.publish(Topic.DATAPLANE_DEGRADED, event)
+        self._waiting_for = what
+
+    def _announce(self, hook: HookState) -> None:
+        topic = Topic.DATAPLANE_ATTACHED if hook.attached else Topic.DATAPLANE_DEGRADED
+        event = DataplaneEvent(hook.program, hook.interface, hook.flavour, hook.detail)
+        self._publisher.publish(topic, event)
+        _log.info(topic.value.rstrip("."), program=hook.program, interface=hook.interface)
+
+    def _settle(self, forwarding: Forwarding, now_ms: int) -> None:
+        """Once a second: whether interfaces and hooks are still as they were."""
+        if now_ms < self._settle_ms:
+            return
+        self._settle_ms = now_ms + SETTLE_MS
+        plan = forwarding.programs.plan
+        try:
+            present = machine.look(self._netlink, plan.public, plan.private)
+        except machine.NotReadyError as reason:
+            self._wait_for(str(reason))
+            return
+        hooks = forwarding.programs.hooks()
+        lost = [was.program for was, now in zip(forwarding.hooks, hooks, strict=True)
+                if was.attached and not now.attached]
+        if present != forwarding.machine or lost:
+            _log.warning("interfaces or hooks have changed, attaching again", lost=lost)
+            forwarding.programs.close()
+            self._forwarding = None
+            self._settings = {}
+            self._stale = True
+            self._retry_ms = now_ms
+            return
+        self._waiting_for = ""
+
+    def _plan(self, forwarding: Forwarding, now_ms: int) -> None:
+        """Bring the maps to what the table says; nothing to do if nothing has changed."""
+        due = self._planned is not None and self._planned.next_ms is not None
+        if due and now_ms >= (self._planned.next_ms or 0):  # type: ignore[union-attr]
+            self._stale = True
+        if self._table is None or not self._stale:
+            return
+        plan = make_plan(
+            self._held,
+            self._table,
+            self._view,
+            self._next_hops.table,
+            self._facts(forwarding),
+            now_ms,
+        )
+        for write in plan.writes:
+            forwarding.kernel.apply(write)
+        self._held = plan.after
+        self._write_settings(forwarding, self._table)
+        self._next_hops.watch(plan.addresses)
+        for refused in plan.refused:
+            _log.error("left out", what=refused)
+        self._moved_slots += plan.moved_slots
+        self._planned = plan
+        self._stale = False
+
+    def _facts(self, forwarding: Forwarding) -> Facts:
+        return Facts(
+            lb=self._config.local.name,
+            public_address=forwarding.machine.public.address,
+            private_address=forwarding.machine.private.address,
+            quarantine_ms=conntrack.LONGEST_TIMEOUT_MS,
+            max_seats=MAX_SEATS,
+            max_services=MAX_SERVICES,
+        )
+
+    def _write_settings(self, forwarding: Forwarding, table: NodeTable) -> None:
+        """Last, so that the programs' first packet finds services and rings complete."""
+        public, private = forwarding.machine.public, forwarding.machine.private
+        settings = {
+            "hash_seed": table.hash_seed,
+            "public_ifindex": public.ifindex,
+            "private_ifindex": private.ifindex,
+            "l4_services": sum(service.mode is Mode.L4 for service in table.services),
+            "cpus": possible_cpus(),
+            "public_mac": public.mac,
+            "new_flows_per_second_per_source": (
+                self._config.dataplane.new_flows_per_second_per_source
+            ),
+        }
+        if settings != self._settings:
+            forwarding.kernel.write_settings(**settings)
+            self._settings = settings
+
+    # ------------------------------------------------------------------ housekeeping
+
+    def _sweep(self, forwarding: Forwarding, now_ms: int) -> None:
+        began_ns = time.monotonic_ns()
+        if now_ms >= self._sweep_half_ms:
+            self._sweep_half_ms = now_ms + conntrack.SWEEP_HALF_MS
+            self._half_open = conntrack.sweep_half(forwarding.half_open, began_ns)
+        if now_ms >= self._sweep_established_ms:
+            self._sweep_established_ms = now_ms + conntrack.SWEEP_ESTABLISHED_MS
+            self._established = conntrack.sweep_established(forwarding.established, began_ns)
+            self._sweep_ms = (time.monotonic_ns() - began_ns) / 1e6
+
+    def _count(self, forwarding: Forwarding, now_ms: int) -> None:
+        if now_ms < self._count_ms:
+            return
+        self._count_ms = now_ms + COUNT_MS
+        self._counts_version += 1
+        sums = forwarding.counters.seats()
+        fields = ("packets_in", "bytes_in", "packets_out", "bytes_out", "flows")
+        seats = tuple(
+            SeatCounters(
+                seat.service, seat.node, *(int(sums[name][seat.seat]) for name in fields)
+            )
+            for seat in self._seat_states
+        )
+        services = self._held.services.values()
+        slices = {(s.snat_address, s.snat_first_port): s.snat_ports for s in services}
+        self._publisher.publish(
+            Topic.STATE_COUNTERS,
+            Counters(
+                version=self._counts_version,
+                seats=seats,
+                verdicts=forwarding.counters.verdicts(),
+                conntrack_established=self._established.entries,
+                conntrack_half_open=self._half_open.entries,
+                # A flow has two entries.
+                conntrack_capacity=forwarding.established.capacity // 2,
+                snat_ports_used=self._established.entries + self._half_open.entries,
+                snat_ports_capacity=sum(slices.values()) * max(1, len(self._seat_states)),
+                sweep_ms=self._sweep_ms,
+            ),
+        )
+
+    @property
+    def _seat_states(self) -> tuple[SeatState, ...]:
+        return self._planned.seats if self._planned is not None else ()
+
+    def _publish_state(self, now_ms: int) -> None:
+        forwarding, table = self._forwarding, self._table
+        ready = forwarding is not None and self._planned is not None
+        state = DataplaneState(
+            version=self._version,
+            ready=ready,
+            epoch=table.epoch if table is not None and self._planned is not None else 0,
+            mode=Mode(self._config.local.mode),
+            hooks=forwarding.hooks if forwarding is not None else (),
+            seats=self._seat_states,
+            services=tuple(service.name for service in table.services) if table else (),
+            moved_slots_total=self._moved_slots,
+            waiting_for=self._waiting_for,
+        )
+        if state == self._published and now_ms < self._republish_ms:
+            return
+        self._version += 1
+        self._published = replace(state, version=self._version)
+        self._republish_ms = now_ms + REPUBLISH_MS
+        self._publisher.publish(Topic.STATE_DATAPLANE, self._published)
+
+
+def _states(view: LocalView | None) -> dict[str, Any]:
+    """What of a view the plan depends on: beats that change nothing must cost nothing."""
+    return {} if view is None else {node.id: node.state for node in view.nodes}
+
+
+def _restart_needed(old: LbConfig, new: LbConfig) -> list[str]:
+    def value(config: LbConfig, key: str) -> Any:
+        found: Any = config
+        for part in key.split("."):
+            found = getattr(found, part)
+        return found
+
+    return [key for key in CONFIG_NEEDING_RESTART if value(old, key) != value(new, key)]
+
+
+def _monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+if __name__ == "__main__":
+    main()
