@@ -1,0 +1,234 @@
+"""The API process as it is run, over a bus whose other three processes are played by the test."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+import zmq
+
+from bus import topology
+from bus.messages import Topic
+from bus.socket import CommandError, CommandServer, Publisher
+from tests.api.samples import dataplane, node, quorum, seat, started, table, view
+
+TIMEOUT_S = 40
+STATES: dict[str, Callable[[], tuple[Topic, Any]]] = {
+    topology.HEALTH: lambda: (Topic.STATE_VIEW, view(node())),
+    topology.QUORUM: lambda: (Topic.STATE_TABLE, table("node-0")),
+    topology.DATAPLANE: lambda: (
+        Topic.STATE_DATAPLANE,
+        dataplane(seat("node-0", 65537, 65537)),
+    ),
+}
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    """The first true value of a condition; a refused connection counts as false."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            if value := condition():
+                return value
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError(f"timed out waiting for {what}")
+
+
+class FakeProcess:
+    """A publisher and a command socket, served by a thread that alone touches them."""
+
+    def __init__(self, run_dir: Path, source: str) -> None:
+        self._run_dir = run_dir
+        self._source = source
+        self._orders: queue.Queue[tuple[Topic, Any] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def publish(self, topic: Topic, data: Any) -> None:
+        self._orders.put((topic, data))
+
+    def stop(self) -> None:
+        self._orders.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        path = topology.publisher_path(self._run_dir, self._source)
+        publisher = Publisher(context, path, self._source, "lb-0")
+        commands = CommandServer(context, topology.command_path(self._run_dir, self._source))
+        publisher.publish(Topic.PROCESS_STARTED, started(self._source))
+        publisher.publish(*STATES[self._source]())
+        if self._source == topology.QUORUM:
+            publisher.publish(Topic.STATE_QUORUM, quorum())
+        while True:
+            publisher.serve()
+            commands.serve(_flows)
+            try:
+                order = self._orders.get(timeout=0.01)
+            except queue.Empty:
+                continue
+            if order is None:
+                break
+            publisher.publish(*order)
+        publisher.close()
+        commands.close()
+        context.term()
+
+
+def _flows(verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    if verb != "flows":
+        raise CommandError(f"unknown command: {verb}")
+    if arguments["node"] == "nobody":
+        raise CommandError("no node nobody")
+    return {"flows": [arguments], "total": 1}
+
+
+class Gale:
+    """One LB's bus with its API process."""
+
+    def __init__(self, directory: Path) -> None:
+        self.run_dir = directory / "run"
+        self.config = directory / "lb.toml"
+        self.port = free_port()
+        self.process: subprocess.Popen[str] | None = None
+        self.fakes: dict[str, FakeProcess] = {}
+        self.write_config(self.port)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def write_config(self, port: int, more: str = "") -> None:
+        self.config.write_text(
+            "[local]\n"
+            'name = "lb-0"\n'
+            'net_interface_private = "lo"\n'
+            'net_interface_public = "lo"\n'
+            f"api_port = {port}\n{more}"
+        )
+
+    def environment(self) -> dict[str, str]:
+        return os.environ | {
+            "GALE_CONFIG": str(self.config),
+            "GALE_RUN_DIR": str(self.run_dir),
+            "GALE_STATE_DIR": str(self.run_dir.parent / "state"),
+        }
+
+    def start_fakes(self, *sources: str) -> None:
+        for source in sources or tuple(STATES):
+            self.fakes[source] = FakeProcess(self.run_dir, source)
+
+    def start_api(self) -> subprocess.Popen[str]:
+        """Start it and wait until it answers."""
+        self.process = self.spawn("from services.api.main import main; main()")
+        wait_for(lambda: self.get("/healthz").status_code == 200, "the API to answer")
+        return self.process
+
+    def spawn(self, program: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def kill_api(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=TIMEOUT_S, trust_env=False)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait()
+        for fake in self.fakes.values():
+            fake.stop()
+
+
+class Listener:
+    """A subscriber to the public stream, always receiving: that is when libzmq resubscribes."""
+
+    def __init__(self, endpoint: str, *prefixes: str) -> None:
+        self._messages: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(endpoint, prefixes), daemon=True)
+        self._thread.start()
+
+    def _run(self, endpoint: str, prefixes: tuple[str, ...]) -> None:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        subscriber = context.socket(zmq.SUB)
+        for prefix in prefixes:
+            subscriber.subscribe(prefix)
+        subscriber.connect(endpoint)
+        while not self._closing.is_set():
+            if subscriber.poll(50):
+                topic, body = subscriber.recv_multipart()
+                message = orjson.loads(body)
+                assert message["topic"] == topic.decode()
+                self._messages.put(message)
+        context.destroy(linger=0)
+
+    def until(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """All messages up to the first that is wanted, that one last."""
+        messages: list[dict[str, Any]] = []
+        while not messages or not wanted(messages[-1]):
+            try:
+                messages.append(self._messages.get(timeout=TIMEOUT_S))
+            except queue.Empty:
+                raise AssertionError([seen["topic"] for seen in messages]) from None
+        return messages
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def gale() -> Iterator[Gale]:
+    directory = Path(tempfile.mkdtemp(prefix="gale-", dir="/tmp"))
+    made = Gale(directory)
+    yield made
+    made.stop()
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def listen(gale: Gale) -> Iterator[Callable[..., Listener]]:
+    made: list[Listener] = []
+
+    def listen_to(*prefixes: str, endpoint: str | None = None) -> Listener:
+        public = f"ipc://{topology.events_path(gale.run_dir)}"
+        made.append(Listener(endpoint or public, *prefixes))
+        return made[-1]
+
+    yield listen_to
+    for listener in made:
+        listener.close()

@@ -1,0 +1,208 @@
+"""The shapes of `/v1/...`: names that may be relied on, and ages that go on."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from bus import topology
+from bus.messages import NodeState, QuorumMember, SeatCounters, Topic
+from services.api import snapshot
+from services.api.fold import Fold
+from services.api.snapshot import Local
+from tests.api.samples import (
+    counters,
+    dataplane,
+    envelope,
+    everything,
+    node,
+    node_id,
+    quorum,
+    seat,
+    started,
+    table,
+    view,
+)
+
+LOCAL = Local("lb-0", "l4", "0.1.0", 99, "10.80.0.10", "")
+SOURCES = {
+    Topic.STATE_VIEW: topology.HEALTH,
+    Topic.STATE_TABLE: topology.QUORUM,
+    Topic.STATE_QUORUM: topology.QUORUM,
+    Topic.STATE_DATAPLANE: topology.DATAPLANE,
+    Topic.STATE_COUNTERS: topology.DATAPLANE,
+}
+
+
+def fold_with(at_ms: int = 0, **states: Any) -> Fold:
+    """A fold that received the given states: `view=...`, `table=...`, ... at one moment."""
+    fold = Fold("api", {})
+    for name, data in states.items():
+        topic = Topic(f"state.{name}.")
+        fold.receive(envelope(SOURCES[topic], topic, data), at_ms)
+    return fold
+
+
+def nodes_of(fold: Fold, now_ms: int = 0) -> list[snapshot.NodeShape]:
+    shape = snapshot.nodes(fold, now_ms)
+    assert shape is not None
+    return shape.nodes
+
+
+def test_the_names_that_may_be_relied_on() -> None:
+    relied_on = {
+        snapshot.NodeShape: "id name address state reason weight share fails banned_for_ms"
+        " observed_ms",
+        snapshot.QuorumShape: "name role term leader epoch quorum lease_remaining_ms vips members"
+        " observed_ms",
+        snapshot.MemberShape: "name address alive term epoch",
+        snapshot.StatusShape: "name mode version processes services observed_ms",
+        snapshot.ProcessShape: "age_ms boot pid",
+        snapshot.ServiceShape: "name address port protocol mode observed_ms",
+    }
+    for shape, names in relied_on.items():
+        assert set(names.split()) <= {field.name for field in fields(shape)}, shape
+
+
+def test_nothing_known_is_none_and_not_empty() -> None:
+    fold = Fold("api", {})
+    assert snapshot.nodes(fold, 0) is None
+    assert snapshot.services(fold, LOCAL, 0) is None
+    assert snapshot.quorum(fold, 0) is None
+
+
+def test_a_node_with_its_share_of_all_rings() -> None:
+    seats = (
+        seat("node-0", 60, 100),
+        seat("node-1", 40, 100),
+        seat("node-1", 100, 100, service="echo"),
+    )
+    fold = fold_with(view=view(node(), node("node-1")), dataplane=dataplane(*seats))
+    first, second = nodes_of(fold)
+    assert (first.name, first.state, first.share) == ("node-0", "up", 0.3)
+    assert second.share == 0.7
+    assert [(at.service, at.port, at.share) for at in second.services] == [
+        ("default", 8080, 0.4),
+        ("echo", None, 1.0),
+    ]
+
+
+def test_ages_and_remainders_go_on() -> None:
+    fold = fold_with(
+        at_ms=1000,
+        view=view(node(observed_ms=100, banned_for_ms=500)),
+        quorum=quorum(
+            lease_remaining_ms=200,
+            members=(QuorumMember("lb-1", "10.81.0.11:8081", True, 3, 1, 40),),
+        ),
+    )
+    (shown,) = nodes_of(fold, 1300)
+    assert (shown.observed_ms, shown.banned_for_ms) == (400, 200)
+    assert nodes_of(fold, 9000)[0].banned_for_ms == 0
+    agreement = snapshot.quorum(fold, 1150)
+    assert agreement is not None
+    assert (agreement.lease_remaining_ms, agreement.observed_ms) == (50, 150)
+    assert agreement.members[0].heard_ms == 190
+    later = snapshot.quorum(fold, 5000)
+    assert later is not None
+    assert later.lease_remaining_ms == 0
+
+
+def test_a_node_is_shown_as_seen_from_here_beside_what_is_agreed() -> None:
+    fold = fold_with(view=view(node(state=NodeState.DOWN)), table=table("node-0", "node-9"))
+    seen, agreed = nodes_of(fold)
+    assert (seen.state, seen.agreed_state) == ("down", "up")
+    assert (agreed.name, agreed.state) == ("node-9", "up")
+    assert "not heard of it" in agreed.reason
+
+
+def test_a_node_nobody_agreed_on_yet() -> None:
+    fold = fold_with(view=view(node(state=NodeState.PROBATION)), table=table())
+    assert [(shown.state, shown.agreed_state) for shown in nodes_of(fold)] == [("probation", None)]
+
+
+def test_a_service_with_its_nodes_and_counters() -> None:
+    counted = SeatCounters("default", node_id("node-0"), 1, 2, 3, 4, 5)
+    fold = fold_with(
+        table=table("node-0"),
+        dataplane=dataplane(seat("node-0", 65537, 65537), seat("node-1", 0, 65537)),
+        counters=counters(counted),
+    )
+    shape = snapshot.services(fold, LOCAL, 70)
+    assert shape is not None
+    (service,) = shape.services
+    assert (service.name, service.address, service.port) == ("default", "10.80.0.10", 8080)
+    assert (service.nodes_up, service.observed_ms) == (1, 70)
+    first = service.nodes[0]
+    assert (first.port, first.packets_in, first.bytes_out, first.flows) == (8080, 1, 4, 5)
+    assert service.nodes[1].packets_in == 0
+
+
+def test_status_at_a_glance() -> None:
+    fold = Fold("api-boot", {})
+    for message in everything():
+        fold.receive(message, 1000)
+    status = snapshot.status(fold, LOCAL, 1040)
+    assert (status.name, status.mode, status.version, status.ready) == ("lb-0", "l4", "0.1.0", True)
+    assert list(status.processes) == ["dataplane", "health", "quorum", "api"]
+    assert {process.age_ms for process in status.processes.values()} == {0, 40}
+    assert status.processes["health"].pid == 4242
+    assert (status.processes["api"].boot, status.processes["api"].pid) == ("api-boot", 99)
+    assert status.nodes == {"probation": 0, "up": 1, "draining": 0, "down": 0, "banned": 0}
+    assert [service.name for service in status.services] == ["default"]
+    assert status.dataplane is not None
+    assert status.dataplane.conntrack_established == 5
+    assert status.observed_ms == 40
+
+
+def test_a_process_never_heard_has_no_age() -> None:
+    status = snapshot.status(Fold("api", {}), LOCAL, 0)
+    assert status.processes["health"].age_ms is None
+    assert not status.processes["health"].alive
+    assert status.observed_ms is None
+    assert not status.ready
+
+
+def test_a_silent_process_is_not_alive() -> None:
+    fold = Fold("api", {})
+    fold.receive(envelope(topology.HEALTH, Topic.PROCESS_STARTED, started("health")), 0)
+    assert snapshot.status(fold, LOCAL, snapshot.STALE_MS).processes["health"].alive
+    assert not snapshot.status(fold, LOCAL, snapshot.STALE_MS + 1).processes["health"].alive
+
+
+@pytest.mark.parametrize(
+    ("states", "now_ms", "reason"),
+    [
+        ({}, 0, None),
+        ({}, 5000, None),
+        ({}, 7000, "dataplane: nothing heard for 7 s"),
+        ({"dataplane": dataplane(ready=False, waiting_for="pub0")}, 0, "dataplane: pub0"),
+        ({"dataplane": dataplane(ready=False)}, 0, "dataplane: not ready"),
+        ({"quorum": quorum(quorum=False)}, 0, "quorum: no majority is heard"),
+        ({"table": None}, 0, "node table: nothing known yet"),
+        ({"quorum": None}, 0, "quorum: nothing known yet"),
+        ({"dataplane": None}, 0, "dataplane: nothing known yet"),
+        ({"view": None}, 0, None),
+    ],
+)
+def test_readiness(states: dict[str, Any], now_ms: int, reason: str | None) -> None:
+    well = {"view": view(), "table": table(), "quorum": quorum(), "dataplane": dataplane()}
+    known: dict[str, Any] = {
+        name: state for name, state in (well | states).items() if state is not None
+    }
+    reasons = snapshot.readiness(fold_with(**known), now_ms)
+    assert (reasons == []) if reason is None else (reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("name", "process"),
+    [("view", "health"), ("quorum", "quorum"), ("dataplane", "dataplane")],
+)
+def test_what_a_process_waits_for_is_shown(name: str, process: str) -> None:
+    well: dict[str, Any] = {"view": view(), "quorum": quorum(), "dataplane": dataplane()}
+    states: dict[str, Any] = {name: replace(well[name], waiting_for="priv0: no address")}
+    fold = fold_with(**states)
+    processes = snapshot.status(fold, LOCAL, 0).processes
+    assert processes[process].waiting_for == "priv0: no address"
