@@ -38,6 +38,8 @@ COMMANDS = {
     "flows": "services.cli.nodes:flows",
     "quorum": "services.cli.status:quorum",
     "events": "services.cli.events:events",
+    "doctor": "services.cli.doctor:doctor",
+    "detach": "services.cli.detach:detach",
     "lab": "services.cli.lab:app",
 }
 """Every command, in the order `gale --help` shows them, and where it stands."""

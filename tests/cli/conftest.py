@@ -9,14 +9,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from services.cli.main import app
+from tests.cli.files import LB_CONFIG
 from tests.cli.local_api import LocalApi
-
-LB_CONFIG = """\
-[local]
-name = "lb-0"
-net_interface_private = "priv0"
-net_interface_public = "pub0"
-"""
+from tests.cli.network import Namespace
 
 Gale = Callable[..., Result]
 
@@ -44,3 +39,10 @@ def gale(config: Path) -> Gale:
         return CliRunner().invoke(app, ["-c", str(config), *arguments])
 
     return run
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    made = Namespace()
+    yield made
+    made.close()

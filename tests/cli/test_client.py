@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from services.cli import client as client_module
 from services.cli.main import app
-from tests.cli.conftest import LB_CONFIG, Gale
+from tests.cli.conftest import Gale
+from tests.cli.files import LB_CONFIG
 from tests.cli.local_api import Handler, LocalApi
 
 COMMANDS = ["status", "nodes", "services", "flows", "quorum", "events"]

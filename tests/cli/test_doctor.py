@@ -1,0 +1,387 @@
+"""`gale doctor`: each trouble made for real in a namespace, the rest of the rules as tables."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from conf import LbConfig, load_lb
+from services.cli import doctor as doctor_module
+from services.cli.attachments import Attachment
+from services.cli.doctor import (
+    JIT,
+    PORT_RANGE,
+    RESERVED_PORTS,
+    Finding,
+    bpf_directory_findings,
+    kernel_findings,
+    link_findings,
+    mtu_findings,
+    parse_ports,
+    port_findings,
+    program_findings,
+    reach_finding,
+    return_path_findings,
+    xdp_findings,
+)
+from services.cli.machine import Link, Listener, Machine, mount_of
+from services.quorum import table
+from tests.cli.files import LB_CONFIG
+from tests.cli.network import Namespace
+
+FULL_XDP = 0b111
+
+
+def levels(findings: Iterator[Finding]) -> list[str]:
+    return [finding.level.value for finding in findings]
+
+
+# --------------------------------------------------------------------------- for real
+
+
+def examine(namespace: Namespace) -> tuple[int, dict[str, list[dict[str, str]]]]:
+    """Exit code, and the findings by their level."""
+    result = namespace.gale("doctor", "--json")
+    assert result.stderr == ""
+    answer = orjson.loads(result.stdout)
+    assert answer["ok"] is (result.returncode == 0)
+    by_level: dict[str, list[dict[str, str]]] = {"ok": [], "warn": [], "fail": []}
+    for finding in answer["checks"]:
+        by_level[finding["level"]].append(finding)
+    return result.returncode, by_level
+
+
+def test_a_good_machine_before_and_after_the_programs_are_attached(namespace: Namespace) -> None:
+    for attached in (False, True):
+        if attached:
+            namespace.attach_ours()
+        code, found = examine(namespace)
+        assert (code, found["warn"], found["fail"]) == (0, [], [])
+        ours = [each for each in found["ok"] if "is Gale's" in each["message"]]
+        assert len(ours) == (3 if attached else 0)
+    assert list(namespace.mount.glob("**/gale_doctor*")) == []
+
+
+def ingress_qdisc(namespace: Namespace) -> None:
+    namespace.run("tc", "qdisc", "add", "dev", "priv0", "ingress")
+
+
+def first_filter(namespace: Namespace) -> None:
+    namespace.attach_tc("pub0", "neighbour", 1)
+
+
+def foreign_xdp(namespace: Namespace) -> None:
+    namespace.attach_xdp("pub0", "firewall")
+
+
+def floating_vip_of_the_kernel(namespace: Namespace) -> None:
+    text = namespace.config.read_text() + '[[virtual_ips]]\naddress = "10.80.0.100"\n'
+    namespace.config.write_text(text)
+    namespace.run("ip", "address", "add", "10.80.0.100/32", "dev", "pub0")
+
+
+TROUBLES: list[tuple[str | Callable[[Namespace], None], str, str, str]] = [
+    ("ip link set priv0 down", "priv0", "is down", "ip link set priv0 up"),
+    ("ip link set priv0-far down", "priv0", "has no carrier", "peer"),
+    ("ip link del pub0", "local.net_interface_public", "is no interface", ""),
+    ("ip address flush dev priv0", "local.net_interface_private", "no IPv4 address", ""),
+    ("ethtool -K priv0-far gro off", "XDP", "GRO off", "gro on"),
+    (
+        "sysctl -qw net.ipv4.ip_local_port_range=20000,60999",
+        "SNAT ports",
+        "20000-60999 shares 12768 ports",
+        "sysctl -w net.ipv4.ip_local_reserved_ports=1536-32767",
+    ),
+    (foreign_xdp, "pub0", "firewall", "xdp off"),
+    (first_filter, "pub0", "has the place of Gale's filter", "another priority"),
+    (ingress_qdisc, "priv0", "ingress qdisc", "tc qdisc del dev priv0 ingress"),
+    (floating_vip_of_the_kernel, "virtual_ips[0].address", "is an address of pub0", ""),
+]
+
+
+@pytest.mark.parametrize(("trouble", "check", "message", "remedy"), TROUBLES)
+def test_what_stops_packets_fails(
+    namespace: Namespace,
+    trouble: str | Callable[[Namespace], None],
+    check: str,
+    message: str,
+    remedy: str,
+) -> None:
+    if isinstance(trouble, str):
+        words = [word.replace(",", " ") for word in trouble.split()]
+        namespace.run(*words)
+    else:
+        trouble(namespace)
+    code, found = examine(namespace)
+    assert code == 1
+    (failure,) = (each for each in found["fail"] if each["check"] == check)
+    assert message in failure["message"]
+    assert remedy in failure["remedy"]
+
+
+def test_reserved_ports_are_nobody_elses(namespace: Namespace) -> None:
+    namespace.run("sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65000")
+    namespace.run("sysctl", "-qw", "net.ipv4.ip_local_reserved_ports=1536-32767")
+    assert examine(namespace)[0] == 0
+
+
+def test_what_only_costs_is_a_warning(namespace: Namespace) -> None:
+    namespace.attach_tc("pub0", "neighbour", 7)
+    namespace.run("ip", "link", "set", "pub0", "mtu", "3000")
+    code, found = examine(namespace)
+    assert (code, found["fail"]) == (0, [])
+    said = {each["check"]: each for each in found["warn"]}
+    assert "sees only what Gale's filter leaves" in said["pub0"]["message"]
+    assert said["MTU"]["remedy"] == "ip link set priv0 mtu 3000"
+
+
+def test_lines_for_people(namespace: Namespace) -> None:
+    namespace.run("ip", "link", "set", "priv0", "down")
+    result = namespace.gale("doctor")
+    assert result.returncode == 1
+    assert "fail  priv0: is down -> ip link set priv0 up" in result.stdout.splitlines()
+    assert "ok    pub0: up, 10.80.0.10, MTU 1500" in result.stdout.splitlines()
+
+
+def test_a_bad_file_is_wrong_use(namespace: Namespace) -> None:
+    namespace.config.write_text(LB_CONFIG + "node_port = 0\n")
+    result = namespace.gale("doctor")
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"{namespace.config}:5: local.node_port")
+
+
+# --------------------------------------------------------------------------- a node
+
+
+NODE_CONFIG = """\
+[load_balancer]
+addresses = [{{ ip = "127.0.0.1", port = {port} }}]
+
+[[services]]
+name = "web"
+port = {served}
+"""
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        yield made
+
+
+def node_report(path: Path, port: int, served: int) -> tuple[int, Any]:
+    from typer.testing import CliRunner
+
+    from services.cli.main import app
+
+    path.write_text(NODE_CONFIG.format(port=port, served=served))
+    result = CliRunner().invoke(app, ["-c", str(path), "doctor", "--json"])
+    return result.exit_code, {each["check"]: each for each in orjson.loads(result.stdout)["checks"]}
+
+
+def test_a_node_that_reaches_its_lb_and_serves(tmp_path: Path, listener: socket.socket) -> None:
+    port = listener.getsockname()[1]
+    code, found = node_report(tmp_path / "node.toml", port, port)
+    assert code == 0
+    assert found["load balancer"]["message"] == f"127.0.0.1:{port} answers"
+    assert found["web"]["level"] == "ok"
+
+
+def test_a_node_whose_lb_and_server_are_away(tmp_path: Path) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        code, found = node_report(tmp_path / "node.toml", port, port)
+    assert code == 1
+    assert found["load balancer"]["message"] == f"127.0.0.1:{port}: nobody listens there"
+    assert "local.node_port" in found["load balancer"]["remedy"]
+    assert found["web"]["level"] == "warn"
+
+
+def test_a_name_nobody_knows() -> None:
+    finding = reach_finding("nobody.invalid", 7070)
+    assert (finding.level.value, finding.remedy) == ("fail", "DNS, mDNS or /etc/hosts")
+
+
+# --------------------------------------------------------------------------- rules
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., LbConfig]:
+    def made(more: str = "") -> LbConfig:
+        path = tmp_path / "lb.toml"
+        path.write_text(LB_CONFIG + more)
+        return load_lb(path)
+
+    return made
+
+
+def link(name: str, **more: Any) -> Link:
+    plain = Link(name, "", 1_500, True, True, ("10.0.0.1",), False, FULL_XDP, False, ())
+    return replace(plain, **more)
+
+
+def machine(*links: Link, **more: Any) -> Machine:
+    there = links or (link("pub0"), link("priv0"))
+    plain = Machine({each.name: each for each in there}, (), (6, 8), True, {})
+    return replace(plain, **more)
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        ({}, ["ok", "ok"]),
+        ({"kernel": (5, 15)}, ["warn", "ok"]),
+        ({"sysctls": {JIT: "0\n"}}, ["ok", "fail"]),
+        ({"sysctls": {JIT: "1\n"}}, ["ok", "ok"]),
+        ({"root": False}, ["ok", "ok", "warn"]),
+    ],
+)
+def test_kernel(more: dict[str, Any], wanted: list[str]) -> None:
+    assert levels(kernel_findings(machine(**more))) == wanted
+
+
+@pytest.mark.parametrize(("limit", "wanted"), [(65_536, 3), (-1, 2)])
+def test_an_old_kernel_counts_bpf_memory_as_locked(
+    monkeypatch: pytest.MonkeyPatch, limit: int, wanted: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    found = levels(kernel_findings(machine(kernel=(4, 19))))
+    assert (found[0], len(found)) == ("fail", wanted)
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        ({}, ["ok"]),
+        ({"up": False, "carrier": False}, ["fail"]),
+        ({"carrier": False}, ["fail"]),
+        ({"lro": True}, ["ok", "warn"]),
+        ({"lro": None}, ["ok"]),
+    ],
+)
+def test_link(more: dict[str, Any], wanted: list[str]) -> None:
+    assert levels(link_findings(link("pub0", **more))) == wanted
+
+
+def test_programs() -> None:
+    ours = Attachment("pub0", "xdp", "native", 3, "gale_xdp_public", True)
+    foreign = replace(ours, name="", ours=False)
+    filters = [Attachment("pub0", "tc", "bpf", 0, "other", False, prio, 1) for prio in (1, 2)]
+    there = link("pub0", old_ingress=True, attached=(ours, foreign, *filters))
+    assert levels(program_findings(there)) == ["fail", "ok", "fail", "fail", "warn"]
+
+
+@pytest.mark.parametrize(
+    ("public", "private", "kind", "wanted"),
+    [
+        (0b11, 0b100, "", "ok"),
+        (0b11, 0b100, "veth", "ok"),
+        (0b11, 0b011, "veth", "fail"),
+        (0b11, 0b011, "", "warn"),
+        (0b01, 0b111, "", "warn"),
+        (0b00, 0b000, "veth", "warn"),
+        (None, 0b111, "", "warn"),
+        (0b11, None, "veth", "warn"),
+    ],
+)
+def test_xdp(
+    config: Callable[..., LbConfig], public: Any, private: Any, kind: str, wanted: str
+) -> None:
+    there = machine(
+        link("pub0", xdp_features=public), link("priv0", kind=kind, xdp_features=private)
+    )
+    assert levels(xdp_findings(config(), there)) == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("public", "private", "mode", "wanted"),
+    [
+        (1_500, 1_500, "l4", ["ok"]),
+        (1_500, 9_000, "l4", ["ok"]),
+        (1_500, 1_499, "l4", ["warn"]),
+        (1_500, 1_519, "l3", ["warn"]),
+        (1_500, 1_520, "l3", ["ok"]),
+        (9_000, 9_000, "l2", ["ok", "warn"]),
+    ],
+)
+def test_mtu(
+    config: Callable[..., LbConfig], public: int, private: int, mode: str, wanted: list[str]
+) -> None:
+    there = machine(link("pub0", mtu=public), link("priv0", mtu=private))
+    assert levels(mtu_findings(config(f'mode = "{mode}"\n'), there)) == wanted
+
+
+SNATLESS = '[[services]]\nname = "web"\nport = 80\nsnat = false\n'
+
+
+@pytest.mark.parametrize(
+    ("of_all", "of_link", "more", "wanted"),
+    [
+        ("0", "0", SNATLESS, ["ok", "ok"]),
+        ("0", "1", "", ["ok", "ok"]),
+        ("0", "1", SNATLESS, ["warn", "warn"]),
+        ("1", "0", SNATLESS, ["warn", "warn"]),
+        ("1", "2", SNATLESS, ["ok", "ok"]),
+    ],
+)
+def test_rp_filter(
+    config: Callable[..., LbConfig], of_all: str, of_link: str, more: str, wanted: list[str]
+) -> None:
+    names = {"all": of_all, "pub0": of_link, "priv0": of_link}
+    sysctls = {f"net/ipv4/conf/{name}/rp_filter": value for name, value in names.items()}
+    assert levels(return_path_findings(config(more), machine(sysctls=sysctls))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("port_range", "reserved", "wanted"),
+    [
+        ("32768\t60999\n", "", "ok"),
+        ("32767\t60999\n", "\n", "fail"),
+        ("1024\t1536\n", "", "fail"),
+        ("1024\t1535\n", "", "ok"),
+        ("1024\t65535\n", "1536-32767\n", "ok"),
+        ("1024\t65535\n", "1536-8000,8002-32767\n", "fail"),
+        ("1024\t65535\n", "1536-8000,8001,8002-32767\n", "ok"),
+    ],
+)
+def test_ports(
+    config: Callable[..., LbConfig], port_range: str, reserved: str, wanted: str
+) -> None:
+    there = machine(sysctls={PORT_RANGE: port_range, RESERVED_PORTS: reserved})
+    assert levels(port_findings(config(), there)) == [wanted]
+
+
+def test_listeners_are_named(config: Callable[..., LbConfig]) -> None:
+    ports = (22, 5_555, 7_070, 9_999, 40_000)
+    listeners = tuple(Listener("0.0.0.0", port) for port in ports)
+    _, said = port_findings(config(), machine(listeners=listeners))
+    assert said.message.startswith("5555 (api_port), 7070 (node_port), 9999 lie among")
+
+
+def test_the_ports_are_those_of_the_node_table() -> None:
+    ports = doctor_module.SNAT_PORTS
+    assert (ports[0], len(ports)) == (table.FIRST_PORT, table.OWN_ADDRESS_PORTS)
+
+
+def test_parse_ports() -> None:
+    assert parse_ports("\n") == set()
+    assert parse_ports("8080,9000-9002\n") == {8080, 9000, 9001, 9002}
+
+
+def test_a_directory_elsewhere_is_no_bpffs(tmp_path: Path) -> None:
+    (finding,) = bpf_directory_findings(tmp_path / "v1")
+    assert finding.level.value == "fail"
+    assert "is not in a BPF file system" in finding.message
+
+
+def test_mount_of() -> None:
+    assert mount_of(Path("/proc/self/net")) == (Path("/proc"), "proc")
+    assert mount_of(Path("/no/such/place"))[0] == Path("/")
