@@ -8,6 +8,7 @@ bytes and knows no HTTP: event streams pass, and while the API is down connectio
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import socket
@@ -26,27 +27,42 @@ def enter_namespace(path: Path) -> None:
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
+    """Until one end closes; a broken connection is an end too."""
+    with contextlib.suppress(OSError):
         while data := await reader.read(CHUNK_BYTES):
             writer.write(data)
             await writer.drain()
-        writer.write_eof()
-    except (ConnectionError, OSError):
+
+
+async def join(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target_port: int
+) -> None:
+    """Connect a client to the API until either of them has had enough."""
+    try:
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", target_port)
+    except OSError:
         writer.close()
+        return
+    ways = [
+        asyncio.create_task(pump(reader, inner_writer)),
+        asyncio.create_task(pump(inner_reader, writer)),
+    ]
+    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    for way in ways:
+        way.cancel()
+    inner_writer.close()
+    writer.close()
 
 
 async def serve(listener: socket.socket, target_port: int) -> None:
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            inner = await asyncio.open_connection("127.0.0.1", target_port)
-        except OSError:
-            writer.close()
-            return
-        await asyncio.gather(pump(reader, inner[1]), pump(inner[0], writer))
-        inner[1].close()
-        writer.close()
+    joined: set[asyncio.Task[None]] = set()  # asyncio itself may forget a task that waits
 
-    server = await asyncio.start_server(forward, sock=listener)
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(join(reader, writer, target_port))
+        joined.add(task)
+        task.add_done_callback(joined.discard)
+
+    server = await asyncio.start_server(accept, sock=listener)
     async with server:
         await server.serve_forever()
 
