@@ -1,4 +1,4 @@
-"""The maps as the dataplane reads and writes them: a plan's values on one side, C structs on the other.
+"""The maps as the dataplane reads and writes them: a plan's values here, C structs there.
 
 Layouts come from bcc's description of the compiled source, never from a second definition here.
 Addresses and ports stand in network order, as packets have them.
@@ -54,6 +54,15 @@ def address_word(address: str | None) -> int:
 
 def address_text(word: Any) -> str:
     return str(ipaddress.IPv4Address(int(word).to_bytes(4, sys.byteorder)))
+
+
+def mac_bytes(mac: str | None) -> bytes:
+    """`02:00:...` as six bytes; zeros for none."""
+    return bytes.fromhex(mac.replace(":", "")) if mac else bytes(MAC_BYTES)
+
+
+def mac_text(octets: Any) -> str:
+    return bytes(octets).hex(":")
 
 
 class Kernel:
@@ -172,8 +181,8 @@ def _seat(value: Any) -> Seat:
     if ifindex:
         hop = NextHop(
             ifindex=ifindex,
-            source_mac=bytes(value["source_mac"]),
-            destination_mac=bytes(value["destination_mac"]) if flags & SEAT_RESOLVED else None,
+            source_mac=mac_text(value["source_mac"]),
+            destination_mac=mac_text(value["destination_mac"]) if flags & SEAT_RESOLVED else None,
             mtu=int(value["mtu"]),
             gateway=None if gateway == address else gateway,
             source=address_text(value["outer_source"]),
@@ -204,8 +213,8 @@ def _seat_fields(seat: Seat) -> dict[str, Any]:
     return fields | {
         "ifindex": hop.ifindex,
         "next_hop": address_word(hop.gateway or seat.address),
-        "destination_mac": hop.destination_mac or bytes(MAC_BYTES),
-        "source_mac": hop.source_mac,
+        "destination_mac": mac_bytes(hop.destination_mac),
+        "source_mac": mac_bytes(hop.source_mac),
         "mtu": hop.mtu,
         "outer_source": address_word(hop.source),
     }

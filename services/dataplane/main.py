@@ -5,18 +5,18 @@ netlink's notifications, the commands `flows` and `reload`, SIGHUP, SIGTERM, the
 writes; `state.dataplane.` on change and every 500 ms, `state.counters.` every second, the events
 `dataplane.attached.`, `dataplane.degraded.` and `process.started.`.
 
-**Start.** The publisher's lock comes first (a second copy waits there). Then the interfaces: if one
-is missing the process waits and says so. Then the programs (`programs` keeps the old ones forwarding
-until the new ones are attached), and what the maps hold is adopted. Only a table changes maps: until
-the quorum process has published one, the kernel goes on with what it has.
+**Start.** The publisher's lock comes first (a second copy waits there). Then the interfaces: if
+one is missing the process waits and says so. Then the programs (`programs` keeps the old ones
+forwarding until the new ones are attached), and what the maps hold is adopted. Only a table changes
+maps: until the quorum process has published one, the kernel goes on with what it has.
 
 **Turn.** Drain all input, then plan once (`plan`, pure), then write. Planning is cheap when nothing
 has changed, and its result is empty.
 
 **Failure.** Killed at any point: programs and maps stay, packets go on, and the next start adopts.
-A map whose pin does not fit, a foreign program on an interface: said by name in `waiting_for` and in
-the log, tried again every second, while what was attached before goes on. An exception is a fault of
-ours: it ends the process and supervisord starts it again.
+A map whose pin does not fit, a foreign program on an interface: said by name in `waiting_for` and
+in the log, tried again every second, while what was attached before goes on. An exception is a
+fault of ours: it ends the process and supervisord starts it again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ import sys
 import time
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -67,6 +66,7 @@ COUNT_MS = 1_000
 RETRY_MS = 1_000
 SETTLE_MS = 1_000
 MOST_FLOWS_LISTED = 10_000
+PROGRAM_CACHE = "programs"
 CONFIG_NEEDING_RESTART = ("local.net_interface_public", "local.net_interface_private", "dataplane")
 
 _log = structlog.get_logger()
@@ -90,12 +90,12 @@ def main() -> None:
 class Forwarding:
     """The programs on their hooks and the maps behind them: there once the machine is ready."""
 
-    def __init__(self, config: LbConfig, bpf_dir: Path, netlink: IPRoute) -> None:
+    def __init__(self, config: LbConfig, paths: Paths, netlink: IPRoute) -> None:
         plan = ProgramPlan.from_config(config)
         self.machine = machine.look(netlink, plan.public, plan.private)
-        self.programs = Programs(plan, bpf_dir, netlink)
+        self.programs = Programs(plan, paths.bpf_dir, paths.state_dir / PROGRAM_CACHE, netlink)
         try:
-            self.hooks: tuple[HookState, ...] = self.programs.attach(self.machine.public.mtu)
+            self.hooks: tuple[HookState, ...] = self.programs.attach(self.machine)
         except BaseException:
             self.programs.close()
             raise
@@ -260,7 +260,7 @@ class DataplaneProcess:
         """Attach if the machine is ready; otherwise say what is missing and try again later."""
         self._retry_ms = now_ms + RETRY_MS
         try:
-            forwarding = Forwarding(self._config, self._paths.bpf_dir, self._netlink)
+            forwarding = Forwarding(self._config, self._paths, self._netlink)
         except (machine.NotReadyError, InterfaceMissing, ForeignProgram, PinMismatch) as reason:
             self._wait_for(str(reason))
             return
@@ -298,8 +298,11 @@ class DataplaneProcess:
             self._wait_for(str(reason))
             return
         hooks = forwarding.programs.hooks()
-        lost = [was.program for was, now in zip(forwarding.hooks, hooks, strict=True)
-                if was.attached and not now.attached]
+        lost = [
+            was.program
+            for was, now in zip(forwarding.hooks, hooks, strict=True)
+            if was.attached and not now.attached
+        ]
         if present != forwarding.machine or lost:
             _log.warning("interfaces or hooks have changed, attaching again", lost=lost)
             forwarding.programs.close()
@@ -384,9 +387,7 @@ class DataplaneProcess:
         sums = forwarding.counters.seats()
         fields = ("packets_in", "bytes_in", "packets_out", "bytes_out", "flows")
         seats = tuple(
-            SeatCounters(
-                seat.service, seat.node, *(int(sums[name][seat.seat]) for name in fields)
-            )
+            SeatCounters(seat.service, seat.node, *(int(sums[name][seat.seat]) for name in fields))
             for seat in self._seat_states
         )
         services = self._held.services.values()

@@ -5,9 +5,10 @@ interfaces nothing of the old ones is touched, so a source that does not compile
 does not fit (`PinMismatch`) and a program the verifier refuses all leave the old programs
 forwarding. TC is attached before XDP: what a new XDP program passes on must find its TC program.
 
-Three pins below `prog/`: `xdp_public`, `tc_public`, `tc_private`. Where public and private interface
-are one, `tc_public` handles both directions and there is no `tc_private`. Without native XDP the TC
-program takes the requests too, and the hook's state says why.
+Three pins below `prog/`: `xdp_public`, `tc_public`, `tc_private`. Where public and private
+interface are one, `tc_public` handles both directions and there is no `tc_private`. Without native
+XDP the TC program takes the requests too, and the hook's state says why. With `reply_hook = "xdp"`
+a fourth, `xdp_private`, takes the replies that TC would.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pyroute2 import IPRoute
 from bus.messages import HookState
 from conf import LbConfig
 from services.dataplane import attach
-from services.dataplane.loader import LoadedObject, compile_program
+from services.dataplane.loader import LoadedObject, compile_programs
+from services.dataplane.machine import Machine
 from services.dataplane.pins import PinnedMaps
 
 FRAGS_MTU = 3_000
@@ -34,6 +36,7 @@ class ProgramPlan:
     public: str
     private: str
     generic_xdp: bool
+    xdp_replies: bool
     conntrack_entries: int
     half_open_entries: int
 
@@ -43,6 +46,7 @@ class ProgramPlan:
             public=config.local.net_interface_public,
             private=config.local.net_interface_private,
             generic_xdp=config.dataplane.xdp == "generic",
+            xdp_replies=config.dataplane.reply_hook == "xdp",
             conntrack_entries=config.dataplane.conntrack_entries,
             half_open_entries=config.dataplane.half_open_entries,
         )
@@ -63,16 +67,15 @@ class ProgramPlan:
 class Programs:
     """The loaded programs of this process and the hooks they are on."""
 
-    def __init__(self, plan: ProgramPlan, bpf_dir: Path, netlink: IPRoute) -> None:
+    def __init__(self, plan: ProgramPlan, bpf_dir: Path, cache_dir: Path, netlink: IPRoute) -> None:
         self.plan = plan
         self._pins = bpf_dir / "prog"
         self._netlink = netlink
         self._maps = PinnedMaps(bpf_dir)
-        self._xdp: LoadedObject = compile_program(
-            "xdp.c", maps=self._maps, defines=plan.defines
+        self._xdp, self._tc = compile_programs(
+            ["xdp.c", "tc.c"], maps=self._maps, defines=plan.defines, cache_dir=cache_dir
         )
-        self._tc: LoadedObject = compile_program("tc.c", maps=self._maps, defines=plan.defines)
-        self._no_xdp = ""
+        self._without_xdp: dict[str, str] = {}
 
     @property
     def objects(self) -> LoadedObject:
@@ -83,34 +86,54 @@ class Programs:
     def migrated(self) -> tuple[str, ...]:
         return self._maps.migrated
 
-    def attach(self, public_mtu: int) -> tuple[HookState, ...]:
+    def attach(self, machine: Machine) -> tuple[HookState, ...]:
         """Load, attach and pin everything, or raise with the old programs still in place."""
+        plan, netlink = self.plan, self._netlink
         tc_public = self._tc.function("gale_tc_public", "tc")
         tc_private = self._tc.function("gale_tc_private", "tc")
-        xdp = self._xdp.function("gale_xdp_public", "xdp", frags=public_mtu > FRAGS_MTU)
-        plan, netlink = self.plan, self._netlink
+        xdp = [("xdp_public", "gale_xdp_public", machine.public)]
+        if self._replies_by_xdp:
+            xdp.append(("xdp_private", "gale_xdp_reply", machine.private))
+        loaded = [
+            (pin, at.name, self._xdp.function(name, "xdp", frags=at.mtu > FRAGS_MTU))
+            for pin, name, at in xdp
+        ]
         if not plan.one_arm:
             attach.attach_tc(netlink, plan.private, tc_private, self._pins / "tc_private")
         attach.attach_tc(netlink, plan.public, tc_public, self._pins / "tc_public")
-        try:
-            flavour: attach.Flavour = "generic" if plan.generic_xdp else "native"
-            attach.attach_xdp(netlink, plan.public, xdp, self._pins / "xdp_public", flavour)
-            self._no_xdp = ""
-        except attach.NativeXdpUnsupported as reason:
-            self._no_xdp = f"{reason}; TC takes the requests"
+        for pin, interface, fd in loaded:
+            self._attach_xdp(pin, interface, fd)
         self._maps.commit()
         return self.hooks()
+
+    @property
+    def _replies_by_xdp(self) -> bool:
+        return self.plan.xdp_replies and not self.plan.one_arm
+
+    def _attach_xdp(self, pin: str, interface: str, fd: int) -> None:
+        flavour: attach.Flavour = "generic" if self.plan.generic_xdp else "native"
+        try:
+            attach.attach_xdp(self._netlink, interface, fd, self._pins / pin, flavour)
+            self._without_xdp.pop(pin, None)
+        except attach.NativeXdpUnsupported as reason:
+            self._without_xdp[pin] = f"{reason}; TC takes its packets"
 
     def hooks(self) -> tuple[HookState, ...]:
         """What is on the interfaces now, whoever put it there."""
         plan, netlink = self.plan, self._netlink
-        xdp = attach.xdp_state(netlink, plan.public, self._pins / "xdp_public")
-        if self._no_xdp and not xdp.attached:
-            xdp = HookState(xdp.program, xdp.interface, False, "", self._no_xdp)
-        states = [xdp, attach.tc_state(netlink, plan.public, self._pins / "tc_public")]
+        states = [self._xdp_state("xdp_public", plan.public)]
+        if self._replies_by_xdp:
+            states.append(self._xdp_state("xdp_private", plan.private))
+        states.append(attach.tc_state(netlink, plan.public, self._pins / "tc_public"))
         if not plan.one_arm:
             states.append(attach.tc_state(netlink, plan.private, self._pins / "tc_private"))
         return tuple(states)
+
+    def _xdp_state(self, pin: str, interface: str) -> HookState:
+        state = attach.xdp_state(self._netlink, interface, self._pins / pin)
+        if pin in self._without_xdp and not state.attached:
+            return HookState(pin, interface, False, "", self._without_xdp[pin])
+        return state
 
     def close(self) -> None:
         """Give back the fds. What is pinned and attached goes on without us."""
