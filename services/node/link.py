@@ -102,14 +102,10 @@ class Link:
                 heard.append(News.READY)
             elif event == RETRIED:
                 heard.append(News.UNREACHED)
-            else:
-                heard.append(self._lost())
+            elif self._stands or self._accepted:  # the first of several that tell of one end
+                heard.append(News.LOST if self._stands else News.FOREIGN)
+                self._stands = self._accepted = False
         return heard
-
-    def _lost(self) -> News:
-        foreign = self._accepted and not self._stands
-        self._stands = self._accepted = False
-        return News.FOREIGN if foreign else News.LOST
 
     def send(self, frames: list[bytes]) -> bool:
         """Send if the connection stands and has room; never waits, never queues for later."""

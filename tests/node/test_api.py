@@ -1,0 +1,147 @@
+"""The agent's HTTP API, with a loop that does what it is told."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from services.node import api as api_module
+from services.node.api import Ask, NodeApi, metrics
+from tests.health.processes import free_port
+
+STATUS: dict[str, Any] = {
+    "status": "serving",
+    "services": [{"name": 'a"b', "good": True, "good_total": 7, "bad_total": 2}],
+    "load_balancers": [{"address": "10.81.0.10:7070", "phase": "admitted"}],
+    "rejected": {"malformed": 3},
+}
+
+
+class Loop:
+    """Answers each question with the status and its verb."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.asked: list[tuple[str, int | None]] = []
+        self.woken = threading.Semaphore(0)
+        self.api = NodeApi(self.woken.release)
+        self.stuck = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            self.woken.acquire()
+            ask: Ask = self.api.asks.get()
+            if ask.verb == "end":
+                return
+            self.asked.append((ask.verb, ask.drain_ms))
+            if not self.stuck:
+                ask.answer.put({**STATUS, "verb": ask.verb})
+
+    def request(
+        self, method: str, path: str, headers: dict[str, str] | None = None
+    ) -> tuple[int, str, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        with contextlib.closing(connection):
+            connection.request(method, path, headers=headers or {})
+            answer = connection.getresponse()
+            return answer.status, answer.headers["Content-Type"], answer.read()
+
+    def close(self) -> None:
+        self.api.close()
+        self.api.asks.put(Ask("end"))
+        self.woken.release()
+        self._thread.join(10)
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    assert made.api.listen({"127.0.0.1"}, made.port) == ""
+    yield made
+    made.close()
+
+
+def test_status_start_and_stop_reach_the_loop(loop: Loop) -> None:
+    for method, path, asked in (
+        ("GET", "/status", ("status", None)),
+        ("POST", "/start", ("start", None)),
+        ("POST", "/stop", ("stop", None)),
+        ("POST", "/stop?drain_ms=250", ("stop", 250)),
+    ):
+        code, kind, body = loop.request(method, path)
+        assert (code, kind) == (200, "application/json")
+        assert json.loads(body)["verb"] == asked[0]
+        assert loop.asked[-1] == asked
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "code"),
+    [
+        ("GET", "/", {}, 404),
+        ("GET", "/stop", {}, 404),
+        ("POST", "/status", {}, 404),
+        ("POST", "/stop?drain_ms=-1", {}, 400),
+        ("POST", "/stop?drain_ms=1e3", {}, 400),
+        ("POST", "/stop?drain_ms=²", {}, 400),
+        ("POST", "/stop", {"Origin": "http://evil.example"}, 403),
+        ("DELETE", "/status", {}, 501),
+    ],
+)
+def test_what_is_wrong_is_refused_and_does_nothing(
+    loop: Loop, method: str, path: str, headers: dict[str, str], code: int
+) -> None:
+    assert loop.request(method, path.replace("²", "%C2%B2"), headers)[0] == code
+    assert loop.asked == []
+
+
+def test_a_loop_that_does_not_answer_is_said(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_module, "PATIENCE_S", 0.05)
+    loop.stuck = True
+    code, kind, body = loop.request("GET", "/status")
+    assert (code, kind) == (503, "application/problem+json")
+    assert json.loads(body)["detail"] == "the agent's loop does not answer"
+
+
+def test_metrics_are_those_of_the_status(loop: Loop) -> None:
+    code, kind, body = loop.request("GET", "/metrics")
+    assert code == 200
+    assert kind.startswith("text/plain")
+    assert body == metrics(STATUS)
+    lines = body.decode().splitlines()
+    assert "gale_agent_serving 1.0" in lines
+    assert 'gale_agent_checks_total{result="bad",service="a\\"b"} 2.0' in lines
+    assert 'gale_agent_admitted{lb="10.81.0.10:7070"} 1.0' in lines
+    assert 'gale_rejected_messages_total{channel="node",reason="malformed"} 3.0' in lines
+
+
+def test_addresses_come_and_go(loop: Loop) -> None:
+    assert loop.api.listen({"127.0.0.1", "127.0.0.2"}, loop.port) == ""
+    assert loop.request("GET", "/status")[0] == 200
+    loop.api.listen({"127.0.0.2"}, loop.port)
+    with pytest.raises(ConnectionRefusedError):
+        loop.request("GET", "/status")
+
+
+def test_a_port_that_is_taken_is_named_and_tried_again(loop: Loop) -> None:
+    second = NodeApi(lambda: None)
+    problem = second.listen({"127.0.0.1"}, loop.port)
+    assert problem.startswith(f"HTTP API on 127.0.0.1:{loop.port}: ")
+    loop.api.close()
+    assert second.listen({"127.0.0.1"}, loop.port) == ""
+    second.close()
+
+
+def test_an_answer_that_comes_too_late_harms_nobody() -> None:
+    ask = Ask("status")
+    with pytest.raises(queue.Empty):
+        ask.answer.get(timeout=0.01)
+    ask.answer.put({})

@@ -1,0 +1,469 @@
+"""The agent's core: sessions, what beats say, and what the operator wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from bus.messages import (
+    Encapsulation,
+    Heartbeat,
+    Hello,
+    Mode,
+    NodeMessage,
+    NodeService,
+    NodeState,
+    OfferedService,
+    Protocol,
+    Refused,
+    ServingStatus,
+    Welcome,
+    encode_node,
+)
+from services.node.core import (
+    ACTIVITY_STEPS,
+    DRAIN_MS,
+    HELLO_RETRY_MS,
+    LEAVE_LIMIT_MS,
+    LEAVE_SETTLE_MS,
+    PATIENCE_HELLOS,
+    SESSION_STEPS,
+    Activity,
+    Agent,
+    AgentConfig,
+    CheckKind,
+    CheckPlan,
+    IllegalStepError,
+    Phase,
+    _Session,
+)
+
+SERVING = ServingStatus.SERVING
+NOT_SERVING = ServingStatus.NOT_SERVING
+SHUTTING_DOWN = ServingStatus.SHUTTING_DOWN
+LB = "10.81.0.10:7070"
+OTHER = "10.81.0.11:7070"
+INTERVAL_MS = 500
+
+
+def offer(name: str, port: int, protocol: Protocol = Protocol.TCP) -> OfferedService:
+    return OfferedService(name, None, port, protocol, Mode.L4, port, Encapsulation.IPIP)
+
+
+def welcome(
+    state: NodeState = NodeState.UP,
+    interval_ms: int = INTERVAL_MS,
+    services: tuple[OfferedService, ...] = (offer("default", 8080),),
+) -> Welcome:
+    return Welcome("lb-0", "node-0@10.81.0.20", 1000, interval_ms, state, services)
+
+
+@dataclass
+class Rig:
+    lbs: tuple[str, ...] = (LB,)
+    named: tuple[CheckPlan, ...] = ()
+    now_ms: int = 1_000
+    sent: list[tuple[str, NodeMessage]] = field(default_factory=list)
+    reconnects: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        config = AgentConfig("node-0", 1, self.lbs, self.named)
+        self.agent = Agent(config, "boot", self.now_ms)
+
+    def collect(self) -> None:
+        self.agent.tick(self.now_ms)
+        output = self.agent.take_output()
+        self.sent += output.messages
+        self.reconnects += output.reconnect
+        self.log += output.log
+
+    def connect(self, lb: str = LB) -> None:
+        self.agent.connected(lb, self.now_ms)
+        self.collect()
+
+    def hear(self, message: NodeMessage, lb: str = LB) -> None:
+        self.agent.receive(lb, encode_node(message), self.now_ms)
+        self.collect()
+
+    def check(self, good: bool = True, name: str = "default") -> None:
+        plan = next(plan for plan in self.agent.plans() if plan.service == name)
+        self.agent.checked(plan, good, "as it is", self.now_ms)
+        self.collect()
+
+    def wait(self, duration_ms: int) -> None:
+        end_ms = self.now_ms + duration_ms
+        while (due_ms := self.agent.next_due_ms()) is not None and due_ms <= end_ms:
+            self.now_ms = max(self.now_ms, due_ms)
+            self.collect()
+        self.now_ms = end_ms
+        self.collect()
+
+    def admit(self) -> None:
+        for lb in self.lbs:
+            self.connect(lb)
+            self.hear(welcome(), lb)
+        self.check()
+        self.sent.clear()
+
+    def beats(self, lb: str = LB) -> list[Heartbeat]:
+        return [m for to, m in self.sent if to == lb and isinstance(m, Heartbeat)]
+
+    def hellos(self, lb: str = LB) -> list[Hello]:
+        return [m for to, m in self.sent if to == lb and isinstance(m, Hello)]
+
+    def activity(self) -> Activity:
+        return self.agent.activity
+
+    def phase(self, lb: str = LB) -> str:
+        sessions = self.agent.status(self.now_ms)["load_balancers"]
+        return str(next(s["phase"] for s in sessions if s["address"] == lb))
+
+
+# ----------------------------------------------------------------- sessions
+
+
+def test_a_connection_is_greeted_and_beats_begin_when_welcomed_and_checked() -> None:
+    rig = Rig()
+    rig.connect()
+    assert rig.sent == [(LB, Hello(1, "node-0", "boot", 1, ()))]
+    rig.hear(welcome())
+    assert rig.beats() == [], "nothing is said of what was not looked at"
+    rig.check()
+    assert rig.beats() == [Heartbeat(1, 1_000, SERVING, 0.0, "")]
+
+
+def test_beats_go_out_at_the_interval_the_lb_asks_for_now() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.wait(2_000)
+    assert [beat.sent_ms for beat in rig.beats()] == [1_500, 2_000, 2_500, 3_000]
+    rig.sent.clear()
+    rig.hear(welcome(NodeState.PROBATION, 50))
+    rig.wait(200)
+    assert [beat.sent_ms for beat in rig.beats()] == [3_050, 3_100, 3_150, 3_200]
+
+
+def test_numbers_of_beats_only_rise_whatever_becomes_of_the_connection() -> None:
+    rig = Rig()
+    rig.admit()
+    for _ in range(3):
+        rig.wait(600)
+        rig.agent.disconnected(LB, "lost")
+        rig.wait(600)
+        rig.connect()
+        rig.hear(welcome())
+    numbers = [beat.seq for beat in rig.beats()]
+    assert numbers == sorted(set(numbers))
+
+
+def test_no_beat_without_a_connection() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.agent.disconnected(LB, "lost")
+    rig.wait(10_000)
+    assert rig.sent == []
+    assert rig.phase() == "absent"
+
+
+def test_a_hello_is_repeated_and_then_the_connection_made_anew() -> None:
+    rig = Rig()
+    rig.connect()
+    rig.wait(HELLO_RETRY_MS * (PATIENCE_HELLOS - 1))
+    assert len(rig.hellos()) == PATIENCE_HELLOS
+    assert rig.reconnects == []
+    rig.wait(HELLO_RETRY_MS)
+    assert rig.reconnects == [LB]
+    assert "is 7070 the load balancer's local.node_port" in rig.log[-1]
+    rig.connect()
+    rig.hear(welcome())
+    assert rig.phase() == "admitted"
+
+
+def test_an_lb_that_does_not_know_us_is_greeted_at_once_and_once() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.wait(1_000)
+    for _ in range(4):
+        rig.hear(Refused("say hello first", 0))
+    assert len(rig.hellos()) == 1
+    rig.hear(welcome())
+    assert rig.phase() == "admitted"
+
+
+def test_a_refusal_is_honoured_to_the_millisecond() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.hear(Refused("banned after 3 failures", 30_000))
+    rig.wait(29_999)
+    assert rig.sent == []
+    assert rig.log[-1].endswith("banned after 3 failures")
+    rig.wait(1)
+    assert len(rig.hellos()) == 1
+    rig.hear(Refused("banned after 3 failures", 30_000))
+    rig.wait(1_000)
+    rig.hear(welcome(NodeState.DOWN))
+    assert rig.phase() == "admitted", "the ban was lifted"
+
+
+def test_an_lb_that_is_quiet_is_greeted_again_and_given_up_if_it_does_not_answer() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.wait(10_000)
+    assert len(rig.hellos()) == 1
+    rig.hear(welcome())
+    rig.wait(9_999)
+    assert len(rig.hellos()) == 1
+    rig.wait(1 + PATIENCE_HELLOS * HELLO_RETRY_MS)
+    assert rig.reconnects == [LB]
+
+
+def test_each_lb_has_a_session_of_its_own() -> None:
+    rig = Rig(lbs=(LB, OTHER))
+    rig.admit()
+    rig.hear(Refused("no", 1_000_000), OTHER)
+    rig.sent.clear()
+    rig.wait(1_000)
+    assert (len(rig.beats(LB)), len(rig.beats(OTHER))) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [],
+        [b"welcome"],
+        [b"welcome", b"{}"],
+        [b"noise", b"{}"],
+        encode_node(welcome(interval_ms=0)),
+        encode_node(Heartbeat(1, 1, SERVING, 0, "")),
+    ],
+)
+def test_what_an_lb_should_not_say_changes_nothing(frames: list[bytes]) -> None:
+    rig = Rig()
+    rig.admit()
+    before = rig.agent.status(rig.now_ms)
+    rig.agent.receive(LB, frames, rig.now_ms)
+    after = rig.agent.status(rig.now_ms)
+    assert sum(after.pop("rejected").values()) == 1
+    before.pop("rejected")
+    assert after == before
+
+
+# ----------------------------------------------------------------- checks
+
+
+def test_without_named_services_all_that_is_offered_is_checked_by_its_protocol() -> None:
+    rig = Rig()
+    rig.connect()
+    rig.hear(welcome(services=(offer("web", 80), offer("dns", 53, Protocol.UDP))))
+    assert rig.agent.plans() == (
+        CheckPlan("web", 80, CheckKind.TCP),
+        CheckPlan("dns", 53, CheckKind.UDP),
+    )
+
+
+def test_named_services_are_checked_as_named_and_told_to_the_lb() -> None:
+    plan = CheckPlan("web", 8888, CheckKind.HTTP, "/healthz", 200, 100)
+    rig = Rig(named=(plan,))
+    assert rig.agent.plans() == (plan,)
+    rig.connect()
+    assert rig.hellos()[0].services == (NodeService("web", 8888),)
+    rig.hear(welcome())
+    assert rig.agent.plans() == (plan,)
+    assert f"{LB} has no service web" in rig.log
+    assert rig.agent.status(0)["load_balancers"][0]["not_offered"] == ["web"]
+
+
+def test_a_change_goes_to_every_lb_at_once_and_the_same_again_does_not() -> None:
+    rig = Rig(lbs=(LB, OTHER))
+    rig.admit()
+    rig.wait(100)
+    rig.check(good=False)
+    rig.check(good=False)
+    for lb in (LB, OTHER):
+        assert [(beat.sent_ms, beat.status) for beat in rig.beats(lb)] == [(1_100, NOT_SERVING)]
+    assert rig.beats()[0].reason == "default: as it is"
+
+
+def test_a_node_serves_when_all_its_services_do() -> None:
+    rig = Rig()
+    rig.connect()
+    rig.hear(welcome(services=(offer("a", 1), offer("b", 2))))
+    rig.check(name="a")
+    assert rig.beats() == []
+    rig.check(name="b")
+    assert rig.beats()[-1].status is SERVING
+    rig.check(good=False, name="b")
+    assert rig.beats()[-1].status is NOT_SERVING
+    rig.check(good=True, name="a")
+    rig.wait(INTERVAL_MS)
+    assert rig.beats()[-1].status is NOT_SERVING
+    rig.check(good=True, name="b")
+    assert rig.beats()[-1].status is SERVING
+
+
+def test_a_new_service_counts_from_its_first_result() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.hear(welcome(services=(offer("default", 8080), offer("new", 9))))
+    rig.wait(INTERVAL_MS)
+    assert rig.beats()[-1].status is SERVING
+    rig.check(good=False, name="new")
+    assert rig.beats()[-1].status is NOT_SERVING
+
+
+def test_the_result_of_a_check_that_is_no_longer_wanted_says_nothing() -> None:
+    rig = Rig()
+    rig.admit()
+    old = rig.agent.plans()[0]
+    rig.hear(welcome(services=(offer("default", 9999),)))
+    rig.agent.checked(old, False, "closed", rig.now_ms)
+    rig.collect()
+    assert rig.agent.status(rig.now_ms)["status"] == "serving"
+
+
+# ----------------------------------------------------------------- the operator
+
+
+def test_stop_drains_first_and_start_serves_again() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.agent.stop(DRAIN_MS, rig.now_ms)
+    rig.collect()
+    assert [beat.status for beat in rig.beats()] == [SHUTTING_DOWN]
+    rig.wait(DRAIN_MS - 1)
+    assert {beat.status for beat in rig.beats()} == {SHUTTING_DOWN}
+    rig.wait(1)
+    assert (rig.beats()[-1].status, rig.beats()[-1].reason) == (
+        NOT_SERVING,
+        "stopped by the operator",
+    )
+    rig.check()
+    rig.agent.start(rig.now_ms)
+    rig.collect()
+    assert rig.beats()[-1].status is SERVING
+
+
+def test_start_calls_a_drain_off() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.agent.stop(DRAIN_MS, rig.now_ms)
+    rig.wait(1_000)
+    rig.agent.start(rig.now_ms)
+    rig.wait(DRAIN_MS)
+    assert rig.beats()[-1].status is SERVING
+
+
+def test_stop_and_start_may_be_said_twice() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.agent.start(rig.now_ms)
+    rig.agent.stop(1_000, rig.now_ms)
+    rig.wait(900)
+    rig.agent.stop(1_000, rig.now_ms)
+    rig.wait(100)
+    assert rig.activity() is Activity.STOPPED
+
+
+def test_a_server_that_dies_while_draining_is_said() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.agent.stop(DRAIN_MS, rig.now_ms)
+    rig.check(good=False)
+    assert rig.beats()[-1].status is NOT_SERVING
+
+
+def test_leaving_waits_until_every_lb_drains_and_that_has_settled() -> None:
+    rig = Rig(lbs=(LB, OTHER))
+    rig.admit()
+    rig.agent.leave(rig.now_ms)
+    rig.collect()
+    assert rig.beats(LB)[-1].status is rig.beats(OTHER)[-1].status is SHUTTING_DOWN
+    rig.wait(100)
+    rig.hear(welcome(NodeState.DRAINING), LB)
+    rig.wait(LEAVE_SETTLE_MS)
+    assert rig.activity() is Activity.LEAVING
+    rig.hear(welcome(NodeState.DRAINING), OTHER)
+    rig.wait(LEAVE_SETTLE_MS - 1)
+    assert rig.activity() is Activity.LEAVING
+    rig.wait(1)
+    assert rig.activity() is Activity.ENDED
+
+
+def test_leaving_does_not_wait_for_ever() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.agent.leave(rig.now_ms)
+    rig.wait(LEAVE_LIMIT_MS - 1)
+    assert rig.activity() is Activity.LEAVING
+    rig.wait(1)
+    assert rig.activity() is Activity.ENDED
+
+
+def test_who_is_admitted_nowhere_leaves_at_once() -> None:
+    rig = Rig()
+    rig.agent.leave(rig.now_ms)
+    rig.collect()
+    assert rig.activity() is Activity.ENDED
+
+
+def test_who_was_stopped_leaves_at_once() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.agent.stop(0, rig.now_ms)
+    rig.wait(1)
+    rig.agent.leave(rig.now_ms)
+    assert rig.activity() is Activity.ENDED
+
+
+# ----------------------------------------------------------------- configuration
+
+
+def test_another_file_adds_and_removes_lbs_and_is_told_to_those_that_stay() -> None:
+    rig = Rig()
+    rig.admit()
+    plan = CheckPlan("default", 8888)
+    rig.agent.configure(AgentConfig("node-0", 5, (LB, OTHER), (plan,)), rig.now_ms)
+    rig.collect()
+    assert rig.hellos(LB)[-1] == Hello(1, "node-0", "boot", 5, (NodeService("default", 8888),))
+    rig.connect(OTHER)
+    assert len(rig.hellos(OTHER)) == 1
+    rig.agent.configure(AgentConfig("node-0", 5, (OTHER,), (plan,)), rig.now_ms)
+    rig.hear(welcome(), LB)
+    assert [s["address"] for s in rig.agent.status(0)["load_balancers"]] == [OTHER]
+
+
+def test_the_same_file_again_is_not_told() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.agent.configure(AgentConfig("node-0", 1, (LB,), ()), rig.now_ms)
+    rig.collect()
+    assert rig.sent == []
+    assert rig.phase() == "admitted"
+
+
+# ----------------------------------------------------------------- the tables
+
+
+def test_every_step_that_the_tables_lack_raises() -> None:
+    for before in Phase:
+        for after in Phase:
+            session = _Session(LB, before)
+            if (before, after) in SESSION_STEPS:
+                Rig().agent._step(session, after, "")
+            else:
+                with pytest.raises(IllegalStepError):
+                    Rig().agent._step(session, after, "")
+
+
+def test_every_turn_that_the_tables_lack_raises() -> None:
+    for before in Activity:
+        for after in Activity:
+            agent = Rig().agent
+            agent.activity = before
+            if (before, after) in ACTIVITY_STEPS:
+                agent._turn(after, 0)
+            else:
+                with pytest.raises(IllegalStepError):
+                    agent._turn(after, 0)

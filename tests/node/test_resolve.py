@@ -1,0 +1,76 @@
+"""Names to addresses: by the system's resolver, and by multicast DNS on loopback."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from threading import Event
+
+import pytest
+import zeroconf
+
+from services.node import resolve as resolve_module
+from services.node.resolve import Resolver, is_address, resolve
+from tests.health.processes import eventually
+
+
+def test_what_is_an_address_needs_no_thread() -> None:
+    resolver = Resolver(lambda: None)
+    resolver.want(("10.0.0.1", "fe80::1"))
+    assert resolver.address("10.0.0.1") == "10.0.0.1"
+    assert resolver.address("fe80::1") == "fe80::1"
+    assert resolver._thread is None
+    assert not is_address("lb-0.local")
+
+
+def test_a_name_is_resolved_in_the_background_and_wakes_the_loop() -> None:
+    woken = Event()
+    resolver = Resolver(woken.set)
+    assert resolver.failure("localhost") == "localhost: being resolved"
+    resolver.want(("localhost",))
+    assert woken.wait(30)
+    assert resolver.address("localhost") == "127.0.0.1"
+
+
+def test_a_name_that_is_unknown_says_so_and_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = [None, None, "10.0.0.7", None]
+    asked = []
+
+    def scripted(name: str) -> str:
+        asked.append(name)
+        answer = answers.pop(0) if answers else None
+        if answer is None:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return answer
+
+    monkeypatch.setattr(resolve_module, "resolve", scripted)
+    monkeypatch.setattr(resolve_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(resolve_module, "REFRESH_S", 0.01)
+    woken = Event()
+    resolver = Resolver(woken.set)
+    resolver.want(("lb.example",))
+    assert woken.wait(30)
+    eventually(lambda: resolver.address("lb.example") == "10.0.0.7")
+    eventually(lambda: len(asked) > 5)
+    assert resolver.address("lb.example") == "10.0.0.7", "the last answer stays"
+    resolver.want(())
+
+
+def test_a_local_name_is_found_by_multicast() -> None:
+    host = f"gale-{uuid.uuid4().hex[:8]}.local"
+    answerer = zeroconf.Zeroconf(interfaces=["127.0.0.1"])
+    try:
+        answerer.register_service(
+            zeroconf.ServiceInfo(
+                "_gale._tcp.local.",
+                f"{host.split('.')[0]}._gale._tcp.local.",
+                port=7070,
+                server=f"{host}.",
+                addresses=[socket.inet_aton("10.81.0.10")],
+            )
+        )
+        assert resolve(host, ["127.0.0.1"]) == "10.81.0.10"
+    finally:
+        answerer.close()
