@@ -202,15 +202,18 @@ def update_entry(fd: int, key: bytes, value: bytes) -> None:
 def delete_entry(fd: int, key: bytes) -> bool:
     """False when there was no such key."""
     try:
-        _element(_Command.MAP_DELETE_ELEM, fd, key, _NOTHING)
+        _element(_Command.MAP_DELETE_ELEM, fd, key, None)
     except FileNotFoundError:
         return False
     return True
 
 
-def _element(command: _Command, fd: int, key: bytes, value: ctypes.Array[ctypes.c_char]) -> None:
+def _element(
+    command: _Command, fd: int, key: bytes, value: ctypes.Array[ctypes.c_char] | None
+) -> None:
     key_buffer = ctypes.create_string_buffer(key, len(key))
-    attribute = struct.pack("=I4xQQQ", fd, _address(key_buffer), _address(value), 0)
+    value_address = 0 if value is None else _address(value)
+    attribute = struct.pack("=I4xQQQ", fd, _address(key_buffer), value_address, 0)
     _bpf(command, ctypes.create_string_buffer(attribute, len(attribute)))
 
 

@@ -41,7 +41,7 @@ SOURCE_DIR = Path(str(files("bpf")))
 _STUBS = SOURCE_DIR / "stubs"
 _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 _IMAGE_FORMAT = 1
-_IMAGES_KEPT = 8
+_IMAGES_KEPT = 64
 
 _INSTRUCTION_BYTES = 8
 _LOAD_DOUBLE_WORD = 0x18
@@ -279,6 +279,8 @@ def _fixed_flags() -> list[str]:
         "-U__KERNEL__",
         "-D__LINUX_BPF_H__",
         "-Wno-macro-redefined",
+        # Or it compiles into a call of nothing, which the verifier reports in its own words.
+        "-Werror=implicit-function-declaration",
     ]
 
 

@@ -45,7 +45,10 @@ _KINDS = {"struct": ctypes.Structure, "struct_packed": ctypes.Structure, "union"
 
 
 def c_type(layout: Any) -> Any:
-    """The ctypes type of a layout: a scalar's name, or [name, members, "struct" or "union"]."""
+    """The ctypes type of a layout: a scalar's name, or [name, members, "struct" or "union"].
+
+    A member is [name, layout], and [length] after it makes it an array, a number a bit field.
+    """
     if isinstance(layout, str):
         return _SCALARS[layout]
     name, members, kind = layout
@@ -53,9 +56,6 @@ def c_type(layout: Any) -> Any:
     if kind == "struct_packed":
         # Padding is among the members, by name.
         body["_pack_"] = 1
-    unnamed = [member[0] for member in members if member[0].startswith("__anon")]
-    if unnamed:
-        body["_anonymous_"] = unnamed
     return type(str(name), (_KINDS[kind],), body)
 
 
@@ -64,11 +64,8 @@ def _member(member: Any) -> tuple[Any, ...]:
     kind = c_type(layout)
     if not rest:
         return name, kind
-    if isinstance(rest[0], list):
-        for length in reversed(rest[0]):
-            kind *= length
-        return name, kind
-    return name, kind, rest[0]
+    (count,) = rest
+    return (name, kind * count[0]) if isinstance(count, list) else (name, kind, count)
 
 
 class Table(MutableMapping[Any, Any]):
@@ -79,6 +76,9 @@ class Table(MutableMapping[Any, Any]):
         self.info = info
         self.Key = c_type(key)
         self.sLeaf = c_type(value)
+        # bcc forgets all but the first dimension of an array, for one.
+        if (ctypes.sizeof(self.Key), ctypes.sizeof(self.sLeaf)) != (info.key_size, info.value_size):
+            raise ValueError(f"bcc misdescribes {self.Key.__name__} or {self.sLeaf.__name__}")
         self.Leaf = self.sLeaf
         if info.type in PER_CPU:
             if info.value_size % 8:

@@ -15,6 +15,8 @@ packet's bytes, where a real receive path would have moved it to the sk_buff.
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -41,13 +43,21 @@ from services.dataplane.bpf_syscall import (
     xdp_context,
 )
 from services.dataplane.counters import Counters
-from services.dataplane.loader import LoadedObject, compile_program, compile_programs
+from services.dataplane.loader import (
+    SOURCE_DIR,
+    LoadedObject,
+    compile_program,
+    compile_programs,
+)
 from services.dataplane.table import Table
 
 LOOPBACK = 1
 """The one interface index that every network namespace has."""
 LB_MAC = "02:00:00:00:00:0b"
 PEER_MAC = "02:00:00:00:00:0a"
+IMAGES = SOURCE_DIR.parent / "build" / "images"
+"""Compiled programs, kept from one run to the next; each is found by all that went into it."""
+_SOURCES = IMAGES.with_name("sources")
 SMALL_TABLES = {"CONNTRACK_ENTRIES": 4096, "HALF_OPEN_ENTRIES": 4096}
 
 
@@ -103,7 +113,9 @@ class Rig:
     """Gale's own programs over private, shared maps. Get one from `rig`."""
 
     def __init__(self, defines: dict[str, str | int]) -> None:
-        self.xdp_object, self.tc_object = compile_programs(["xdp.c", "tc.c"], defines=defines)
+        self.xdp_object, self.tc_object = compile_programs(
+            ["xdp.c", "tc.c"], defines=defines, cache_dir=IMAGES
+        )
         self._counters = Counters(self.xdp_object.bpf, possible_cpus())
 
     def xdp_public(self, packet: bytes, ingress_ifindex: int = LOOPBACK) -> Result:
@@ -141,10 +153,21 @@ def rig(**defines: str | int) -> Iterator[Rig]:
     yield compiled
 
 
+def source_file(text: str) -> Path:
+    """A file with this text. The same text is the same file in every run, so it may be cached."""
+    path = _SOURCES / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.c"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}")
+        beside.write_text(text)
+        beside.rename(path)
+    return path
+
+
 @contextmanager
-def program(source: Path, **defines: str | int) -> Iterator[LoadedObject]:
+def program(text: str, **defines: str | int) -> Iterator[LoadedObject]:
     """A source of the test's own, with maps of its own."""
-    compiled = compile_program(str(source), defines=defines)
+    compiled = compile_program(str(source_file(text)), defines=defines, cache_dir=IMAGES)
     try:
         yield compiled
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -136,15 +135,8 @@ int gale_tc_spoil(struct __sk_buff *ctx)
 """
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "own.c"
-    path.write_text(PROGRAMS)
-    return path
-
-
-def test_xdp_runs_with_its_interface_and_gives_back_the_grown_packet(source: Path) -> None:
-    with program(source) as loaded:
+def test_xdp_runs_with_its_interface_and_gives_back_the_grown_packet() -> None:
+    with program(PROGRAMS) as loaded:
         fd = loaded.function("gale_xdp_grow", "xdp")
         result = run_xdp(fd, GOOD["tcp"])
         seen = loaded.bpf[b"seen"]
@@ -154,14 +146,14 @@ def test_xdp_runs_with_its_interface_and_gives_back_the_grown_packet(source: Pat
         assert [seen[0].value, seen[1].value] == [LOOPBACK, 1]
 
 
-def test_repetitions_are_real_runs(source: Path) -> None:
-    with program(source) as loaded:
+def test_repetitions_are_real_runs() -> None:
+    with program(PROGRAMS) as loaded:
         run_tc(loaded.function("gale_tc_spoil", "tc"), GOOD["tcp"], repeat=100)
         assert loaded.bpf[b"seen"][1].value == 100 * LOOPBACK
 
 
-def test_tc_runs_with_its_interfaces_and_gives_back_the_written_packet(source: Path) -> None:
-    with program(source) as loaded:
+def test_tc_runs_with_its_interfaces_and_gives_back_the_written_packet() -> None:
+    with program(PROGRAMS) as loaded:
         result = run_tc(loaded.function("gale_tc_spoil", "tc"), GOOD["udp"])
         seen = loaded.bpf[b"seen"]
         assert result.verdict is TcVerdict.SHOT
@@ -169,8 +161,8 @@ def test_tc_runs_with_its_interfaces_and_gives_back_the_written_packet(source: P
         assert [seen[0].value, seen[1].value] == [LOOPBACK, LOOPBACK]
 
 
-def test_a_packet_shorter_than_an_ethernet_header_is_refused_by_the_kernel(source: Path) -> None:
-    with program(source) as loaded, pytest.raises(OSError, match="PROG_TEST_RUN") as refusal:
+def test_a_packet_shorter_than_an_ethernet_header_is_refused_by_the_kernel() -> None:
+    with program(PROGRAMS) as loaded, pytest.raises(OSError, match="PROG_TEST_RUN") as refusal:
         run_xdp(loaded.function("gale_xdp_grow", "xdp"), bytes(13))
     assert refusal.value.errno == errno.EINVAL
 

@@ -25,9 +25,9 @@ from services.dataplane.attach import (
     xdp_state,
 )
 from services.dataplane.bpf_syscall import get_object, program_info
-from services.dataplane.loader import LoadedObject, compile_program
+from services.dataplane.loader import LoadedObject
 from services.dataplane.pins import pin
-from tests.bpf.harness import private_bpffs, private_network
+from tests.bpf.harness import private_bpffs, private_network, program, source_file
 
 SOURCE = """
 #include <linux/bpf.h>
@@ -84,10 +84,9 @@ class Machine:
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedObject:
-    source = tmp_path_factory.mktemp("source") / "own.c"
-    source.write_text(SOURCE)
-    return compile_program(str(source))
+def loaded() -> Iterator[LoadedObject]:
+    with program(SOURCE) as compiled:
+        yield compiled
 
 
 @pytest.fixture
@@ -340,10 +339,8 @@ with IPRoute() as netlink:
 """
 
 
-def test_nothing_is_detached_when_the_process_ends(machine: Machine, tmp_path: Path) -> None:
-    source = tmp_path / "own.c"
-    source.write_text(SOURCE)
-    tool(sys.executable, "-c", ATTACHING_PROCESS, str(source), str(machine.prog))
+def test_nothing_is_detached_when_the_process_ends(machine: Machine) -> None:
+    tool(sys.executable, "-c", ATTACHING_PROCESS, str(source_file(SOURCE)), str(machine.prog))
     assert xdp_state(machine.netlink, "a", machine.xdp_pin).attached
     assert tc_state(machine.netlink, "a", machine.tc_pin).attached
     # And the next process, which knows nothing of that one, takes over.

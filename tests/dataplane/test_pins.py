@@ -12,7 +12,7 @@ import pytest
 from services.dataplane.bpf_syscall import get_object, program_info
 from services.dataplane.loader import LoadedObject, compile_program
 from services.dataplane.pins import PinMismatch, PinnedMaps, map_info, open_pin, pin
-from tests.bpf.harness import XdpVerdict, private_bpffs, run_xdp, tcp
+from tests.bpf.harness import IMAGES, XdpVerdict, private_bpffs, run_xdp, source_file, tcp
 
 PACKET = tcp(("192.0.2.1", 1), ("192.0.2.2", 2))
 SHAPES: dict[str, str | int] = {
@@ -59,21 +59,16 @@ def bpf_dir() -> Iterator[Path]:
         yield directory
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "own.c"
-    path.write_text(SOURCE)
-    return path
-
-
 class Start:
     """One start of a process: compiles, adopts, and forgets all when it ends."""
 
-    def __init__(self, source: Path, bpf_dir: Path, **changes: str | int) -> None:
+    def __init__(self, bpf_dir: Path, **changes: str | int) -> None:
         defines = {name: value for name, value in (SHAPES | changes).items() if name != "FLOWS"}
         defines["FLOWS"] = f'"{(SHAPES | changes)["FLOWS"]}"'
         self.maps = PinnedMaps(bpf_dir)
-        self.loaded: LoadedObject = compile_program(str(source), maps=self.maps, defines=defines)
+        self.loaded: LoadedObject = compile_program(
+            str(source_file(SOURCE)), maps=self.maps, defines=defines, cache_dir=IMAGES
+        )
         self.fd = self.loaded.function("gale_test", "xdp")
 
     def end(self) -> None:
@@ -101,23 +96,23 @@ def pinned_names(bpf_dir: Path) -> list[str]:
     return sorted(path.name for path in (bpf_dir / "maps").iterdir())
 
 
-def test_nothing_is_pinned_before_commit(source: Path, bpf_dir: Path) -> None:
-    start = Start(source, bpf_dir)
+def test_nothing_is_pinned_before_commit(bpf_dir: Path) -> None:
+    start = Start(bpf_dir)
     assert not (bpf_dir / "maps").exists()
     start.maps.commit()
     assert pinned_names(bpf_dir) == ["counters", "flows", "seats", "sources"]
     start.end()
 
 
-def test_a_restart_adopts_and_the_program_sees_the_old_flows(source: Path, bpf_dir: Path) -> None:
-    first = Start(source, bpf_dir)
+def test_a_restart_adopts_and_the_program_sees_the_old_flows(bpf_dir: Path) -> None:
+    first = Start(bpf_dir)
     assert run_xdp(first.fd, PACKET).verdict is XdpVerdict.DROP
     add_flows(first, 1, 2)
     first.maps.commit()
     ids = {name: (bpf_dir / "maps" / name).stat().st_ino for name in pinned_names(bpf_dir)}
     first.end()
 
-    second = Start(source, bpf_dir)
+    second = Start(bpf_dir)
     assert run_xdp(second.fd, PACKET).verdict is XdpVerdict.TX
     assert flow_words(second) == {1: 3}
     assert sum(second.loaded.bpf[b"counters"][0]) == 2
@@ -127,14 +122,14 @@ def test_a_restart_adopts_and_the_program_sees_the_old_flows(source: Path, bpf_d
     second.end()
 
 
-def test_a_second_source_of_the_same_start_shares_the_maps(source: Path, bpf_dir: Path) -> None:
-    start = Start(source, bpf_dir)
+def test_a_second_source_of_the_same_start_shares_the_maps(bpf_dir: Path) -> None:
+    start = Start(bpf_dir)
     defines = {**SHAPES, "FLOWS": '"lru_hash"'}
-    other = compile_program(str(source), maps=start.maps, defines=defines)
+    other = compile_program(str(source_file(SOURCE)), maps=start.maps, defines=defines)
     add_flows(start, 1, 2)
     assert run_xdp(other.function("gale_test", "xdp"), PACKET).verdict is XdpVerdict.TX
     with pytest.raises(PinMismatch, match="maps/seats: max_entries 10 pinned, 11 declared"):
-        compile_program(str(source), maps=start.maps, defines=defines | {"SEATS": 11})
+        compile_program(str(source_file(SOURCE)), maps=start.maps, defines=defines | {"SEATS": 11})
     other.close()
     start.end()
 
@@ -154,15 +149,15 @@ def test_a_second_source_of_the_same_start_shares_the_maps(source: Path, bpf_dir
     ],
 )
 def test_another_shape_is_refused_by_name_while_the_old_program_forwards(
-    source: Path, bpf_dir: Path, changes: dict[str, str | int], message: str
+    bpf_dir: Path, changes: dict[str, str | int], message: str
 ) -> None:
-    old = Start(source, bpf_dir)
+    old = Start(bpf_dir)
     add_flows(old, 1, 2)
     old.maps.commit()
     before = {name: map_info(get_object(bpf_dir / "maps" / name)) for name in pinned_names(bpf_dir)}
 
     with pytest.raises(PinMismatch) as refusal:
-        Start(source, bpf_dir, **changes)
+        Start(bpf_dir, **changes)
     assert refusal.value.problems == (message,)
 
     assert run_xdp(old.fd, PACKET).verdict is XdpVerdict.TX
@@ -171,11 +166,11 @@ def test_another_shape_is_refused_by_name_while_the_old_program_forwards(
     old.end()
 
 
-def test_all_problems_are_told_at_once(source: Path, bpf_dir: Path) -> None:
-    old = Start(source, bpf_dir)
+def test_all_problems_are_told_at_once(bpf_dir: Path) -> None:
+    old = Start(bpf_dir)
     old.maps.commit()
     with pytest.raises(PinMismatch) as refusal:
-        Start(source, bpf_dir, FLOW_VALUE=16, SEATS=9)
+        Start(bpf_dir, FLOW_VALUE=16, SEATS=9)
     assert len(refusal.value.problems) == 2
     old.end()
 
@@ -183,9 +178,9 @@ def test_all_problems_are_told_at_once(source: Path, bpf_dir: Path) -> None:
 @pytest.mark.parametrize("kind", ["lru_hash", "hash"])
 @pytest.mark.parametrize("entries", [20_000, 400])
 def test_another_number_of_entries_takes_the_contents_along(
-    source: Path, bpf_dir: Path, kind: str, entries: int
+    bpf_dir: Path, kind: str, entries: int
 ) -> None:
-    old = Start(source, bpf_dir, FLOWS=kind)
+    old = Start(bpf_dir, FLOWS=kind)
     add_flows(old, 0, 100)
     old.loaded.bpf[b"seats"][9] = old.loaded.bpf[b"seats"].Leaf(77)
     run_xdp(old.fd, PACKET)
@@ -194,7 +189,7 @@ def test_another_number_of_entries_takes_the_contents_along(
     old.maps.commit()
 
     changes = {"FLOW_ENTRIES": entries, "SEATS": 50, "COUNTERS": 2000, "SOURCES": 32}
-    new = Start(source, bpf_dir, FLOWS=kind, **changes)
+    new = Start(bpf_dir, FLOWS=kind, **changes)
     assert new.maps.migrated == ("counters", "flows", "seats", "sources")
     assert map_info(get_object(bpf_dir / "maps" / "flows")).max_entries == 1000
     assert flow_words(new) == {number: number * 3 for number in range(100)}
@@ -216,50 +211,50 @@ def test_another_number_of_entries_takes_the_contents_along(
     old.end()
     new.end()
 
-    third = Start(source, bpf_dir, FLOWS=kind, **changes)
+    third = Start(bpf_dir, FLOWS=kind, **changes)
     assert third.maps.migrated == ()
     assert set(flow_words(third)) == {*range(110), 200}
     third.end()
 
 
-def test_many_entries_take_more_than_one_batch(source: Path, bpf_dir: Path) -> None:
-    old = Start(source, bpf_dir, FLOWS="hash", FLOW_ENTRIES=30_000)
+def test_many_entries_take_more_than_one_batch(bpf_dir: Path) -> None:
+    old = Start(bpf_dir, FLOWS="hash", FLOW_ENTRIES=30_000)
     table = old.loaded.bpf[b"flows"]
     keys, leaves = (table.Key * 20_000)(*range(20_000)), (table.Leaf * 20_000)()
     for number in range(20_000):
         leaves[number].words[1] = number * 3
     table.items_update_batch(keys, leaves)
     old.maps.commit()
-    new = Start(source, bpf_dir, FLOWS="hash", FLOW_ENTRIES=40_000)
+    new = Start(bpf_dir, FLOWS="hash", FLOW_ENTRIES=40_000)
     assert flow_words(new) == {number: number * 3 for number in range(20_000)}
     old.end()
     new.end()
 
 
-def test_contents_that_do_not_fit_are_refused(source: Path, bpf_dir: Path) -> None:
-    old = Start(source, bpf_dir, FLOWS="hash")
+def test_contents_that_do_not_fit_are_refused(bpf_dir: Path) -> None:
+    old = Start(bpf_dir, FLOWS="hash")
     add_flows(old, 0, 100)
     old.maps.commit()
     with pytest.raises(PinMismatch, match="maps/flows: its entries do not fit into the 50"):
-        Start(source, bpf_dir, FLOWS="hash", FLOW_ENTRIES=50)
+        Start(bpf_dir, FLOWS="hash", FLOW_ENTRIES=50)
     assert flow_count(old) == 100
     old.end()
 
 
-def test_a_migration_that_is_given_up_leaves_the_old_pins(source: Path, bpf_dir: Path) -> None:
-    old = Start(source, bpf_dir)
+def test_a_migration_that_is_given_up_leaves_the_old_pins(bpf_dir: Path) -> None:
+    old = Start(bpf_dir)
     add_flows(old, 0, 10)
     old.maps.commit()
-    Start(source, bpf_dir, FLOW_ENTRIES=2000).end()
+    Start(bpf_dir, FLOW_ENTRIES=2000).end()
     assert pinned_names(bpf_dir) == ["counters", "flows", "seats", "sources"]
     assert map_info(get_object(bpf_dir / "maps" / "flows")).max_entries == 1000
-    again = Start(source, bpf_dir)
+    again = Start(bpf_dir)
     assert flow_count(again) == 10
     again.end()
     old.end()
 
 
-def test_fds_are_given_back(source: Path, bpf_dir: Path) -> None:
+def test_fds_are_given_back(bpf_dir: Path) -> None:
     def open_maps() -> int:
         return sum(
             "bpf-map" in str(link.readlink())
@@ -267,17 +262,17 @@ def test_fds_are_given_back(source: Path, bpf_dir: Path) -> None:
             if link.is_symlink()
         )
 
-    Start(source, bpf_dir).end()
+    Start(bpf_dir).end()
     before = open_maps()
     for entries in (1000, 2000, 2000):
-        start = Start(source, bpf_dir, FLOW_ENTRIES=entries)
+        start = Start(bpf_dir, FLOW_ENTRIES=entries)
         start.maps.commit()
         start.end()
     assert open_maps() == before
 
 
-def test_pin_replaces_in_one_step(source: Path, bpf_dir: Path) -> None:
-    start = Start(source, bpf_dir)
+def test_pin_replaces_in_one_step(bpf_dir: Path) -> None:
+    start = Start(bpf_dir)
     path = bpf_dir / "prog" / "xdp_public"
     assert open_pin(path) is None
     pin(start.fd, path)
@@ -293,8 +288,8 @@ def test_pin_replaces_in_one_step(source: Path, bpf_dir: Path) -> None:
     start.end()
 
 
-def test_shape_is_what_the_kernel_says(source: Path, bpf_dir: Path) -> None:
-    start = Start(source, bpf_dir)
+def test_shape_is_what_the_kernel_says(bpf_dir: Path) -> None:
+    start = Start(bpf_dir)
     info = map_info(start.maps.fd("sources"))
     assert (info.key_size, info.value_size, info.max_entries) == (struct.calcsize("II"), 4, 16)
     start.end()
