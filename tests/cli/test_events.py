@@ -208,7 +208,10 @@ def test_follow_goes_on_through_a_restart_and_shows_each_once(api: LocalApi, sta
     for name, seq, origin in (("node-1", 1, 1), ("node-2", 2, 3), ("node-3", 3, 4)):
         again = node_event(name, seq) | {"boot": "api2"}
         stream.queue.put(again | {"origin": {"boot": "health1", "seq": origin}})
+    restarted = node_event("node-4", 4) | {"boot": "api2"}
+    stream.queue.put(restarted | {"origin": {"boot": "health2", "seq": 1}})
     assert "node-3" in running.line()
+    assert "node-4" in running.line()
     assert [asked[2] for asked in api.asked] == ["api1:0", "api1:3"]
     assert running.interrupt() == 0
     stream.queue.put(None)

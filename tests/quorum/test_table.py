@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.messages import LocalView, NodeState, NodeTable
+from services.dataplane.conntrack import LONGEST_TIMEOUT_MS
 from services.quorum.table import (
     FIRST_PORT,
     OWN_ADDRESS_PORTS,
     SLOT_PORTS,
+    SLOT_REUSE_MS,
     SLOTS,
     FloatingVip,
     Report,
@@ -201,6 +203,10 @@ def test_the_layout_of_the_slots() -> None:
         assert held[3][1] == 32_768
         assert all(end <= start for (_, end), (start, _) in pairwise(held))
     assert "lb-8" not in shared_slots(table)
+
+
+def test_a_slot_rests_longer_than_any_flow_without_packets() -> None:
+    assert SLOT_REUSE_MS >= LONGEST_TIMEOUT_MS
 
 
 def test_a_slot_stays_with_its_lb_and_rests_after_it_left() -> None:
