@@ -1,7 +1,8 @@
 """The quorum process: the shell around `core`.
 
 In: `state.view.` of health, the command `reload`, SIGHUP, SIGTERM, the clock. Out: `state.table.`
-and `state.quorum.` on every change and every 500 ms, the events `quorum.leader.`,
+and `state.quorum.` on every change and every 500 ms (the latter before half of the lease it tells
+of is over, so that a reader who subtracts its age finds one left), the events `quorum.leader.`,
 `table.committed.` and `process.started.`, and the state file.
 
 It starts by taking the publisher's lock (a second copy waits there), and only then reads the state
@@ -94,7 +95,8 @@ class QuorumProcess:
         seed, now_ms = secrets.randbits(64), _monotonic_ms()
         self._core = Quorum(_core_config(config), stored, seed, now_ms)
         self._published: QuorumState | None = None
-        self._republish_ms = now_ms
+        self._state_due_ms = now_ms
+        self._table_due_ms = now_ms
         self._retry_ms = now_ms
         self._stopping = False
         self._reload_wanted = False
@@ -168,19 +170,20 @@ class QuorumProcess:
 
     def _publish_states(self, now_ms: int) -> None:
         state = self._core.state()
-        periodic = now_ms >= self._republish_ms
-        if periodic or state != self._published:
+        if now_ms >= self._state_due_ms or state != self._published:
             self._publisher.publish(Topic.STATE_QUORUM, state)
             self._published = state
-        if periodic:
-            self._republish_ms = now_ms + REPUBLISH_MS
+            half_lease_ms = state.lease_remaining_ms // 2 or REPUBLISH_MS
+            self._state_due_ms = now_ms + min(REPUBLISH_MS, half_lease_ms)
+        if now_ms >= self._table_due_ms:
+            self._table_due_ms = now_ms + REPUBLISH_MS
             if (committed := self._core.committed(now_ms)) is not None:
                 self._publisher.publish(Topic.STATE_TABLE, committed)
 
     def _wait_ms(self, now_ms: int) -> int:
+        due_ms = min(self._state_due_ms, self._table_due_ms)
         deadline_ms = self._core.deadline_ms()
-        due_ms = [self._republish_ms] if deadline_ms is None else [self._republish_ms, deadline_ms]
-        return max(0, min(due_ms) - now_ms)
+        return max(0, (due_ms if deadline_ms is None else min(due_ms, deadline_ms)) - now_ms)
 
     # ------------------------------------------------------------------ commands and signals
 

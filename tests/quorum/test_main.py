@@ -242,6 +242,20 @@ def test_states_are_repeated_and_the_table_is_not_renumbered(rig: Rig) -> None:
     assert rig.newest[Topic.STATE_QUORUM].data == state.data
 
 
+def test_the_lease_is_told_again_before_it_is_over(rig: Rig) -> None:
+    rig.config.write_text(CONFIG + '\n[load_balancer_quorum]\nlease = "100ms"\n')
+    rig.start()
+    rig.sees(view(seen("a", UP)))
+    rig.wait_states({"a": UP})
+
+    def ratio() -> float:
+        states = rig.newest[Topic.STATE_QUORUM].seq
+        tables = rig.newest[Topic.STATE_TABLE].seq
+        return states / tables if tables >= 4 else 0
+
+    rig.wait(lambda: ratio() > 4)
+
+
 def test_a_second_copy_waits_and_takes_over_with_the_newest_table(rig: Rig) -> None:
     first = rig.start()
     rig.sees(view(seen("a", UP)))
