@@ -20,6 +20,7 @@ import httpx
 import orjson
 import pytest
 import zmq
+from hypothesis import HealthCheck, settings
 
 from bus import topology
 from bus.messages import Topic
@@ -27,6 +28,13 @@ from bus.socket import CommandError, CommandServer, Publisher
 from tests.api.samples import dataplane, node, quorum, seat, started, table, view
 
 TIMEOUT_S = 40
+
+# How long an example takes says more of what else the machine does than of the code.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
+
 STATES: dict[str, Callable[[], tuple[Topic, Any]]] = {
     topology.HEALTH: lambda: (Topic.STATE_VIEW, view(node())),
     topology.QUORUM: lambda: (Topic.STATE_TABLE, table("node-0")),
