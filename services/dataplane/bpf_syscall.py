@@ -27,6 +27,7 @@ _LOG_BYTES = 1 << 20
 _NOTHING = ctypes.create_string_buffer(1)
 _BATCH_ENTRIES = 8192
 _ROOM_TO_GROW = 512
+_NO_EXIST = 1
 
 
 class _Command(IntEnum):
@@ -199,6 +200,16 @@ def update_entry(fd: int, key: bytes, value: bytes) -> None:
     _element(_Command.MAP_UPDATE_ELEM, fd, key, ctypes.create_string_buffer(value, len(value)))
 
 
+def insert_entry(fd: int, key: bytes, value: bytes) -> bool:
+    """False, and nothing changed, when there is such a key already."""
+    buffer = ctypes.create_string_buffer(value, len(value))
+    try:
+        _element(_Command.MAP_UPDATE_ELEM, fd, key, buffer, _NO_EXIST)
+    except FileExistsError:
+        return False
+    return True
+
+
 def delete_entry(fd: int, key: bytes) -> bool:
     """False when there was no such key."""
     try:
@@ -209,11 +220,15 @@ def delete_entry(fd: int, key: bytes) -> bool:
 
 
 def _element(
-    command: _Command, fd: int, key: bytes, value: ctypes.Array[ctypes.c_char] | None
+    command: _Command,
+    fd: int,
+    key: bytes,
+    value: ctypes.Array[ctypes.c_char] | None,
+    flags: int = 0,
 ) -> None:
     key_buffer = ctypes.create_string_buffer(key, len(key))
     value_address = 0 if value is None else _address(value)
-    attribute = struct.pack("=I4xQQQ", fd, _address(key_buffer), value_address, 0)
+    attribute = struct.pack("=I4xQQQ", fd, _address(key_buffer), value_address, flags)
     _bpf(command, ctypes.create_string_buffer(attribute, len(attribute)))
 
 

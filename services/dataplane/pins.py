@@ -35,6 +35,7 @@ from services.dataplane.bpf_syscall import (
     MapType,
     create_map,
     get_object,
+    insert_entry,
     map_shape,
     pin_object,
     read_entries,
@@ -121,21 +122,15 @@ class _Migration:
             self._copied.update(_split(keys, self._info.key_size))
 
     def catch_up(self) -> None:
-        """Carry over what the old programs have added since `copy`."""
+        """Carry over what the old programs have added since `copy`; what the new have, stays."""
         if self._info.type not in _HASHES:
             return
         for keys, values in read_entries(self.old_fd):
             each_key = _split(keys, self._info.key_size)
             each_value = _split(values, len(values) // len(each_key))
-            late = [
-                pair
-                for pair in zip(each_key, each_value, strict=True)
-                if pair[0] not in self._copied
-            ]
-            if late:
-                write_entries(
-                    self.new_fd, b"".join(k for k, _ in late), b"".join(v for _, v in late)
-                )
+            for key, value in zip(each_key, each_value, strict=True):
+                if key not in self._copied:
+                    insert_entry(self.new_fd, key, value)
 
 
 def _split(joined: bytes, size: int) -> list[bytes]:

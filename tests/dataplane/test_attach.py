@@ -330,19 +330,44 @@ from pathlib import Path
 from pyroute2 import IPRoute
 from services.dataplane.attach import attach_tc, attach_xdp
 from services.dataplane.loader import compile_program
+from services.dataplane.pins import PinnedMaps
 
-loaded = compile_program(sys.argv[1])
 prog = Path(sys.argv[2])
+maps = PinnedMaps(prog.parent)
+loaded = compile_program(sys.argv[1], maps=maps)
 with IPRoute() as netlink:
     attach_xdp(netlink, "a", loaded.function("gale_xdp_public", "xdp"), prog / "xdp_public")
     attach_tc(netlink, "a", loaded.function("gale_tc_public", "tc"), prog / "tc_public")
+maps.commit()
+loaded.bpf[b"seen"][2] = loaded.bpf[b"seen"][2].value + 1
+print(loaded.bpf[b"seen"][2].value)
 """
 
 
-def test_nothing_is_detached_when_the_process_ends(machine: Machine) -> None:
-    tool(sys.executable, "-c", ATTACHING_PROCESS, str(source_file(SOURCE)), str(machine.prog))
-    assert xdp_state(machine.netlink, "a", machine.xdp_pin).attached
+def attaching_process(machine: Machine) -> str:
+    """Run it with the capabilities of production, which leave out CAP_SYS_ADMIN."""
+    capabilities = "-all,+bpf,+net_admin,+net_raw,+perfmon"
+    return tool(
+        *("setpriv", f"--inh-caps={capabilities}", f"--bounding-set={capabilities}"),
+        *(sys.executable, "-c", ATTACHING_PROCESS, str(source_file(SOURCE)), str(machine.prog)),
+    )
+
+
+def test_a_process_ends_and_the_next_one_takes_over_what_it_left(machine: Machine) -> None:
+    assert attaching_process(machine) == "1\n"
+    first = xdp_state(machine.netlink, "a", machine.xdp_pin)
+    assert first.attached
     assert tc_state(machine.netlink, "a", machine.tc_pin).attached
-    # And the next process, which knows nothing of that one, takes over.
-    assert attach_xdp(machine.netlink, "a", machine.xdp("gale_xdp_new"), machine.xdp_pin).attached
-    assert attach_tc(machine.netlink, "a", machine.tc("gale_tc_new"), machine.tc_pin).attached
+    assert attaching_process(machine) == "2\n"
+    second = xdp_state(machine.netlink, "a", machine.xdp_pin)
+    assert second.attached
+    assert second.detail != first.detail
+
+
+def test_without_the_privilege_to_see_names_only_pins_prove_what_is_ours(machine: Machine) -> None:
+    attach_xdp(machine.netlink, "a", machine.xdp(), machine.xdp_pin)
+    machine.xdp_pin.unlink()
+    number = program_info(machine.xdp()).id
+    with pytest.raises(subprocess.CalledProcessError) as failure:
+        attaching_process(machine)
+    assert f"an XDP program that is not ours is attached (id {number})" in failure.value.stderr

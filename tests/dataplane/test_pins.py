@@ -203,9 +203,14 @@ def test_another_number_of_entries_takes_the_contents_along(
     # one has changed by then stays as it is.
     add_flows(old, 100, 110)
     add_flows(new, 200, 201)
+    flows = new.loaded.bpf[b"flows"]
+    for number in (5, 107):
+        changed = flows.Leaf()
+        changed.words[1] = 999
+        flows[number] = changed
     new.maps.commit()
     assert set(flow_words(new)) == {*range(110), 200}
-    assert flow_words(new)[105] == 315
+    assert [flow_words(new)[number] for number in (5, 105, 107)] == [999, 315, 999]
     assert map_info(get_object(bpf_dir / "maps" / "flows")).max_entries == entries
     assert run_xdp(new.fd, PACKET).verdict is XdpVerdict.TX
     old.end()
