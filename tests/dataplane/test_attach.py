@@ -214,6 +214,16 @@ def test_what_a_crash_between_attaching_and_renaming_left_is_ours(machine: Machi
     assert pins(machine) == {"xdp_public": program_info(new).id}
 
 
+def test_a_program_that_cannot_be_attached_leaves_the_old_one_and_its_pin(machine: Machine) -> None:
+    old = machine.xdp("stranger")
+    attach_xdp(machine.netlink, "a", old, machine.xdp_pin)
+    machine.xdp_pin.rename(machine.prog / "xdp_public~next")
+    with pytest.raises(NativeXdpUnsupported):
+        attach_xdp(machine.netlink, "a", machine.tc(), machine.xdp_pin)
+    assert xdp_state(machine.netlink, "a", machine.xdp_pin).attached
+    assert pins(machine) == {"xdp_public": program_info(old).id}
+
+
 def test_our_own_program_is_known_to_root_without_its_pin(machine: Machine) -> None:
     attach_xdp(machine.netlink, "a", machine.xdp(), machine.xdp_pin)
     machine.xdp_pin.unlink()
