@@ -11,10 +11,10 @@
 #include "reasons.h"
 
 #ifndef CONNTRACK_ENTRIES
-#define CONNTRACK_ENTRIES 262144
+#define CONNTRACK_ENTRIES 524288
 #endif
 #ifndef HALF_OPEN_ENTRIES
-#define HALF_OPEN_ENTRIES 65536
+#define HALF_OPEN_ENTRIES 131072
 #endif
 
 GALE_MAP("array", int, struct settings, settings, 1, 0);

@@ -29,6 +29,7 @@ from conf.values import (
     Interface,
     Mode,
     Name,
+    OuterPrefix,
     Port,
     Protocol,
     ReplyHook,
@@ -141,12 +142,17 @@ class Bus(Table):
 
 
 class Dataplane(Table):
-    """`[dataplane]`: what the kernel is asked for. A cap of 0 new flows means no cap."""
+    """`[dataplane]`: what the kernel is asked for. A cap of 0 new flows means no cap.
+
+    Each flow has two conntrack entries, one per direction.
+    """
 
     reply_hook: ReplyHook = "tc"
     xdp: XdpFlavour = "native"
-    conntrack_entries: Annotated[int, whole(64, 2**25)] = 262_144
-    half_open_entries: Annotated[int, whole(64, 2**25)] = 65_536
+    conntrack_entries: Annotated[int, whole(64, 2**25)] = 524_288
+    half_open_entries: Annotated[int, whole(64, 2**25)] = 131_072
+    outer_source_prefix: OuterPrefix | None = None
+    new_flows_per_second: Annotated[int, whole(0, 10**8)] = 0
     new_flows_per_second_per_source: Annotated[int, whole(0, 10**7)] = 0
 
 

@@ -225,6 +225,15 @@ VirtualAddress = Annotated[
     ),
 ]
 
+OuterPrefix = Annotated[
+    str,
+    _text(
+        lambda value: value.endswith(".0.0/16") and _is_host_address(value[:-3]),
+        "prefix of 16 bits",
+        'one that is used for nothing else, such as "100.64.0.0/16"',
+    ),
+]
+
 HostName = Annotated[
     str, _text(_is_host_name, "host name", 'one such as "lb-1.local", without a port')
 ]

@@ -55,7 +55,7 @@ from conf import ConfigError, LbConfig, Paths, load_lb
 from services.dataplane import conntrack, counters, machine
 from services.dataplane.attach import ForeignProgram, InterfaceMissing
 from services.dataplane.bpf_syscall import possible_cpus
-from services.dataplane.kernel import MAX_SEATS, MAX_SERVICES, Kernel
+from services.dataplane.kernel import MAX_SEATS, MAX_SERVICES, Kernel, address_word
 from services.dataplane.nexthop import NextHops
 from services.dataplane.pins import PinMismatch
 from services.dataplane.plan import EMPTY, Facts, KernelState, Plan, make_plan
@@ -352,6 +352,7 @@ class DataplaneProcess:
     def _write_settings(self, forwarding: Forwarding, table: NodeTable) -> None:
         """Last, so that the programs' first packet finds services and rings complete."""
         public, private = forwarding.machine.public, forwarding.machine.private
+        limits = self._config.dataplane
         settings = {
             "hash_seed": table.hash_seed,
             "public_ifindex": public.ifindex,
@@ -359,9 +360,9 @@ class DataplaneProcess:
             "l4_services": sum(service.mode is Mode.L4 for service in table.services),
             "cpus": possible_cpus(),
             "public_mac": public.mac,
-            "new_flows_per_second_per_source": (
-                self._config.dataplane.new_flows_per_second_per_source
-            ),
+            "outer_prefix": address_word((limits.outer_source_prefix or "").removesuffix("/16")),
+            "new_flows_per_second": limits.new_flows_per_second,
+            "new_flows_per_second_per_source": limits.new_flows_per_second_per_source,
         }
         if settings != self._settings:
             forwarding.kernel.write_settings(**settings)

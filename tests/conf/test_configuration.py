@@ -115,7 +115,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert config.bus.events is None
     dataplane = config.dataplane
     assert (dataplane.reply_hook, dataplane.xdp) == ("tc", "native")
-    assert (dataplane.conntrack_entries, dataplane.half_open_entries) == (262_144, 65_536)
+    assert (dataplane.conntrack_entries, dataplane.half_open_entries) == (524_288, 131_072)
     assert dataplane.new_flows_per_second_per_source == 0
 
 
