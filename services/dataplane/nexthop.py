@@ -1,0 +1,223 @@
+"""Next hops: where the fast path sends a packet for a node. Pure; `netlink` does the system calls.
+
+**Theory.** The programs do not ask the kernel's routes or neighbours for each packet: for each node
+they find interface, both MAC addresses and MTU beside its seat. This table computes them from what
+netlink tells: the route to the node's address (asked for one by one, so that rules and metrics
+count), the link it leaves by, and the neighbour it goes to, which is the gateway or the node.
+
+**In** come messages of netlink, in any number and repeated at will; each replaces what was known
+of its link or neighbour, or marks the routes it may have changed as to be asked for again. A link
+that goes down takes its routes with it without a word, so a change of a link marks all.
+
+**Out** come `NextHop`s. Without a neighbour that is known to be there (`USABLE`), the destination's
+MAC is None: TC takes the packets, and the kernel holds them until ARP has answered. Without a route
+there is no next hop at all.
+
+**Staying fresh.** What XDP sends never passes the kernel's neighbour table, so to the kernel the
+entry looks unused and unconfirmed: it would stay STALE for ever, even if the node's MAC
+changed or the node went. So `due` says whom to use, in the kernel's sense (NTF_USE): a stale
+neighbour is then probed and confirmed or FAILED; one not there is resolved. Not to be touched are
+PERMANENT entries, which the operator wrote and NTF_USE would demote.
+
+With more nodes on one link than the kernel cares to remember (`gc_thresh2`, 512 by default), their
+entries go and come; nothing is lost, but packets take the slower way meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+
+NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE = 0x02, 0x04, 0x08, 0x10
+NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
+FIXED = NUD_NOARP | NUD_PERMANENT
+USABLE = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | FIXED
+
+REFRESH_MS = 5_000
+"""How often a neighbour is used, so that the kernel keeps knowing whether it is there."""
+RESOLVE_MS = 1_000
+"""How often an unresolved one is: as often as the kernel repeats an ARP request."""
+
+NO_MAC = "00:00:00:00:00:00"
+LONGEST_PACKET_BYTES = 65_535
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    ifindex: int
+    source_mac: str
+    destination_mac: str | None
+    """None: not resolved, or not any more."""
+    mtu: int
+    gateway: str | None
+    """None: the node is on the link itself."""
+    source: str | None
+    """The address of this LB that the kernel would choose towards the node."""
+
+
+# --------------------------------------------------------------------------- messages of netlink
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    ifindex: int
+    mac: str
+    mtu: int
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LinkGone:
+    ifindex: int
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    ifindex: int
+    address: str
+    mac: str | None
+    state: int
+    """NUD_*; 0 when the kernel has forgotten it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutesChanged:
+    """Some route to this network came, went or changed."""
+
+    network: str
+    """With its length: 10.81.0.0/24."""
+
+
+@dataclass(frozen=True, slots=True)
+class EverythingChanged:
+    """An address or a rule: any route may be another now, or have another source."""
+
+
+Message = Link | LinkGone | Neighbour | RoutesChanged | EverythingChanged
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The kernel's answer for one address."""
+
+    ifindex: int
+    gateway: str | None
+    source: str | None
+    mtu: int | None
+    """None: the link's."""
+
+
+class NextHopTable:
+    """Folds messages; see the module's description."""
+
+    def __init__(self) -> None:
+        self._links: dict[int, Link] = {}
+        self._neighbours: dict[tuple[int, str], Neighbour] = {}
+        self._routes: dict[str, Route | None] = {}
+        self._watched: frozenset[str] = frozenset()
+        self._to_ask: set[str] = set()
+        self._used_ms: dict[tuple[int, str], int] = {}
+
+    def watch(self, addresses: Iterable[str]) -> None:
+        """From now on, the next hops of exactly these addresses are kept."""
+        wanted = frozenset(addresses)
+        self._to_ask = self._to_ask & wanted | wanted - self._watched
+        self._routes = {a: route for a, route in self._routes.items() if a in wanted}
+        self._watched = wanted
+
+    def forget(self) -> None:
+        """Messages were lost: all that follows is told anew, and every route is to be asked for."""
+        self._links.clear()
+        self._neighbours.clear()
+        self._to_ask = set(self._watched)
+
+    def fold(self, message: Message) -> None:
+        match message:
+            case Link():
+                if self._links.get(message.ifindex) != message:
+                    self._to_ask |= self._watched
+                self._links[message.ifindex] = message
+            case LinkGone(ifindex):
+                self._links.pop(ifindex, None)
+                self._to_ask |= self._watched
+            case Neighbour():
+                self._fold_neighbour(message)
+            case RoutesChanged(network):
+                changed = ip_network(network)
+                self._to_ask |= {a for a in self._watched if ip_address(a) in changed}
+            case EverythingChanged():
+                self._to_ask |= self._watched
+
+    def _fold_neighbour(self, neighbour: Neighbour) -> None:
+        key = (neighbour.ifindex, neighbour.address)
+        before = self._neighbours.pop(key, None)
+        if neighbour.state:
+            self._neighbours[key] = neighbour
+        if before is not None and before.state & USABLE and not neighbour.state & USABLE:
+            self._used_ms.pop(key, None)
+
+    def routes_to_ask(self) -> list[str]:
+        """The addresses whose routes are unknown or in doubt; each is to be answered."""
+        return sorted(self._to_ask)
+
+    def answer(self, address: str, route: Route | None) -> None:
+        """The kernel's route to an address; None: there is none."""
+        self._to_ask.discard(address)
+        if address in self._watched:
+            self._routes[address] = route
+
+    def due(self, now_ms: int) -> list[tuple[int, str]]:
+        """The neighbours, by interface and address, that are to be used now."""
+        wanted = self._next_neighbours()
+        self._used_ms = {key: used for key, used in self._used_ms.items() if key in wanted}
+        due = [key for key in sorted(wanted) if self._due_ms(key, now_ms) <= now_ms]
+        self._used_ms.update(dict.fromkeys(due, now_ms))
+        return due
+
+    def next_ms(self, now_ms: int) -> int | None:
+        """When `due` next has something to say, if nothing happens before."""
+        times_ms = (self._due_ms(key, now_ms) for key in self._next_neighbours())
+        return min(times_ms, default=None)
+
+    def _next_neighbours(self) -> set[tuple[int, str]]:
+        """Those on the way to the watched addresses, without the ones that must not be touched."""
+        keys = {
+            (route.ifindex, route.gateway or address)
+            for address, route in self._routes.items()
+            if route is not None and self._is_up(route.ifindex)
+        }
+        return {key for key in keys if not self._state(key) & FIXED}
+
+    def _due_ms(self, key: tuple[int, str], now_ms: int) -> int:
+        used_ms = self._used_ms.get(key)
+        if used_ms is None:
+            return now_ms
+        return used_ms + (REFRESH_MS if self._state(key) & USABLE else RESOLVE_MS)
+
+    def _state(self, key: tuple[int, str]) -> int:
+        neighbour = self._neighbours.get(key)
+        return 0 if neighbour is None else neighbour.state
+
+    def _is_up(self, ifindex: int) -> bool:
+        link = self._links.get(ifindex)
+        return link is not None and link.up
+
+    def next_hops(self) -> Mapping[str, NextHop | None]:
+        """Of every watched address whose route has been asked for; None: it cannot be reached."""
+        return {address: self._next_hop(address, route) for address, route in self._routes.items()}
+
+    def _next_hop(self, address: str, route: Route | None) -> NextHop | None:
+        link = None if route is None else self._links.get(route.ifindex)
+        if route is None or link is None or not link.up:
+            return None
+        neighbour = self._neighbours.get((link.ifindex, route.gateway or address))
+        usable = neighbour is not None and neighbour.state & USABLE
+        return NextHop(
+            ifindex=link.ifindex,
+            source_mac=link.mac,
+            destination_mac=neighbour.mac if neighbour is not None and usable else None,
+            mtu=min(route.mtu or link.mtu, link.mtu, LONGEST_PACKET_BYTES),
+            gateway=route.gateway,
+            source=route.source,
+        )
