@@ -27,6 +27,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -56,7 +57,8 @@ from services.dataplane import conntrack, counters, machine
 from services.dataplane.attach import ForeignProgram, InterfaceMissing
 from services.dataplane.bpf_syscall import possible_cpus
 from services.dataplane.kernel import MAX_SEATS, MAX_SERVICES, Kernel, address_word
-from services.dataplane.nexthop import NextHops
+from services.dataplane.netlink import NextHopMonitor
+from services.dataplane.nexthop import NextHop
 from services.dataplane.pins import PinMismatch
 from services.dataplane.plan import EMPTY, Facts, KernelState, Plan, make_plan
 from services.dataplane.programs import ProgramPlan, Programs
@@ -121,7 +123,9 @@ class DataplaneProcess:
         wanted = topology.SUBSCRIBES[topology.DATAPLANE]
         self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
         self._netlink = IPRoute()
-        self._next_hops = NextHops()
+        self._monitor = NextHopMonitor()
+        self._next_hops: Mapping[str, NextHop | None] = {}
+        self._watched: frozenset[str] = frozenset()
         self._forwarding: Forwarding | None = None
         self._waiting_for = ""
         self._table: NodeTable | None = None
@@ -147,7 +151,7 @@ class DataplaneProcess:
         poller = zmq.Poller()
         for polled in (self._publisher.poll_socket, self._commands.socket, self._subscriber.socket):
             poller.register(polled, zmq.POLLIN)
-        for descriptor in (wake.fileno(), self._next_hops.fileno()):
+        for descriptor in (wake.fileno(), self._monitor.fileno()):
             poller.register(descriptor, zmq.POLLIN)
         self._start(_monotonic_ms())
         adopted = f"{len(self._held.seats)} seats" if self._held.seats else ""
@@ -184,8 +188,9 @@ class DataplaneProcess:
             moments.append(self._retry_ms)
         else:
             moments += [self._count_ms, self._sweep_half_ms, self._settle_ms]
-        if self._planned is not None and self._planned.next_ms is not None:
-            moments.append(self._planned.next_ms)
+        for due_ms in (self._monitor.next_ms(now_ms), self._quarantine_ends_ms):
+            if due_ms is not None:
+                moments.append(due_ms)
         return max(0, min(moments) - now_ms)
 
     def _install_signals(self) -> socket.socket:
@@ -209,7 +214,9 @@ class DataplaneProcess:
             elif isinstance(envelope.data, LocalView):
                 self._stale |= _states(envelope.data) != _states(self._view)
                 self._view = envelope.data
-        self._stale |= self._next_hops.update(now_ms)
+        next_hops = self._monitor.serve(now_ms)
+        self._stale |= next_hops != self._next_hops
+        self._next_hops = next_hops
 
     def _command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         match verb:
@@ -267,7 +274,7 @@ class DataplaneProcess:
         self._forwarding = forwarding
         self._waiting_for = ""
         self._held = forwarding.kernel.adopt()
-        self._next_hops.watch(frozenset(seat.address for seat in self._held.seats.values()))
+        self._watch(frozenset(seat.address for seat in self._held.seats.values()), now_ms)
         for hook in forwarding.hooks:
             self._announce(hook)
         if forwarding.programs.migrated:
@@ -315,16 +322,17 @@ class DataplaneProcess:
 
     def _plan(self, forwarding: Forwarding, now_ms: int) -> None:
         """Bring the maps to what the table says; nothing to do if nothing has changed."""
-        due = self._planned is not None and self._planned.next_ms is not None
-        if due and now_ms >= (self._planned.next_ms or 0):  # type: ignore[union-attr]
-            self._stale = True
+        due_ms = self._quarantine_ends_ms
+        self._stale |= due_ms is not None and now_ms >= due_ms
         if self._table is None or not self._stale:
             return
+        # A new node's way is known before its seat is written.
+        self._watch(self._watched | {node.address for node in self._table.nodes}, now_ms)
         plan = make_plan(
             self._held,
             self._table,
             self._view,
-            self._next_hops.table,
+            self._next_hops,
             self._facts(forwarding),
             now_ms,
         )
@@ -332,12 +340,22 @@ class DataplaneProcess:
             forwarding.kernel.apply(write)
         self._held = plan.after
         self._write_settings(forwarding, self._table)
-        self._next_hops.watch(plan.addresses)
+        self._watch(plan.addresses, now_ms)
         for refused in plan.refused:
             _log.error("left out", what=refused)
         self._moved_slots += plan.moved_slots
         self._planned = plan
         self._stale = False
+
+    def _watch(self, addresses: frozenset[str], now_ms: int) -> None:
+        if addresses != self._watched:
+            self._watched = addresses
+            self._monitor.watch(addresses)
+            self._next_hops = self._monitor.serve(now_ms)
+
+    @property
+    def _quarantine_ends_ms(self) -> int | None:
+        return None if self._planned is None else self._planned.next_ms
 
     def _facts(self, forwarding: Forwarding) -> Facts:
         return Facts(
