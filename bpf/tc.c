@@ -21,7 +21,8 @@ int gale_tc_public(struct __sk_buff *ctx)
 	enum reason reason = handle_request(ctx, &packet);
 
 #ifdef GALE_ONE_ARM
-	if (reason == REASON_pass_not_for_service) {
+	if (reason == REASON_pass_not_for_service || reason == REASON_pass_icmp_other ||
+	    reason == REASON_pass_fragment_alone) {
 		packet = (struct packet){};
 		reason = handle_reply(ctx, &packet);
 	}
