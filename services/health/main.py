@@ -65,6 +65,7 @@ LONGEST_GAP_MS = 250
 POLL_MS = 100
 LAG_MS = 100
 """A turn later than this was late; less is the ordinary business of a machine."""
+LAG_SAID_MS = 10_000
 DRAIN_MS = 200
 MOST_UNDRAINED = 5
 MACHINE_BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -112,6 +113,7 @@ class HealthProcess:
         self._events: list[Happened] = []
         self._publish_from_ms = self._republish_ms = self._settle_ms = now_ms
         self._undrained = 0
+        self._lag_said_ms, self._unsaid_lag_ms = now_ms - LAG_SAID_MS, 0
         self._stopping = self._reload_wanted = False
         adopted = self._adopt(now_ms)
         started = ProcessEvent(topology.HEALTH, os.getpid(), version("gale"), adopted)
@@ -146,8 +148,8 @@ class HealthProcess:
         now_ms = _monotonic_ms()
         lag_ms = max(0, begun_ms - expected_ms) + max(0, now_ms - begun_ms - DRAIN_MS)
         if lag_ms > LAG_MS:
-            _log.warning("this process was late, deadlines are extended", lag_ms=lag_ms)
             self._registry.lagged(lag_ms, now_ms)
+            self._say_lag(lag_ms, now_ms)
         self._publisher.serve()
         self._commands.serve(self._command)
         if self._reload_wanted:
@@ -165,19 +167,29 @@ class HealthProcess:
         self._work_off(now_ms)
         return now_ms
 
+    def _say_lag(self, lag_ms: int, now_ms: int) -> None:
+        self._unsaid_lag_ms += lag_ms
+        if now_ms >= self._lag_said_ms + LAG_SAID_MS:
+            _log.warning("was late, so deadlines are extended", lag_ms=self._unsaid_lag_ms)
+            self._lag_said_ms, self._unsaid_lag_ms = now_ms, 0
+
     def _drain(self) -> bool:
         """Read all that agents have sent; False if that would take too long for one turn."""
         router, registry = self._listener.socket, self._registry
         end_ms = _monotonic_ms() + DRAIN_MS
         while (now_ms := _monotonic_ms()) < end_ms:
             try:
-                connection, *rest = router.recv_multipart(zmq.NOBLOCK, copy=False)
+                connection = router.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return True
-            frames = [frame.bytes for frame in rest]
+            # A message is here as a whole or not at all, so the rest of it needs no waiting.
+            first = router.recv(zmq.NOBLOCK, copy=False)
+            frames = [first.bytes]
+            if first.more:
+                frames += router.recv_multipart(zmq.NOBLOCK)
             # The address is looked up where it counts: it costs more than a heartbeat does.
-            address = rest[0].get("Peer-Address") if frames[:1] == [b"hello"] else ""
-            registry.receive(connection.bytes, str(address), frames, now_ms)
+            address = str(first.get("Peer-Address")) if frames[0] == b"hello" else ""
+            registry.receive(connection, address, frames, now_ms)
         return False
 
     def _wait_ms(self, now_ms: int) -> int:

@@ -356,8 +356,7 @@ class Agent:
             return ServingStatus.SHUTTING_DOWN, self.activity.value
         if not self._checks or any(check.good is None for check in self._checks.values()):
             # Not known yet: go on with what was known before, if it was.
-            known = self._status is not ServingStatus.SHUTTING_DOWN
-            return (self._status, self._reason) if known else (None, "")
+            return self._status, self._reason
         return ServingStatus.SERVING, ""
 
     # ----------------------------------------------------------------- the operator
@@ -493,6 +492,10 @@ class Agent:
             raise IllegalStepError(f"{self.activity} to {activity}")
         self.activity = activity
         self._activity_since_ms = now_ms
+        if (
+            activity is Activity.RUNNING
+        ):  # what was said till now was the operator's, not the checks'
+            self._status, self._reason = None, ""
         self._output.log.append(f"this node is {activity.value}")
         self._judge(now_ms)
 

@@ -122,7 +122,9 @@ def test_http_is_good_from_200_to_399(status: bytes) -> None:
 )
 def test_http_is_bad_for_everything_else(answer: bytes) -> None:
     with answering(answer) as (port, _):
-        assert not probe(http(port)).good
+        result = probe(http(port))
+        assert not result.good
+        assert "within" not in result.reason, "it was known before the timeout"
 
 
 def test_an_answer_in_pieces_is_an_answer() -> None:
@@ -144,13 +146,16 @@ def test_a_server_that_closes_without_an_answer_is_bad() -> None:
     with listening() as server:
         port = server.getsockname()[1]
 
-        def close_at_once() -> None:
+        def hear_and_close() -> None:
             connection, _ = server.accept()
+            connection.recv(4096)
             connection.close()
 
-        thread = threading.Thread(target=close_at_once, daemon=True)
+        thread = threading.Thread(target=hear_and_close, daemon=True)
         thread.start()
-        assert not probe(http(port)).good
+        result = probe(http(port))
+        assert not result.good
+        assert "is not HTTP" in result.reason
         thread.join(10)
 
 

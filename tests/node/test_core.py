@@ -307,8 +307,9 @@ def test_a_new_service_counts_from_its_first_result() -> None:
     rig = Rig()
     rig.admit()
     rig.hear(welcome(services=(offer("default", 8080), offer("new", 9))))
+    rig.check(name="default")
     rig.wait(INTERVAL_MS)
-    assert rig.beats()[-1].status is SERVING
+    assert [beat.status for beat in rig.beats()] == [SERVING]
     rig.check(good=False, name="new")
     assert rig.beats()[-1].status is NOT_SERVING
 
@@ -353,6 +354,18 @@ def test_start_calls_a_drain_off() -> None:
     rig.agent.start(rig.now_ms)
     rig.wait(DRAIN_MS)
     assert rig.beats()[-1].status is SERVING
+
+
+def test_a_start_before_anything_was_checked_promises_nothing() -> None:
+    rig = Rig()
+    rig.agent.stop(0, rig.now_ms)
+    rig.wait(1)
+    rig.agent.start(rig.now_ms)
+    rig.connect()
+    rig.hear(welcome())
+    assert rig.beats() == []
+    rig.check()
+    assert [beat.status for beat in rig.beats()] == [SERVING]
 
 
 def test_stop_and_start_may_be_said_twice() -> None:
