@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -60,7 +61,9 @@ class Board:
     def note(self, text: str) -> None:
         self.notes.append(text)
         if self.log is not None:
-            self.log.print(text, highlight=False)
+            seen = Summary(list(self.requests.results) if self.requests else [])
+            counts = f"{len(seen.results):6d} requests, {len(seen.failures)} failed: "
+            self.log.print(counts + text, highlight=False, soft_wrap=True)
 
     def __rich__(self) -> Group:
         seen = Summary(list(self.requests.results) if self.requests else [])
@@ -169,7 +172,7 @@ def server_promises(board: Board) -> list[Promise]:
         board.note(f"the client itself lagged {seen.largest_lag_ms:.0f} ms; measuring again")
     return [
         Promise(
-            f"a node's server killed: requests fail for at most {FAILING_MS} ms",
+            f"a node's server killed: requests fail for {FAILING_MS} ms at most",
             f"{len(seen.failures)} failed, within {seen.failing_ms:.0f} ms",
             bool(seen.failures) and seen.failing_ms <= FAILING_MS,
         ),
@@ -213,12 +216,15 @@ def main() -> int:
     console = Console()
     begin = time.monotonic()
     try:
-        with lab_hosts(Plan(), partial(console.print, style="dim", highlight=False)) as hosts:
+        with lab_hosts(
+            Plan(), partial(console.print, style="dim", highlight=False, soft_wrap=True)
+        ) as hosts:
             board = Board(hosts, log=None if console.is_terminal else console)
-            with Live(board, console=console, refresh_per_second=5):
+            show = Live(board, console=console, refresh_per_second=5)
+            with show if console.is_terminal else nullcontext():
                 promises = run(board)
     except (LabError, AssertionError) as error:
-        console.print(str(error), style="red", highlight=False, markup=False)
+        print(error, file=sys.stderr)
         return 1
     show_summary(console, promises)
     held = all(promise.held for promise in promises)
