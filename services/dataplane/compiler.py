@@ -320,16 +320,14 @@ def _declaration_of(lib: Any, module: Any, name: bytes) -> MapDeclaration:
 
 def _function_of(code: bytes, names: Mapping[int, str]) -> Function:
     """Find the loads of a map's fd, which mean something in the compiling process only."""
-    maps = {}
-    number = 0
-    while number * _INSTRUCTION_BYTES < len(code):
-        at = number * _INSTRUCTION_BYTES
-        if code[at] == _LOAD_DOUBLE_WORD:
-            if code[at + 1] >> 4 == _SOURCE_IS_MAP_FD:
-                maps[number] = names[int.from_bytes(code[at + 4 : at + 8], sys.byteorder)]
-            number += 1
-        number += 1
-    return Function(code, maps)
+    return Function(
+        code,
+        {
+            at // _INSTRUCTION_BYTES: names[int.from_bytes(code[at + 4 : at + 8], sys.byteorder)]
+            for at in range(0, len(code), _INSTRUCTION_BYTES)
+            if code[at] == _LOAD_DOUBLE_WORD and code[at + 1] >> 4 == _SOURCE_IS_MAP_FD
+        },
+    )
 
 
 if __name__ == "__main__":

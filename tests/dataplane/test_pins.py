@@ -208,8 +208,9 @@ def test_another_number_of_entries_takes_the_contents_along(
         changed = flows.Leaf()
         changed.words[1] = 999
         flows[number] = changed
+    del flows[6]
     new.maps.commit()
-    assert set(flow_words(new)) == {*range(110), 200}
+    assert set(flow_words(new)) == {*range(110), 200} - {6}
     assert [flow_words(new)[number] for number in (5, 105, 107)] == [999, 315, 999]
     assert map_info(get_object(bpf_dir / "maps" / "flows")).max_entries == entries
     assert run_xdp(new.fd, PACKET).verdict is XdpVerdict.TX
@@ -218,7 +219,7 @@ def test_another_number_of_entries_takes_the_contents_along(
 
     third = Start(bpf_dir, FLOWS=kind, **changes)
     assert third.maps.migrated == ()
-    assert set(flow_words(third)) == {*range(110), 200}
+    assert set(flow_words(third)) == {*range(110), 200} - {6}
     third.end()
 
 
