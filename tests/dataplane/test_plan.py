@@ -381,6 +381,16 @@ def test_without_a_free_seat_a_node_is_left_out_by_name() -> None:
     assert NO_SEAT not in kernel.region(0).ravel()[: ring.SLOTS]
 
 
+def test_weight_zero_keeps_its_seat_for_old_flows_alone() -> None:
+    kernel = Kernel()
+    run(kernel, EMPTY, table([node(0), node(1, UP, 0)]))
+    assert {value.address: value.up for value in kernel.seats.values()} == {
+        node(0).address: True,
+        node(1).address: False,
+    }
+    assert seat_identity("web", node(1).id) not in kernel.slots("web")
+
+
 def test_a_changed_address_is_written_to_the_same_seat() -> None:
     kernel = Kernel()
     first = run(kernel, EMPTY, table([node(0)]))

@@ -255,6 +255,14 @@ def test_what_the_dead_leave_is_divided_by_weight() -> None:
         assert inherited[node] / inherited.sum() == pytest.approx(weights[node] / 8, rel=0.1)
 
 
+def test_many_dead_are_divided_evenly_among_few_living() -> None:
+    """As evenly as dice would: a walk that went from neighbour to neighbour would leave the slots
+    behind a long row of dead to one node, and differ ten times as much."""
+    ring = build(equal_members(100), 4, "s")
+    slots = np.bincount(masked(ring, range(10, 100)), minlength=10)[:10]
+    assert np.abs(slots / (SLOTS / 10) - 1).max() <= 0.05
+
+
 def test_an_empty_ring_stays_empty() -> None:
     assert (masked(build([], 1, "s"), ()) == NOBODY).all()
 
