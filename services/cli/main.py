@@ -58,7 +58,7 @@ def _load(name: str) -> Any:
     return command
 
 
-def _program_options_first(arguments: Sequence[str]) -> list[str]:
+def program_options_first(arguments: Sequence[str]) -> list[str]:
     """Move `--json` and `-c FILE` to the front, from wherever they stand before a `--`."""
     first: list[str] = []
     rest: list[str] = []
@@ -85,7 +85,7 @@ class LazyCommands(TyperGroup):
         return _load(cmd_name) if cmd_name in COMMANDS else None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, _program_options_first(args))
+        return super().parse_args(ctx, program_options_first(args))
 
     def invoke(self, ctx: Any) -> Any:
         try:

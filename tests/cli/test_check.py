@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from services.cli.main import COMMANDS, _program_options_first, app
+from services.cli.main import COMMANDS, program_options_first, app
 
 GALE = Path(sys.executable).with_name("gale")
 SHIPPED = Path(__file__).parent.parent.parent / "conf"
@@ -96,10 +96,10 @@ def test_program_options_stand_anywhere(tmp_path: Path) -> None:
 
 def test_program_options_end_where_another_command_begins() -> None:
     arguments = ["lab", "exec", "client", "--json", "--", "sh", "-c", "true", "--json"]
-    assert _program_options_first(arguments) == [
+    assert program_options_first(arguments) == [
         "--json", "lab", "exec", "client", "--", "sh", "-c", "true", "--json",
     ]  # fmt: skip
-    assert _program_options_first(["check", "-c"]) == ["-c", "check"]
+    assert program_options_first(["check", "-c"]) == ["-c", "check"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,302 @@
+"""The rule of dependency, the pure cores, and the size of things, held over every source file.
+
+The rules (and why: a service that imports another cannot be restarted, tested or understood
+alone; a core that reads a clock cannot be run through a thousand simulated schedules):
+
+* `services.X` imports `services.X`, `bus`, `conf` and third parties. Only `services.cli` reaches
+  further: to `e2e.lab`, inside a function, since an installed package has no lab.
+* `bus` and `conf` import neither each other nor a service; `bpf`, which carries C, nothing of ours.
+* What no machine ships (`e2e`, `tests`) is imported by nothing that ships.
+* Pure cores import nothing that does I/O or knows the time, nor does what they import of ours.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("bus", "conf", "services", "bpf", "e2e", "tests")
+
+PURE_CORES = (
+    "services/health/registry.py",
+    "services/quorum/core.py",
+    "services/dataplane/ring.py",
+    "services/dataplane/plan.py",
+    "services/api/fold.py",
+    "services/node/core.py",
+)
+
+IMPURE = frozenset(
+    (
+        "zmq",
+        "socket",
+        "time",
+        "random",
+        "os",
+        "bcc",
+        "asyncio",
+        "select",
+        "selectors",
+        "subprocess",
+        "threading",
+        "secrets",
+        "pyroute2",
+        "structlog",
+        "logging",
+    )
+)
+
+MAY_IMPORT = {
+    "bus": {"bus"},
+    "conf": {"conf"},
+    "bpf": {"bpf"},
+    "services": {"bus", "conf"},  # and of services, each its own
+}
+
+LINE_LENGTH = 100
+FUNCTION_LENGTH = 60
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, by its full name, and whether the import waits inside a function."""
+
+    module: str
+    line: int
+    is_lazy: bool
+
+
+def _sources(*suffixes: str) -> list[Path]:
+    """The files of our packages, without what the interpreter or a build leaves among them."""
+    return sorted(
+        path
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in suffixes and path.is_file() and "__pycache__" not in path.parts
+    )
+
+
+PYTHON = _sources(".py")
+C = [path for path in _sources(".c", ".h") if path.is_relative_to(ROOT / "bpf")]
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=_name(path))
+
+
+@cache
+def _imports(path: Path) -> tuple[Import, ...]:
+    """Everything a file imports, at its head or inside functions, `from x import y` as `x.y`."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    lazy_nodes = {
+        id(inner)
+        for function in ast.walk(_tree(path))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for inner in ast.walk(function)
+    }
+    return tuple(
+        Import(module, getattr(node, "lineno", 1), id(node) in lazy_nodes)
+        for node in ast.walk(_tree(path))
+        for module in _imported_modules(node, package)
+    )
+
+
+def _imported_modules(node: ast.AST, package: tuple[str, ...]) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        above = package[: len(package) - node.level + 1] if node.level else ()
+        module = ".".join([*above, *([node.module] if node.module else [])])
+        yield from (f"{module}.{alias.name}" for alias in node.names)
+    elif (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name | ast.Attribute)
+        and (node.func.id if isinstance(node.func, ast.Name) else node.func.attr)
+        in ("import_module", "__import__")
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+    ):
+        yield str(node.args[0].value)
+
+
+def _is_allowed(path: Path, imported: Import) -> bool:
+    """The rule of dependency, for one import of something of ours."""
+    here = path.relative_to(ROOT).parts
+    there = imported.module.split(".")
+    if here[0] in ("e2e", "tests"):
+        return True
+    if there[0] in MAY_IMPORT[here[0]]:
+        return True
+    if here[0] != "services":
+        return False
+    if there[0] == "services":
+        return len(here) > 2 and there[1:2] == [here[1]]
+    return here[1] == "cli" and there[:2] == ["e2e", "lab"] and imported.is_lazy
+
+
+def _fail_on(wrong: list[str]) -> None:
+    """All offenders at once, each as a place to jump to."""
+    if wrong:
+        pytest.fail("\n".join(["", *wrong]), pytrace=False)
+
+
+def test_rule_of_dependency() -> None:
+    _fail_on(
+        [
+            f"{_name(path)}:{imported.line}: imports {imported.module}"
+            for path in PYTHON
+            for imported in _imports(path)
+            if imported.module.split(".")[0] in PACKAGES and not _is_allowed(path, imported)
+        ]
+    )
+
+
+def _file_of(module: str) -> Path | None:
+    """The file of a module of ours; of `module.attribute`, that of the module."""
+    parts = module.split(".")
+    while parts:
+        place = ROOT.joinpath(*parts)
+        for path in (place.with_suffix(".py"), place / "__init__.py"):
+            if path.is_file() and place != ROOT:
+                return path
+        parts.pop()
+    return None
+
+
+def _reached(path: Path, seen: dict[Path, Path | None]) -> dict[Path, Path | None]:
+    """Every file of ours that importing `path` runs, each with the one that imports it."""
+    for imported in _imports(path):
+        is_ours = imported.module.split(".")[0] in PACKAGES
+        target = _file_of(imported.module) if is_ours else None
+        if target is not None and target not in seen:
+            seen[target] = path
+            _reached(target, seen)
+    return seen
+
+
+@pytest.mark.parametrize("name", PURE_CORES)
+def test_pure_core(name: str) -> None:
+    core = ROOT / name
+    assert core.is_file(), f"{name} is one of the pure cores of the design, and is not there"
+    _fail_on(
+        [
+            f"{_name(path)}:{imported.line}: imports {imported.module}"
+            for path in _reached(core, {core: None})
+            for imported in _imports(path)
+            if imported.module.split(".")[0] in IMPURE
+        ]
+    )
+
+
+def _lines(paths: list[Path]) -> Iterator[tuple[str, str]]:
+    for path in paths:
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            yield f"{_name(path)}:{number}", line
+
+
+def test_lines_fit() -> None:
+    _fail_on(
+        [
+            f"{place}: {len(line)} characters"
+            for place, line in _lines([*PYTHON, *C])
+            if len(line) > LINE_LENGTH
+        ]
+    )
+
+
+def test_functions_are_short() -> None:
+    _fail_on(
+        [
+            f"{_name(path)}:{node.lineno}: {node.name} has {length} lines"
+            for path in PYTHON
+            for node in ast.walk(_tree(path))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            and (length := (node.end_lineno or node.lineno) - node.lineno + 1) > FUNCTION_LENGTH
+        ]
+    )
+
+
+def test_nothing_is_left_for_later() -> None:
+    words = ("TO" + "DO", "FIX" + "ME")
+    sources = _sources(".py", ".c", ".h", ".toml", ".conf")
+    _fail_on(
+        [
+            f"{place}: {line.strip()}"
+            for place, line in _lines(sources)
+            if any(word in line for word in words)
+        ]
+    )
+
+
+def test_modules_have_their_design_page() -> None:
+    _fail_on(
+        [
+            f"{_name(path)}:1: no docstring"
+            for path in PYTHON
+            if path.relative_to(ROOT).parts[0] != "tests"
+            and path.name != "__init__.py"
+            and not ast.get_docstring(_tree(path))
+        ]
+    )
+
+
+# --------------------------------------------------------------------------- of these rules
+
+
+@pytest.mark.parametrize(
+    ("path", "module", "is_lazy", "is_allowed"),
+    [
+        ("services/health/main.py", "services.health.registry", False, True),
+        ("services/health/main.py", "bus.socket.Publisher", False, True),
+        ("services/health/main.py", "conf.load_lb", False, True),
+        ("services/health/main.py", "services.quorum.core", False, False),
+        ("services/health/main.py", "services.quorum.core", True, False),
+        ("services/health/main.py", "e2e.lab", True, False),
+        ("services/health/main.py", "tests.sim", False, False),
+        ("services/cli/lab.py", "e2e.lab.topology", True, True),
+        ("services/cli/lab.py", "e2e.lab.topology", False, False),
+        ("services/cli/lab.py", "e2e.load", True, False),
+        ("services/cli/status.py", "services.api.main", True, False),
+        ("services/__init__.py", "services.api", False, False),
+        ("bus/socket.py", "bus.messages", False, True),
+        ("bus/socket.py", "conf", False, False),
+        ("conf/lb.py", "bus.messages.Mode", False, False),
+        ("conf/lb.py", "services.cli", True, False),
+        ("bpf/source.py", "services.dataplane", False, False),
+        ("e2e/test_http.py", "services.health.main", False, True),
+        ("tests/conf/test_lines.py", "conf.lines", False, True),
+    ],
+)
+def test_the_rule_itself(path: str, module: str, is_lazy: bool, is_allowed: bool) -> None:
+    assert _is_allowed(ROOT / path, Import(module, 1, is_lazy)) is is_allowed
+
+
+def test_every_way_to_import_is_seen() -> None:
+    text = """
+import a.b
+from c import d, e
+from . import f
+from ..g import h
+def lazy():
+    import i
+    importlib.import_module("j.k")
+"""
+    found = [
+        module
+        for node in ast.walk(ast.parse(text))
+        for module in _imported_modules(node, ("services", "health"))
+    ]
+    assert sorted(found) == [
+        "a.b", "c.d", "c.e", "i", "j.k", "services.g.h", "services.health.f",
+    ]  # fmt: skip
