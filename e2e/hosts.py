@@ -31,12 +31,6 @@ class Hosts(Protocol):
     def vip(self) -> str:
         """The address that the client sends its requests to."""
 
-    def address(self, node: str) -> str:
-        """A node's address on the private network."""
-
-    def private_interface(self, lb: str) -> str:
-        """The LB's interface towards its nodes."""
-
     def environment(self, who: str) -> dict[str, str]:
         """The machine's `GALE_CONFIG`, `GALE_RUN_DIR`, `GALE_STATE_DIR`, `GALE_BPF_DIR`."""
 
@@ -69,12 +63,6 @@ class LabHosts:
 
     def vip(self) -> str:
         return self.lab.plan.vip(self.lbs[0])
-
-    def address(self, node: str) -> str:
-        return self.lab.plan.links(node)[0].address
-
-    def private_interface(self, lb: str) -> str:
-        return plan.PRIVATE.interface
 
     def environment(self, who: str) -> dict[str, str]:
         return self.lab.environment(who)
