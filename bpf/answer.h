@@ -1,7 +1,7 @@
 /* Answering a packet that is too long for its way: ICMP "fragmentation needed" (RFC 792, RFC 1191).
  *
- * The answer is made of the packet itself: cut down to the 28 bytes that are quoted, a header put in
- * front, sent back the way it came. It speaks as the address the client wrote to.
+ * The answer is made of the packet itself: cut down to the 28 bytes that are quoted, a header put
+ * in front, sent back the way it came. It speaks as the address the client wrote to.
  */
 #ifndef GALE_ANSWER_H
 #define GALE_ANSWER_H
@@ -78,8 +78,8 @@ static __always_inline enum reason answer_too_big(context_t *ctx, struct packet 
 	answer->ip.check = ~fold(bpf_csum_diff(0, 0, (void *)&answer->ip, sizeof(answer->ip), 0));
 	answer->icmp = (struct icmphdr){ .type = ICMP_DEST_UNREACH, .code = ICMP_FRAG_NEEDED };
 	answer->icmp.un.frag.mtu = bpf_htons(packet->mtu);
-	answer->icmp.checksum = ~fold(bpf_csum_diff(0, 0, (void *)&answer->icmp,
-						    sizeof(answer->icmp) + QUOTED_BYTES, 0));
+	answer->icmp.checksum = ~fold(
+		bpf_csum_diff(0, 0, (void *)&answer->icmp, sizeof(answer->icmp) + QUOTED_BYTES, 0));
 	packet->verdict = bpf_redirect(arrived_on(ctx), 0);
 	return REASON_too_big_answered;
 }

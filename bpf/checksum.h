@@ -1,7 +1,7 @@
 /* One's complement arithmetic of the Internet checksum (RFC 1071), incremental (RFC 1624, eqn. 3).
  *
- * A rewrite changes the checksum by the same amount whatever else is in the packet; so the amount is
- * calculated once, when a flow is created, and stands in its conntrack entry.
+ * A rewrite changes the checksum by the same amount whatever else is in the packet; so the amount
+ * is calculated once, when a flow is created, and stands in its conntrack entry.
  */
 #ifndef GALE_CHECKSUM_H
 #define GALE_CHECKSUM_H

@@ -1,22 +1,24 @@
-/* Connection tracking: two tables, `half` for flows whose handshake is under way, `est` for the rest.
+/* Connection tracking: `half` for flows whose handshake is under way, `est` for all others.
  *
- *              SYN, UDP                 SYN-ACK                the client's ACK of it
- *     (none) ───────────► SYN_SENT ───────────► SYN_RECEIVED ─────────────────────────► ESTABLISHED
- *                            │    the node's first UDP datagram                            ▲    │
- *                            └─────────────────────────────────────────────────────────────┘    │ FIN
- *                                                          CLOSED ◄──── FIN, RST ──── CLOSING ◄──┘
+ *            SYN, UDP             SYN-ACK                 the client's ACK of it
+ *    (none) ─────────► SYN_SENT ─────────► SYN_RECEIVED ────────────────────────► ESTABLISHED
+ *                         │      the node's first UDP datagram                       ▲    │
+ *                         └──────────────────────────────────────────────────────────┘    │
+ *                                                                                     FIN │
+ *                                              CLOSED ◄── the other FIN, RST ── CLOSING ◄─┘
  *
  * A packet of an established flow costs one look-up. What can only be forged without seeing the
- * node's answer (a SYN, a blind ACK) never enters `est`, and each table evicts only its like: a flood
- * of ten times their size costs no established flow.
+ * node's answer (a SYN, a blind ACK) never enters `est`, and each table evicts only its like: a
+ * flood of ten times their size costs no established flow.
  *
- * Each flow has two entries, one per direction, each with its own rewrite. The reply's entry is what
- * reserves the SNAT port: it is inserted first, with BPF_NOEXIST, and in either table at most one
- * flow owns it. Entries of an LRU table may vanish one at a time; so once a second a flow's packet
- * looks at the other entry too, puts it back if it is missing, and ends the flow if another took it.
+ * Each flow has two entries, one per direction, each with its own rewrite. The reply's entry is
+ * what reserves the SNAT port: it is inserted first, with BPF_NOEXIST, and in either table at most
+ * one flow owns it. Entries of an LRU table may vanish one at a time; so once a second a flow's
+ * packet looks at the other entry too, puts it back if it is missing, and ends the flow if another
+ * took it.
  *
- * User space only sweeps what is idle (services/dataplane/conntrack.py); if it is dead, nothing here
- * notices.
+ * User space only sweeps what is idle (services/dataplane/conntrack.py); if it is dead, nothing
+ * here notices.
  */
 #ifndef GALE_CONNTRACK_H
 #define GALE_CONNTRACK_H
@@ -54,7 +56,8 @@ static __always_inline int are_opposite(const struct flow_key *key, const struct
 }
 
 /* The entry of the other direction: it undoes what `flow` does to packets under `key`. */
-static __always_inline struct flow turned_around(const struct flow_key *key, const struct flow *flow)
+static __always_inline struct flow turned_around(const struct flow_key *key,
+						 const struct flow *flow)
 {
 	struct flow other = *flow;
 
@@ -76,7 +79,8 @@ static __always_inline void set_deltas(const struct flow_key *key, struct flow *
 }
 
 /* Once a second per direction: keep both entries alive and the pair whole. */
-static __always_inline enum reason touch_flow(const struct packet *packet, struct flow *flow, __u64 now)
+static __always_inline enum reason touch_flow(const struct packet *packet, struct flow *flow,
+					      __u64 now)
 {
 	const struct flow_key *key = &packet->key;
 	struct flow_key other_key = opposite_key(key, flow);
@@ -107,8 +111,8 @@ static __always_inline void track_close(const struct packet *packet, struct flow
 	__u8 state = FLOW_CLOSED;
 
 	if (!(packet->tcp_flags & TCP_FLAG_RST)) {
-		flow->flags |= packet->key.direction == DIRECTION_REQUEST ? FLOW_FIN_REQUEST :
-									    FLOW_FIN_REPLY;
+		flow->flags |= packet->key.direction == DIRECTION_REQUEST ? FLOW_FIN_REQUEST
+									  : FLOW_FIN_REPLY;
 		if (flow->flags != (FLOW_FIN_REQUEST | FLOW_FIN_REPLY))
 			state = FLOW_CLOSING;
 	}
@@ -138,9 +142,11 @@ static __always_inline void forget_half(const struct flow_key *key, const struct
 }
 
 /* From `half` to `est`: reply with NOEXIST, request, then the halves go. Idempotent: two CPUs that
- * promote the same flow at once both succeed. `flow` stands in `half` under `key`, either direction.
+ * promote the same flow at once both succeed. `flow` stands in `half` under `key`, either
+ * direction.
  */
-static __always_inline enum reason promote(const struct flow_key *key, const struct flow *flow, __u64 now)
+static __always_inline enum reason promote(const struct flow_key *key, const struct flow *flow,
+					   __u64 now)
 {
 	struct flow_key other_key = opposite_key(key, flow);
 	struct flow *other = half.lookup(&other_key);
@@ -188,12 +194,12 @@ static __always_inline int port_taken(const struct flow_key *reply_key, __u64 no
 	return 0;
 }
 
-/* This CPU's next port towards this seat: a stride over the whole slice, so that a port rests for as
- * long as can be before it is used again (the node may hold it in TIME_WAIT). Where long flows fill
- * a stretch of the slice, later tries jump.
+/* This CPU's next port towards this seat: a stride over the whole slice, so that a port rests for
+ * as long as can be before it is used again (the node may hold it in TIME_WAIT). Where long flows
+ * fill a stretch of the slice, later tries jump.
  */
-static __always_inline __u16 candidate_port(const struct service *service, struct seat_counters *own,
-					    __u16 cpus, int attempt)
+static __always_inline __u16 candidate_port(const struct service *service,
+					    struct seat_counters *own, __u16 cpus, int attempt)
 {
 	__u32 place = (__u32)own->next_port++ * cpus + bpf_get_smp_processor_id();
 
@@ -202,8 +208,11 @@ static __always_inline __u16 candidate_port(const struct service *service, struc
 	return bpf_htons(service->snat_first_port + place % service->snat_ports);
 }
 
-/* Takes a port and enters both directions into `half`. On success `forward` is the request's rewrite. */
-static __always_inline enum reason open_flow(const struct packet *packet, const struct service *service,
+/* Takes a port and enters both directions into `half`. On success `forward` is the request's
+ * rewrite.
+ */
+static __always_inline enum reason open_flow(const struct packet *packet,
+					     const struct service *service,
 					     struct seat_counters *own, __u16 cpus,
 					     struct flow *forward)
 {
@@ -215,8 +224,8 @@ static __always_inline enum reason open_flow(const struct packet *packet, const 
 	if (!service->snat_ports && !keeps_port)
 		return REASON_drop_no_port;
 	for (int attempt = 0; attempt < PORT_TRIES; attempt++) {
-		forward->sport = keeps_port ? key->sport :
-					      candidate_port(service, own, cpus, attempt);
+		forward->sport =
+			keeps_port ? key->sport : candidate_port(service, own, cpus, attempt);
 		reply_key = opposite_key(key, forward);
 		if (port_taken(&reply_key, forward->created))
 			continue;

@@ -1,8 +1,9 @@
 /* Sending a finished packet on: to a node's seat, or back to the client.
  *
  * XDP sends by itself what has a resolved next hop and no tag to take off; everything else it has
- * passed on unmodified before anything was rewritten (`can_deliver`). TC asks the kernel's neighbour
- * table, which holds a packet back until ARP has answered, so that no first packet is lost.
+ * passed on unmodified before anything was rewritten (`can_deliver`). TC asks the kernel's
+ * neighbour table, which holds a packet back until ARP has answered, so that no first packet is
+ * lost.
  */
 #ifndef GALE_DELIVER_H
 #define GALE_DELIVER_H
@@ -34,7 +35,8 @@ static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet
 	return bpf_redirect(seat->ifindex, 0);
 }
 
-static __always_inline enum reason can_reach_client(const struct packet *packet, const __u8 *last_hop)
+static __always_inline enum reason can_reach_client(const struct packet *packet,
+						    const __u8 *last_hop)
 {
 	__u8 known = 0;
 
@@ -57,8 +59,8 @@ static __always_inline int deliver_to_client(context_t *ctx, struct packet *pack
 #else
 
 /* bcc declares this helper with three arguments; it takes four. */
-static long (*redirect_neighbour)(u32 ifindex, void *params, int params_bytes, u64 flags) =
-	(void *)BPF_FUNC_redirect_neigh;
+static long (*redirect_neighbour)(u32 ifindex, void *params, int params_bytes,
+				  u64 flags) = (void *)BPF_FUNC_redirect_neigh;
 
 #define TCP_HEADER_USUAL_BYTES 32 /* with timestamps */
 
@@ -101,7 +103,8 @@ static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet
 }
 
 /* The kernel's routes say how the client is reached; it need not own the source address. */
-static __always_inline enum reason can_reach_client(const struct packet *packet, const __u8 *last_hop)
+static __always_inline enum reason can_reach_client(const struct packet *packet,
+						    const __u8 *last_hop)
 {
 	return REASON_parsed;
 }

@@ -1,10 +1,10 @@
 /* L3: the client's packet travels whole, inside an outer header to the node.
  *
- * IP in IP (RFC 2003), or UDP with a GUE header (draft-ietf-intarea-gue, variant 0, no options). DSCP
- * and ECN are copied outward (RFC 6040); the outer packet is never fragmented, so its length is checked
- * before. What tells one flow's outer header from another's, so that the node's network card spreads
- * flows over its queues: with GUE the UDP source port, with IP in IP the outer source address, taken
- * from a /16 that is set apart for it.
+ * IP in IP (RFC 2003), or UDP with a GUE header (draft-ietf-intarea-gue, variant 0, no options).
+ * DSCP and ECN are copied outward (RFC 6040); the outer packet is never fragmented, so its length
+ * is checked before. What tells one flow's outer header from another's, so that the node's network
+ * card spreads flows over its queues: with GUE the UDP source port, with IP in IP the outer source
+ * address, taken from a /16 that is set apart for it.
  */
 #ifndef GALE_ENCAP_H
 #define GALE_ENCAP_H
@@ -81,8 +81,9 @@ static __always_inline void make_outer(struct outer_gue *outer, const struct pac
 
 #ifdef GALE_XDP
 
-static __always_inline int encapsulate(context_t *ctx, struct packet *packet, const struct seat *seat,
-				       __u8 flags, __u32 entropy, const struct settings *own)
+static __always_inline int encapsulate(context_t *ctx, struct packet *packet,
+				       const struct seat *seat, __u8 flags, __u32 entropy,
+				       const struct settings *own)
 {
 	struct outer_gue outer;
 	struct ethhdr *ethernet;
@@ -109,8 +110,9 @@ static __always_inline int encapsulate(context_t *ctx, struct packet *packet, co
 
 #else
 
-static __always_inline int encapsulate(context_t *ctx, struct packet *packet, const struct seat *seat,
-				       __u8 flags, __u32 entropy, const struct settings *own)
+static __always_inline int encapsulate(context_t *ctx, struct packet *packet,
+				       const struct seat *seat, __u8 flags, __u32 entropy,
+				       const struct settings *own)
 {
 	__u64 room = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4;
 	struct outer_gue outer;
@@ -120,9 +122,10 @@ static __always_inline int encapsulate(context_t *ctx, struct packet *packet, co
 		room |= BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
 	if (bpf_skb_adjust_room(ctx, outer_bytes(flags), BPF_ADJ_ROOM_MAC, room))
 		return -1;
-	return flags & SERVICE_GUE ?
-		       bpf_skb_store_bytes(ctx, sizeof(struct ethhdr), &outer, sizeof(outer), 0) :
-		       bpf_skb_store_bytes(ctx, sizeof(struct ethhdr), &outer.ip, sizeof(outer.ip), 0);
+	return flags & SERVICE_GUE
+		       ? bpf_skb_store_bytes(ctx, sizeof(struct ethhdr), &outer, sizeof(outer), 0)
+		       : bpf_skb_store_bytes(ctx, sizeof(struct ethhdr), &outer.ip,
+					     sizeof(outer.ip), 0);
 }
 
 #endif

@@ -1,6 +1,6 @@
-/* Fragments: the first one has the ports and decides; those that follow find its decision by (source,
- * destination, id, protocol), the four that name a datagram (RFC 791). One that comes before its first
- * cannot be told from the host's own and is passed by name.
+/* Fragments: the first one has the ports and decides; those that follow find its decision by
+ * (source, destination, id, protocol), the four that name a datagram (RFC 791). One that comes
+ * before its first cannot be told from the host's own and is passed by name.
  */
 #ifndef GALE_FRAGMENT_H
 #define GALE_FRAGMENT_H
@@ -25,8 +25,8 @@ static __always_inline struct fragment_key fragment_key(const struct packet *pac
 }
 
 /* Called with every packet of a service; `flow` is null in the stateless modes. */
-static __always_inline void note_fragment(const struct packet *packet, __u16 seat, __u8 mode, __u8 flags,
-					  const struct flow *flow)
+static __always_inline void note_fragment(const struct packet *packet, __u16 seat, __u8 mode,
+					  __u8 flags, const struct flow *flow)
 {
 	struct fragment fragment = { .seat = seat, .mode = mode, .flags = flags };
 	struct fragment_key key;

@@ -1,7 +1,7 @@
 /* ICMP errors about a flow's packets: path MTU discovery and refusals work only if they arrive.
  *
- * An error quotes the packet it is about. Quoted is a packet that left here or a node, so the flow is
- * found by turning the quoted addresses and ports around; in L4 the quote is translated like the
+ * An error quotes the packet it is about. Quoted is a packet that left here or a node, so the flow
+ * is found by turning the quoted addresses and ports around; in L4 the quote is translated like the
  * packet itself, or its receiver would not know it. The quoted transport checksum is left as it is:
  * of TCP's it is not even there.
  */
@@ -54,13 +54,14 @@ static __always_inline int adopt_quoted_key(context_t *ctx, struct packet *packe
 }
 
 /* Into the quote go the addresses that the receiver used: the flow's rewrite, turned around. The
- * quoted header's own checksum follows its addresses, so of all this the ICMP checksum sees only the
- * ports.
+ * quoted header's own checksum follows its addresses, so of all this the ICMP checksum sees only
+ * the ports.
  */
 static __always_inline void translate_quote(struct quote *quote, const struct flow *flow)
 {
 	struct icmphdr *icmp = (struct icmphdr *)quote - 1;
-	__u32 addresses = delta32(quote->ip.saddr, flow->daddr) + delta32(quote->ip.daddr, flow->saddr);
+	__u32 addresses =
+		delta32(quote->ip.saddr, flow->daddr) + delta32(quote->ip.daddr, flow->saddr);
 	__u32 ports = delta16(quote->sport, flow->dport) + delta16(quote->dport, flow->sport);
 
 	quote->ip.saddr = flow->daddr;
@@ -71,8 +72,8 @@ static __always_inline void translate_quote(struct quote *quote, const struct fl
 	icmp->checksum = checksum_adjust(icmp->checksum, ports);
 }
 
-/* Translates the error for the flow's other side. Who reports it: the flow's own end becomes what the
- * receiver knows it as, a router stays itself.
+/* Translates the error for the flow's other side. Who reports it: the flow's own end becomes what
+ * the receiver knows it as, a router stays itself.
  */
 static __always_inline enum reason translate_error(context_t *ctx, struct packet *packet,
 						   const struct flow *flow)

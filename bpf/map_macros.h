@@ -17,7 +17,7 @@
 #ifndef GALE_MAP_MACROS_H
 #define GALE_MAP_MACROS_H
 
-#define GALE_MAP(_type, _key, _value, _name, _entries, _flags) \
+#define GALE_MAP(_type, _key, _value, _name, _entries, _flags)                                     \
 	BPF_F_TABLE(_type, _key, _value, _name, _entries, _flags)
 
 #endif

@@ -1,7 +1,7 @@
-/* All maps, pinned below GALE_PIN_DIR and shared by every program and by user space.
+/* All maps, shared by every program and by user space, and pinned by it below `maps/`.
  *
  * Sizes come from the configuration as -D; a size that differs from a pin's is migrated or refused
- * by name before any program is loaded (services/dataplane/pins.py).
+ * by name before any program is loaded (pins.py).
  */
 #ifndef GALE_MAPS_H
 #define GALE_MAPS_H
@@ -19,7 +19,7 @@
 
 GALE_MAP("array", int, struct settings, settings, 1, 0);
 GALE_MAP("hash", struct service_key, struct service, services, MAX_SERVICES, 0);
-GALE_MAP("array", int, struct ring_entry, ring, MAX_SERVICES * RING_ENTRIES, 0);
+GALE_MAP("array", int, struct ring_entry, ring, MAX_SERVICES *RING_ENTRIES, 0);
 GALE_MAP("array", int, struct seat, seats, MAX_SEATS, 0);
 
 /* Established flows and half-open ones lie apart, so that a flood of SYNs evicts only its like. */

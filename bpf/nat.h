@@ -2,8 +2,8 @@
  *
  * XDP sees packets whose checksum is complete and adjusts it by itself. In TC a packet of this very
  * host's neighbour namespace or a virtual machine may carry only the pseudo header's sum, to be
- * finished by the sending device: only the kernel's helper knows which, so it is told the addresses'
- * part (pseudo header) and the ports' part apart.
+ * finished by the sending device: only the kernel's helper knows which, so it is told the
+ * addresses' part (pseudo header) and the ports' part apart.
  */
 #ifndef GALE_NAT_H
 #define GALE_NAT_H

@@ -44,7 +44,7 @@ struct packet {
 	struct ethhdr *ethernet;
 	struct iphdr *ip;
 	struct flow_key key;
-	__u32 bytes;    /* of the frame, with what lies outside of linear memory */
+	__u32 bytes;	/* of the frame, with what lies outside of linear memory */
 	__u32 segments; /* packets on the wire: TC sees many as one */
 	__u32 sequence;
 	__u32 acknowledged;
@@ -53,8 +53,8 @@ struct packet {
 	__u8 first_fragment;
 	__u8 later_fragment; /* has no ports */
 	__u8 icmp_error;     /* the key is that of the flow it is about */
-	__u16 mtu;           /* what it would have to fit into, where it does not */
-	int verdict; /* what the kernel is told, once a packet has been forwarded */
+	__u16 mtu;	     /* what it would have to fit into, where it does not */
+	int verdict;	     /* what the kernel is told, once a packet has been forwarded */
 };
 
 static __always_inline int parse_ethernet(struct cursor *cursor, struct packet *packet)
@@ -160,8 +160,8 @@ static __always_inline struct cursor open_packet(context_t *ctx, struct packet *
 	return cursor;
 }
 
-/* Whether the frame holds what its IP header claims. A frame with a large MTU may come in pieces, of
- * which the cursor sees the first: only then is the kernel asked for the length of them all.
+/* Whether the frame holds what its IP header claims. A frame with a large MTU may come in pieces,
+ * of which the cursor sees the first: only then is the kernel asked for the length of them all.
  */
 static __always_inline int holds_claimed_length(context_t *ctx, struct packet *packet)
 {
@@ -184,24 +184,27 @@ static __always_inline struct cursor open_packet(context_t *ctx, struct packet *
 
 static __always_inline int holds_claimed_length(context_t *ctx, struct packet *packet)
 {
-	packet->bytes = (void *)packet->ip - (void *)packet->ethernet +
-			bpf_ntohs(packet->ip->tot_len);
+	packet->bytes =
+		(void *)packet->ip - (void *)packet->ethernet + bpf_ntohs(packet->ip->tot_len);
 	return packet->bytes <= ctx->len;
 }
 
 #endif
 
 /* The transport header, whose length the IP header must cover. */
-static __always_inline int parse_transport(struct cursor *cursor, struct packet *packet, int protocol)
+static __always_inline int parse_transport(struct cursor *cursor, struct packet *packet,
+					   int protocol)
 {
 	switch (protocol) {
 	case IPPROTO_TCP:
-		return transport_fits(packet, sizeof(struct tcphdr)) ? parse_tcp(cursor, packet) : -1;
+		return transport_fits(packet, sizeof(struct tcphdr)) ? parse_tcp(cursor, packet)
+								     : -1;
 	case IPPROTO_UDP:
-		return transport_fits(packet, sizeof(struct udphdr)) ? parse_udp(cursor, packet) : -1;
+		return transport_fits(packet, sizeof(struct udphdr)) ? parse_udp(cursor, packet)
+								     : -1;
 	default:
-		return transport_fits(packet, sizeof(struct icmphdr)) ? parse_icmp(cursor, packet) :
-									-1;
+		return transport_fits(packet, sizeof(struct icmphdr)) ? parse_icmp(cursor, packet)
+								      : -1;
 	}
 }
 
@@ -224,8 +227,8 @@ static __always_inline enum reason parse_packet(context_t *ctx, struct packet *p
 		return REASON_pass_not_for_service;
 	if (unlikely(packet->later_fragment))
 		return REASON_parsed;
-	return parse_transport(&cursor, packet, protocol) < 0 ? REASON_pass_malformed :
-								REASON_parsed;
+	return parse_transport(&cursor, packet, protocol) < 0 ? REASON_pass_malformed
+							      : REASON_parsed;
 }
 
 #endif

@@ -1,7 +1,7 @@
 /* How many new flows a second: a limit on all, and one on each source address.
  *
- * Counting is by windows of a second, which lets twice the limit through around a boundary and costs
- * one look-up. Where no limit is set it costs nothing.
+ * Counting is by windows of a second, which lets twice the limit through around a boundary and
+ * costs one look-up. Where no limit is set it costs nothing.
  */
 #ifndef GALE_RATE_H
 #define GALE_RATE_H

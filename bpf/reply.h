@@ -1,7 +1,7 @@
-/* A node's packet on its way back (L4): find its flow by the reply's key, undo the rewrite, send it to
- * the client. In TC by default: there the kernel hands over many segments as one, which is what makes
- * bulk cheap. `reply_hook = "xdp"` is for cards where native XDP is the better way back: it answers
- * through whom the client's packets came from, and leaves to TC what it cannot finish.
+/* A node's packet on its way back (L4): find its flow by the reply's key, undo the rewrite, send it
+ * to the client. In TC by default: there the kernel hands over many segments as one, which is what
+ * makes bulk cheap. `reply_hook = "xdp"` is for cards where native XDP is the better way back: it
+ * answers through whom the client's packets came from, and leaves to TC what it cannot finish.
  */
 #ifndef GALE_REPLY_H
 #define GALE_REPLY_H
@@ -114,7 +114,8 @@ static __always_inline enum reason reply_fragment(context_t *ctx, struct packet 
 
 /* About a packet that the client sent. */
 static __always_inline enum reason error_to_client(context_t *ctx, struct packet *packet,
-						   const struct flow *flow, const struct settings *own)
+						   const struct flow *flow,
+						   const struct settings *own)
 {
 	enum reason refused = can_reach_client(packet, flow->last_hop);
 
@@ -143,8 +144,8 @@ static __always_inline enum reason forward_reply(context_t *ctx, struct packet *
 		flow = half.lookup(&packet->key);
 	if (!flow)
 		return REASON_pass_no_flow;
-	return packet->icmp_error ? error_to_client(ctx, packet, flow, own) :
-				    half_open_reply(ctx, packet, flow, own);
+	return packet->icmp_error ? error_to_client(ctx, packet, flow, own)
+				  : half_open_reply(ctx, packet, flow, own);
 }
 
 static __always_inline enum reason handle_reply(context_t *ctx, struct packet *packet)

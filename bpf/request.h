@@ -131,7 +131,8 @@ static __always_inline int is_opening(const struct packet *packet)
 	__u8 flags = packet->tcp_flags;
 
 	return packet->key.protocol != IPPROTO_TCP ||
-	       (flags & (TCP_FLAG_SYN | TCP_FLAG_ACK | TCP_FLAG_RST | TCP_FLAG_FIN)) == TCP_FLAG_SYN;
+	       (flags & (TCP_FLAG_SYN | TCP_FLAG_ACK | TCP_FLAG_RST | TCP_FLAG_FIN)) ==
+		       TCP_FLAG_SYN;
 }
 
 static __always_inline enum reason l4_request(context_t *ctx, struct packet *packet,

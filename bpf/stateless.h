@@ -1,4 +1,5 @@
-/* L2 and L3: the ring alone decides, nothing is remembered, and the node answers the client directly.
+/* L2 and L3: the ring alone decides, nothing is remembered, and the node answers the client
+ * directly.
  *
  * L2 changes the MAC addresses and nothing else; L3 puts an outer header around the packet. Every
  * LB that has the same ring does the same with the same packet.

@@ -11,7 +11,7 @@
 #define GALE_TYPES_H
 
 #define RING_SLOTS 65537 /* a prime, as Maglev needs it */
-#define RING_LANES 4     /* seats in one 8-byte entry of the ring */
+#define RING_LANES 4	 /* seats in one 8-byte entry of the ring */
 #define RING_ENTRIES 16385
 #define MAX_SERVICES 64
 #define MAX_SEATS 8192
@@ -26,8 +26,8 @@ struct settings {
 	__u64 hash_seed;
 	__u32 public_ifindex;
 	__u32 private_ifindex;
-	__u16 l4_services; /* 0: no packet ever pays for a look at the conntrack tables */
-	__u16 cpus;        /* possible CPUs: each takes its own stride through the SNAT ports */
+	__u16 l4_services;   /* 0: no packet ever pays for a look at the conntrack tables */
+	__u16 cpus;	     /* possible CPUs: each takes its own stride through the SNAT ports */
 	__be32 outer_prefix; /* IP in IP: a /16 the outer sources are spread over; 0: none */
 	__u8 public_mac[6];
 	__u16 padding;
@@ -43,8 +43,8 @@ struct service_key {
 };
 
 #define SERVICE_AFFINITY_CLIENT 1 /* the client's address alone picks the slot */
-#define SERVICE_NO_SNAT 2         /* L4: nodes see the client's address and answer through this LB */
-#define SERVICE_GUE 4             /* L3: UDP and GUE instead of IP in IP */
+#define SERVICE_NO_SNAT 2 /* L4: nodes see the client's address and answer through this LB */
+#define SERVICE_GUE 4	  /* L3: UDP and GUE instead of IP in IP */
 
 struct service {
 	__u16 id;
@@ -63,21 +63,21 @@ struct ring_entry {
 };
 
 #define SEAT_RESOLVED 1 /* destination_mac is good: XDP may send by itself */
-#define SEAT_UP 2       /* takes new flows */
+#define SEAT_UP 2	/* takes new flows */
 
 /* One node's place at one service, with all that the fast path needs to reach it. */
 struct seat {
 	__be32 address;
 	__be16 port;
 	__u16 service;
-	__u32 ifindex;    /* 0: no route to it */
-	__be32 next_hop;  /* the gateway's address, or its own */
+	__u32 ifindex;	 /* 0: no route to it */
+	__be32 next_hop; /* the gateway's address, or its own */
 	__u8 destination_mac[6];
 	__u8 source_mac[6];
 	__u16 mtu;
 	__u16 flags;
 	__be32 outer_source; /* L3: this LB's address towards the node */
-	__u64 identity; /* hash of the service's name and the node's id */
+	__u64 identity;	     /* hash of the service's name and the node's id */
 	__u64 reserved[2];
 };
 
@@ -103,7 +103,7 @@ struct flow_key {
 };
 
 enum flow_state {
-	FLOW_SYN_SENT,    /* half: the node has not answered */
+	FLOW_SYN_SENT,	   /* half: the node has not answered */
 	FLOW_SYN_RECEIVED, /* half: the node has answered; the client must acknowledge `expected` */
 	FLOW_ESTABLISHED,
 	FLOW_CLOSING, /* one side has sent FIN */
@@ -128,12 +128,12 @@ struct flow {
 	__u8 state;
 	__u8 flags;
 	__u16 padding;
-	__u32 expected; /* the node's SYN number + 1, host order */
+	__u32 expected;	  /* the node's SYN number + 1, host order */
 	__u8 last_hop[6]; /* reply: whom the client's packets came from; zero: nobody yet */
 	__u16 padding2;
 	__u64 last_seen; /* coarse monotonic ns, at most one second behind */
-	__u64 created;   /* coarse monotonic ns */
-	__u64 stamp;     /* creation stamp across LBs */
+	__u64 created;	 /* coarse monotonic ns */
+	__u64 stamp;	 /* creation stamp across LBs */
 };
 
 /* New flows in the second that began at `since`. */
@@ -159,7 +159,7 @@ struct fragment {
 	__u8 mode;
 	__u8 flags; /* the service's */
 	__u16 padding;
-	__u64 created; /* coarse monotonic ns */
+	__u64 created;	  /* coarse monotonic ns */
 	__u8 last_hop[6]; /* as in the flow */
 	__u16 padding2;
 };

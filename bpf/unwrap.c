@@ -1,10 +1,10 @@
 /* On a node (L3): takes off the outer header that a load balancer put around a client's packet, so
  * that the node's kernel sees the packet as the client sent it and answers the client directly.
  *
- * In TC by default, where a packet may stand for many; in XDP for who has native XDP to spare. Unwrapped
- * is only what carries a packet to one of the VIPs in `vips`; everything else, other tunnels included,
- * passes untouched. The agent fills `vips` before it attaches the program, and a new agent replaces
- * program and map in one step, so that its death or restart interrupts nothing.
+ * In TC by default, where a packet may stand for many; in XDP for who has native XDP to spare.
+ * Unwrapped is only what carries a packet to one of the VIPs in `vips`; everything else, other
+ * tunnels included, passes untouched. The agent fills `vips` before it attaches the program, and a
+ * new agent replaces program and map in one step, so that its death or restart interrupts nothing.
  */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>

@@ -1,6 +1,7 @@
 /* The XDP hooks: requests, as they leave the driver, before the kernel spends anything on them.
  *
- * What this program cannot finish it passes on unmodified to tc.c, which decides by the same source.
+ * What this program cannot finish it passes on unmodified to tc.c, which decides by the same
+ * source.
  */
 #define GALE_XDP
 #include <linux/bpf.h>

@@ -1,0 +1,320 @@
+"""Putting programs on interfaces, and telling whether they are there.
+
+Everything is netlink: an attachment belongs to the interface, so it outlives the process, and only
+`detach_*` (by `gale detach`) takes it away. A new program takes the old one's place in one step, no
+packet sees neither.
+
+**Whose is it?** An interface's XDP program is known by its id alone, and asking the kernel for a
+program by id is left to CAP_SYS_ADMIN. So a program is ours if its id is that of our pin: the new
+program is pinned beside (`xdp_public~next`) *before* it is attached and takes the pin's name
+after, thus at whatever point the process dies, one of the two pins is what is attached. With the
+privilege (root) the name decides too, for pins that were lost: `gale_...`. Everything else is
+foreign and refused, by the kernel as well: the request names the program it means to replace
+(XDP_FLAGS_REPLACE). TC filters tell their name to everybody; ours is handle 1 of priority 1, with
+direct action, on the ingress of clsact, and filters of other priorities are left alone.
+
+XDP is native (in the driver) or generic (in the kernel, on finished sk_buffs), never both: changing
+from one to the other takes the old one off first, and TC has the packets meanwhile.
+
+What fails: `InterfaceMissing` (wait for it), `ForeignProgram` (say so, leave it), and
+`NativeXdpUnsupported`, when the driver refuses: the caller goes on with TC alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from bus.messages import HookState
+from bpf.syscall import ProgramInfo, program_by_id, program_info
+from bpf.pins import open_pin, pin
+
+Flavour = Literal["native", "generic"]
+
+OUR_PREFIX = "gale_"
+_MODE_FLAG = {"native": 1 << 2, "generic": 1 << 1}
+_FLAVOURS: dict[str, Flavour] = {"xdp": "native", "xdpgeneric": "generic"}
+_REPLACE_FLAG = 1 << 4
+_NO_PROGRAM = -1
+
+_INGRESS = 0xFFFFFFF2
+_EGRESS = 0xFFFFFFF3
+_PRIORITY = 1
+_HANDLE = 1
+
+_REFUSALS = {
+    errno.EOPNOTSUPP: "its driver knows no XDP",
+    errno.ERANGE: "its MTU, or its peer's, is too large for the driver's XDP",
+}
+
+
+class InterfaceMissing(Exception):  # noqa: N818 - a state of the machine, not a mistake
+    """There is no such interface, yet."""
+
+
+class ForeignProgram(Exception):  # noqa: N818 - likewise
+    """Somebody else's program is where ours should be; it is left alone."""
+
+
+class NativeXdpUnsupported(Exception):  # noqa: N818 - likewise
+    """The interface's driver does not take this XDP program."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    netlink: IPRoute
+    name: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class _AttachedXdp:
+    id: int
+    flavour: str
+    """As in HookState; "offloaded" and the like are certainly not ours."""
+
+
+# --------------------------------------------------------------------------- XDP
+
+
+def attach_xdp(
+    netlink: IPRoute, interface: str, fd: int, pin_path: Path, flavour: Flavour = "native"
+) -> HookState:
+    """Attach an XDP program and pin it, in one step in the place of ours that was there."""
+    with _interface(netlink, interface) as link:
+        present = _attached_xdp(link)
+        old_fd = _own_program(interface, present, pin_path)
+        try:
+            expected_fd = old_fd
+            if present is not None and present.flavour != flavour:
+                _set_xdp(link, None, old_fd, present.flavour)
+                expected_fd = None
+            _pin_and_set_xdp(link, fd, expected_fd, flavour, pin_path)
+        finally:
+            if old_fd is not None:
+                os.close(old_fd)
+    return xdp_state(netlink, interface, pin_path)
+
+
+def _pin_and_set_xdp(
+    link: _Link, fd: int, expected_fd: int | None, flavour: Flavour, pin_path: Path
+) -> None:
+    beside = _beside(pin_path)
+    if expected_fd is not None:
+        # After a crash before the rename below, what is attached is pinned under `beside` only.
+        pin(expected_fd, pin_path)
+    pin(fd, beside)
+    try:
+        _set_xdp(link, fd, expected_fd, flavour)
+    except BaseException:
+        beside.unlink()
+        raise
+    beside.rename(pin_path)
+
+
+def detach_xdp(netlink: IPRoute, interface: str, pin_path: Path) -> bool:
+    """Take our program off and remove its pins; False when none was attached."""
+    with _interface(netlink, interface) as link:
+        present = _attached_xdp(link)
+        old_fd = _own_program(interface, present, pin_path)
+        if present is not None and old_fd is not None:
+            _set_xdp(link, None, old_fd, present.flavour)
+            os.close(old_fd)
+    for path in (_beside(pin_path), pin_path):
+        path.unlink(missing_ok=True)
+    return present is not None
+
+
+def xdp_state(netlink: IPRoute, interface: str, pin_path: Path) -> HookState:
+    """What is on the interface now."""
+    try:
+        with _interface(netlink, interface) as link:
+            present = _attached_xdp(link)
+        own_fd = _own_program(interface, present, pin_path)
+    except (InterfaceMissing, ForeignProgram) as reason:
+        return HookState(pin_path.name, interface, False, "", str(reason))
+    if present is None or own_fd is None:
+        return HookState(pin_path.name, interface, False, "", "no XDP program attached")
+    try:
+        detail = _describe(program_info(own_fd))
+    finally:
+        os.close(own_fd)
+    return HookState(pin_path.name, interface, True, present.flavour, detail)
+
+
+def _attached_xdp(link: _Link) -> _AttachedXdp | None:
+    attribute = link.netlink.get_links(link.index)[0].get_attr("IFLA_XDP")
+    if attribute is None:
+        return None
+    identity = attribute.get_attr("IFLA_XDP_PROG_ID")
+    how = attribute.get_attr("IFLA_XDP_ATTACHED")
+    if how is None:
+        return None
+    # Native and offloaded at once have no single id.
+    return _AttachedXdp(identity or 0, _FLAVOURS.get(how, how))
+
+
+def _own_program(interface: str, present: _AttachedXdp | None, pin_path: Path) -> int | None:
+    """The fd of the attached program, which is ours; None when nothing is attached."""
+    if present is None:
+        return None
+    for path in (pin_path, _beside(pin_path)):
+        fd = open_pin(path)
+        if fd is None:
+            continue
+        if program_info(fd).id == present.id:
+            return fd
+        os.close(fd)
+    try:
+        fd = program_by_id(present.id)
+    except OSError:
+        raise ForeignProgram(
+            f"{interface}: an XDP program that is not ours is attached (id {present.id})"
+        ) from None
+    info = program_info(fd)
+    if present.flavour in _MODE_FLAG and _is_ours(info.name):
+        return fd
+    os.close(fd)
+    raise ForeignProgram(
+        f"{interface}: an XDP program that is not ours is attached: {_describe(info)}"
+    )
+
+
+def _set_xdp(link: _Link, fd: int | None, expected_fd: int | None, flavour: str) -> None:
+    attributes = [
+        ("IFLA_XDP_FD", _NO_PROGRAM if fd is None else fd),
+        ("IFLA_XDP_EXPECTED_FD", _NO_PROGRAM if expected_fd is None else expected_fd),
+        ("IFLA_XDP_FLAGS", _MODE_FLAG[flavour] | _REPLACE_FLAG),
+    ]
+    try:
+        link.netlink.link("set", index=link.index, IFLA_XDP={"attrs": attributes})
+    except NetlinkError as error:
+        if error.code in (errno.EEXIST, errno.EBUSY):
+            raise ForeignProgram(
+                f"{link.name}: another XDP program was attached meanwhile"
+            ) from None
+        if error.code in (errno.EPERM, errno.ENODEV, errno.EBADF) or flavour != "native":
+            raise
+        reason = _REFUSALS.get(error.code, os.strerror(error.code))
+        raise NativeXdpUnsupported(f"{link.name}: no native XDP: {reason}") from None
+
+
+# --------------------------------------------------------------------------- TC
+
+
+def attach_tc(netlink: IPRoute, interface: str, fd: int, pin_path: Path) -> HookState:
+    """Attach a TC program to the ingress and pin it, in the place of ours that was there."""
+    with _interface(netlink, interface) as link:
+        _add_clsact(link)
+        _refuse_foreign_filter(interface, _filters_in_our_place(link))
+        netlink.tc(
+            "replace-filter",
+            "bpf",
+            link.index,
+            handle=_HANDLE,
+            prio=_PRIORITY,
+            parent=_INGRESS,
+            fd=fd,
+            name=program_info(fd).name,
+            direct_action=True,
+        )
+    pin(fd, pin_path)
+    return tc_state(netlink, interface, pin_path)
+
+
+def detach_tc(netlink: IPRoute, interface: str, pin_path: Path) -> bool:
+    """Take our filter off, and clsact with it if nobody else uses it; False when there was none."""
+    with _interface(netlink, interface) as link:
+        attached = _is_ours(_filters_in_our_place(link).get(_HANDLE))
+        if attached:
+            netlink.tc(
+                "del-filter", "bpf", link.index, handle=_HANDLE, prio=_PRIORITY, parent=_INGRESS
+            )
+            if not any(
+                netlink.get_filters(index=link.index, parent=at) for at in (_INGRESS, _EGRESS)
+            ):
+                netlink.tc("del", "clsact", link.index)
+    pin_path.unlink(missing_ok=True)
+    return attached
+
+
+def tc_state(netlink: IPRoute, interface: str, pin_path: Path) -> HookState:
+    """What is on the interface's ingress now."""
+    try:
+        with _interface(netlink, interface) as link:
+            names = _filters_in_our_place(link)
+        _refuse_foreign_filter(interface, names)
+    except (InterfaceMissing, ForeignProgram) as reason:
+        return HookState(pin_path.name, interface, False, "", str(reason))
+    if _HANDLE not in names:
+        return HookState(pin_path.name, interface, False, "", "no TC program attached")
+    return HookState(pin_path.name, interface, True, "tc", names[_HANDLE])
+
+
+def _add_clsact(link: _Link) -> None:
+    try:
+        link.netlink.tc("add", "clsact", link.index)
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise
+
+
+def _filters_in_our_place(link: _Link) -> dict[int, str]:
+    """Handle -> name of the ingress filters of our priority; of other kinds, their kind."""
+    names = {}
+    for entry in link.netlink.get_filters(index=link.index, parent=_INGRESS):
+        # Each priority is listed once more without a handle, before its filters.
+        if entry["info"] >> 16 != _PRIORITY or not entry["handle"]:
+            continue
+        name = entry.get_attr("TCA_KIND")
+        if name == "bpf":
+            name = entry.get_attr("TCA_OPTIONS").get_attr("TCA_BPF_NAME") or "bpf"
+        names[entry["handle"]] = name
+    return names
+
+
+def _refuse_foreign_filter(interface: str, names: dict[int, str]) -> None:
+    for name in names.values():
+        if not _is_ours(name):
+            raise ForeignProgram(
+                f"{interface}: a TC filter that is not ours has priority {_PRIORITY}: {name}"
+            )
+
+
+def _is_ours(name: str | None) -> bool:
+    return name is not None and name.startswith(OUR_PREFIX)
+
+
+# --------------------------------------------------------------------------- both
+
+
+@contextmanager
+def _interface(netlink: IPRoute, name: str) -> Iterator[_Link]:
+    """The interface; if it is not there, or goes away within, raises `InterfaceMissing`."""
+    try:
+        link = _Link(netlink, name, socket.if_nametoindex(name))
+    except OSError:
+        raise InterfaceMissing(f"{name}: no such interface") from None
+    try:
+        yield link
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise
+        raise InterfaceMissing(f"{name}: went away") from None
+
+
+def _beside(pin_path: Path) -> Path:
+    return pin_path.with_name(f"{pin_path.name}~next")
+
+
+def _describe(info: ProgramInfo) -> str:
+    return f"{info.name} (id {info.id}, tag {info.tag})"
