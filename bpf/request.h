@@ -184,11 +184,7 @@ static __always_inline enum reason error_to_node(context_t *ctx, struct packet *
 static __always_inline enum reason forward_request(context_t *ctx, struct packet *packet,
 						   const struct settings *own)
 {
-	struct service_key service_key = {
-		.address = packet->key.daddr,
-		.port = packet->key.dport,
-		.protocol = packet->key.protocol,
-	};
+	struct service_key service_key = {};
 	struct service *service;
 	struct flow *flow;
 
@@ -206,6 +202,9 @@ static __always_inline enum reason forward_request(context_t *ctx, struct packet
 			forget_established(&packet->key, flow); /* the same ports, a new flow */
 		}
 	}
+	service_key.address = packet->key.daddr;
+	service_key.port = packet->key.dport;
+	service_key.protocol = packet->key.protocol;
 	service = services.lookup(&service_key);
 	if (!service)
 		return REASON_pass_not_for_service;

@@ -1,0 +1,373 @@
+"""A scene for packets: services, seats, rings and settings, written into the maps in few words.
+
+    scene.service("l4")                        # one TCP service at VIP:PORT with one node
+    outcome = scene.send("xdp_public", tcp(CLIENT, SERVICE))
+    assert outcome.reason == "l4_new_flow"
+
+`send` is also the judge that every packet of every test meets:
+
+- exactly one reason is counted, and at that hook;
+- the verdict is the one that this kind of reason stands for;
+- a packet that is passed is byte for byte the one that came;
+- a packet that was right when it came (`harness.problems`) is right when it goes.
+
+What a forwarded packet should look like is never calculated from what came in: tests build it anew
+with scapy, checksums and all, and compare every byte. XDP writes the MAC addresses itself; TC
+leaves them to the kernel's neighbour table, which BPF_PROG_TEST_RUN does not reach.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+
+from bpf.syscall import possible_cpus, write_entries
+from services.dataplane.counters import Counters, reasons
+from tests.bpf.harness import (
+    LOOPBACK,
+    PEER_MAC,
+    Result,
+    Rig,
+    TcVerdict,
+    XdpVerdict,
+    clear_map,
+    problems,
+    tcp,
+    udp,
+)
+
+PUBLIC = LOOPBACK
+PRIVATE = 77
+"""Redirects are not carried out, so it need not exist."""
+CLIENT_ADDRESS, VIP, SNAT, ROUTER = "192.0.2.33", "10.80.0.100", "10.81.0.10", "10.80.0.254"
+CLIENT = (CLIENT_ADDRESS, 40000)
+PORT = 8080
+SERVICE = (VIP, PORT)
+NODE = ("10.81.0.20", 80)
+NODE_MAC, PRIVATE_MAC, PUBLIC_MAC = "02:00:00:00:20:01", "02:00:00:00:0b:02", "02:00:00:00:0b:01"
+SEAT = 5
+FIRST_PORT, PORTS = 20000, 1000
+MTU = 1500
+SEED = 0x0123_4567_89AB_CDEF
+
+RESOLVED, UP = 1, 2
+AFFINITY_CLIENT, NO_SNAT, GUE = 1, 2, 4
+RING_ENTRIES, LANES = 16385, 4
+PROTOCOLS = {"tcp": 6, "udp": 17}
+SECOND_NS = 1_000_000_000
+
+REQUEST_HOOKS = ("xdp_public", "tc_public")
+REPLY_HOOKS = ("tc_private", "xdp_reply")
+_COUNTED_AS = {"xdp_reply": "xdp_private"}
+
+_NAMES = list(reasons())
+_FORWARDS, _DROPS = _NAMES.index("forward_first"), _NAMES.index("drop_first")
+_VERDICTS = {
+    "pass": (XdpVerdict.PASS, TcVerdict.UNSPEC),
+    "forward": (XdpVerdict.REDIRECT, TcVerdict.REDIRECT),
+    "drop": (XdpVerdict.DROP, TcVerdict.SHOT),
+}
+
+
+def kind_of(reason: str) -> str:
+    """pass, forward or drop: what the place of the reason in reasons.h means."""
+    place = _NAMES.index(reason)
+    return "pass" if place < _FORWARDS else "forward" if place < _DROPS else "drop"
+
+
+def address(text: str) -> int:
+    """As it stands in the maps: network order."""
+    return int.from_bytes(socket.inet_aton(text), "little")
+
+
+def mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def is_xdp(hook: str) -> bool:
+    return hook.startswith("xdp")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    reason: str
+    packet: bytes
+
+    @property
+    def scapy(self) -> Any:
+        return Ether(self.packet)
+
+    @property
+    def ports(self) -> tuple[int, int]:
+        layer = self.scapy.getlayer(2)
+        return layer.sport, layer.dport
+
+
+class Scene:
+    """The maps of one rig, emptied, with settings that are ready to forward."""
+
+    def __init__(self, programs: Rig) -> None:
+        self.programs = programs
+        self._counters = Counters(programs.xdp_object.bpf, possible_cpus())
+        self._runs = {
+            "xdp_public": programs.xdp_public,
+            "tc_public": programs.tc_public,
+            "tc_private": programs.tc_private,
+            "xdp_reply": programs.xdp_reply,
+        }
+        self.forget()
+
+    def forget(self) -> None:
+        """Empty all but the ring, which nothing reads before a service names its part of it."""
+        for name in ("services", "est", "half", "fragments", "sources", "flow_rate", "seats"):
+            clear_map(self.programs.table(name).map_fd)
+        clear_map(self.programs.table("seat_counters").map_fd)
+        self.settings()
+
+    # ------------------------------------------------------------------- filling the maps
+
+    def settings(self, **fields: Any) -> None:
+        table = self.programs.table("settings")
+        values = {
+            "hash_seed": SEED,
+            "public_ifindex": PUBLIC,
+            "private_ifindex": PRIVATE,
+            "l4_services": 1,
+            "cpus": possible_cpus(),
+            **fields,
+        }
+        leaf = table.Leaf(**values)
+        leaf.public_mac[:] = mac(PUBLIC_MAC)
+        table[0] = leaf
+
+    def service(
+        self,
+        mode: str,
+        *,
+        flags: int = 0,
+        at: tuple[str, int] = SERVICE,
+        protocol: str = "tcp",
+        number: int = 0,
+        seats: Sequence[int] = (SEAT,),
+        **fields: Any,
+    ) -> None:
+        """A service whose ring has `seats` in turn; those that do not exist yet are made."""
+        table = self.programs.table("services")
+        values = {
+            "id": number,
+            "mode": int(mode[1]),
+            "flags": flags,
+            "snat_address": address(SNAT),
+            "snat_first_port": FIRST_PORT,
+            "snat_ports": PORTS,
+            **fields,
+        }
+        table[self.service_key(at, protocol)] = table.Leaf(**values)
+        for seat in seats:
+            if seat and not self.programs.table("seats")[seat].mtu:
+                self.seat(seat, service=number)
+        self.ring(number, seats)
+
+    def service_key(self, at: tuple[str, int], protocol: str) -> Any:
+        key = self.programs.table("services").Key
+        return key(address=address(at[0]), port=socket.htons(at[1]), protocol=PROTOCOLS[protocol])
+
+    def ring(self, number: int, seats: Iterable[int]) -> None:
+        slots = np.resize(np.array(list(seats), np.uint16), RING_ENTRIES * LANES)
+        keys = np.arange(RING_ENTRIES, dtype=np.uint32) + number * RING_ENTRIES
+        write_entries(self.programs.table("ring").map_fd, keys.tobytes(), slots.tobytes())
+
+    def seat(self, number: int = SEAT, at: tuple[str, int] | None = None, **fields: Any) -> None:
+        """A node's place; by default NODE at SEAT, and other numbers each another address."""
+        host, port = at or (node_of(number), NODE[1])
+        values = {
+            "address": address(host),
+            "next_hop": address(host),
+            "port": socket.htons(port),
+            "ifindex": PRIVATE,
+            "mtu": MTU,
+            "flags": RESOLVED | UP,
+            "outer_source": address(SNAT),
+            **fields,
+        }
+        table = self.programs.table("seats")
+        leaf = table.Leaf(**values)
+        leaf.destination_mac[:] = mac(NODE_MAC)
+        leaf.source_mac[:] = mac(PRIVATE_MAC)
+        table[number] = leaf
+
+    # ------------------------------------------------------------------- packets
+
+    def send(self, hook: str, packet: bytes) -> Outcome:
+        """Run one packet through one hook, and judge what must hold of every packet."""
+        before = self._counters.verdicts()
+        result: Result = self._runs[hook](packet)
+        after = self._counters.verdicts()
+        counted = {
+            name: after[name] - before.get(name, 0)
+            for name in after
+            if after[name] != before.get(name, 0)
+        }
+        assert list(counted.values()) == [1], f"one reason is counted: {counted}"
+        where, reason = next(iter(counted)).split(".")
+        assert where == _COUNTED_AS.get(hook, hook)
+        judge(hook, packet, result, reason)
+        return Outcome(reason, result.packet)
+
+    def expect(self, hook: str, packet: bytes, reason: str, out: bytes | None = None) -> Outcome:
+        """`send`, for this reason, and with exactly this packet coming out."""
+        outcome = self.send(hook, packet)
+        assert outcome.reason == reason, f"{outcome.reason}, not {reason}: {outcome.scapy!r}"
+        if out is not None:
+            assert outcome.packet == out, different(outcome.packet, out)
+        return outcome
+
+    # ------------------------------------------------------------------- what stands in the maps
+
+    def flows(self, table: str) -> list[tuple[Any, Any]]:
+        return list(self.programs.table(table).items())
+
+    def age(self, table: str, seconds: float) -> None:
+        """Let that much time go by for every entry of a table."""
+        entries = self.programs.table(table)
+        for key, leaf in list(entries.items()):
+            for name in ("last_seen", "created", "since"):
+                if hasattr(leaf, name):
+                    setattr(leaf, name, max(0, getattr(leaf, name) - int(seconds * SECOND_NS)))
+            entries[key] = leaf
+
+    def counted_at_seat(self, number: int = SEAT) -> dict[str, int]:
+        return {
+            name: int(column[number])
+            for name, column in self._counters.seats().items()
+            if name != "next_port" and column[number]
+        }
+
+
+def judge(hook: str, packet: bytes, result: Result, reason: str) -> None:
+    """What must hold of any packet at any hook."""
+    kind = kind_of(reason)
+    assert result.verdict is _VERDICTS[kind][0 if is_xdp(hook) else 1], f"{reason}: {result}"
+    if kind == "pass":
+        assert result.packet == packet, f"{reason}: " + different(result.packet, packet)
+    if kind == "forward" and not problems(packet):
+        assert problems(result.packet) == [], f"{reason}: {result.scapy!r}"
+
+
+def different(seen: bytes, wanted: bytes) -> str:
+    pair = {"seen": seen, "wanted": wanted}
+    return "".join(f"\n{name} {Ether(frame)!r}\n  {frame.hex()}" for name, frame in pair.items())
+
+
+def node_of(seat: int) -> str:
+    return f"10.81.0.{15 + seat}"
+
+
+# --------------------------------------------------------------------------- frames expected
+
+
+def with_macs(frame: bytes, destination: str, source: str) -> bytes:
+    return mac(destination) + mac(source) + frame[12:]
+
+
+def to_node(hook: str, frame: bytes) -> bytes:
+    """The frame as it leaves that hook for a node."""
+    return with_macs(frame, NODE_MAC, PRIVATE_MAC) if is_xdp(hook) else frame
+
+
+def to_client(hook: str, frame: bytes) -> bytes:
+    """The frame as it leaves that hook for the client, whose packets came from PEER_MAC."""
+    return with_macs(frame, PEER_MAC, PUBLIC_MAC) if is_xdp(hook) else frame
+
+
+def wrapped(
+    frame: bytes, *, gue_port: int | None = None, source: str = SNAT, node: str = NODE[0]
+) -> bytes:
+    """The frame with an outer header around its IP packet, built by scapy; no VLAN tags."""
+    inner = frame[14:]
+    size = int.from_bytes(inner[2:4])
+    outer = IP(src=source, dst=node, ttl=64, id=0, flags="DF", tos=inner[1])
+    if gue_port is None:
+        outer.proto, outer.len = 4, 20 + size
+        return frame[:14] + bytes(outer) + inner
+    outer.proto, outer.len = 17, 32 + size
+    datagram = UDP(sport=gue_port, dport=6080, chksum=0, len=12 + size)
+    return frame[:14] + bytes(outer) + bytes(datagram) + b"\x00\x04\x00\x00" + inner
+
+
+def segment(protocol: str, *arguments: Any, **fields: Any) -> bytes:
+    """`tcp` or `udp` by name, for tables over both."""
+    if protocol == "udp":
+        fields = {k: v for k, v in fields.items() if k not in ("seq", "ack", "options")}
+        payload = [a for a in arguments[2:] if isinstance(a, bytes)]
+        return udp(arguments[0], arguments[1], *payload, **fields)
+    return tcp(*arguments, **fields)
+
+
+# --------------------------------------------------------------------------- a connection
+
+
+class Connection:
+    """A client's connection through an L4 service: what each side sends, and what should arrive."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        *,
+        client: tuple[str, int] = CLIENT,
+        service: tuple[str, int] = SERVICE,
+        node: tuple[str, int] = NODE,
+        snat: bool = True,
+    ) -> None:
+        self.scene = scene
+        self.client, self.service, self.node = client, service, node
+        self.source = client
+        self.snat = snat
+
+    def request(self, flags: str = "A", payload: bytes = b"", **fields: Any) -> bytes:
+        return tcp(self.client, self.service, flags, payload, **{"seq": 101, "ack": 501, **fields})
+
+    def request_out(self, flags: str = "A", payload: bytes = b"", **fields: Any) -> bytes:
+        fields = {"seq": 101, "ack": 501, "ttl": 63, **fields}
+        return tcp(self.source, self.node, flags, payload, **fields)
+
+    def reply(self, flags: str = "A", payload: bytes = b"", **fields: Any) -> bytes:
+        return tcp(self.node, self.source, flags, payload, **{"seq": 501, "ack": 102, **fields})
+
+    def reply_out(self, flags: str = "A", payload: bytes = b"", **fields: Any) -> bytes:
+        fields = {"seq": 501, "ack": 102, "ttl": 63, **fields}
+        return tcp(self.service, self.client, flags, payload, **fields)
+
+    def syn(self, hook: str = "xdp_public", **fields: Any) -> Outcome:
+        """The first SYN; learns the source that the node sees."""
+        packet = tcp(self.client, self.service, "S", seq=100, **fields)
+        outcome = self.scene.expect(hook, packet, "l4_new_flow")
+        self.source = (SNAT if self.snat else self.client[0], outcome.ports[0])
+        wanted = tcp(self.source, self.node, "S", seq=100, **{"ttl": 63, **fields})
+        assert outcome.packet == to_node(hook, wanted), different(outcome.packet, wanted)
+        return outcome
+
+    def syn_ack(self, hook: str = "tc_private") -> Outcome:
+        return self.scene.expect(
+            hook,
+            self.reply("SA", seq=500, ack=101),
+            "l4_reply",
+            to_client(hook, self.reply_out("SA", seq=500, ack=101)),
+        )
+
+    def ack(self, hook: str = "xdp_public") -> Outcome:
+        return self.scene.expect(
+            hook, self.request("A"), "l4_promoted", to_node(hook, self.request_out("A"))
+        )
+
+    def establish(self) -> Connection:
+        self.syn()
+        self.syn_ack()
+        self.ack()
+        return self
