@@ -10,7 +10,7 @@ since what would extend them may be in the part not yet read; but a flood delays
 than `MOST_UNDRAINED` turns. A turn that comes later than it was meant to is told to the registry as
 lag: this process was stopped or starved, and the nodes are not to blame.
 
-**Publishing** costs in proportion to the number of nodes, so changes within `GAP_MS` (or five times
+**Publishing** costs in proportion to the number of nodes, so changes within `GAP_MS` (or ten times
 what the last publishing took, with very many nodes) go out together; the first one goes at once.
 What is published has been kept before: a reader who saw a ban finds it after a restart. Answers to
 agents do not wait.
@@ -61,7 +61,6 @@ from services.health.statefile import NOTHING, Kept, StateFile
 REPUBLISH_MS = 500
 SETTLE_MS = 1_000
 GAP_MS = 50
-LONGEST_GAP_MS = 250
 POLL_MS = 100
 LAG_MS = 100
 """A turn later than this was late; less is the ordinary business of a machine."""
@@ -228,7 +227,7 @@ class HealthProcess:
         self._view_changed = False
         done_ms = _monotonic_ms()
         self._republish_ms = now_ms + REPUBLISH_MS
-        self._publish_from_ms = done_ms + min(max(GAP_MS, 5 * (done_ms - now_ms)), LONGEST_GAP_MS)
+        self._publish_from_ms = done_ms + min(max(GAP_MS, 10 * (done_ms - now_ms)), REPUBLISH_MS)
 
     def _save(self, now_ms: int) -> None:
         try:
