@@ -1,7 +1,8 @@
 /* Answering a packet that is too long for its way: ICMP "fragmentation needed" (RFC 792, RFC 1191).
  *
  * The answer is made of the packet itself: cut down to the 28 bytes that are quoted, a header put
- * in front, sent back the way it came. It speaks as the address the client wrote to.
+ * in front, sent back the way it came. It speaks as the address the client wrote to. Neither
+ * an error nor a later fragment is ever answered (RFC 1122, 3.2.2).
  */
 #ifndef GALE_ANSWER_H
 #define GALE_ANSWER_H
@@ -55,7 +56,8 @@ static __always_inline enum reason answer_too_big(context_t *ctx, struct packet 
 	struct too_big *answer;
 
 	if (!(packet->ip->frag_off & bpf_htons(IP_DONT_FRAGMENT)) || packet->ip->ihl != 5 ||
-	    packet->tags || packet->bytes < sizeof(struct ethhdr) + QUOTED_BYTES)
+	    packet->icmp_error || packet->later_fragment || packet->tags ||
+	    packet->bytes < sizeof(struct ethhdr) + QUOTED_BYTES)
 		return REASON_drop_too_big;
 	if (make_room_for_answer(ctx, packet))
 		return REASON_drop_too_big;

@@ -125,20 +125,42 @@ static __always_inline void track_close(const struct packet *packet, struct flow
 	}
 }
 
+/* Both entries go, unless the other one belongs to another flow by now. */
 static __always_inline void forget_established(const struct flow_key *key, const struct flow *flow)
 {
 	struct flow_key other_key = opposite_key(key, flow);
+	struct flow *other = est.lookup(&other_key);
 
+	if (other && are_opposite(key, other))
+		est.delete(&other_key);
 	est.delete((struct flow_key *)key);
-	est.delete(&other_key);
 }
 
 static __always_inline void forget_half(const struct flow_key *key, const struct flow *flow)
 {
 	struct flow_key other_key = opposite_key(key, flow);
+	struct flow *other = half.lookup(&other_key);
 
+	if (other && are_opposite(key, other))
+		half.delete(&other_key);
 	half.delete((struct flow_key *)key);
-	half.delete(&other_key);
+}
+
+/* A SYN or datagram repeated: once a second keep both entries alive, or else the port would go to
+ * another flow. Returns whether the pair is still whole.
+ */
+static __always_inline int touch_half(const struct flow_key *key, struct flow *flow, __u64 now)
+{
+	struct flow_key other_key = opposite_key(key, flow);
+	struct flow *other;
+
+	if (now - flow->last_seen <= TOUCH_INTERVAL_NS)
+		return 1;
+	other = half.lookup(&other_key);
+	if (!other || !are_opposite(key, other))
+		return 0;
+	flow->last_seen = other->last_seen = now;
+	return 1;
 }
 
 /* From `half` to `est`: reply with NOEXIST, request, then the halves go. Idempotent: two CPUs that
@@ -164,8 +186,7 @@ static __always_inline enum reason promote(const struct flow_key *key, const str
 		taken = est.lookup(from_request ? &other_key : (struct flow_key *)key);
 		if (!taken)
 			return REASON_drop_table_full;
-		if (taken->daddr != (from_request ? key->saddr : flow->daddr) ||
-		    taken->dport != (from_request ? key->sport : flow->dport))
+		if (!are_opposite(from_request ? (struct flow_key *)key : &other_key, taken))
 			return REASON_drop_flow_taken;
 	}
 	est.update(from_request ? (struct flow_key *)key : &other_key,

@@ -13,11 +13,12 @@
 #ifdef GALE_XDP
 
 static __always_inline enum reason can_deliver(context_t *ctx, const struct packet *packet,
-					       const struct seat *seat)
+					       const struct seat *seat, __u16 overhead)
 {
 	if (unlikely(!(seat->flags & SEAT_RESOLVED)))
 		return REASON_slow_next_hop;
-	if (unlikely(packet->tags && seat->ifindex != ctx->ingress_ifindex))
+	/* Nor is an outer header put between a tag and what it belongs to. */
+	if (unlikely(packet->tags && (overhead || seat->ifindex != ctx->ingress_ifindex)))
 		return REASON_slow_vlan;
 	return REASON_parsed;
 }
@@ -71,7 +72,7 @@ struct next_hop {
 };
 
 static __always_inline enum reason can_deliver(context_t *ctx, const struct packet *packet,
-					       const struct seat *seat)
+					       const struct seat *seat, __u16 overhead)
 {
 	return unlikely(!seat->ifindex) ? REASON_drop_no_route : REASON_parsed;
 }
@@ -124,7 +125,7 @@ static __always_inline int deliver_to_client(context_t *ctx, struct packet *pack
 static __always_inline enum reason may_forward(context_t *ctx, struct packet *packet,
 					       const struct seat *seat, __u16 overhead)
 {
-	enum reason refused = can_deliver(ctx, packet, seat);
+	enum reason refused = can_deliver(ctx, packet, seat, overhead);
 
 	if (unlikely(refused))
 		return refused;

@@ -11,6 +11,7 @@
 
 #include "packet.h"
 #include "checksum.h"
+#include "deliver.h"
 
 #define GUE_PORT 6080
 #define OUTER_TTL 64
@@ -118,6 +119,8 @@ static __always_inline int encapsulate(context_t *ctx, struct packet *packet,
 	struct outer_gue outer;
 
 	make_outer(&outer, packet, seat, flags, entropy, own);
+	if (seat->ifindex != ctx->ifindex)
+		strip_tags(ctx, packet); /* the kernel makes no room behind a tag */
 	if (flags & SERVICE_GUE)
 		room |= BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
 	if (bpf_skb_adjust_room(ctx, outer_bytes(flags), BPF_ADJ_ROOM_MAC, room))

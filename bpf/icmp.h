@@ -38,6 +38,7 @@ static __always_inline int adopt_quoted_key(context_t *ctx, struct packet *packe
 	struct quote *quote = quote_of(ctx, packet);
 
 	if (!quote || packet->ip->ihl != 5 || packet->first_fragment ||
+	    packet->ip->daddr != quote->ip.saddr || /* errors go to whom they are about */
 	    !is_icmp_error((struct icmphdr *)quote - 1) || quote->ip.version != 4 ||
 	    quote->ip.ihl != 5 || (quote->ip.frag_off & bpf_htons(IP_FRAGMENT_OFFSET)) ||
 	    !transport_fits(packet, sizeof(struct icmphdr) + sizeof(*quote)))

@@ -1,4 +1,5 @@
-/* How many new flows a second: a limit on all, and one on each source address.
+/* How many new flows a second: a limit on each source address, and one on all. In this order, so
+ * that what one source is refused takes nothing from the others.
  *
  * Counting is by windows of a second, which lets twice the limit through around a boundary and
  * costs one look-up. Where no limit is set it costs nothing.
@@ -28,17 +29,17 @@ static __always_inline enum reason may_open(const struct packet *packet, const s
 	struct rate *rate;
 	int zero = 0;
 
-	if (own->new_flows_per_second) {
-		rate = flow_rate.lookup(&zero);
-		if (rate && !within(rate, own->new_flows_per_second, now))
-			return REASON_drop_flow_rate;
-	}
 	if (own->new_flows_per_second_per_source) {
 		rate = sources.lookup(&source);
 		if (!rate)
 			sources.insert(&source, &first);
 		else if (!within(rate, own->new_flows_per_second_per_source, now))
 			return REASON_drop_source_rate;
+	}
+	if (own->new_flows_per_second) {
+		rate = flow_rate.lookup(&zero);
+		if (rate && !within(rate, own->new_flows_per_second, now))
+			return REASON_drop_flow_rate;
 	}
 	return REASON_parsed;
 }

@@ -69,11 +69,12 @@ static __always_inline void note_syn_ack(const struct packet *packet, const stru
 static __always_inline enum reason half_open_reply(context_t *ctx, struct packet *packet,
 						   struct flow *flow, const struct settings *own)
 {
-	enum reason reason = REASON_l4_reply;
+	enum reason reason = REASON_l4_reply, refused;
 	struct flow rewrite = *flow;
 
-	if (can_reach_client(packet, flow->last_hop))
-		return REASON_slow_next_hop;
+	refused = can_reach_client(packet, flow->last_hop);
+	if (refused)
+		return refused;
 	if (packet->key.protocol == IPPROTO_UDP) {
 		reason = promote(&packet->key, flow, bpf_ktime_get_coarse_ns());
 		if (reason != REASON_l4_promoted)

@@ -84,11 +84,9 @@ static __always_inline enum reason half_open_request(context_t *ctx, struct pack
 	refused = may_forward_l4(ctx, packet, seat);
 	if (refused)
 		return refused;
-	if (packet->key.protocol != IPPROTO_TCP || (packet->tcp_flags & TCP_FLAG_SYN)) {
-		flow->last_seen = bpf_ktime_get_coarse_ns();
-	} else if (packet->tcp_flags & TCP_FLAG_RST) {
+	if (packet->key.protocol == IPPROTO_TCP && (packet->tcp_flags & TCP_FLAG_RST)) {
 		forget_half(&packet->key, flow);
-	} else {
+	} else if (packet->key.protocol == IPPROTO_TCP && !(packet->tcp_flags & TCP_FLAG_SYN)) {
 		if (flow->state != FLOW_SYN_RECEIVED || packet->acknowledged != flow->expected)
 			return REASON_drop_handshake_mismatch;
 		reason = promote(&packet->key, flow, bpf_ktime_get_coarse_ns());
@@ -149,8 +147,13 @@ static __always_inline enum reason l4_request(context_t *ctx, struct packet *pac
 		index = flow->seat;
 		seat = seats.lookup(&index);
 		counters = seat_counters.lookup(&index);
-		/* A SYN repeated because its node has died gets another node. */
-		if (seat && counters && ((seat->flags & SEAT_UP) || !is_opening(packet)))
+		/* Repeated because its node has died, it gets another node; because its port
+		 * has gone to another flow, another port.
+		 */
+		if (seat && counters &&
+		    (!is_opening(packet) ||
+		     ((seat->flags & SEAT_UP) &&
+		      touch_half(&packet->key, flow, bpf_ktime_get_coarse_ns()))))
 			return half_open_request(ctx, packet, flow, seat, counters);
 		forget_half(&packet->key, flow);
 	}
