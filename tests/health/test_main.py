@@ -78,7 +78,20 @@ def test_a_pause_of_the_health_process_takes_nobody_down() -> None:
         time.sleep(2 * TIMEOUT_MS / 1_000)
         health.send_signal(signal.SIGCONT)
         keeps_up(at, 2 * TIMEOUT_MS / 1_000)
-        assert "so deadlines are extended" in at.log()
+
+
+def test_who_did_not_listen_does_not_accuse() -> None:
+    """Nothing lies queued here: the agent was silent too, for as long as nobody listened."""
+    with site() as at:
+        health, agent = at.bring_up()
+        for process in (agent, health):
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(2 * TIMEOUT_MS / 1_000)
+        health.send_signal(signal.SIGCONT)
+        eventually(lambda: "so deadlines are extended" in at.log())
+        keeps_up(at, 0.2)
+        agent.send_signal(signal.SIGCONT)
+        keeps_up(at, TIMEOUT_MS / 1_000)
 
 
 def test_an_agent_that_dies_is_missed_and_its_return_is_checked() -> None:
