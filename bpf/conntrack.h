@@ -196,23 +196,31 @@ static __always_inline enum reason promote(const struct flow_key *key, const str
 	return REASON_l4_promoted;
 }
 
-/* Whether another flow holds the port that `reply_key` names. Closed flows give theirs up. */
-static __always_inline int port_taken(const struct flow_key *reply_key, __u64 now)
+/* Whether an established flow holds the port that `reply_key` names. A closed one gives it up. */
+static __always_inline int port_taken(const struct flow_key *reply_key)
 {
 	struct flow *holder = est.lookup((struct flow_key *)reply_key);
 
-	if (holder) {
-		if (holder->state != FLOW_CLOSED)
-			return 1;
-		forget_established(reply_key, holder);
-	}
-	holder = half.lookup((struct flow_key *)reply_key);
-	if (holder) {
-		if (now - holder->last_seen < HALF_OPEN_STEAL_NS)
-			return 1;
-		forget_half(reply_key, holder);
-	}
+	if (likely(!holder))
+		return 0;
+	if (holder->state != FLOW_CLOSED)
+		return 1;
+	forget_established(reply_key, holder);
 	return 0;
+}
+
+/* Reserves the port among the half-open flows. One that has waited for long gives it up. */
+static __always_inline int reserve_port(const struct flow_key *reply_key, const struct flow *reply)
+{
+	struct flow *holder;
+
+	if (!half.insert((struct flow_key *)reply_key, (struct flow *)reply))
+		return 1;
+	holder = half.lookup((struct flow_key *)reply_key);
+	if (!holder || reply->created - holder->last_seen < HALF_OPEN_STEAL_NS)
+		return 0;
+	forget_half(reply_key, holder);
+	return !half.insert((struct flow_key *)reply_key, (struct flow *)reply);
 }
 
 /* This CPU's next port towards this seat: a stride over the whole slice, so that a port rests for
@@ -248,12 +256,12 @@ static __always_inline enum reason open_flow(const struct packet *packet,
 		forward->sport =
 			keeps_port ? key->sport : candidate_port(service, own, cpus, attempt);
 		reply_key = opposite_key(key, forward);
-		if (port_taken(&reply_key, forward->created))
+		if (port_taken(&reply_key))
 			continue;
 		set_deltas(key, forward);
 		reply = turned_around(key, forward);
 		__builtin_memcpy(reply.last_hop, packet->ethernet->h_source, ETH_ALEN);
-		if (half.insert(&reply_key, &reply))
+		if (!reserve_port(&reply_key, &reply))
 			continue;
 		if (!half.update((struct flow_key *)key, forward))
 			return REASON_l4_new_flow;
