@@ -34,9 +34,8 @@ from typing import Literal
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from bus.messages import HookState
-from bpf.syscall import ProgramInfo, program_by_id, program_info
 from bpf.pins import open_pin, pin
+from bpf.syscall import ProgramInfo, program_by_id, program_info
 
 Flavour = Literal["native", "generic"]
 
@@ -70,6 +69,19 @@ class NativeXdpUnsupported(Exception):  # noqa: N818 - likewise
 
 
 @dataclass(frozen=True, slots=True)
+class Hook:
+    """One place of an interface for one of our programs, and what was found there."""
+
+    program: str
+    """The pin's name."""
+    interface: str
+    attached: bool
+    flavour: str
+    """native, generic, tc; or empty while not attached."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Link:
     netlink: IPRoute
     name: str
@@ -80,7 +92,7 @@ class _Link:
 class _AttachedXdp:
     id: int
     flavour: str
-    """As in HookState; "offloaded" and the like are certainly not ours."""
+    """As in `Hook`; "offloaded" and the like are certainly not ours."""
 
 
 # --------------------------------------------------------------------------- XDP
@@ -88,7 +100,7 @@ class _AttachedXdp:
 
 def attach_xdp(
     netlink: IPRoute, interface: str, fd: int, pin_path: Path, flavour: Flavour = "native"
-) -> HookState:
+) -> Hook:
     """Attach an XDP program and pin it, in one step in the place of ours that was there."""
     with _interface(netlink, interface) as link:
         present = _attached_xdp(link)
@@ -134,21 +146,21 @@ def detach_xdp(netlink: IPRoute, interface: str, pin_path: Path) -> bool:
     return present is not None
 
 
-def xdp_state(netlink: IPRoute, interface: str, pin_path: Path) -> HookState:
+def xdp_state(netlink: IPRoute, interface: str, pin_path: Path) -> Hook:
     """What is on the interface now."""
     try:
         with _interface(netlink, interface) as link:
             present = _attached_xdp(link)
         own_fd = _own_program(interface, present, pin_path)
     except (InterfaceMissing, ForeignProgram) as reason:
-        return HookState(pin_path.name, interface, False, "", str(reason))
+        return Hook(pin_path.name, interface, False, "", str(reason))
     if present is None or own_fd is None:
-        return HookState(pin_path.name, interface, False, "", "no XDP program attached")
+        return Hook(pin_path.name, interface, False, "", "no XDP program attached")
     try:
         detail = _describe(program_info(own_fd))
     finally:
         os.close(own_fd)
-    return HookState(pin_path.name, interface, True, present.flavour, detail)
+    return Hook(pin_path.name, interface, True, present.flavour, detail)
 
 
 def _attached_xdp(link: _Link) -> _AttachedXdp | None:
@@ -211,7 +223,7 @@ def _set_xdp(link: _Link, fd: int | None, expected_fd: int | None, flavour: str)
 # --------------------------------------------------------------------------- TC
 
 
-def attach_tc(netlink: IPRoute, interface: str, fd: int, pin_path: Path) -> HookState:
+def attach_tc(netlink: IPRoute, interface: str, fd: int, pin_path: Path) -> Hook:
     """Attach a TC program to the ingress and pin it, in the place of ours that was there."""
     with _interface(netlink, interface) as link:
         _add_clsact(link)
@@ -247,17 +259,17 @@ def detach_tc(netlink: IPRoute, interface: str, pin_path: Path) -> bool:
     return attached
 
 
-def tc_state(netlink: IPRoute, interface: str, pin_path: Path) -> HookState:
+def tc_state(netlink: IPRoute, interface: str, pin_path: Path) -> Hook:
     """What is on the interface's ingress now."""
     try:
         with _interface(netlink, interface) as link:
             names = _filters_in_our_place(link)
         _refuse_foreign_filter(interface, names)
     except (InterfaceMissing, ForeignProgram) as reason:
-        return HookState(pin_path.name, interface, False, "", str(reason))
+        return Hook(pin_path.name, interface, False, "", str(reason))
     if _HANDLE not in names:
-        return HookState(pin_path.name, interface, False, "", "no TC program attached")
-    return HookState(pin_path.name, interface, True, "tc", names[_HANDLE])
+        return Hook(pin_path.name, interface, False, "", "no TC program attached")
+    return Hook(pin_path.name, interface, True, "tc", names[_HANDLE])
 
 
 def _add_clsact(link: _Link) -> None:
@@ -295,6 +307,16 @@ def _is_ours(name: str | None) -> bool:
 
 
 # --------------------------------------------------------------------------- both
+
+
+def refuse_foreign(netlink: IPRoute, interface: str, xdp_pin: Path | None) -> None:
+    """Raise `ForeignProgram` if ours could not be attached; nothing is changed. None: TC alone."""
+    with _interface(netlink, interface) as link:
+        if xdp_pin is not None:
+            own_fd = _own_program(interface, _attached_xdp(link), xdp_pin)
+            if own_fd is not None:
+                os.close(own_fd)
+        _refuse_foreign_filter(interface, _filters_in_our_place(link))
 
 
 @contextmanager

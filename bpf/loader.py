@@ -8,7 +8,7 @@ without it the objects of one call share maps of their own, as tests want them.
 Programs are loaded by our own BPF_PROG_LOAD: bcc's takes no flags, and a device with a large MTU
 takes only programs that say they know of fragments (`XDP_HAS_FRAGS`).
 
-Failures: `CompileError` has the compiler's words, `bpf_syscall.VerifierError` the verifier's,
+Failures: `CompileError` has the compiler's words, `syscall.VerifierError` the verifier's,
 `pins.PinMismatch` the maps that cannot be reused and both of their shapes. After any of them the
 programs and pins that were there are as they were.
 """
@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from bpf.syscall import ProgramFlag, ProgramKind, load_program
 from bpf.compiler import (
     SOURCE_DIR,
     CompileError,
@@ -29,6 +28,7 @@ from bpf.compiler import (
     inline,
 )
 from bpf.pins import PinnedMaps
+from bpf.syscall import ProgramFlag, ProgramKind, load_program
 from bpf.table import Table
 
 __all__ = [

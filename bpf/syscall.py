@@ -304,20 +304,22 @@ def value_bytes(kind: int, value_size: int) -> int:
     return value_size
 
 
-def read_entries(fd: int) -> Iterator[tuple[bytes, bytes]]:
+def read_entries(fd: int, at_most: int | None = None) -> Iterator[tuple[bytes, bytes]]:
     """All of a map in batches: (keys, values), each the bytes of some thousand entries.
 
-    Entries that come or go meanwhile may be seen or not; those that stay are seen once.
+    Entries that come or go meanwhile may be seen or not; those that stay are seen once. `at_most`:
+    of an array, only so many elements from the first one on.
     """
     kind, key_size, value_size, max_entries, _ = map_shape(fd)
     value_size = value_bytes(kind, value_size)
-    count = min(_BATCH_ENTRIES, max_entries)
+    left = max_entries if at_most is None else at_most
+    count = min(_BATCH_ENTRIES, max_entries, left)
     keys = ctypes.create_string_buffer(key_size * count)
     values = ctypes.create_string_buffer(value_size * count)
     # Where to go on: a key, or for hashes the number of a bucket.
     position = ctypes.create_string_buffer(max(key_size, 4))
     first = True
-    while True:
+    while count:
         attribute = _batch_attribute(fd, keys, values, count, 0 if first else _address(position))
         struct.pack_into("=Q", attribute, 8, _address(position))
         last = False
@@ -332,6 +334,9 @@ def read_entries(fd: int) -> Iterator[tuple[bytes, bytes]]:
             yield keys.raw[: found * key_size], values.raw[: found * value_size]
         if last:
             return
+        if at_most is not None:
+            left -= found
+            count = min(count, left)
         first = False
 
 
@@ -347,17 +352,19 @@ def write_entries(fd: int, keys: bytes, values: bytes) -> None:
 def delete_entries(fd: int, keys: bytes) -> None:
     """Delete many entries of a map at once; those that are gone already are passed over."""
     key_size = map_shape(fd)[1]
-    while keys:
-        key_buffer = ctypes.create_string_buffer(keys, len(keys))
-        attribute = _batch_attribute(fd, key_buffer, _NOTHING, len(keys) // key_size, 0)
+    buffer = ctypes.create_string_buffer(keys, len(keys))
+    count = len(keys) // key_size
+    done = 0
+    while done < count:
+        attribute = _batch_attribute(fd, buffer, _NOTHING, count - done, 0)
+        struct.pack_into("=Q", attribute, 16, _address(buffer) + done * key_size)
         try:
             _bpf(_Command.MAP_DELETE_BATCH, attribute)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
             # The kernel stops at the first that is missing, having counted those before it.
-            done = struct.unpack_from("=I", attribute, 32)[0]
-            keys = keys[(done + 1) * key_size :]
+            done += struct.unpack_from("=I", attribute, 32)[0] + 1
         else:
             return
 

@@ -6,7 +6,7 @@ written twice. A per-CPU map's `Leaf` is an array with one `sLeaf` for each poss
     table[table.Key(address=…, port=…)] = table.Leaf(id=7)
     ring.items_update_batch(keys, leaves)
 
-Missing keys raise KeyError. For whole tables in batches see `bpf_syscall.read_entries`.
+Missing keys raise KeyError. For whole tables in batches see `syscall.read_entries`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import ctypes
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
+from bpf.pins import MapInfo
 from bpf.syscall import (
     PER_CPU,
     delete_entry,
@@ -24,7 +25,6 @@ from bpf.syscall import (
     update_entry,
     write_entries,
 )
-from bpf.pins import MapInfo
 
 _SCALARS: dict[str, Any] = {
     "_Bool": ctypes.c_bool,

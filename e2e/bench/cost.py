@@ -39,19 +39,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from e2e.bench.report import Line, Result
-from e2e.bench.samples import Goal, Sample, at_most, pieces, ratios, turns
-from e2e.bench.tables import Clients, Seat, Service, Tables, established
-from services.dataplane.bpf_syscall import (
+from bpf.loader import compile_program
+from bpf.pins import PinnedMaps
+from bpf.syscall import (
     delete_entries,
     possible_cpus,
     read_entries,
     run_program,
     xdp_context,
 )
+from e2e.bench.report import Line, Result
+from e2e.bench.samples import Goal, Sample, at_most, pieces, ratios, turns
+from e2e.bench.tables import Clients, Seat, Service, Tables, established
 from services.dataplane.counters import Counters
-from services.dataplane.loader import compile_program
-from services.dataplane.pins import PinnedMaps
 
 NODES = 100
 MILLION = 1 << 20

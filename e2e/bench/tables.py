@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bpf.loader import LoadedObject
+from bpf.syscall import possible_cpus, write_entries
 from services.dataplane import ring
-from services.dataplane.bpf_syscall import possible_cpus, write_entries
-from services.dataplane.loader import LoadedObject
 
 TCP = 6
 RING_LANES = 4

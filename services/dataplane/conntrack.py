@@ -2,8 +2,9 @@
 
 The kernel's programs create, promote, repair and close flows by themselves (bpf/conntrack.h); what
 they cannot do is notice that nothing happens any more. So a sweep reads both tables in batches and
-deletes what has been idle for longer than its state admits: the request's entry first, then the
-reply's, which is the one that reserves the SNAT port.
+deletes what has been idle for longer than its state admits: requests' entries as they are found,
+replies' after the last of them, because those reserve the SNAT ports. A pass is made in small
+pieces between the turns of the process's loop (`Sweeper`).
 
 Timeouts follow RFC 5382 (TCP: established at least 2 h 4 min, transitory at least 4 min) and RFC
 4787 (UDP: at least 2 min). A closed flow is kept only for stray repetitions of its last segments;
@@ -11,23 +12,23 @@ the programs recycle its port before that if they need one.
 
 If this process is dead nothing is swept: the tables are LRU, so the oldest entries make room.
 
-`expired` and `opposite_keys` are pure; `Table` does the system calls.
+`expired` and `opposite_keys` are pure; `Table` does the system calls, `Sweeper` minds the clock.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bpf.syscall import delete_entries, map_shape, read_entries
 from bus.messages import SeatState
-from services.dataplane.bpf_syscall import delete_entries, map_shape, read_entries
 
 SYN_SENT, SYN_RECEIVED, ESTABLISHED, CLOSING, CLOSED = range(5)
 STATE_NAMES = ("syn_sent", "syn_received", "established", "closing", "closed")
@@ -42,6 +43,10 @@ LONGEST_TIMEOUT_MS = max(TCP_TIMEOUTS_S + UDP_TIMEOUTS_S) * 1000
 
 SWEEP_HALF_MS = 2_000
 SWEEP_ESTABLISHED_MS = 5_000
+"""The shortest time between two passes."""
+TURN_MS = 10
+SHARE = 0.02
+_ODD = np.uint64(0x9E3779B97F4A7C15)
 
 Entries = NDArray[Any]
 
@@ -80,6 +85,11 @@ class SweepResult:
     entries: int
     """Flows that stay, counted by their reply's entries: each holds one SNAT port."""
     deleted: int
+    """Entries, of either direction."""
+
+
+Sweep = Generator[None, None, SweepResult]
+"""A pass over a table that can be left and resumed after each batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,56 +119,109 @@ class Table:
         for keys, values in read_entries(self._fd):
             yield np.frombuffer(keys, self._key_type), np.frombuffer(values, self._flow_type)
 
-    def all(self) -> tuple[Entries, Entries]:
-        batches = list(self.batches())
-        if not batches:
-            return np.empty(0, self._key_type), np.empty(0, self._flow_type)
-        return np.concatenate([keys for keys, _ in batches]), np.concatenate(
-            [flows for _, flows in batches]
-        )
-
     def delete(self, keys: Entries) -> None:
-        """Requests before replies: a port is free only when nothing leads to it any more."""
-        for direction in (REQUEST, REPLY):
-            chosen = keys[keys["direction"] == direction]
-            if len(chosen):
-                delete_entries(self._fd, chosen.tobytes())
+        if len(keys):
+            delete_entries(self._fd, keys.tobytes())
 
     @property
     def capacity(self) -> int:
         return map_shape(self._fd)[3]
 
 
-def sweep_established(table: Table, now_ns: int) -> SweepResult:
+def sweep_established(table: Table, now_ns: int) -> Sweep:
     """Each packet of a flow touches both its entries, so each can be judged alone."""
     kept = deleted = 0
-    doomed = []
+    idle_replies: list[Entries] = []
     for keys, flows in table.batches():
         overdue = expired(keys, flows, now_ns)
-        doomed.append(keys[overdue])
-        kept += int(np.count_nonzero(keys["direction"][~overdue] == REPLY))
-    for keys in doomed:
-        table.delete(keys)
-        deleted += len(keys)
+        replies = keys["direction"] == REPLY
+        kept += int(np.count_nonzero(replies & ~overdue))
+        deleted += int(np.count_nonzero(overdue))
+        table.delete(keys[overdue & ~replies])
+        idle_replies.append(keys[overdue & replies])
+        yield
+    yield from _delete(table, idle_replies)
     return SweepResult(kept, deleted)
 
 
-def sweep_half(table: Table, now_ns: int) -> SweepResult:
+def sweep_half(table: Table, now_ns: int) -> Sweep:
     """A half-open flow lives as long as its request's entry; a reply without one is litter."""
-    keys, flows = table.all()
-    overdue = expired(keys, flows, now_ns)
-    requests = keys["direction"] == REQUEST
-    alive = opposite_keys(keys[requests & ~overdue], flows[requests & ~overdue])
-    claimed = np.isin(_as_bytes(keys), _as_bytes(alive))
-    # A reply's entry is there a moment before its request's: only an old one is litter.
-    doomed = np.where(requests, overdue, overdue & ~claimed)
-    table.delete(keys[doomed])
-    return SweepResult(int(np.count_nonzero(~requests & ~doomed)), int(np.count_nonzero(doomed)))
+    replies_seen = requests_deleted = 0
+    idle_replies: list[Entries] = []
+    claimed: list[NDArray[np.uint64]] = []
+    for keys, flows in table.batches():
+        overdue = expired(keys, flows, now_ns)
+        replies = keys["direction"] == REPLY
+        alive = ~replies & ~overdue
+        replies_seen += int(np.count_nonzero(replies))
+        requests_deleted += int(np.count_nonzero(overdue & ~replies))
+        table.delete(keys[overdue & ~replies])
+        # A reply's entry is there a moment before its request's: only an old one is litter.
+        idle_replies.append(keys[overdue & replies])
+        claimed.append(_numbers(opposite_keys(keys[alive], flows[alive])))
+        yield
+    alive_replies = _joined(claimed)
+    doomed = [keys[~np.isin(_numbers(keys), alive_replies)] for keys in idle_replies if len(keys)]
+    yield from _delete(table, doomed)
+    litter = sum(map(len, doomed))
+    return SweepResult(replies_seen - litter, requests_deleted + litter)
 
 
-def _as_bytes(keys: Entries) -> NDArray[Any]:
-    # All keys have one length, so that "S" stripping trailing zeros cannot make two of them equal.
-    return np.ascontiguousarray(keys).view(f"S{keys.dtype.itemsize}")
+def _delete(table: Table, batches: list[Entries]) -> Generator[None, None, None]:
+    for keys in batches:
+        if len(keys):
+            table.delete(keys)
+            yield
+
+
+def _joined(numbers: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    return np.concatenate([np.empty(0, np.uint64), *numbers])
+
+
+def _numbers(keys: Entries) -> NDArray[np.uint64]:
+    """One number for each key. Two keys with the same one: litter stays a little longer."""
+    words = np.ascontiguousarray(keys).view(np.uint64).reshape(-1, 2)
+    mixed: NDArray[np.uint64] = words[:, 0] * _ODD ^ words[:, 1]
+    return mixed
+
+
+class Sweeper:
+    """Sweeps a table again and again, a little in each turn of the process's loop.
+
+    A turn takes `TURN_MS` at most, so that a dead node is masked while a large table is being
+    swept; and the next pass begins so late that sweeping costs `SHARE` of a core at most, however
+    large the table and slow the machine.
+    """
+
+    def __init__(self, begin: Callable[[int], Sweep], interval_ms: int, now_ms: int) -> None:
+        self._begin = begin
+        self._interval_ms = interval_ms
+        self._sweep: Sweep | None = None
+        self._spent_ms = 0.0
+        self.next_ms = now_ms
+        """When there is something to do; the past while a pass is under way."""
+        self.result = SweepResult(0, 0)
+        """Of the last whole pass."""
+        self.cpu_ms = 0.0
+        """What that pass cost."""
+
+    def turn(self, now_ms: int) -> None:
+        if now_ms < self.next_ms:
+            return
+        if self._sweep is None:
+            self._sweep = self._begin(time.monotonic_ns())
+            self._spent_ms = 0.0
+        began_ns, cpu_ns = time.monotonic_ns(), time.thread_time_ns()
+        try:
+            while time.monotonic_ns() - began_ns < TURN_MS * 1_000_000:
+                next(self._sweep)
+        except StopIteration as end:
+            self._sweep = None
+            self.result = end.value
+        self._spent_ms += (time.thread_time_ns() - cpu_ns) / 1e6
+        if self._sweep is None:
+            self.cpu_ms = self._spent_ms
+            self.next_ms = now_ms + max(self._interval_ms, int(self.cpu_ms / SHARE))
 
 
 def list_flows(
@@ -194,7 +257,7 @@ def _view(key: Any, flow: Any, now_ns: int) -> FlowView:
 def endpoint(address: Any, port: Any) -> str:
     """`10.0.0.1:80` of an address and a port as they stand in the maps, in network order."""
     octets = int(address).to_bytes(4, sys.byteorder)
-    return f"{ipaddress.IPv4Address(octets)}:{socket.ntohs(int(port))}"
+    return f"{socket.inet_ntoa(octets)}:{socket.ntohs(int(port))}"
 
 
 def as_row(flow: FlowView, seat: SeatState | None) -> dict[str, Any]:

@@ -14,13 +14,15 @@ import ipaddress
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bpf.syscall import read_entries, write_entries
 from bus.messages import Affinity, Encapsulation, Mode, Protocol
-from services.dataplane.bpf_syscall import read_entries, write_entries
 from services.dataplane.nexthop import NextHop
 from services.dataplane.plan import (
     ENTRIES,
@@ -42,8 +44,23 @@ SEAT_RESOLVED, SEAT_UP = 1, 2
 SERVICE_AFFINITY_CLIENT, SERVICE_NO_SNAT, SERVICE_GUE = 1, 2, 4
 PROTOCOLS = {Protocol.TCP: 6, Protocol.UDP: 17}
 MODES = {Mode.L2: 2, Mode.L3: 3, Mode.L4: 4}
-MAX_SEATS = 8192
-MAX_SERVICES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds for this LB as a whole: `struct settings`, field by field."""
+
+    hash_seed: int
+    public_ifindex: int
+    """0: nobody has set the programs up yet."""
+    private_ifindex: int
+    public_mac: bytes
+    l4_services: int
+    cpus: int
+    outer_prefix: int
+    """As `address_word` has it; 0: none."""
+    new_flows_per_second: int
+    new_flows_per_second_per_source: int
 
 
 def address_word(address: str | None) -> int:
@@ -74,11 +91,18 @@ class Kernel:
         self._seats = bpf[b"seats"]
         self._counters = bpf[b"seat_counters"]
         self._ring_fd = bpf[b"ring"].map_fd
+        self.max_seats: int = self._seats.info.max_entries
+        self.max_services: int = self._services.info.max_entries
 
     # ------------------------------------------------------------------ settings
 
-    def write_settings(self, **fields: Any) -> None:
-        _write(self._settings, self._settings.Key(0), fields)
+    def read_settings(self) -> Settings:
+        leaf = self._settings[self._settings.Key(0)]
+        values = {field.name: getattr(leaf, field.name) for field in fields(Settings)}
+        return Settings(**values | {"public_mac": bytes(leaf.public_mac)})
+
+    def write_settings(self, settings: Settings) -> None:
+        _write(self._settings, self._settings.Key(0), asdict(settings))
 
     # ------------------------------------------------------------------ adopting
 
@@ -123,7 +147,9 @@ class Kernel:
     def _read_rings(self, service_ids: set[int]) -> dict[int, NDArray[np.uint16]]:
         if not service_ids:
             return {}
-        raw = b"".join(values for _, values in read_entries(self._ring_fd))
+        # The lowest ids are given first, so this is the beginning of a map of a million entries.
+        count = (max(service_ids) + 1) * ENTRIES
+        raw = b"".join(values for _, values in read_entries(self._ring_fd, count))
         rings = np.frombuffer(raw, np.uint16).reshape(-1, ENTRIES, LANES)
         return {number: rings[number].copy() for number in service_ids}
 
@@ -143,7 +169,8 @@ class Kernel:
             case ServiceWrite(key, service):
                 _write(self._services, self._service_key(key), _service_fields(service))
             case ServiceRemoval(key):
-                del self._services[self._service_key(key)]
+                with suppress(KeyError):
+                    del self._services[self._service_key(key)]
 
     def _forget_counters(self, seat: int) -> None:
         """The number changes hands: what was counted belongs to somebody else."""
@@ -155,10 +182,10 @@ class Kernel:
         )
 
 
-def _write(table: Any, key: Any, fields: dict[str, Any]) -> None:
+def _write(table: Any, key: Any, values: dict[str, Any]) -> None:
     """Write a struct by field names; what is not named, padding included, is zero."""
     leaf = table.Leaf()
-    for name, value in fields.items():
+    for name, value in values.items():
         if isinstance(value, bytes):
             getattr(leaf, name)[:] = value
         else:
@@ -199,7 +226,7 @@ def _seat(value: Any) -> Seat:
 
 def _seat_fields(seat: Seat) -> dict[str, Any]:
     hop = seat.next_hop
-    fields: dict[str, Any] = {
+    values: dict[str, Any] = {
         "address": address_word(seat.address),
         "port": socket.htons(seat.port),
         "service": seat.service_id,
@@ -207,10 +234,10 @@ def _seat_fields(seat: Seat) -> dict[str, Any]:
         "flags": SEAT_UP if seat.up else 0,
     }
     if hop is None:
-        return fields
+        return values
     if hop.destination_mac is not None:
-        fields["flags"] |= SEAT_RESOLVED
-    return fields | {
+        values["flags"] |= SEAT_RESOLVED
+    return values | {
         "ifindex": hop.ifindex,
         "next_hop": address_word(hop.gateway or seat.address),
         "destination_mac": mac_bytes(hop.destination_mac),

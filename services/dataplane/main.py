@@ -14,9 +14,9 @@ maps: until the quorum process has published one, the kernel goes on with what i
 has changed, and its result is empty.
 
 **Failure.** Killed at any point: programs and maps stay, packets go on, and the next start adopts.
-A map whose pin does not fit, a foreign program on an interface: said by name in `waiting_for` and
-in the log, tried again every second, while what was attached before goes on. An exception is a
-fault of ours: it ends the process and supervisord starts it again.
+A map whose pin does not fit, a foreign program on an interface, a kernel or compiler that refuses:
+said by name in `waiting_for` and in the log, and tried again, while what was attached before goes
+on. Any other exception is a fault of ours: it ends the process and supervisord starts it again.
 """
 
 from __future__ import annotations
@@ -29,13 +29,19 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import structlog
 import zmq
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
+from bpf.attach import ForeignProgram, InterfaceMissing
+from bpf.compiler import CompileError
+from bpf.pins import PinMismatch
+from bpf.syscall import VerifierError, possible_cpus
 from bus import topology
 from bus.messages import (
     CommittedTable,
@@ -54,22 +60,40 @@ from bus.messages import (
 from bus.socket import CommandError, CommandServer, Publisher, Subscriber
 from conf import ConfigError, LbConfig, Paths, load_lb
 from services.dataplane import conntrack, counters, machine
-from services.dataplane.attach import ForeignProgram, InterfaceMissing
-from services.dataplane.bpf_syscall import possible_cpus
-from services.dataplane.kernel import MAX_SEATS, MAX_SERVICES, Kernel, address_word
+from services.dataplane.kernel import Kernel, Settings, address_word
 from services.dataplane.netlink import NextHopMonitor
 from services.dataplane.nexthop import NextHop
-from services.dataplane.pins import PinMismatch
 from services.dataplane.plan import EMPTY, Facts, KernelState, Plan, make_plan
 from services.dataplane.programs import ProgramPlan, Programs
 
 REPUBLISH_MS = 500
 COUNT_MS = 1_000
 RETRY_MS = 1_000
+COMPILE_RETRY_MS = 10_000
 SETTLE_MS = 1_000
-MOST_FLOWS_LISTED = 10_000
+FLOWS_LISTED, MOST_FLOWS_LISTED = 100, 10_000
 PROGRAM_CACHE = "programs"
-CONFIG_NEEDING_RESTART = ("local.net_interface_public", "local.net_interface_private", "dataplane")
+CONFIG_NEEDING_RESTART = (
+    "local.name",
+    "local.net_interface_public",
+    "local.net_interface_private",
+    "dataplane.reply_hook",
+    "dataplane.xdp",
+    "dataplane.conntrack_entries",
+    "dataplane.half_open_entries",
+)
+"""What decides how the programs are built and where they go; all else is applied at once."""
+NOT_READY = (
+    machine.NotReadyError,
+    InterfaceMissing,
+    ForeignProgram,
+    PinMismatch,
+    NetlinkError,
+    OSError,
+)
+"""Reasons of the machine, which may go: no privilege, no BPF file system, no memory, ..."""
+REFUSED = (CompileError, VerifierError)
+"""Likewise, but trying costs a second of CPU time."""
 
 _log = structlog.get_logger()
 
@@ -92,20 +116,36 @@ def main() -> None:
 class Forwarding:
     """The programs on their hooks and the maps behind them: there once the machine is ready."""
 
-    def __init__(self, config: LbConfig, paths: Paths, netlink: IPRoute) -> None:
-        plan = ProgramPlan.from_config(config)
+    def __init__(self, plan: ProgramPlan, paths: Paths, netlink: IPRoute) -> None:
         self.machine = machine.look(netlink, plan.public, plan.private)
         self.programs = Programs(plan, paths.bpf_dir, paths.state_dir / PROGRAM_CACHE, netlink)
         try:
-            self.hooks: tuple[HookState, ...] = self.programs.attach(self.machine)
+            self.attached = self.programs.attach(self.machine)
         except BaseException:
             self.programs.close()
             raise
+        self.hooks: tuple[HookState, ...] = self.attached
+        """As they were last seen."""
         bpf = self.programs.objects.bpf
         self.kernel = Kernel(bpf)
+        self.settings = self.kernel.read_settings()
         self.counters = counters.Counters(bpf, possible_cpus())
         self.established = conntrack.Table(bpf[b"est"])
         self.half_open = conntrack.Table(bpf[b"half"])
+        now_ms = _monotonic_ms()
+        self.half_open_sweeper = conntrack.Sweeper(
+            partial(conntrack.sweep_half, self.half_open), conntrack.SWEEP_HALF_MS, now_ms
+        )
+        self.established_sweeper = conntrack.Sweeper(
+            partial(conntrack.sweep_established, self.established),
+            conntrack.SWEEP_ESTABLISHED_MS,
+            now_ms,
+        )
+
+    def write_settings(self, settings: Settings) -> None:
+        if settings != self.settings:
+            self.kernel.write_settings(settings)
+            self.settings = settings
 
 
 class DataplaneProcess:
@@ -114,6 +154,7 @@ class DataplaneProcess:
     def __init__(self, paths: Paths, config: LbConfig) -> None:
         self._paths = paths
         self._config = config
+        self._started_with = config
         self._context: zmq.Context[Any] = zmq.Context()
         path = topology.publisher_path(paths.run_dir, topology.DATAPLANE)
         self._publisher = Publisher(self._context, path, topology.DATAPLANE, config.local.name)
@@ -132,15 +173,12 @@ class DataplaneProcess:
         self._view: LocalView | None = None
         self._held: KernelState = EMPTY
         self._planned: Plan | None = None
-        self._settings: dict[str, Any] = {}
+        self._planned_epoch = 0
         self._published: DataplaneState | None = None
         self._moved_slots = self._version = self._counts_version = 0
-        self._half_open = self._established = conntrack.SweepResult(0, 0)
-        self._sweep_ms = 0.0
         self._stale = True
         now_ms = _monotonic_ms()
         self._retry_ms = self._republish_ms = self._count_ms = self._settle_ms = now_ms
-        self._sweep_half_ms = self._sweep_established_ms = now_ms
         self._stopping = self._reload_wanted = False
 
     # ------------------------------------------------------------------ the loop
@@ -184,13 +222,18 @@ class DataplaneProcess:
 
     def _wait_ms(self, now_ms: int) -> int:
         moments = [self._republish_ms]
-        if self._forwarding is None:
+        if (due_ms := self._monitor.next_ms(now_ms)) is not None:
+            moments.append(due_ms)
+        forwarding = self._forwarding
+        if forwarding is None:
             moments.append(self._retry_ms)
         else:
-            moments += [self._count_ms, self._sweep_half_ms, self._settle_ms]
-        for due_ms in (self._monitor.next_ms(now_ms), self._quarantine_ends_ms):
-            if due_ms is not None:
+            sweepers = (forwarding.half_open_sweeper, forwarding.established_sweeper)
+            moments += [self._count_ms, self._settle_ms, *(each.next_ms for each in sweepers)]
+            if (due_ms := self._quarantine_ends_ms) is not None:
                 moments.append(due_ms)
+            if self._stale and self._table is not None:
+                moments.append(now_ms)
         return max(0, min(moments) - now_ms)
 
     def _install_signals(self) -> socket.socket:
@@ -231,14 +274,17 @@ class DataplaneProcess:
         if self._forwarding is None:
             raise CommandError(f"not forwarding yet: waiting for {self._waiting_for}")
         node, service = arguments.get("node"), arguments.get("service")
-        limit = min(int(arguments.get("limit") or 100), MOST_FLOWS_LISTED)
+        limit = arguments.get("limit") or FLOWS_LISTED
+        if not isinstance(limit, int) or limit < 1:
+            raise CommandError(f"limit: {limit!r} is not a number of flows")
+        limit = min(limit, MOST_FLOWS_LISTED)
         names = {seat.seat: seat for seat in self._seat_states}
         wanted = None
         if node or service:
             wanted = frozenset(
                 number
                 for number, seat in names.items()
-                if node in (None, seat.node) and service in (None, seat.service)
+                if node in (None, "", seat.node) and service in (None, "", seat.service)
             )
         flows, total = conntrack.list_flows(
             self._forwarding.established, time.monotonic_ns(), wanted, limit
@@ -255,7 +301,7 @@ class DataplaneProcess:
             for problem in problems:
                 _log.error("configuration refused, the old one stays", problem=problem)
             return {"applied": False, "problems": problems, "restart_needed": []}
-        needed = _restart_needed(self._config, config)
+        needed = _restart_needed(self._started_with, config)
         self._config = config
         self._stale = True
         _log.info("configuration applied", restart_needed=needed)
@@ -267,13 +313,22 @@ class DataplaneProcess:
         """Attach if the machine is ready; otherwise say what is missing and try again later."""
         self._retry_ms = now_ms + RETRY_MS
         try:
-            forwarding = Forwarding(self._config, self._paths, self._netlink)
-        except (machine.NotReadyError, InterfaceMissing, ForeignProgram, PinMismatch) as reason:
+            plan = ProgramPlan.from_config(self._started_with)
+            forwarding = Forwarding(plan, self._paths, self._netlink)
+        except NOT_READY as reason:
             self._wait_for(str(reason))
+            return
+        except REFUSED as reason:
+            self._wait_for(str(reason))
+            self._retry_ms = _monotonic_ms() + COMPILE_RETRY_MS
             return
         self._forwarding = forwarding
         self._waiting_for = ""
         self._held = forwarding.kernel.adopt()
+        if forwarding.settings.public_ifindex:
+            # What was set up goes on, with interfaces that may have other numbers by now.
+            there = _interfaces(forwarding.machine)
+            forwarding.write_settings(replace(forwarding.settings, **there))
         self._watch(frozenset(seat.address for seat in self._held.seats.values()), now_ms)
         for hook in forwarding.hooks:
             self._announce(hook)
@@ -300,21 +355,20 @@ class DataplaneProcess:
         self._settle_ms = now_ms + SETTLE_MS
         plan = forwarding.programs.plan
         try:
+            forwarding.hooks = forwarding.programs.hooks()
             present = machine.look(self._netlink, plan.public, plan.private)
-        except machine.NotReadyError as reason:
+        except (machine.NotReadyError, NetlinkError) as reason:
             self._wait_for(str(reason))
             return
-        hooks = forwarding.programs.hooks()
         lost = [
             was.program
-            for was, now in zip(forwarding.hooks, hooks, strict=True)
+            for was, now in zip(forwarding.attached, forwarding.hooks, strict=True)
             if was.attached and not now.attached
         ]
         if present != forwarding.machine or lost:
             _log.warning("interfaces or hooks have changed, attaching again", lost=lost)
             forwarding.programs.close()
             self._forwarding = None
-            self._settings = {}
             self._stale = True
             self._retry_ms = now_ms
             return
@@ -328,24 +382,19 @@ class DataplaneProcess:
             return
         # A new node's way is known before its seat is written.
         self._watch(self._watched | {node.address for node in self._table.nodes}, now_ms)
-        plan = make_plan(
-            self._held,
-            self._table,
-            self._view,
-            self._next_hops,
-            self._facts(forwarding),
-            now_ms,
-        )
+        hops, facts = self._next_hops, self._facts(forwarding)
+        plan = make_plan(self._held, self._table, self._view, hops, facts, now_ms)
         for write in plan.writes:
             forwarding.kernel.apply(write)
         self._held = plan.after
-        self._write_settings(forwarding, self._table)
+        forwarding.write_settings(self._wanted_settings(forwarding.machine, self._table))
         self._watch(plan.addresses, now_ms)
         for refused in plan.refused:
             _log.error("left out", what=refused)
         self._moved_slots += plan.moved_slots
-        self._planned = plan
-        self._stale = False
+        self._planned, self._planned_epoch = plan, self._table.epoch
+        # Watching may have brought news of a next hop that the plan did not know.
+        self._stale = any(hops.get(address) != hop for address, hop in self._next_hops.items())
 
     def _watch(self, addresses: frozenset[str], now_ms: int) -> None:
         if addresses != self._watched:
@@ -359,57 +408,48 @@ class DataplaneProcess:
 
     def _facts(self, forwarding: Forwarding) -> Facts:
         return Facts(
-            lb=self._config.local.name,
+            lb=self._started_with.local.name,
             public_address=forwarding.machine.public.address,
             private_address=forwarding.machine.private.address,
             quarantine_ms=conntrack.LONGEST_TIMEOUT_MS,
-            max_seats=MAX_SEATS,
-            max_services=MAX_SERVICES,
+            max_seats=forwarding.kernel.max_seats,
+            max_services=forwarding.kernel.max_services,
         )
 
-    def _write_settings(self, forwarding: Forwarding, table: NodeTable) -> None:
-        """Last, so that the programs' first packet finds services and rings complete."""
-        public, private = forwarding.machine.public, forwarding.machine.private
+    def _wanted_settings(self, present: machine.Machine, table: NodeTable) -> Settings:
+        """Written last, so that the programs' first packet finds services and rings complete."""
         limits = self._config.dataplane
-        settings = {
-            "hash_seed": table.hash_seed,
-            "public_ifindex": public.ifindex,
-            "private_ifindex": private.ifindex,
-            "l4_services": sum(service.mode is Mode.L4 for service in table.services),
-            "cpus": possible_cpus(),
-            "public_mac": public.mac,
-            "outer_prefix": address_word((limits.outer_source_prefix or "").removesuffix("/16")),
-            "new_flows_per_second": limits.new_flows_per_second,
-            "new_flows_per_second_per_source": limits.new_flows_per_second_per_source,
-        }
-        if settings != self._settings:
-            forwarding.kernel.write_settings(**settings)
-            self._settings = settings
+        return Settings(
+            hash_seed=table.hash_seed,
+            l4_services=sum(service.mode is Mode.L4 for service in table.services),
+            cpus=possible_cpus(),
+            outer_prefix=address_word((limits.outer_source_prefix or "").removesuffix("/16")),
+            new_flows_per_second=limits.new_flows_per_second,
+            new_flows_per_second_per_source=limits.new_flows_per_second_per_source,
+            **_interfaces(present),
+        )
 
     # ------------------------------------------------------------------ housekeeping
 
     def _sweep(self, forwarding: Forwarding, now_ms: int) -> None:
-        began_ns = time.monotonic_ns()
-        if now_ms >= self._sweep_half_ms:
-            self._sweep_half_ms = now_ms + conntrack.SWEEP_HALF_MS
-            self._half_open = conntrack.sweep_half(forwarding.half_open, began_ns)
-        if now_ms >= self._sweep_established_ms:
-            self._sweep_established_ms = now_ms + conntrack.SWEEP_ESTABLISHED_MS
-            self._established = conntrack.sweep_established(forwarding.established, began_ns)
-            self._sweep_ms = (time.monotonic_ns() - began_ns) / 1e6
+        forwarding.half_open_sweeper.turn(now_ms)
+        forwarding.established_sweeper.turn(now_ms)
 
     def _count(self, forwarding: Forwarding, now_ms: int) -> None:
         if now_ms < self._count_ms:
             return
         self._count_ms = now_ms + COUNT_MS
         self._counts_version += 1
-        sums = forwarding.counters.seats()
+        # Seats are given from the lowest number on.
+        sums = forwarding.counters.seats(max((s.seat for s in self._seat_states), default=0) + 1)
         fields = ("packets_in", "bytes_in", "packets_out", "bytes_out", "flows")
         seats = tuple(
             SeatCounters(seat.service, seat.node, *(int(sums[name][seat.seat]) for name in fields))
             for seat in self._seat_states
         )
         services = self._held.services.values()
+        established = forwarding.established_sweeper.result.entries
+        half_open = forwarding.half_open_sweeper.result.entries
         slices = {(s.snat_address, s.snat_first_port): s.snat_ports for s in services}
         self._publisher.publish(
             Topic.STATE_COUNTERS,
@@ -417,13 +457,13 @@ class DataplaneProcess:
                 version=self._counts_version,
                 seats=seats,
                 verdicts=forwarding.counters.verdicts(),
-                conntrack_established=self._established.entries,
-                conntrack_half_open=self._half_open.entries,
+                conntrack_established=established,
+                conntrack_half_open=half_open,
                 # A flow has two entries.
                 conntrack_capacity=forwarding.established.capacity // 2,
-                snat_ports_used=self._established.entries + self._half_open.entries,
+                snat_ports_used=established + half_open,
                 snat_ports_capacity=sum(slices.values()) * max(1, len(self._seat_states)),
-                sweep_ms=self._sweep_ms,
+                sweep_ms=forwarding.established_sweeper.cpu_ms,
             ),
         )
 
@@ -433,11 +473,11 @@ class DataplaneProcess:
 
     def _publish_state(self, now_ms: int) -> None:
         forwarding, table = self._forwarding, self._table
-        ready = forwarding is not None and self._planned is not None
+        ready = forwarding is not None and self._planned is not None and not self._waiting_for
         state = DataplaneState(
             version=self._version,
             ready=ready,
-            epoch=table.epoch if table is not None and self._planned is not None else 0,
+            epoch=self._planned_epoch,
             mode=Mode(self._config.local.mode),
             hooks=forwarding.hooks if forwarding is not None else (),
             seats=self._seat_states,
@@ -451,6 +491,15 @@ class DataplaneProcess:
         self._published = replace(state, version=self._version)
         self._republish_ms = now_ms + REPUBLISH_MS
         self._publisher.publish(Topic.STATE_DATAPLANE, self._published)
+
+
+def _interfaces(present: machine.Machine) -> dict[str, Any]:
+    """What of the settings is the machine's."""
+    return {
+        "public_ifindex": present.public.ifindex,
+        "private_ifindex": present.private.ifindex,
+        "public_mac": present.public.mac,
+    }
 
 
 def _states(view: LocalView | None) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Bringing the programs up: compile, adopt the pinned maps, attach, and only then commit.
 
 The order is what keeps packets flowing whatever goes wrong: until the new programs are on the
-interfaces nothing of the old ones is touched, so a source that does not compile, a map whose pin
-does not fit (`PinMismatch`) and a program the verifier refuses all leave the old programs
-forwarding. TC is attached before XDP: what a new XDP program passes on must find its TC program.
+interfaces nothing of the old ones is touched, so a foreign program where one of ours should be, a
+source that does not compile, a map whose pin does not fit (`PinMismatch`) and a program the verifier
+refuses all leave the old programs forwarding. TC is attached before XDP: what a new XDP program passes on must find its TC program.
 
 Three pins below `prog/`: `xdp_public`, `tc_public`, `tc_private`. Where public and private
 interface are one, `tc_public` handles both directions and there is no `tc_private`. Without native
@@ -18,12 +18,12 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 
+from bpf import attach
+from bpf.loader import LoadedObject, compile_programs
+from bpf.pins import PinnedMaps
 from bus.messages import HookState
 from conf import LbConfig
-from services.dataplane import attach
-from services.dataplane.loader import LoadedObject, compile_programs
 from services.dataplane.machine import Machine
-from services.dataplane.pins import PinnedMaps
 
 FRAGS_MTU = 3_000
 """Above this a driver may hand XDP a packet in pieces, and asks for a program that knows it."""
@@ -71,11 +71,24 @@ class Programs:
         self.plan = plan
         self._pins = bpf_dir / "prog"
         self._netlink = netlink
-        self._maps = PinnedMaps(bpf_dir)
-        self._xdp, self._tc = compile_programs(
-            ["xdp.c", "tc.c"], maps=self._maps, defines=plan.defines, cache_dir=cache_dir
-        )
         self._without_xdp: dict[str, str] = {}
+        self._refuse_foreign()
+        self._maps = PinnedMaps(bpf_dir)
+        try:
+            self._xdp, self._tc = compile_programs(
+                ["xdp.c", "tc.c"], maps=self._maps, defines=plan.defines, cache_dir=cache_dir
+            )
+        except BaseException:
+            self._maps.close()
+            raise
+
+    def _refuse_foreign(self) -> None:
+        """Before anything is compiled or attached: half of the hooks would be worse than none."""
+        plan = self.plan
+        attach.refuse_foreign(self._netlink, plan.public, self._pins / "xdp_public")
+        if not plan.one_arm:
+            pin = self._pins / "xdp_private" if self._replies_by_xdp else None
+            attach.refuse_foreign(self._netlink, plan.private, pin)
 
     @property
     def objects(self) -> LoadedObject:
@@ -124,13 +137,13 @@ class Programs:
         states = [self._xdp_state("xdp_public", plan.public)]
         if self._replies_by_xdp:
             states.append(self._xdp_state("xdp_private", plan.private))
-        states.append(attach.tc_state(netlink, plan.public, self._pins / "tc_public"))
+        states.append(_state(attach.tc_state(netlink, plan.public, self._pins / "tc_public")))
         if not plan.one_arm:
-            states.append(attach.tc_state(netlink, plan.private, self._pins / "tc_private"))
+            states.append(_state(attach.tc_state(netlink, plan.private, self._pins / "tc_private")))
         return tuple(states)
 
     def _xdp_state(self, pin: str, interface: str) -> HookState:
-        state = attach.xdp_state(self._netlink, interface, self._pins / pin)
+        state = _state(attach.xdp_state(self._netlink, interface, self._pins / pin))
         if pin in self._without_xdp and not state.attached:
             return HookState(pin, interface, False, "", self._without_xdp[pin])
         return state
@@ -140,3 +153,7 @@ class Programs:
         self._xdp.close()
         self._tc.close()
         self._maps.close()
+
+
+def _state(hook: attach.Hook) -> HookState:
+    return HookState(hook.program, hook.interface, hook.attached, hook.flavour, hook.detail)

@@ -31,7 +31,13 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from services.dataplane.bpf_syscall import (
+from bpf.loader import (
+    SOURCE_DIR,
+    LoadedObject,
+    compile_program,
+    compile_programs,
+)
+from bpf.syscall import (
     MapType,
     delete_entries,
     map_shape,
@@ -42,14 +48,8 @@ from services.dataplane.bpf_syscall import (
     write_entries,
     xdp_context,
 )
+from bpf.table import Table
 from services.dataplane.counters import Counters
-from services.dataplane.loader import (
-    SOURCE_DIR,
-    LoadedObject,
-    compile_program,
-    compile_programs,
-)
-from services.dataplane.table import Table
 
 LOOPBACK = 1
 """The one interface index that every network namespace has."""
@@ -126,6 +126,9 @@ class Rig:
 
     def tc_private(self, packet: bytes, ingress_ifindex: int = LOOPBACK) -> Result:
         return run_tc(self.tc_object.function("gale_tc_private", "tc"), packet, ingress_ifindex)
+
+    def xdp_reply(self, packet: bytes, ingress_ifindex: int = LOOPBACK) -> Result:
+        return run_xdp(self.xdp_object.function("gale_xdp_reply", "xdp"), packet, ingress_ifindex)
 
     def table(self, name: str) -> Table:
         """A map, with `Key` and `Leaf` as the C source declares them."""

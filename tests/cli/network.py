@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from services.dataplane.bpf_syscall import (
+from bpf.syscall import (
     ProgramFlag,
     ProgramKind,
     load_program,
@@ -35,8 +35,8 @@ ATTACH = """
 import sys
 from pathlib import Path
 from pyroute2 import IPRoute
-from services.dataplane.attach import attach_tc, attach_xdp
-from services.dataplane.bpf_syscall import get_object
+from bpf.attach import attach_tc, attach_xdp
+from bpf.syscall import get_object
 loaded, bpf_dir = map(Path, sys.argv[1:])
 prog = bpf_dir / "prog"
 prog.mkdir(parents=True)

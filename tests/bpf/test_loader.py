@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from services.dataplane.bpf_syscall import ProgramKind, VerifierError, program_info
-from services.dataplane.loader import (
+from bpf.loader import (
     SOURCE_DIR,
     CompileError,
     LoadedObject,
@@ -20,6 +19,7 @@ from services.dataplane.loader import (
     compile_programs,
     inline,
 )
+from bpf.syscall import ProgramKind, VerifierError, program_info
 from tests.bpf.harness import XdpVerdict, run_xdp, tcp
 
 PACKET = tcp(("192.0.2.1", 1), ("192.0.2.2", 2))
@@ -257,7 +257,7 @@ def test_the_cache_keeps_only_a_few_images(cache: Cache) -> None:
 
 LOADING_PROCESS = """
 import sys
-from services.dataplane.loader import compile_program
+from bpf.loader import compile_program
 compile_program(sys.argv[1], defines={"ENTRIES": 4}).function("gale_test_pass", "xdp")
 assert "LLVM" not in open("/proc/self/maps").read()
 """

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
-from services.dataplane.attach import (
+from bpf.attach import (
+    Flavour,
     ForeignProgram,
     InterfaceMissing,
     NativeXdpUnsupported,
@@ -24,9 +25,9 @@ from services.dataplane.attach import (
     tc_state,
     xdp_state,
 )
-from services.dataplane.bpf_syscall import get_object, program_info
-from services.dataplane.loader import LoadedObject
-from services.dataplane.pins import pin
+from bpf.loader import LoadedObject
+from bpf.pins import pin
+from bpf.syscall import get_object, program_info
 from tests.bpf.harness import private_bpffs, private_network, program, source_file
 
 SOURCE = """
@@ -122,9 +123,11 @@ def pins(machine: Machine) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("interface", "flavour"), [("a", "native"), ("a", "generic"), ("br", "generic")]
 )
-def test_xdp_is_attached_pinned_and_stays(machine: Machine, interface: str, flavour: str) -> None:
+def test_xdp_is_attached_pinned_and_stays(
+    machine: Machine, interface: str, flavour: Flavour
+) -> None:
     fd = machine.xdp()
-    state = attach_xdp(machine.netlink, interface, fd, machine.xdp_pin, flavour)  # type: ignore[arg-type]
+    state = attach_xdp(machine.netlink, interface, fd, machine.xdp_pin, flavour)
     info = program_info(fd)
     assert (state.program, state.interface) == ("xdp_public", interface)
     assert (state.attached, state.flavour) == (True, flavour)
@@ -338,9 +341,9 @@ ATTACHING_PROCESS = """
 import sys
 from pathlib import Path
 from pyroute2 import IPRoute
-from services.dataplane.attach import attach_tc, attach_xdp
-from services.dataplane.loader import compile_program
-from services.dataplane.pins import PinnedMaps
+from bpf.attach import attach_tc, attach_xdp
+from bpf.loader import compile_program
+from bpf.pins import PinnedMaps
 
 prog = Path(sys.argv[2])
 maps = PinnedMaps(prog.parent)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from services.dataplane.bpf_syscall import get_object, program_info
-from services.dataplane.loader import LoadedObject, compile_program
-from services.dataplane.pins import PinMismatch, PinnedMaps, map_info, open_pin, pin
+from bpf.loader import LoadedObject, compile_program
+from bpf.pins import PinMismatch, PinnedMaps, map_info, open_pin, pin
+from bpf.syscall import get_object, program_info
 from tests.bpf.harness import IMAGES, XdpVerdict, private_bpffs, run_xdp, source_file, tcp
 
 PACKET = tcp(("192.0.2.1", 1), ("192.0.2.2", 2))

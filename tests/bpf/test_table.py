@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from services.dataplane.bpf_syscall import possible_cpus
-from services.dataplane.loader import LoadedObject
-from services.dataplane.table import c_type
+from bpf.loader import LoadedObject
+from bpf.syscall import possible_cpus
+from bpf.table import c_type
 from tests.bpf.harness import XdpVerdict, program, run_xdp, tcp
 
 PACKET = tcp(("192.0.2.1", 1), ("192.0.2.2", 2))
