@@ -6,9 +6,11 @@ So `look` either finds all that is needed, or says in words what it waits for.
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +39,23 @@ def look(netlink: IPRoute, public: str, private: str) -> Machine:
 
 
 def _interface(netlink: IPRoute, name: str) -> Interface:
-    found = netlink.link_lookup(ifname=name)
-    if not found:
-        raise NotReadyError(f"interface {name}: there is none of that name yet")
-    link = netlink.get_links(found[0])[0]
+    try:
+        index = socket.if_nametoindex(name)
+        link = netlink.get_links(index)[0]
+        addresses = netlink.get_addr(index=index, family=socket.AF_INET, scope=0)
+    except (OSError, NetlinkError):
+        raise NotReadyError(f"interface {name}: there is none of that name yet") from None
     if link["state"] != "up":
         raise NotReadyError(f"interface {name}: it is down")
-    addresses = netlink.get_addr(index=found[0], family=2, scope=0)
     if not addresses:
         raise NotReadyError(f"interface {name}: it has no IPv4 address yet")
+    mac = link.get_attr("IFLA_ADDRESS") or ""
+    if len(mac) != len("00:00:00:00:00:00"):
+        raise NotReadyError(f"interface {name}: it has no Ethernet address")
     return Interface(
         name=name,
-        ifindex=found[0],
-        mac=bytes.fromhex(link.get_attr("IFLA_ADDRESS").replace(":", "")),
+        ifindex=index,
+        mac=bytes.fromhex(mac.replace(":", "")),
         mtu=link.get_attr("IFLA_MTU"),
         address=addresses[0].get_attr("IFA_LOCAL") or addresses[0].get_attr("IFA_ADDRESS"),
     )

@@ -2,8 +2,9 @@
 
 The order is what keeps packets flowing whatever goes wrong: until the new programs are on the
 interfaces nothing of the old ones is touched, so a foreign program where one of ours should be, a
-source that does not compile, a map whose pin does not fit (`PinMismatch`) and a program the verifier
-refuses all leave the old programs forwarding. TC is attached before XDP: what a new XDP program passes on must find its TC program.
+source that does not compile, a map whose pin does not fit (`PinMismatch`) and a program that the
+verifier refuses all leave the old programs forwarding. TC is attached before XDP: what a new XDP
+program passes on must find its TC program.
 
 Three pins below `prog/`: `xdp_public`, `tc_public`, `tc_private`. Where public and private
 interface are one, `tc_public` handles both directions and there is no `tc_private`. Without native
