@@ -11,12 +11,9 @@ moment stays.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
-import platform
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +21,8 @@ from pathlib import Path
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
+
+from bpf.syscall import ProgramInfo, get_object, program_by_id, program_info
 
 OUR_PREFIX = "gale_"
 OUR_PRIORITY = 1
@@ -37,11 +36,6 @@ _XDP_IDS = {
     "IFLA_XDP_SKB_PROG_ID": _GENERIC,
     "IFLA_XDP_HW_PROG_ID": _OFFLOADED,
 }
-
-_SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
-_PROG_GET_FD_BY_ID, _OBJ_GET, _OBJ_GET_INFO_BY_FD = 13, 7, 15
-_INFO_BYTES, _NAME_AT, _NAME_BYTES = 256, 64, 16
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class NoSuchInterfaceError(Exception):
@@ -94,10 +88,8 @@ def _pinned_ids(bpf_dir: Path) -> set[int]:
     except OSError:
         return ids
     for path in paths:
-        name = ctypes.create_string_buffer(os.fsencode(path))
         with contextlib.suppress(OSError):
-            fd = _bpf(_OBJ_GET, struct.pack("=QII", ctypes.addressof(name), 0, 0))
-            ids.add(_id_and_name(fd)[0])
+            ids.add(_info(get_object(path)).id)
     return ids
 
 
@@ -152,7 +144,7 @@ def take_off(netlink: IPRoute, attachment: Attachment) -> None:
 
 
 def _remove_xdp(netlink: IPRoute, index: int, attachment: Attachment) -> None:
-    fd = _bpf(_PROG_GET_FD_BY_ID, struct.pack("=III", attachment.program_id, 0, 0))
+    fd = program_by_id(attachment.program_id)
     try:
         attributes = [
             ("IFLA_XDP_FD", -1),
@@ -168,33 +160,19 @@ def _remove_xdp(netlink: IPRoute, index: int, attachment: Attachment) -> None:
 
 
 def _name_of(program_id: int) -> str:
+    """Empty without the privilege to ask."""
     try:
-        fd = _bpf(_PROG_GET_FD_BY_ID, struct.pack("=III", program_id, 0, 0))
+        return _info(program_by_id(program_id)).name
     except OSError:
         return ""
-    return _id_and_name(fd)[1]
 
 
-def _id_and_name(fd: int) -> tuple[int, str]:
+def _info(fd: int) -> ProgramInfo:
     """Of a program's fd, which is closed."""
     try:
-        info = ctypes.create_string_buffer(_INFO_BYTES)
-        _bpf(_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", fd, _INFO_BYTES, ctypes.addressof(info)))
+        return program_info(fd)
     finally:
         os.close(fd)
-    _, program_id = struct.unpack_from("=II", info.raw)
-    name = info.raw[_NAME_AT : _NAME_AT + _NAME_BYTES].split(b"\0")[0]
-    return program_id, name.decode(errors="replace")
-
-
-def _bpf(command: int, attribute: bytes) -> int:
-    buffer = ctypes.create_string_buffer(attribute, len(attribute))
-    number = _SYSCALL_NUMBER[platform.machine()]
-    result = _libc.syscall(number, command, buffer, len(attribute))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return int(result)
 
 
 def _index(interface: str) -> int:
