@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from services.cli.main import COMMANDS, program_options_first, app
+from services.cli.main import COMMANDS, app, program_options_first
 
 GALE = Path(sys.executable).with_name("gale")
 SHIPPED = Path(__file__).parent.parent.parent / "conf"
