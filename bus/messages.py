@@ -359,7 +359,7 @@ class Counters:
     version: int
     seats: tuple[SeatCounters, ...]
     verdicts: dict[str, int]
-    """Every named reason for a pass or a drop."""
+    """`hook.reason` → packets: each packet a program sees counts one reason (bpf/reasons.h)."""
     conntrack_established: int
     conntrack_half_open: int
     conntrack_capacity: int

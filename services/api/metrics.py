@@ -138,10 +138,13 @@ def _traffic_metrics(counters: Counters, scrape: Scrape) -> Iterator[Metric]:
         flows.add_metric(where, seat.flows)
     yield from (packets, octets, flows)
     verdicts = CounterMetricFamily(
-        "gale_verdicts_total", "Packets of services passed or dropped, by why.", labels=["reason"]
+        "gale_verdicts_total",
+        "Packets a program has seen, by the one reason each was given.",
+        labels=["hook", "reason"],
     )
-    for reason, count in sorted(counters.verdicts.items()):
-        verdicts.add_metric([reason], count)
+    for name, count in sorted(counters.verdicts.items()):
+        hook, _, reason = name.partition(".")
+        verdicts.add_metric([hook, reason], count)
     yield verdicts
 
 

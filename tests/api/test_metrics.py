@@ -71,7 +71,7 @@ def full() -> Fold:
     counted = SeatCounters("default", NODE, 1, 2, 3, 4, 5)
     for source, topic, data in (
         (topology.HEALTH, Topic.STATE_VIEW, view(node(), unknown_kind=4)),
-        (topology.DATAPLANE, Topic.STATE_COUNTERS, counters(counted, vip_no_service=6)),
+        (topology.DATAPLANE, Topic.STATE_COUNTERS, counters(counted, **{"xdp_public.drop_no_node": 6})),
         (topology.DATAPLANE, Topic.STATE_DATAPLANE, dataplane(seat("node-0", 65537, 65537))),
         (topology.QUORUM, Topic.STATE_QUORUM, quorum()),
     ):
@@ -92,7 +92,7 @@ def test_values_and_labels() -> None:
         sample("gale_packets_total", **where, direction="out"): 3,
         sample("gale_bytes_total", **where, direction="out"): 4,
         sample("gale_flows_total", **where): 5,
-        sample("gale_verdicts_total", reason="vip_no_service"): 6,
+        sample("gale_verdicts_total", hook="xdp_public", reason="drop_no_node"): 6,
         sample("gale_conntrack_entries", table="established"): 5,
         sample("gale_conntrack_entries", table="half_open"): 2,
         sample("gale_conntrack_capacity"): 262_144,
@@ -131,6 +131,6 @@ def test_what_is_unknown_is_absent() -> None:
 def test_nothing_identifies_a_client() -> None:
     allowed = {
         *("service", "node", "reason", "mode", "direction", "table", "state", "result"),
-        *("process", "source", "channel", "version"),
+        *("process", "source", "channel", "version", "hook"),
     }
     assert {label for _, labels in scraped(full()) for label, _ in labels} <= allowed
