@@ -39,7 +39,7 @@ def expected(hook: str, encap: str, packet: bytes, outcome: Outcome) -> bytes:
     if encap == "ipip":
         return to_node(hook, wrapped(packet))
     port = int.from_bytes(outcome.packet[34:36])
-    assert 0xC000 <= port
+    assert port >= 0xC000
     return to_node(hook, wrapped(packet, gue_port=port))
 
 

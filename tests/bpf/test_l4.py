@@ -1,0 +1,473 @@
+"""L4: addresses, ports, checksums and the time to live of both directions, at every hook."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from scapy.layers.inet import ICMP, IP
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
+
+from tests.bpf.harness import LB_MAC, PEER_MAC, tcp, udp
+from tests.bpf.scene import (
+    AFFINITY_CLIENT,
+    CLIENT,
+    CLIENT_ADDRESS,
+    FIRST_PORT,
+    NO_SNAT,
+    NODE,
+    PORTS,
+    PUBLIC,
+    REPLY_HOOKS,
+    REQUEST_HOOKS,
+    SEAT,
+    SERVICE,
+    SNAT,
+    VIP,
+    Connection,
+    Scene,
+    is_xdp,
+    to_client,
+    to_node,
+)
+
+FLAGS = ["A", "PA", "PAU", "FA", "F", "R", "RA", "S", "SA", "SEC", "AEC", "FSRPAU", ""]
+OPTIONS = {"options": [b"\x01\x01\x01\x00"]}
+
+
+@pytest.fixture
+def connection(scene: Scene) -> Connection:
+    scene.service("l4")
+    return Connection(scene).establish()
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+def test_requests_of_an_established_flow(
+    scene: Scene, connection: Connection, hook: str, flags: str
+) -> None:
+    wanted = to_node(hook, connection.request_out(flags, b"odd"))
+    scene.expect(hook, connection.request(flags, b"odd"), "l4_established", wanted)
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("hook", REPLY_HOOKS)
+def test_replies_of_an_established_flow(
+    scene: Scene, connection: Connection, hook: str, flags: str
+) -> None:
+    wanted = to_client(hook, connection.reply_out(flags, b"odd"))
+    scene.expect(hook, connection.reply(flags, b"odd"), "l4_reply", wanted)
+
+
+@pytest.mark.parametrize("hook", [*REQUEST_HOOKS, *REPLY_HOOKS])
+class TestHeaders:
+    """What else a header may say, in both directions of an established flow."""
+
+    def check(
+        self,
+        scene: Scene,
+        connection: Connection,
+        hook: str,
+        reason: str | None = None,
+        /,
+        payload: bytes = b"",
+        padding: int = 0,
+        **fields: Any,
+    ) -> None:
+        """The packet arrives as it should, with one hop taken off; or with this reason."""
+        out = {**fields, "ttl": fields.get("ttl", 64) - 1}
+        if hook in REQUEST_HOOKS:
+            packet = connection.request("PA", payload, **fields)
+            wanted = to_node(hook, connection.request_out("PA", payload, **out))
+        else:
+            packet = connection.reply("PA", payload, **fields)
+            wanted = to_client(hook, connection.reply_out("PA", payload, **out))
+        usual = "l4_established" if hook in REQUEST_HOOKS else "l4_reply"
+        expected = None if reason else wanted + bytes(padding)
+        scene.expect(hook, packet + bytes(padding), reason or usual, expected)
+
+    @pytest.mark.parametrize("ttl", [2, 64, 255])
+    def test_time_to_live_is_one_less(
+        self, scene: Scene, connection: Connection, hook: str, ttl: int
+    ) -> None:
+        self.check(scene, connection, hook, ttl=ttl)
+
+    @pytest.mark.parametrize("ttl", [0, 1])
+    def test_time_to_live_ran_out(
+        self, scene: Scene, connection: Connection, hook: str, ttl: int
+    ) -> None:
+        packet = (connection.request if hook in REQUEST_HOOKS else connection.reply)(ttl=ttl)
+        scene.expect(hook, packet, "drop_ttl")
+
+    def test_dscp_ecn_and_id_stay(self, scene: Scene, connection: Connection, hook: str) -> None:
+        self.check(scene, connection, hook, tos=0xBB, id=0xFFFF)
+
+    def test_padding_stays(self, scene: Scene, connection: Connection, hook: str) -> None:
+        self.check(scene, connection, hook, padding=6)
+
+    def test_tcp_options_and_payload(self, scene: Scene, connection: Connection, hook: str) -> None:
+        fields = {"options": [("Timestamp", (1, 2))]}
+        if hook in REQUEST_HOOKS:
+            packet = tcp(connection.client, SERVICE, "A", bytes(range(251)), **fields)
+            wanted = tcp(connection.source, NODE, "A", bytes(range(251)), ttl=63, **fields)
+            wanted = to_node(hook, wanted)
+        else:
+            packet = tcp(NODE, connection.source, "A", bytes(range(251)), **fields)
+            wanted = tcp(SERVICE, connection.client, "A", bytes(range(251)), ttl=63, **fields)
+            wanted = to_client(hook, wanted)
+        assert scene.send(hook, packet).packet == wanted
+
+    @pytest.mark.parametrize("at", [24, 50])
+    def test_a_wrong_checksum_stays_wrong(
+        self, scene: Scene, connection: Connection, hook: str, at: int
+    ) -> None:
+        """Nothing is mended that its receiver should refuse."""
+        request = hook in REQUEST_HOOKS
+        packet = bytearray((connection.request if request else connection.reply)("A", b"data"))
+        made = (connection.request_out if request else connection.reply_out)("A", b"data")
+        wanted = (to_node if request else to_client)(hook, made)
+        packet[at] ^= 0x55
+        out = scene.send(hook, bytes(packet)).packet
+        assert out[at : at + 2] != wanted[at : at + 2]
+        assert out[:at] + out[at + 2 :] == wanted[:at] + wanted[at + 2 :]
+
+    def test_of_the_largest_frames(self, scene: Scene, connection: Connection, hook: str) -> None:
+        scene.seat(mtu=9000)
+        self.check(scene, connection, hook, payload=bytes(range(250)) * 12)
+
+
+class TestUdp:
+    @pytest.mark.parametrize("hook", REQUEST_HOOKS)
+    @pytest.mark.parametrize("reply_hook", REPLY_HOOKS)
+    def test_to_and_fro(self, scene: Scene, hook: str, reply_hook: str) -> None:
+        source = self.open(scene, hook)
+        scene.expect(
+            hook,
+            udp(CLIENT, SERVICE, b"again"),
+            "l4_opening",
+            to_node(hook, udp(source, NODE, b"again", ttl=63)),
+        )
+        answer = to_client(reply_hook, udp(SERVICE, CLIENT, b"answer", ttl=63))
+        for reason in ("l4_promoted", "l4_reply"):
+            scene.expect(reply_hook, udp(NODE, source, b"answer"), reason, answer)
+        scene.expect(
+            hook,
+            udp(CLIENT, SERVICE, b"more"),
+            "l4_established",
+            to_node(hook, udp(source, NODE, b"more", ttl=63)),
+        )
+        assert scene.flows("half") == []
+        assert scene.counted_at_seat()["flows"] == 1
+
+    @pytest.mark.parametrize("hook", REQUEST_HOOKS)
+    def test_ip_options_are_for_tc(self, scene: Scene, hook: str) -> None:
+        source = self.open(scene, hook)
+        packet = udp(CLIENT, SERVICE, b"q", **OPTIONS)
+        wanted = udp(source, NODE, b"q", ttl=63, **OPTIONS)
+        if is_xdp(hook):
+            scene.expect(hook, packet, "slow_ip_options")
+        else:
+            scene.expect(hook, packet, "l4_opening", wanted)
+
+    @pytest.mark.parametrize("hook", REQUEST_HOOKS)
+    def test_no_checksum_stays_none(self, scene: Scene, hook: str) -> None:
+        source = self.open(scene, hook)
+        wanted = no_checksum(to_node(hook, udp(source, NODE, b"question", ttl=63)))
+        packet = no_checksum(udp(CLIENT, SERVICE, b"question"))
+        scene.expect(hook, packet, "l4_opening", wanted)
+
+    @pytest.mark.parametrize("hook", REPLY_HOOKS)
+    def test_no_checksum_in_the_reply(self, scene: Scene, hook: str) -> None:
+        source = self.open(scene, "xdp_public")
+        wanted = no_checksum(to_client(hook, udp(SERVICE, CLIENT, b"answer", ttl=63)))
+        scene.expect(hook, no_checksum(udp(NODE, source, b"answer")), "l4_promoted", wanted)
+
+    @pytest.mark.parametrize("hook", REQUEST_HOOKS)
+    def test_a_checksum_that_becomes_zero_is_written_as_all_ones(
+        self, scene: Scene, hook: str
+    ) -> None:
+        source = self.open(scene, hook)
+        payload = udp(source, NODE, b"\0\0", ttl=63)[40:42]
+        wanted = udp(source, NODE, payload, ttl=63)
+        assert wanted[40:42] == b"\xff\xff"
+        scene.expect(hook, udp(CLIENT, SERVICE, payload), "l4_opening", to_node(hook, wanted))
+
+    @pytest.mark.parametrize("hook", REPLY_HOOKS)
+    def test_or_in_the_reply(self, scene: Scene, hook: str) -> None:
+        source = self.open(scene, "xdp_public")
+        payload = udp(SERVICE, CLIENT, b"\0\0", ttl=63)[40:42]
+        wanted = udp(SERVICE, CLIENT, payload, ttl=63)
+        assert wanted[40:42] == b"\xff\xff"
+        scene.expect(hook, udp(NODE, source, payload), "l4_promoted", to_client(hook, wanted))
+
+    def open(self, scene: Scene, hook: str) -> tuple[str, int]:
+        scene.service("l4", protocol="udp")
+        outcome = scene.expect(hook, udp(CLIENT, SERVICE, b"question"), "l4_new_flow")
+        source = (SNAT, outcome.ports[0])
+        assert outcome.packet == to_node(hook, udp(source, NODE, b"question", ttl=63))
+        return source
+
+
+def no_checksum(frame: bytes) -> bytes:
+    return frame[:40] + b"\0\0" + frame[42:]
+
+
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+@pytest.mark.parametrize("phase", ["new", "opening", "established"])
+class TestTheWayToTheNode:
+    """Whatever keeps a packet from its node does so in every phase of a flow."""
+
+    def packet(self, scene: Scene, phase: str, **fields: Any) -> bytes:
+        scene.service("l4")
+        connection = Connection(scene)
+        if phase == "opening":
+            connection.syn()
+        if phase == "established":
+            connection.establish()
+        flags = "A" if phase == "established" else "S"
+        return connection.request(flags, **fields)
+
+    def test_unresolved(self, scene: Scene, hook: str, phase: str) -> None:
+        packet = self.packet(scene, phase)
+        scene.seat(flags=2)
+        reason = {"new": "l4_new_flow", "opening": "l4_opening"}.get(phase, "l4_established")
+        scene.expect(hook, packet, "slow_next_hop" if is_xdp(hook) else reason)
+
+    def test_no_route(self, scene: Scene, hook: str, phase: str) -> None:
+        packet = self.packet(scene, phase)
+        scene.seat(flags=2, ifindex=0)
+        scene.expect(hook, packet, "slow_next_hop" if is_xdp(hook) else "drop_no_route")
+
+    def test_a_tag_has_to_come_off(self, scene: Scene, hook: str, phase: str) -> None:
+        packet = self.packet(scene, phase, vlans=(5,))
+        if is_xdp(hook):
+            scene.expect(hook, packet, "slow_vlan")
+        else:
+            outcome = scene.send(hook, packet)
+            assert outcome.scapy[IP].src == SNAT
+            assert len(outcome.packet) == len(packet) - 4
+
+    @pytest.mark.parametrize("vlans", [(5,), (5, 6)])
+    def test_tags_stay_on_the_same_interface(
+        self, scene: Scene, hook: str, phase: str, vlans: tuple[int, ...]
+    ) -> None:
+        packet = self.packet(scene, phase, vlans=vlans)
+        scene.seat(ifindex=PUBLIC)
+        out = scene.send(hook, packet).packet
+        plain = out[:12] + out[12 + 4 * len(vlans) :]
+        assert out[12 : 14 + 4 * len(vlans)] == packet[12 : 14 + 4 * len(vlans)]
+        source = (SNAT, int.from_bytes(plain[34:36]))
+        flags = "A" if phase == "established" else "S"
+        wanted = to_node(hook, tcp(source, NODE, flags, seq=101, ack=501, ttl=63))
+        assert plain == wanted
+
+    def test_too_long_answered(self, scene: Scene, hook: str, phase: str) -> None:
+        packet = self.long(scene, phase, "DF")
+        outcome = scene.expect(hook, packet, "too_big_answered")
+        error = ICMP(type=3, code=4, nexthopmtu=1000) / Raw(packet[14:42])
+        whole = IP(src=VIP, dst=CLIENT_ADDRESS, id=0, ttl=64) / error
+        assert outcome.packet == bytes(Ether(src=LB_MAC, dst=PEER_MAC) / whole)
+
+    def test_too_long_dropped(self, scene: Scene, hook: str, phase: str) -> None:
+        scene.expect(hook, self.long(scene, phase, ""), "drop_too_big")
+
+    def long(self, scene: Scene, phase: str, flags: str) -> bytes:
+        self.packet(scene, phase)
+        scene.seat(mtu=1000)
+        frame = tcp(CLIENT, SERVICE, "A" if phase == "established" else "S", bytes(961))
+        whole = IP(frame[14:])
+        whole.flags, whole.chksum = flags, None
+        return frame[:14] + bytes(whole)
+
+
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+class TestWhoGetsAFlow:
+    def test_no_node(self, scene: Scene, hook: str) -> None:
+        scene.service("l4", seats=[0])
+        scene.expect(hook, tcp(CLIENT, SERVICE), "drop_no_node")
+
+    @pytest.mark.parametrize("flags", ["A", "PA", "FA", "R", "SA", "SR", "SF", ""])
+    def test_only_a_syn_opens(self, scene: Scene, hook: str, flags: str) -> None:
+        scene.service("l4")
+        scene.expect(hook, tcp(CLIENT, SERVICE, flags), "drop_no_flow")
+        assert scene.flows("half") == []
+
+    @pytest.mark.parametrize("flags", ["S", "SEC", "SP", "SU"])
+    def test_any_syn_does(self, scene: Scene, hook: str, flags: str) -> None:
+        scene.service("l4")
+        scene.expect(hook, tcp(CLIENT, SERVICE, flags), "l4_new_flow")
+
+    def test_source_is_the_vip(self, scene: Scene, hook: str) -> None:
+        scene.service("l4")
+        scene.expect(hook, tcp((VIP, 999), SERVICE), "drop_source_is_vip")
+
+    def test_a_draining_node_keeps_its_flow(self, scene: Scene, hook: str) -> None:
+        scene.service("l4")
+        connection = Connection(scene).establish()
+        scene.seat(flags=1)
+        scene.ring(0, [0])
+        wanted = to_node(hook, connection.request_out("PA", b"x"))
+        scene.expect(hook, connection.request("PA", b"x"), "l4_established", wanted)
+
+    def test_a_syn_repeated_to_a_dead_node_gets_another(self, scene: Scene, hook: str) -> None:
+        scene.service("l4")
+        Connection(scene).syn(hook)
+        scene.seat(flags=1)
+        scene.seat(SEAT + 1)
+        scene.ring(0, [SEAT + 1])
+        outcome = scene.expect(hook, tcp(CLIENT, SERVICE, seq=100), "l4_new_flow")
+        assert outcome.scapy[IP].dst == "10.81.0.21"
+        assert len(scene.flows("half")) == 2
+
+    def test_but_its_acknowledgement_stays(self, scene: Scene, hook: str) -> None:
+        scene.service("l4")
+        connection = Connection(scene)
+        connection.syn(hook)
+        connection.syn_ack()
+        scene.seat(flags=1)
+        connection.ack(hook)
+
+    def test_affinity_to_the_client(self, scene: Scene, hook: str) -> None:
+        seats = list(range(1, 40))
+        scene.service("l4", flags=AFFINITY_CLIENT, seats=seats)
+        nodes = {
+            scene.send(hook, tcp((CLIENT_ADDRESS, port), SERVICE)).scapy[IP].dst
+            for port in range(1000, 1020)
+        }
+        assert len(nodes) == 1
+
+    def test_affinity_to_the_flow(self, scene: Scene, hook: str) -> None:
+        scene.service("l4", seats=range(1, 40))
+        nodes = {
+            scene.send(hook, tcp((CLIENT_ADDRESS, port), SERVICE)).scapy[IP].dst
+            for port in range(1000, 1040)
+        }
+        assert len(nodes) > 10
+
+    def test_ports_of_the_slice(self, scene: Scene, hook: str) -> None:
+        scene.service("l4")
+        ports = [
+            scene.send(hook, tcp((CLIENT_ADDRESS, port), SERVICE)).ports[0]
+            for port in range(1000, 1100)
+        ]
+        assert len(set(ports)) == 100, "the same port to the same node would be the same flow"
+        assert all(FIRST_PORT <= port < FIRST_PORT + PORTS for port in ports)
+
+    def test_counted_at_the_seat(self, scene: Scene, hook: str) -> None:
+        scene.service("l4")
+        connection = Connection(scene)
+        connection.syn(hook)
+        connection.syn_ack()
+        connection.ack(hook)
+        scene.send("tc_private", connection.reply("PA", bytes(1000)))
+        assert scene.counted_at_seat() == {
+            "packets_in": 2,
+            "bytes_in": 2 * 54,
+            "packets_out": 2,
+            "bytes_out": 2 * 54 + 1000,
+            "flows": 1,
+        }
+
+
+class TestWithoutSnat:
+    """The node sees the client's address, and answers through this LB."""
+
+    @pytest.mark.parametrize("hook", REQUEST_HOOKS)
+    @pytest.mark.parametrize("reply_hook", REPLY_HOOKS)
+    def test_handshake_and_data(self, scene: Scene, hook: str, reply_hook: str) -> None:
+        scene.service("l4", flags=NO_SNAT, snat_ports=0)
+        connection = Connection(scene, snat=False)
+        connection.syn(hook)
+        assert connection.source == CLIENT
+        connection.syn_ack(reply_hook)
+        connection.ack(hook)
+        wanted = to_node(hook, connection.request_out("PA", b"question"))
+        scene.expect(hook, connection.request("PA", b"question"), "l4_established", wanted)
+        wanted = to_client(reply_hook, connection.reply_out("PA", b"answer"))
+        scene.expect(reply_hook, connection.reply("PA", b"answer"), "l4_reply", wanted)
+
+    def test_udp(self, scene: Scene) -> None:
+        scene.service("l4", flags=NO_SNAT, protocol="udp")
+        wanted = to_node("xdp_public", udp(CLIENT, NODE, b"q", ttl=63))
+        scene.expect("xdp_public", udp(CLIENT, SERVICE, b"q"), "l4_new_flow", wanted)
+        wanted = udp(SERVICE, CLIENT, b"a", ttl=63)
+        scene.expect("tc_private", udp(NODE, CLIENT, b"a"), "l4_promoted", wanted)
+
+    def test_two_services_on_one_node_port_cannot_both_have_a_client_port(
+        self, scene: Scene
+    ) -> None:
+        scene.service("l4", flags=NO_SNAT)
+        scene.service("l4", flags=NO_SNAT, at=(VIP, 8443), number=1)
+        scene.expect("xdp_public", tcp(CLIENT, SERVICE), "l4_new_flow")
+        scene.expect("xdp_public", tcp(CLIENT, (VIP, 8443)), "drop_no_port")
+
+
+class TestReplies:
+    @pytest.mark.parametrize("hook", REPLY_HOOKS)
+    @pytest.mark.parametrize("flags", ["S", "A", "R", "SA"])
+    def test_the_hosts_own_traffic_passes(self, scene: Scene, hook: str, flags: str) -> None:
+        scene.service("l4")
+        scene.expect(hook, tcp(NODE, (SNAT, 22), flags), "pass_no_flow")
+
+    @pytest.mark.parametrize("hook", REPLY_HOOKS)
+    def test_a_reply_from_another_node_is_none(
+        self, scene: Scene, connection: Connection, hook: str
+    ) -> None:
+        scene.expect(hook, tcp(("10.81.0.99", 80), connection.source, "A"), "pass_no_flow")
+
+    @pytest.mark.parametrize("vlans", [(5,), (5, 6)])
+    def test_tags_come_off_in_tc(
+        self, scene: Scene, connection: Connection, vlans: tuple[int, ...]
+    ) -> None:
+        packet = connection.reply("PA", b"x", vlans=vlans)
+        scene.expect("xdp_reply", packet, "slow_next_hop")
+        scene.expect("tc_private", packet, "l4_reply", connection.reply_out("PA", b"x"))
+
+    def test_xdp_knows_no_way_to_a_client_it_has_not_heard(
+        self, scene: Scene, connection: Connection
+    ) -> None:
+        table = scene.programs.table("est")
+        for key, leaf in scene.flows("est"):
+            leaf.last_hop[:] = bytes(6)
+            table[key] = leaf
+        scene.expect("xdp_reply", connection.reply(), "slow_next_hop")
+        scene.expect("tc_private", connection.reply(), "l4_reply", connection.reply_out())
+
+    @pytest.mark.parametrize("hook", REPLY_HOOKS)
+    def test_programs_without_settings(self, scene: Scene, hook: str) -> None:
+        scene.settings(public_ifindex=0)
+        scene.expect(hook, tcp(NODE, (SNAT, 22)), "pass_not_ready")
+
+    @pytest.mark.parametrize("hook", REPLY_HOOKS)
+    def test_options_in_the_answer_to_a_syn(self, scene: Scene, hook: str) -> None:
+        scene.service("l4", protocol="udp")
+        source = (SNAT, scene.send("xdp_public", udp(CLIENT, SERVICE, b"q")).ports[0])
+        reason = "slow_ip_options" if is_xdp(hook) else "l4_promoted"
+        scene.expect(hook, udp(NODE, source, b"a", **OPTIONS), reason)
+
+
+class TestOneArm:
+    """Public and private are one interface: TC's one program sees both directions."""
+
+    def test_to_and_fro(self, one_arm: Scene) -> None:
+        one_arm.service("l4")
+        one_arm.seat(ifindex=PUBLIC)
+        connection = Connection(one_arm)
+        connection.syn()
+        one_arm.expect("xdp_public", connection.reply("SA"), "pass_not_for_service")
+        connection.syn_ack("tc_public")
+        connection.ack()
+        connection.scene.expect("tc_public", connection.request(), "l4_established")
+        wanted = connection.reply_out("PA", b"answer")
+        one_arm.expect("tc_public", connection.reply("PA", b"answer"), "l4_reply", wanted)
+
+    def test_neither_one_nor_the_other(self, one_arm: Scene) -> None:
+        one_arm.service("l4")
+        one_arm.expect("tc_public", tcp(NODE, (SNAT, 22)), "pass_no_flow")
+
+    @pytest.mark.parametrize("mode", ["l2", "l3"])
+    def test_stateless(self, one_arm: Scene, mode: str) -> None:
+        one_arm.service(mode)
+        for hook in REQUEST_HOOKS:
+            one_arm.expect(hook, tcp(CLIENT, SERVICE), f"{mode}_forwarded")
