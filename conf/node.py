@@ -102,8 +102,8 @@ def _service_findings(services: tuple[ServedService, ...]) -> Iterator[Finding]:
             other = names[service.name]
             yield Finding((*key, "name"), wrong, "expected each service once", other=other)
         names.setdefault(service.name, (*key, "name"))
-        if service.check.type == "tcp" and service.check.says("path"):
-            wrong = 'a check of type "tcp" asks for no path'
+        if service.check.type != "http" and service.check.says("path"):
+            wrong = f'a check of type "{service.check.type}" asks for no path'
             expected = 'expected type = "http", or no path'
             rests_on = ((*key, "check", "type"),)
             yield Finding((*key, "check", "path"), wrong, expected, rests_on=rests_on)

@@ -137,7 +137,7 @@ Affinity = Annotated[Literal["flow", "client"], one_of("flow", "client")]
 Encapsulation = Annotated[Literal["ipip", "gue"], one_of("ipip", "gue")]
 ReplyHook = Annotated[Literal["tc", "xdp"], one_of("tc", "xdp")]
 XdpFlavour = Annotated[Literal["native", "generic"], one_of("native", "generic")]
-CheckType = Annotated[Literal["tcp", "http"], one_of("tcp", "http")]
+CheckType = Annotated[Literal["tcp", "http", "udp"], one_of("tcp", "http", "udp")]
 
 
 def _text(is_right: Callable[[str], Any], noun: str, expected: str) -> BeforeValidator:

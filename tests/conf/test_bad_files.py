@@ -403,6 +403,12 @@ BAD_FILES = [
         '"http"',
     ),
     Bad(
+        "path of a udp check",
+        NODE + '[[services]]\nname = "a"\nport = 1\ncheck = { type = "udp", path = "/" } #!\n',
+        "services[0].check.path",
+        '"http"',
+    ),
+    Bad(
         "path without a slash",
         NODE + '[[services]]\nname = "a"\nport = 1\ncheck = { type = "http", path = "x" } #!\n',
         "services[0].check.path",

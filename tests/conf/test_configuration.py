@@ -239,15 +239,20 @@ def test_node_services(tmp_path: Path) -> None:
     name = "web"
     port = 80
     check = { type = "http", path = "/healthz?x=1", interval = "1s", timeout = "250ms" }
+    [[services]]
+    name = "dns"
+    port = 53
+    check = { type = "udp" }
     """
     config = _node(tmp_path, text)
     assert (config.node.name, config.node.weight) == ("node-0", 3)
     assert not config.node.manage_network
-    plain, web = (service.check for service in config.services)
+    plain, web, dns = (service.check for service in config.services)
     assert (plain.type, plain.path, plain.interval_ms, plain.timeout_ms) == ("tcp", "/", 500, 500)
     assert (web.type, web.path, web.interval_ms, web.timeout_ms) == (
         "http", "/healthz?x=1", 1_000, 250,
     )  # fmt: skip
+    assert dns.type == "udp"
 
 
 def test_configuration_is_frozen() -> None:
