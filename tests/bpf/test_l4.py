@@ -33,7 +33,7 @@ from tests.bpf.scene import (
 )
 
 FLAGS = ["A", "PA", "PAU", "FA", "F", "R", "RA", "S", "SA", "SEC", "AEC", "FSRPAU", ""]
-OPTIONS = {"options": [b"\x01\x01\x01\x00"]}
+OPTIONS: dict[str, Any] = {"options": [b"\x01\x01\x01\x00"]}
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ class TestHeaders:
         self.check(scene, connection, hook, padding=6)
 
     def test_tcp_options_and_payload(self, scene: Scene, connection: Connection, hook: str) -> None:
-        fields = {"options": [("Timestamp", (1, 2))]}
+        fields: dict[str, Any] = {"options": [("Timestamp", (1, 2))]}
         if hook in REQUEST_HOOKS:
             packet = tcp(connection.client, SERVICE, "A", bytes(range(251)), **fields)
             wanted = tcp(connection.source, NODE, "A", bytes(range(251)), ttl=63, **fields)
