@@ -1,0 +1,252 @@
+"""Fragments: the first has the ports and decides; those that follow go where it went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.packet import Raw
+
+from tests.bpf.harness import ethernet, tcp, udp
+from tests.bpf.scene import (
+    CLIENT,
+    GUE,
+    NODE,
+    PUBLIC,
+    REPLY_HOOKS,
+    REQUEST_HOOKS,
+    SERVICE,
+    SNAT,
+    VIP,
+    Outcome,
+    Scene,
+    is_xdp,
+    to_client,
+    to_node,
+    wrapped,
+)
+
+MODES = {"l2": 0, "ipip": 0, "gue": GUE, "l4": 0}
+FIRST = {"l2": "l2_forwarded", "ipip": "l3_forwarded", "gue": "l3_forwarded", "l4": "l4_new_flow"}
+SIZES = (1200, 800, 301)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A datagram cut into fragments of SIZES bytes."""
+
+    source: tuple[str, int]
+    destination: tuple[str, int]
+    ttl: int = 64
+    id: int = 4711
+
+    def frames(self) -> list[bytes]:
+        data = bytes(range(256)) * 9
+        datagram = IP(src=self.source[0], dst=self.destination[0]) / UDP(
+            sport=self.source[1], dport=self.destination[1]
+        )
+        whole = bytes(datagram / Raw(data[: sum(SIZES) - 8]))[20:]
+        frames, at = [], 0
+        for size in SIZES:
+            last = at + size == len(whole)
+            header = IP(
+                src=self.source[0],
+                dst=self.destination[0],
+                ttl=self.ttl,
+                id=self.id,
+                proto=17,
+                flags=0 if last else "MF",
+                frag=at // 8,
+            )
+            frames.append(ethernet(header / Raw(whole[at : at + size])))
+            at += size
+        return frames
+
+
+def service(scene: Scene, mode: str) -> None:
+    scene.service("l3" if mode in ("ipip", "gue") else mode, flags=MODES[mode], protocol="udp")
+
+
+def expected(hook: str, mode: str, packet: bytes, outcome: Outcome) -> bytes:
+    if mode == "l2":
+        return to_node(hook, packet)
+    if mode == "ipip":
+        return to_node(hook, wrapped(packet))
+    return to_node(hook, wrapped(packet, gue_port=int.from_bytes(outcome.packet[34:36])))
+
+
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+@pytest.mark.parametrize("mode", ["l2", "ipip", "gue"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)])
+def test_stateless(scene: Scene, hook: str, mode: str, order: tuple[int, ...]) -> None:
+    service(scene, mode)
+    frames = Cut(CLIENT, SERVICE).frames()
+    for at in order:
+        reason = FIRST[mode] if at == 0 else "fragment_forwarded"
+        outcome = scene.expect(hook, frames[at], reason)
+        assert outcome.packet == expected(hook, mode, frames[at], outcome)
+
+
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)])
+def test_l4_requests(scene: Scene, hook: str, order: tuple[int, ...]) -> None:
+    service(scene, "l4")
+    frames = Cut(CLIENT, SERVICE).frames()
+    wanted: list[bytes] = []
+    for at in order:
+        reason = FIRST["l4"] if at == 0 else "fragment_forwarded"
+        outcome = scene.expect(hook, frames[at], reason)
+        if at == 0:
+            source = (SNAT, int.from_bytes(outcome.packet[34:36]))
+            wanted = Cut(source, NODE, ttl=63).frames()
+        assert outcome.packet == to_node(hook, wanted[at])
+
+
+@pytest.mark.parametrize("hook", REPLY_HOOKS)
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)])
+def test_l4_replies(scene: Scene, hook: str, order: tuple[int, ...]) -> None:
+    service(scene, "l4")
+    source = (SNAT, scene.send("xdp_public", udp(CLIENT, SERVICE, b"q")).ports[0])
+    frames = Cut(NODE, source).frames()
+    wanted = Cut(SERVICE, CLIENT, ttl=63).frames()
+    for at in order:
+        reason = "l4_promoted" if at == 0 else "fragment_forwarded"
+        scene.expect(hook, frames[at], reason, to_client(hook, wanted[at]))
+
+
+def test_l4_replies_on_one_arm(one_arm: Scene) -> None:
+    service(one_arm, "l4")
+    source = (SNAT, one_arm.send("xdp_public", udp(CLIENT, SERVICE, b"q")).ports[0])
+    wanted = Cut(SERVICE, CLIENT, ttl=63).frames()
+    for at, frame in enumerate(Cut(NODE, source).frames()):
+        reason = "l4_promoted" if at == 0 else "fragment_forwarded"
+        one_arm.expect("tc_public", frame, reason, wanted[at])
+
+
+@pytest.mark.parametrize("hook", [*REQUEST_HOOKS, *REPLY_HOOKS])
+class TestAlone:
+    def test_before_its_first(self, scene: Scene, hook: str) -> None:
+        service(scene, "l4")
+        for frame in reversed(Cut(CLIENT, SERVICE).frames()[1:]):
+            scene.expect(hook, frame, "pass_fragment_alone")
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            Cut(CLIENT, SERVICE, id=4712),
+            Cut(("192.0.2.99", 40000), SERVICE),
+            Cut(CLIENT, ("10.80.0.101", 8080)),
+        ],
+    )
+    def test_of_another_datagram(self, scene: Scene, hook: str, other: Cut) -> None:
+        service(scene, "l2")
+        scene.expect("xdp_public", Cut(CLIENT, SERVICE).frames()[0], "l2_forwarded")
+        scene.expect(hook, other.frames()[1], "pass_fragment_alone")
+
+    def test_of_another_protocol(self, scene: Scene, hook: str) -> None:
+        service(scene, "l2")
+        scene.expect("xdp_public", Cut(CLIENT, SERVICE).frames()[0], "l2_forwarded")
+        header = IP(src=CLIENT[0], dst=VIP, id=4711, proto=6, frag=100)
+        scene.expect(hook, ethernet(header / Raw(bytes(40))), "pass_fragment_alone")
+
+    def test_not_in_the_other_direction(self, scene: Scene, hook: str) -> None:
+        service(scene, "l2")
+        frames = Cut(CLIENT, SERVICE).frames()
+        scene.expect("xdp_public", frames[0], "l2_forwarded")
+        reason = "fragment_forwarded" if hook in REQUEST_HOOKS else "pass_fragment_alone"
+        scene.expect(hook, frames[1], reason)
+
+    def test_after_half_a_minute_ids_come_round(self, scene: Scene, hook: str) -> None:
+        service(scene, "l2")
+        frames = Cut(CLIENT, SERVICE).frames()
+        scene.expect("xdp_public", frames[0], "l2_forwarded")
+        scene.age("fragments", 31)
+        scene.expect(hook, frames[1], "pass_fragment_alone")
+
+
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+@pytest.mark.parametrize("mode", MODES)
+class TestTheWay:
+    """A later fragment's way is judged like any packet's."""
+
+    def after_first(self, scene: Scene, mode: str, ttl: int = 64) -> bytes:
+        service(scene, mode)
+        frames = Cut(CLIENT, SERVICE, ttl=ttl).frames()
+        first = Cut(CLIENT, SERVICE).frames()[0]
+        scene.expect("tc_public", first, FIRST[mode])
+        return frames[1]
+
+    def test_unresolved(self, scene: Scene, hook: str, mode: str) -> None:
+        later = self.after_first(scene, mode)
+        scene.seat(flags=2)
+        scene.expect(hook, later, "slow_next_hop" if is_xdp(hook) else "fragment_forwarded")
+
+    def test_no_route(self, scene: Scene, hook: str, mode: str) -> None:
+        later = self.after_first(scene, mode)
+        scene.seat(flags=2, ifindex=0)
+        scene.expect(hook, later, "slow_next_hop" if is_xdp(hook) else "drop_no_route")
+
+    def test_too_long(self, scene: Scene, hook: str, mode: str) -> None:
+        later = self.after_first(scene, mode)
+        scene.seat(mtu=700)
+        scene.expect(hook, later, "drop_too_big")
+
+    def test_too_long_is_not_answered_either(self, scene: Scene, hook: str, mode: str) -> None:
+        later = IP(self.after_first(scene, mode)[14:])
+        later.flags, later.chksum = "MF+DF", None
+        scene.seat(mtu=700)
+        scene.expect(hook, ethernet(later), "drop_too_big")
+
+    def test_time_to_live(self, scene: Scene, hook: str, mode: str) -> None:
+        later = self.after_first(scene, mode, ttl=1)
+        scene.expect(hook, later, "drop_ttl" if mode == "l4" else "fragment_forwarded")
+
+    def test_tags(self, scene: Scene, hook: str, mode: str) -> None:
+        later = self.after_first(scene, mode)
+        tagged = ethernet(IP(later[14:]), vlans=(5,))
+        if is_xdp(hook):
+            scene.expect(hook, tagged, "slow_vlan")
+        else:
+            outcome = scene.expect(hook, tagged, "fragment_forwarded")
+            plain = scene.expect(hook, later, "fragment_forwarded")
+            assert outcome.packet == plain.packet
+
+    def test_tags_on_the_same_interface(self, scene: Scene, hook: str, mode: str) -> None:
+        tagged = ethernet(IP(self.after_first(scene, mode)[14:]), vlans=(5,))
+        scene.seat(ifindex=PUBLIC)
+        if mode in ("ipip", "gue"):
+            reason = "slow_vlan" if is_xdp(hook) else "drop_rewrite_failed"
+            scene.expect(hook, tagged, reason)
+        else:
+            outcome = scene.expect(hook, tagged, "fragment_forwarded")
+            assert outcome.packet[12:18] == tagged[12:18]
+
+
+@pytest.mark.parametrize("hook", REPLY_HOOKS)
+class TestTheWayBack:
+    def after_first(self, scene: Scene, ttl: int = 64) -> bytes:
+        service(scene, "l4")
+        source = (SNAT, scene.send("xdp_public", udp(CLIENT, SERVICE, b"q")).ports[0])
+        scene.expect("tc_private", Cut(NODE, source).frames()[0], "l4_promoted")
+        return Cut(NODE, source, ttl=ttl).frames()[1]
+
+    def test_time_to_live(self, scene: Scene, hook: str) -> None:
+        scene.expect(hook, self.after_first(scene, ttl=1), "drop_ttl")
+
+    def test_counted(self, scene: Scene, hook: str) -> None:
+        later = self.after_first(scene)
+        before = scene.counted_at_seat()
+        scene.expect(hook, later, "fragment_forwarded")
+        after = scene.counted_at_seat()
+        assert after["packets_out"] == before["packets_out"] + 1
+        assert after["bytes_out"] == before["bytes_out"] + len(later)
+
+
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+def test_a_first_fragment_too_short_for_its_ports(scene: Scene, hook: str) -> None:
+    """What hides the TCP header in the second fragment has no good reason to (RFC 1858)."""
+    scene.service("l2")
+    whole = tcp(CLIENT, SERVICE)[34:]
+    header = IP(src=CLIENT[0], dst=VIP, flags="MF", proto=6)
+    scene.expect(hook, ethernet(header / Raw(whole[:16])), "pass_malformed")
