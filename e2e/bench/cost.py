@@ -23,21 +23,13 @@ reason: nothing else would be a measurement of this row.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal
 
 from bpf.loader import compile_program
 from bpf.pins import PinnedMaps
@@ -48,22 +40,22 @@ from bpf.syscall import (
     run_program,
     xdp_context,
 )
+from e2e.bench import crew
+from e2e.bench.generator import ACK, ALL_FLOWS, SYN, Generator, tcp_frame
 from e2e.bench.report import Line, Result
-from e2e.bench.samples import Goal, Sample, at_most, pieces, ratios, turns
+from e2e.bench.samples import Goal, Sample, at_most, pieces, ratios
 from e2e.bench.tables import Clients, Seat, Service, Tables, established
 from services.dataplane.counters import Counters
 
 NODES = 100
 MILLION = 1 << 20
 LOOPBACK = 1
-ALL_FLOWS = 1 << 32
 KATRAN_SYN_FLOORS = 262 / 11.85
 """Its net 262 ns, in floors of the machine that was measured on (net 52 ns there was T/F 5.4)."""
 SYN_LIMIT = 1 + 1.8 * KATRAN_SYN_FLOORS
 WRAPPER = Path(__file__).with_name("wrapper.c")
-YARDSTICK = Path(__file__).with_name("tables.c")
+YARDSTICK = Path(__file__).with_name("yardstick.c")
 CLIENTS = Clients("11.0.0.0", 10_000)
-_ACK, _SYN = 0x10, 0x02
 _VIP, _PORT = "10.80.0.100", 8080
 _LB_MAC, _CLIENT_MAC = "02:00:00:00:00:0b", "02:00:00:00:00:0a"
 _NEW_FLOWS_AT_ONCE = 1 << 14
@@ -154,12 +146,8 @@ class Trial:
 
 def run(trials: int, repeats: int, progress: Callable[[str], None]) -> Result:
     """All rows, taking turns."""
-    seen: dict[str, list[Trial]] = {row.name: [] for row in ROWS}
-    with _workers(repeats, progress) as workers:
-        for number, row in turns(ROWS, trials):
-            progress(f"cost: trial {number + 1} of {trials}: {row.name}")
-            seen[row.name].append(workers[row.name].trial())
-    return _result([(row, tuple(seen[row.name])) for row in ROWS], repeats)
+    seen = crew.run(ROWS, partial(Bench, repeats=repeats), trials, progress)
+    return _result([(row, seen[row.name]) for row in ROWS], repeats)
 
 
 def _result(seen: Sequence[tuple[Row, tuple[Trial, ...]]], repeats: int) -> Result:
@@ -195,79 +183,13 @@ def _line(row: Row, trials: tuple[Trial, ...]) -> Line:
     )
 
 
-# --------------------------------------------------------------------------- processes
-
-
-class _Worker:
-    """A row's process, as its parent sees it."""
-
-    def __init__(self, row: Row, repeats: int) -> None:
-        # Not forked: the process must have nothing of this one's memory, and compile by itself.
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, row, repeats), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def wait_until_ready(self) -> None:
-        self._answer()
-
-    def trial(self) -> Trial:
-        self._pipe.send("trial")
-        answer = self._answer()
-        assert isinstance(answer, Trial)
-        return answer
-
-    def _answer(self) -> object:
-        try:
-            answer = self._pipe.recv()
-        except EOFError:
-            raise RuntimeError("a benchmark's process has died; see above") from None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def stop(self) -> None:
-        self._pipe.close()
-        self._process.join()
-
-
-@contextmanager
-def _workers(repeats: int, progress: Callable[[str], None]) -> Iterator[dict[str, _Worker]]:
-    workers: dict[str, _Worker] = {}
-    try:
-        for row in ROWS:
-            progress(f"cost: filling the tables: {row.name}")
-            workers[row.name] = _Worker(row, repeats)
-            workers[row.name].wait_until_ready()
-        yield workers
-    finally:
-        for worker in workers.values():
-            worker.stop()
-
-
-def _serve(pipe: Connection, row: Row, repeats: int) -> None:
-    """The life of a row's process: set up, then a trial for each word, until the pipe closes."""
-    try:
-        # What others do meanwhile is not counted, but their traces in the caches would be.
-        os.nice(-20)
-        bench = Bench(row, repeats)
-        pipe.send("ready")
-        while pipe.recv():
-            pipe.send(bench.trial())
-    except EOFError:
-        return
-    except Exception as error:
-        pipe.send(error)
-
-
 # --------------------------------------------------------------------------- one row
 
 
 class Bench:
     """The programs and maps of one row, in this process."""
 
-    def __init__(self, row: Row, repeats: int) -> None:
+    def __init__(self, row: Row, *, repeats: int) -> None:
         self._row, self._repeats = row, repeats
         self._wrapper = compile_program(str(WRAPPER))
         # Maps that are never committed, and so pinned nowhere; both sources share them.
@@ -281,8 +203,8 @@ class Bench:
         self._tables = Tables(self._gale)
         self._counters = Counters(self._gale.bpf, possible_cpus())
         self._fill()
-        self._generator = self._made_generator()
-        self._next_flow = 0
+        frame = tcp_frame(SYN if row.syn else ACK, _CLIENT_MAC, _LB_MAC, _VIP, _PORT)
+        self._generator = Generator(self._wrapper, frame, CLIENTS, row.flows)
 
     def _program_under_test(self) -> int:
         if self._row.course is Course.LOOKUP_ALONE:
@@ -300,16 +222,6 @@ class Bench:
         if row.mode == "l4" and not row.syn:
             flows = established(self._tables, service, seats, CLIENTS, row.flows)
             self._tables.write("est", flows.keys, flows.values)
-
-    def _made_generator(self) -> NDArray[Any]:
-        frame = tcp_frame(_SYN if self._row.syn else _ACK)
-        generator = Tables(self._wrapper).values("generators", 1)
-        generator["mask"] = self._row.flows - 1
-        generator["first_client"] = int.from_bytes(socket.inet_aton(CLIENTS.first_client))
-        generator["first_port"] = CLIENTS.first_port
-        generator["words"] = np.frombuffer(frame[:56], np.uint64)
-        generator["rest"] = int.from_bytes(frame[56:], sys.byteorder)
-        return generator
 
     def trial(self) -> Trial:
         repeats = self._repeats
@@ -329,13 +241,14 @@ class Bench:
         return Trial(floor_ns / repeats, program_ns / repeats)
 
     def _timed_behind_refresh(self) -> int:
-        total, first = 0, self._next_flow
+        generator = self._generator
+        total, behind = 0, generator.next_flow
         self._timed(self._refresh, _AHEAD)
         for step in pieces(self._repeats, _STEP):
             self._timed(self._refresh, step)
-            ahead, self._next_flow = self._next_flow, first
+            ahead, generator.next_flow = generator.next_flow, behind
             total += self._timed(self._program, step)
-            first, self._next_flow = self._next_flow, ahead
+            behind, generator.next_flow = generator.next_flow, ahead
         return total
 
     def _timed_with_room(self) -> int:
@@ -351,14 +264,15 @@ class Bench:
         """Nanoseconds of CPU time for so many packets."""
         slot = self._wrapper.bpf[b"under_test"]
         slot[slot.Key(0)] = slot.Leaf(program)
-        self._generator["counter"] = self._next_flow & 0xFFFFFFFF
-        self._next_flow += repeats
-        Tables(self._wrapper).write("generators", np.zeros(1, np.int32), self._generator)
-        frame = tcp_frame(_ACK)
+        self._generator.advance(repeats)
+        frame = self._generator.frame
         context = xdp_context(frame, LOOPBACK)
         begin = time.clock_gettime_ns(time.CLOCK_THREAD_CPUTIME_ID)
         run_program(self._entry, frame, context, repeats)
         return time.clock_gettime_ns(time.CLOCK_THREAD_CPUTIME_ID) - begin
+
+    def close(self) -> None:
+        """Nothing of this outlives its process."""
 
     def _check(self, before: dict[str, int], after: dict[str, int]) -> None:
         """Raise unless all packets of the trial went the way this row is about."""
@@ -375,12 +289,3 @@ class Bench:
 def _table_sizes(row: Row) -> dict[str, str | int]:
     # Two entries a flow, and half as much room again: a full LRU table would evict.
     return {"CONNTRACK_ENTRIES": 3 * row.flows} if row.flows == MILLION else {}
-
-
-def tcp_frame(flags: int) -> bytes:
-    """A TCP segment without data, padded to 60 bytes; its sums are the generator's business."""
-    ethernet = bytes.fromhex((_LB_MAC + _CLIENT_MAC).replace(":", "")) + b"\x08\x00"
-    ip = bytes([0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0, 11, 0, 0, 0, 10, 80, 0, 100])
-    ports = CLIENTS.first_port.to_bytes(2) + _PORT.to_bytes(2)
-    tcp = ports + bytes([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xFF, 0xFF, 0, 0, 0, 0])
-    return (ethernet + ip + tcp).ljust(60, b"\0")

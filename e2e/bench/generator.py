@@ -1,0 +1,61 @@
+"""The packets of the benchmarks: Python's side of generator.h."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpf.loader import LoadedObject
+from e2e.bench.tables import Clients, Tables, mac
+
+ACK, SYN = 0x10, 0x02
+ALL_FLOWS = 1 << 32
+"""So many that none comes a second time."""
+
+
+class Generator:
+    """What `generators` holds, and which flow's turn it is."""
+
+    def __init__(
+        self,
+        loaded: LoadedObject,
+        frame: bytes,
+        clients: Clients,
+        flows: int,
+        *,
+        mixed: bool = False,
+    ) -> None:
+        self.frame = frame
+        self.next_flow = 0
+        self._tables = Tables(loaded)
+        self._record: NDArray[Any] = self._tables.values("generators", 1)
+        self._record["mask"] = flows - 1
+        self._record["first_client"] = int.from_bytes(socket.inet_aton(clients.first_client))
+        self._record["first_port"] = clients.first_port
+        self._record["words"] = np.frombuffer(frame[:56], np.uint64)
+        self._record["rest"] = int.from_bytes(frame[56:], sys.byteorder)
+        self._record["mixed"] = mixed
+
+    def advance(self, packets: int, *, mixed: bool | None = None) -> None:
+        """Have the next run begin where the last has ended; it will be of so many packets."""
+        self._record["counter"] = self.next_flow & 0xFFFFFFFF
+        if mixed is not None:
+            self._record["mixed"] = mixed
+        self.next_flow += packets
+        self._tables.write("generators", np.zeros(1, np.int32), self._record)
+
+
+def tcp_frame(flags: int, source_mac: str, destination_mac: str, vip: str, port: int) -> bytes:
+    """A TCP segment without data, padded to 60 bytes; who sends it is filled in by the generator.
+
+    Its checksums are wrong, which nobody on its way looks at.
+    """
+    ethernet = bytes([*mac(destination_mac), *mac(source_mac)]) + b"\x08\x00"
+    ip = bytes([0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0, 0, 0, 0, 0]) + socket.inet_aton(vip)
+    ports = b"\0\0" + port.to_bytes(2)
+    tcp = ports + bytes([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xFF, 0xFF, 0, 0, 0, 0])
+    return (ethernet + ip + tcp).ljust(60, b"\0")
