@@ -27,6 +27,7 @@ _LOG_BYTES = 1 << 20
 _NOTHING = ctypes.create_string_buffer(1)
 _BATCH_ENTRIES = 8192
 _ROOM_TO_GROW = 512
+_LIVE_FRAMES = 1 << 1
 _NO_EXIST = 1
 
 
@@ -260,32 +261,52 @@ def run_program(fd: int, packet: bytes, context: bytes, repeat: int = 1) -> Pack
 
     Repetitions do not start from the same packet: each sees what the one before has left.
     """
-    before = ctypes.create_string_buffer(packet, len(packet))
     after = ctypes.create_string_buffer(len(packet) + _ROOM_TO_GROW)
+    attribute = _test_run(fd, packet, context, repeat, after, flags=0)
+    verdict, _, size = struct.unpack_from("=III", attribute, 4)
+    duration_ns = struct.unpack_from("=I", attribute, 36)[0]
+    return PacketRun(verdict, after.raw[:size], duration_ns)
+
+
+def send_frames(fd: int, packet: bytes, context: bytes, count: int) -> None:
+    """Have an XDP program make live frames, each from `packet`, and send them as its verdict says.
+
+    XDP_TX leaves by the interface of the context; a frame may hold what an earlier one has left.
+    """
+    _test_run(fd, packet, context, count, None, flags=_LIVE_FRAMES)
+
+
+def _test_run(
+    fd: int,
+    packet: bytes,
+    context: bytes,
+    repeat: int,
+    after: ctypes.Array[ctypes.c_char] | None,
+    flags: int,
+) -> ctypes.Array[ctypes.c_char]:
+    before = ctypes.create_string_buffer(packet, len(packet))
     meta = ctypes.create_string_buffer(context, len(context))
     fields = struct.pack(
         "=IIIIQQIIIIQQIII4x",
         fd,
         0,
         len(before),
-        len(after),
+        0 if after is None else len(after),
         _address(before),
-        _address(after),
+        0 if after is None else _address(after),
         repeat,
         0,
         len(meta),
         0,
         _address(meta),
         0,
-        0,
+        flags,
         0,
         0,
     )
     attribute = ctypes.create_string_buffer(fields, len(fields))
     _bpf(_Command.PROG_TEST_RUN, attribute)
-    verdict, _, size = struct.unpack_from("=III", attribute, 4)
-    duration_ns = struct.unpack_from("=I", attribute, 36)[0]
-    return PacketRun(verdict, after.raw[:size], duration_ns)
+    return attribute
 
 
 def possible_cpus() -> int:
