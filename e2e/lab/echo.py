@@ -1,18 +1,19 @@
 """The lab's `echo` server: the first line is the node's name, then every byte comes back.
 
-Started as `echo.py NAME PORT` in the node's namespace. A connection stays for as long as its client
-wants, so it shows what happens to long flows; a client that vanishes ends only its own connection.
+Started as `echo.py NAME PORT...` in the node's namespace. A connection stays for as long as its
+client wants, so it shows what happens to long flows; a client that vanishes ends only its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 
 CHUNK_BYTES = 65536
 
 
-async def serve(name: str, port: int) -> None:
+async def serve(name: str, ports: Sequence[int]) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             writer.write(f"{name}\n".encode())
@@ -24,10 +25,9 @@ async def serve(name: str, port: int) -> None:
         finally:
             writer.close()
 
-    server = await asyncio.start_server(talk, "0.0.0.0", port, backlog=1024)
-    async with server:
-        await server.serve_forever()
+    servers = [await asyncio.start_server(talk, "0.0.0.0", port, backlog=1024) for port in ports]
+    await asyncio.gather(*(server.serve_forever() for server in servers))
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], int(sys.argv[2])))
+    asyncio.run(serve(sys.argv[1], [int(port) for port in sys.argv[2:]]))

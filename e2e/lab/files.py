@@ -18,15 +18,14 @@ import hashlib
 import json
 import random
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import tomli
 
-from e2e.lab import plan
+from e2e.lab import plan, servers
 from e2e.lab.network import LabError, command
-from e2e.lab.plan import Plan
+from e2e.lab.plan import Plan, Service
 
 WWW_DIR = plan.ROOT_DIR / "www"
 PLAN_FILE = plan.ROOT_DIR / "plan.json"
@@ -57,61 +56,9 @@ serverurl=unix://{home}/supervisor.sock
 files={home}/supervisor/*.conf
 """
 
-SERVER_CONF = """\
-; The real servers of a node. A crash of theirs is for Gale to notice and for the test to mend:
-; nothing restarts them.
-[group:server]
-programs=nginx,echo
 
-[program:nginx]
-command=setpriv --pdeathsig KILL -- nginx -c {home}/nginx.conf
-startsecs=0
-autorestart=false
-redirect_stderr=true
-stdout_logfile={home}/log/nginx.log
-
-[program:echo]
-command=setpriv --pdeathsig KILL -- "{python}" "{echo_program}" {machine} 9000
-startsecs=0
-autorestart=false
-redirect_stderr=true
-stdout_logfile={home}/log/echo.log
-"""
-
-NGINX_CONF = """\
-# One process without a master: a SIGKILL of the pid supervisord knows kills the whole server.
-daemon off;
-master_process off;
-user root;
-pid {home}/nginx.pid;
-error_log {home}/log/nginx-error.log;
-events {{ worker_connections 8192; }}
-http {{
-    access_log off;
-    sendfile on;
-    tcp_nopush on;
-    keepalive_requests 1000000;
-    client_body_temp_path {home}/run/body;
-    proxy_temp_path {home}/run/proxy;
-    fastcgi_temp_path {home}/run/fastcgi;
-    uwsgi_temp_path {home}/run/uwsgi;
-    scgi_temp_path {home}/run/scgi;
-    default_type application/octet-stream;
-    server {{
-        listen 8080 backlog=4096;
-        root {www};
-        location = / {{
-            default_type text/plain;
-            return 200 "{machine}\\n";
-        }}
-    }}
-}}
-"""
-
-
-def write_all(lab: Plan, extra: Path | None) -> None:
-    """Mount the lab's directory and fill it. `extra` is laid over each LB's file, key by key."""
-    overlay = read_extra(extra)
+def write_all(lab: Plan, overlay: Table) -> None:
+    """Mount the lab's directory and fill it. `overlay` is laid over each LB's file, key by key."""
     plan.ROOT_DIR.mkdir(parents=True, exist_ok=True)
     _mount("tmpfs", plan.ROOT_DIR, "mode=0755,size=1g")
     PLAN_FILE.write_text(json.dumps(lab.as_plain()))
@@ -122,10 +69,10 @@ def write_all(lab: Plan, extra: Path | None) -> None:
         bpf_dir = plan.home(machine) / "bpf"
         bpf_dir.mkdir()
         _mount("bpf", bpf_dir, "mode=0755")
-        text = toml_text(overlaid(lb_config(lab, machine), overlay))
+        text = toml_text(lb_config(lab, machine, overlay))
         (plan.home(machine) / "lb.toml").write_text(text)
     for machine in lab.node_names:
-        _write_node(lab, machine)
+        _write_node(lab, machine, services(lab, overlay))
 
 
 def read_extra(extra: Path | None) -> Table:
@@ -168,21 +115,15 @@ def _write_machine(machine: str) -> None:
     (home / "supervisor" / "log").symlink_to(home / "log")
 
 
-def _write_node(lab: Plan, machine: str) -> None:
+def _write_node(lab: Plan, machine: str, served: tuple[Service, ...]) -> None:
     home = plan.home(machine)
-    (home / "node.toml").write_text(toml_text(node_config(lab, machine)))
-    (home / "nginx.conf").write_text(NGINX_CONF.format(home=home, www=WWW_DIR, machine=machine))
-    server = SERVER_CONF.format(
-        home=home,
-        machine=machine,
-        python=sys.executable,
-        echo_program=Path(__file__).with_name("echo.py"),
-    )
-    (home / "supervisor" / "server.conf").write_text(server)
+    (home / "node.toml").write_text(toml_text(node_config(lab, machine, served)))
+    (home / "nginx.conf").write_text(servers.nginx_conf(machine, WWW_DIR))
+    (home / "supervisor" / "server.conf").write_text(servers.supervisor_conf(machine, served))
 
 
-def lb_config(lab: Plan, machine: str) -> Table:
-    return {
+def lb_config(lab: Plan, machine: str, overlay: Table) -> Table:
+    ours: Table = {
         "local": {
             "name": machine,
             "node_port": 7070,
@@ -197,16 +138,43 @@ def lb_config(lab: Plan, machine: str) -> Table:
             for service in plan.SERVICES
         ],
     }
+    return overlaid(ours, overlay)
 
 
-def node_config(lab: Plan, machine: str) -> Table:
+def services(lab: Plan, overlay: Table) -> tuple[Service, ...]:
+    """What the LBs' file leads the nodes to expect. What is wrong with it, the LBs will say."""
+    tables = lb_config(lab, lab.lb_names[0], overlay)["services"]
+    return tuple(
+        Service(table["name"], table.get("node_port", table["port"]), table.get("protocol", "tcp"))
+        for table in tables
+        if "name" in table and "port" in table
+    )
+
+
+def web_port(lab: Plan, overlay: Table) -> int | None:
+    """The VIP's port that leads to the nodes' nginx, if any does."""
+    for table in lb_config(lab, lab.lb_names[0], overlay)["services"]:
+        if table.get("node_port", table.get("port")) == servers.HTTP_PORT:
+            port: int = table["port"]
+            return port
+    return None
+
+
+def uses_outer_headers(lab: Plan, overlay: Table) -> bool:
+    """Whether any service is of mode L3."""
+    config = lb_config(lab, lab.lb_names[0], overlay)
+    mode = config["local"]["mode"]
+    return any(table.get("mode", mode) == "l3" for table in config["services"])
+
+
+def node_config(lab: Plan, machine: str, served: tuple[Service, ...]) -> Table:
     private = [lab.links(lb)[1].address for lb in lab.lb_names]
     return {
         "load_balancer": {"addresses": [{"ip": address, "port": 7070} for address in private]},
         "node": {"name": machine},
         "services": [
-            {"name": service.name, "port": service.port, "check": service.check}
-            for service in plan.SERVICES
+            {"name": service.name, "port": service.port, "check": servers.check(service)}
+            for service in served
         ],
     }
 

@@ -90,18 +90,19 @@ class Lab:
 
     def up(self, say: Say, extra: Path | None = None) -> None:
         require_root()
-        files.read_extra(extra)
+        overlay = files.read_extra(extra)
         down(say)
         say("writing configuration and what the servers serve")
-        files.write_all(self.plan, extra)
+        files.write_all(self.plan, overlay)
         say(f"building the network of {len(self.plan.machines)} machines")
-        network.build(self.plan)
+        outer = files.uses_outer_headers(self.plan, overlay)
+        network.build(self.plan, plan.OUTER_BYTES_ROOM if outer else 0)
         for machine in (*self.plan.node_names, *self.plan.lb_names):
             say(f"starting supervisord on {machine}")
             self.start_supervisord(machine)
         for lb in self.plan.lb_names:
             self._start_forwarder(lb)
-        self._wait_until_it_serves(say)
+        self._wait_until_it_serves(say, files.web_port(self.plan, overlay))
 
     def start_supervisord(self, machine: str) -> None:
         """Start it, or start it again after it was killed; returns once it can be asked."""
@@ -136,10 +137,10 @@ class Lab:
                 check=True,
             )
 
-    def _wait_until_it_serves(self, say: Say) -> None:
+    def _wait_until_it_serves(self, say: Say, web_port: int | None) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
         said = ""
-        while problem := self._missing():
+        while problem := self._missing(web_port):
             if problem != said:
                 say(problem)
                 said = problem
@@ -147,13 +148,13 @@ class Lab:
                 raise LabError(self._what_went_wrong(problem))
             time.sleep(0.2)
 
-    def _missing(self) -> str:
+    def _missing(self, web_port: int | None) -> str:
         """What keeps the lab from serving; empty when nothing does."""
         for lb in self.plan.lb_names:
             if problem := self._control_missing(lb):
                 return f"{lb}: {problem}"
-        for lb in self.plan.lb_names:
-            if absent := self._not_answering(lb):
+        for lb in self.plan.lb_names if web_port else ():
+            if absent := self._not_answering(lb, web_port):
                 return f"{lb}: no answer yet through {self.plan.vip(lb)} from {', '.join(absent)}"
         return ""
 
@@ -173,9 +174,9 @@ class Lab:
             return f"not routed to yet: {', '.join(absent)}"
         return ""
 
-    def _not_answering(self, lb: str) -> list[str]:
+    def _not_answering(self, lb: str, port: int | None) -> list[str]:
         count = 20 * self.plan.nodes
-        arguments = [self.plan.vip(lb), "8080", "--rate", "100", "--seconds", str(count / 100)]
+        arguments = [self.plan.vip(lb), str(port), "--rate", "100", "--seconds", str(count / 100)]
         done = self.run(plan.CLIENT, ["python3", "-c", LOAD_PROGRAM, *arguments, "--timeout", "1"])
         answered = {result.answer for result in read_results(done.stdout.splitlines())}
         return [name for name in self.plan.node_names if name not in answered]

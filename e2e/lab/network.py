@@ -46,8 +46,11 @@ def _sysctl(machine: str, setting: str, value: int) -> None:
     command([*plan.enter(machine), "sysctl", "-qw", f"net.{setting}={value}"])
 
 
-def build(lab: Plan) -> None:
-    """Everything up to the point where each machine reaches each other on its networks."""
+def build(lab: Plan, outer_room: int) -> None:
+    """Everything up to the point where each machine reaches each other on its networks.
+
+    `outer_room`: by how many bytes the private network's packets may be longer.
+    """
     for machine in (plan.SWITCH, *lab.machines):
         command(["ip", "netns", "add", plan.namespace(machine)])
         _ip(machine, ["link set lo up"])
@@ -55,7 +58,7 @@ def build(lab: Plan) -> None:
     for machine in lab.machines:
         _set_forwarding(machine)
         for link in lab.links(machine):
-            _plug_in(link)
+            _plug_in(link, lab.mtu + (outer_room if link.network is plan.PRIVATE else 0))
         _route(machine)
 
 
@@ -72,13 +75,13 @@ def _build_switch() -> None:
         )
 
 
-def _plug_in(link: Link) -> None:
+def _plug_in(link: Link, mtu: int) -> None:
     interface, port = link.network.interface, link.port
     inside = plan.namespace(link.machine)
     _ip(
         plan.SWITCH,
         [
-            f"link add {port} type veth peer name {interface} netns {inside}",
+            f"link add {port} mtu {mtu} type veth peer name {interface} mtu {mtu} netns {inside}",
             f"link set {port} master {link.network.bridge} up",
         ],
     )

@@ -66,19 +66,22 @@ class Link:
 
 @dataclass(frozen=True)
 class Service:
-    """One service of the LBs, which every node serves."""
+    """A service of the LBs as a node sees it: `port` is where its server listens."""
 
     name: str
     port: int
     protocol: str
-    check: dict[str, Any]
 
 
-TIMES = {"interval": "500ms", "timeout": "500ms"}
 SERVICES = (
-    Service("default", 8080, "tcp", {"type": "http", "path": "/", **TIMES}),
-    Service("echo", 9000, "tcp", {"type": "tcp", **TIMES}),
+    Service("default", 8080, "tcp"),
+    Service("echo", 9000, "tcp"),
+    Service("udp", 5300, "udp"),
 )
+"""Unless an extra file says otherwise; every node serves all of them, on the VIP's port."""
+OUTER_BYTES_ROOM = 100
+"""By how much packets on the private network may be longer where a service is of mode L3, so that
+a whole packet of a client fits through with its outer header (20 bytes of IPIP, 32 of GUE)."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Plan:
     lbs: int = 1
     nodes: int = 3
     mode: str = "l4"
+    mtu: int = 1500
 
     def as_plain(self) -> dict[str, Any]:
         return asdict(self)

@@ -65,9 +65,10 @@ def _lab() -> Iterator[ModuleType]:
 
 @app.command()
 def up(
-    mode: Annotated[str, typer.Option(help="l4: how packets reach the nodes.")] = "l4",
+    mode: Annotated[str, typer.Option(help="l2, l3 or l4: how packets reach the nodes.")] = "l4",
     lbs: Annotated[int, typer.Option(min=1, max=8, help="How many LBs.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, max=100, help="How many nodes.")] = 3,
+    mtu: Annotated[int, typer.Option(min=576, max=65000, help="Of every network.")] = 1500,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="EXTRA.toml", help="Laid over each LB's.")
     ] = None,
@@ -76,7 +77,7 @@ def up(
     if mode not in ("l2", "l3", "l4"):
         raise typer.BadParameter(f"{mode}: expected l2, l3 or l4", param_hint="--mode")
     with _lab() as lab:
-        built = lab.Lab(lab.Plan(lbs=lbs, nodes=nodes, mode=mode))
+        built = lab.Lab(lab.Plan(lbs=lbs, nodes=nodes, mode=mode, mtu=mtu))
         with lab.exclusive(_say):
             _up(lab, built, config)
         _say("the lab serves; `gale lab status` shows it, `gale lab down` takes it away")

@@ -7,37 +7,79 @@ from pathlib import Path
 import tomli
 
 from conf import load_lb, load_node
-from e2e.lab import Plan
-from e2e.lab.files import lb_config, node_config, overlaid, toml_text
+from e2e.lab import Plan, plan, servers
+from e2e.lab.files import (
+    lb_config,
+    node_config,
+    services,
+    toml_text,
+    uses_outer_headers,
+    web_port,
+)
 
 LAB = Plan(lbs=2, nodes=3)
 
 
 def test_written_toml_reads_back_as_it_was() -> None:
-    for document in (lb_config(LAB, "lb-1"), node_config(LAB, "node-2")):
+    for document in (lb_config(LAB, "lb-1", {}), node_config(LAB, "node-2", plan.SERVICES)):
         assert tomli.loads(toml_text(document)) == document
 
 
 def test_gale_takes_the_files(tmp_path: Path) -> None:
-    (tmp_path / "lb.toml").write_text(toml_text(lb_config(LAB, "lb-1")))
-    (tmp_path / "node.toml").write_text(toml_text(node_config(LAB, "node-2")))
+    (tmp_path / "lb.toml").write_text(toml_text(lb_config(LAB, "lb-1", {})))
+    (tmp_path / "node.toml").write_text(toml_text(node_config(LAB, "node-2", plan.SERVICES)))
     lb = load_lb(tmp_path / "lb.toml")
     assert lb.local.name == "lb-1"
-    assert [service.port for service in lb.services] == [8080, 9000]
+    assert [service.port for service in lb.services] == [8080, 9000, 5300]
     assert lb.node_health.checks_timeout_ms == 1000
     node = load_node(tmp_path / "node.toml")
     assert [address.host for address in node.load_balancer.addresses] == [
         "10.81.0.10",
         "10.81.0.11",
     ]
+    assert [service.check.type for service in node.services] == ["http", "tcp", "udp"]
 
 
 def test_the_extra_file_is_laid_over_key_by_key() -> None:
     extra = {"node_health": {"checks_timeout": "3s"}, "bus": {"events": "tcp://10.81.0.10:5600"}}
-    merged = overlaid(lb_config(LAB, "lb-0"), extra)
+    merged = lb_config(LAB, "lb-0", extra)
     assert merged["node_health"] == {"checks_before_routing": 3, "checks_timeout": "3s"}
     assert merged["bus"] == extra["bus"]
     assert merged["local"]["name"] == "lb-0"
+
+
+MIXED = {
+    "services": [
+        {"name": "web", "port": 80, "node_port": 8080},
+        {"name": "dns", "port": 53, "protocol": "udp", "mode": "l3"},
+        {"name": "bulk", "port": 5201, "affinity": "client"},
+        {"name": "talk", "port": 7777},
+    ]
+}
+
+
+def test_services_of_the_extra_file_are_served_and_checked() -> None:
+    served = services(LAB, MIXED)
+    assert [(service.name, service.port) for service in served] == [
+        ("web", 8080), ("dns", 53), ("bulk", 5201), ("talk", 7777),
+    ]  # fmt: skip
+    checks = [servers.check(service)["type"] for service in served]
+    assert checks == ["http", "udp", "udp", "tcp"]
+    text = servers.supervisor_conf("node-0", served)
+    assert "programs=nginx,echo,udp,iperf3\n" in text
+    assert 'echo.py" node-0 7777 9000\n' in text
+    assert 'udp.py" node-0 53 5201 5300\n' in text
+    assert web_port(LAB, MIXED) == 80
+
+
+def test_without_iperf3_in_the_file_none_is_run() -> None:
+    assert "iperf3" not in servers.supervisor_conf("node-0", plan.SERVICES)
+
+
+def test_outer_headers_need_room_if_any_service_has_them() -> None:
+    assert uses_outer_headers(LAB, MIXED)
+    assert uses_outer_headers(Plan(mode="l3"), {})
+    assert not uses_outer_headers(LAB, {})
 
 
 def test_names_and_addresses_others_rely_on() -> None:
