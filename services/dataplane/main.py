@@ -62,7 +62,7 @@ from conf import ConfigError, LbConfig, Paths, load_lb
 from services.dataplane import conntrack, counters, machine
 from services.dataplane.kernel import Kernel, Settings, address_word
 from services.dataplane.netlink import NextHopMonitor
-from services.dataplane.nexthop import NextHop
+from services.dataplane.nexthop import LONGEST_PACKET_BYTES, NextHop
 from services.dataplane.plan import EMPTY, Facts, KernelState, Plan, make_plan
 from services.dataplane.programs import ProgramPlan, Programs
 
@@ -211,10 +211,11 @@ class DataplaneProcess:
             self._reload_wanted = False
             self._reload()
         self._receive(now_ms)
+        if self._forwarding is not None:
+            self._settle(self._forwarding, now_ms)
         if self._forwarding is None and now_ms >= self._retry_ms:
             self._start(now_ms)
         if self._forwarding is not None:
-            self._settle(self._forwarding, now_ms)
             self._plan(self._forwarding, now_ms)
             self._sweep(self._forwarding, now_ms)
             self._count(self._forwarding, now_ms)

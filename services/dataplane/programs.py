@@ -73,6 +73,8 @@ class Programs:
         self._pins = bpf_dir / "prog"
         self._netlink = netlink
         self._without_xdp: dict[str, str] = {}
+        self.migrated: tuple[str, ...] = ()
+        """The maps that were copied to a new size."""
         self._refuse_foreign()
         self._maps = PinnedMaps(bpf_dir)
         try:
@@ -96,10 +98,6 @@ class Programs:
         """A loaded object that has all the maps."""
         return self._tc
 
-    @property
-    def migrated(self) -> tuple[str, ...]:
-        return self._maps.migrated
-
     def attach(self, machine: Machine) -> tuple[HookState, ...]:
         """Load, attach and pin everything, or raise with the old programs still in place."""
         plan, netlink = self.plan, self._netlink
@@ -117,6 +115,7 @@ class Programs:
         attach.attach_tc(netlink, plan.public, tc_public, self._pins / "tc_public")
         for pin, interface, fd in loaded:
             self._attach_xdp(pin, interface, fd)
+        self.migrated = self._maps.migrated
         self._maps.commit()
         return self.hooks()
 

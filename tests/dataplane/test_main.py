@@ -1,0 +1,454 @@
+"""The dataplane process as it is run: real interfaces, real TCP, killed and started again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bpf.loader import compile_program
+from bpf.pins import PinnedMaps, open_pin, pin
+from bpf.syscall import MapType, create_map, map_shape
+from bus.messages import NodeState
+from bus.socket import CommandError
+from services.dataplane.kernel import Kernel
+from tests.bpf.harness import IMAGES, program
+from tests.dataplane.machines import (
+    CONFIG,
+    NODES,
+    PATIENCE_S,
+    Connection,
+    Site,
+    observed,
+    run,
+    site,
+    table,
+)
+
+PROGRAMS = ("tc_private", "tc_public", "xdp_public")
+PLANNED_MAPS = ("ring", "seats", "services", "settings")
+
+
+@pytest.fixture
+def lb() -> Iterator[Site]:
+    with site() as made:
+        yield made
+
+
+def connections(lb: Site, count: int = 8) -> list[Connection]:
+    """At least so many, and some to each node."""
+    opened: list[Connection] = []
+    while len(opened) < count or {each.node for each in opened} != set(NODES):
+        opened.append(lb.connect())
+        assert len(opened) < 100
+    return opened
+
+
+def new_ones_go_to(lb: Site, node: str, count: int = 12) -> None:
+    assert {lb.connect().node for _ in range(count)} == {node}
+
+
+# --------------------------------------------------------------------------- forwarding
+
+
+def test_tcp_goes_through_is_listed_and_counted(lb: Site) -> None:
+    lb.bring_up()
+    opened = connections(lb)
+    assert all(each.echo() for each in opened)
+
+    flows = lb.ask("flows")
+    assert flows["total"] == len(opened)
+    assert {row["client"] for row in flows["flows"]} == {each.address for each in opened}
+    assert {row["state"] for row in flows["flows"]} == {"established"}
+    own = [each for each in opened if each.node == NODES[0]]
+    to_one = lb.ask("flows", node=f"node-0@{NODES[0]}", service="default", limit=1)
+    assert (to_one["total"], len(to_one["flows"])) == (len(own), 1)
+    assert to_one["flows"][0]["client"] in {each.address for each in own}
+    assert lb.ask("flows", service="another") == {"flows": [], "total": 0}
+
+    counted = lb.until_counted(
+        lambda told: (
+            told.conntrack_established == len(opened)
+            and sum(seat.flows for seat in told.seats) == len(opened)
+        )
+    )
+    assert counted.snat_ports_used == len(opened) + counted.conntrack_half_open
+    assert counted.conntrack_capacity == 4096
+    for seat, node in zip(counted.seats, NODES, strict=True):
+        assert seat.flows == sum(each.node == node for each in opened)
+        assert min(seat.packets_in, seat.packets_out) >= 3 * seat.flows
+        assert min(seat.bytes_in, seat.bytes_out) >= 3 * 40 * seat.flows
+    assert counted.verdicts["xdp_public.l4_new_flow"] == len(opened)
+    assert not [reason for reason in counted.verdicts if ".drop_" in reason]
+
+
+def test_a_node_that_is_dead_from_here_gets_no_new_flow_and_keeps_its_old(lb: Site) -> None:
+    lb.bring_up()
+    opened = connections(lb)
+    nodes = table().nodes
+    lb.publish_view(observed(nodes[0], NodeState.DOWN), observed(nodes[1], NodeState.UP))
+    lb.until(lambda state: state.seats[0].slots == 0, "masked")
+    new_ones_go_to(lb, NODES[1])
+    assert all(each.echo() for each in opened)
+    lb.publish_view(observed(nodes[0], NodeState.UP), observed(nodes[1], NodeState.UP))
+    state = lb.until(lambda state: state.seats[0].slots, "back")
+    connections(lb)
+    assert state.moved_slots_total == 2 * state.seats[0].slots
+
+
+def test_wrong_commands_are_answered_and_kill_nobody(lb: Site) -> None:
+    process = lb.start()
+    lb.until(lambda state: not state.ready, "started")
+    with pytest.raises(CommandError, match="knows no command 'dance'"):
+        lb.ask("dance")
+    lb.publish(table())
+    lb.until_ready()
+    for limit in ("many", -1, 1.5):
+        with pytest.raises(CommandError, match=r"limit: .* is not a number of flows"):
+            lb.ask("flows", limit=limit)
+    assert lb.ask("flows", limit=0) == {"flows": [], "total": 0}
+    assert process.poll() is None
+
+
+# --------------------------------------------------------------------------- ends and starts
+
+
+def frozen(lb: Site) -> None:
+    """From now on whatever a process writes there is refused, which kills it."""
+    for name in PLANNED_MAPS:
+        run("bpftool", "map", "freeze", "pinned", str(lb.bpf_dir / "maps" / name))
+
+
+def test_killed_nothing_is_lost_and_its_successor_adopts_and_writes_nothing(lb: Site) -> None:
+    process = lb.bring_up()
+    opened = connections(lb)
+    lb.kill(process)
+    assert all(each.echo() for each in opened)
+    opened += connections(lb)
+
+    frozen(lb)
+    successor = lb.start()
+    state = lb.until_ready()
+    assert state.moved_slots_total == 0
+    assert lb.started[-1].adopted == "2 seats"
+    assert lb.started[-1].pid == successor.pid
+    assert all(each.echo() for each in opened)
+    assert lb.ask("flows")["total"] == len(opened)
+    lb.until_counted(lambda told: sum(seat.flows for seat in told.seats) == len(opened))
+    assert successor.poll() is None
+
+
+def test_killed_at_any_moment_of_its_start(lb: Site) -> None:
+    lb.kill(lb.bring_up())
+    opened = connections(lb)
+    began_s = time.monotonic()
+    process = lb.start()
+    lb.until_ready()
+    took_s = time.monotonic() - began_s
+    lb.kill(process)
+    for tenth in range(5, 11):
+        process = lb.start()
+        # Not a condition that is waited for: the moments are to be spread over the start.
+        time.sleep(took_s * tenth / 10)
+        lb.kill(process)
+        assert all(each.echo() for each in opened)
+        assert lb.connect().echo()
+    lb.start()
+    lb.until_ready()
+    assert sorted(path.name for path in (lb.bpf_dir / "prog").iterdir()) == list(PROGRAMS)
+    assert all(each.echo() for each in opened)
+
+
+def test_terminated_it_says_goodbye_and_the_programs_go_on(lb: Site) -> None:
+    process = lb.bring_up()
+    opened = connections(lb)
+    process.terminate()
+    assert process.wait(PATIENCE_S) == 0
+    assert "Traceback" not in lb.log()
+    assert lb.attached_xdp() is not None
+    assert all(each.echo() for each in opened)
+    assert lb.connect().echo()
+
+
+def test_a_second_copy_waits_and_takes_over(lb: Site) -> None:
+    first = lb.bring_up()
+    opened = connections(lb)
+    number = lb.attached_xdp()
+    second = lb.start()
+    lb.until(lambda _: "another copy of this process runs" in lb.log(), "waiting")
+    assert second.poll() is None
+    assert lb.attached_xdp() == number
+    lb.kill(first)
+    lb.state = None
+    lb.until_ready()
+    lb.until(lambda _: lb.started[-1].pid == second.pid, "taken over")
+    assert lb.attached_xdp() != number
+    assert all(each.echo() for each in opened)
+
+
+def test_a_bad_file_at_the_start_is_refused(lb: Site) -> None:
+    lb.write_config(CONFIG.replace("8192", "'many'", 1))
+    done = subprocess.run(
+        lb.command(), env=lb.environment(), capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.returncode == 2
+    assert f"{lb.directory / 'lb.toml'}:7: dataplane.conntrack_entries" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_touches_nothing(lb: Site) -> None:
+    done = subprocess.run([*lb.command(), "--help"], capture_output=True, text=True, check=True)
+    assert "gale-dataplane" in done.stdout
+
+
+# --------------------------------------------------------------------------- configuration
+
+
+def kernel(lb: Site) -> Kernel:
+    """The pinned maps, as the process sees them; by fds of our own."""
+    sizes = {"CONNTRACK_ENTRIES": 8192, "HALF_OPEN_ENTRIES": 8192}
+    maps = PinnedMaps(lb.bpf_dir)
+    try:
+        return Kernel(compile_program("tc.c", maps=maps, defines=dict(sizes), cache_dir=IMAGES).bpf)
+    finally:
+        maps.close()
+
+
+def test_a_file_gone_bad_changes_nothing_and_a_good_one_is_applied(lb: Site) -> None:
+    process = lb.bring_up()
+    opened = connections(lb)
+    before = lb.state
+    assert before is not None
+
+    lb.write_config(CONFIG + "new_flows_per_second = -1\n")
+    process.send_signal(signal.SIGHUP)
+    lb.until(lambda _: "configuration refused, the old one stays" in lb.log(), "refused")
+    refused = lb.ask("reload")
+    assert refused["applied"] is False
+    assert "lb.toml:9: dataplane.new_flows_per_second" in refused["problems"][0]
+    assert all(each.echo() for each in opened)
+    assert kernel(lb).read_settings().new_flows_per_second == 0
+
+    lb.write_config(CONFIG + "new_flows_per_second = 70000\n")
+    process.send_signal(signal.SIGHUP)
+    lb.until(lambda _: kernel(lb).read_settings().new_flows_per_second == 70_000, "applied")
+    assert lb.ask("reload") == {"applied": True, "problems": [], "restart_needed": []}
+    assert process.poll() is None
+    state = lb.until_ready()
+    assert (state.hooks, state.seats) == (before.hooks, before.seats)
+
+
+def test_what_needs_a_restart_is_said_every_time_and_waits_for_one(lb: Site) -> None:
+    process = lb.bring_up()
+    number = map_shape(must_open(lb, "est"))[3]
+    lb.write_config(CONFIG.replace("conntrack_entries = 8192", "conntrack_entries = 16384"))
+    for _ in range(2):
+        assert lb.ask("reload")["restart_needed"] == ["dataplane.conntrack_entries"]
+    # Attached again, for whatever reason, it is still as it was started.
+    run("ip", "-n", lb.lb, "link", "set", "pub0", "xdp", "off")
+    lb.until(lambda _: lb.attached_xdp() is not None, "attached again")
+    assert map_shape(must_open(lb, "est"))[3] == number == 8192
+
+    opened = connections(lb)
+    lb.kill(process)
+    lb.start()
+    lb.until_ready()
+    assert map_shape(must_open(lb, "est"))[3] == 16384
+    assert "maps migrated" in lb.log()
+    assert all(each.echo() for each in opened)
+
+
+def must_open(lb: Site, name: str) -> int:
+    fd = open_pin(lb.bpf_dir / "maps" / name)
+    assert fd is not None
+    return fd
+
+
+# --------------------------------------------------------------------------- the machine
+
+
+def test_a_missing_interface_is_waited_for(lb: Site) -> None:
+    run("ip", "-n", lb.lb, "link", "delete", "pub0")
+    lb.publish(table())
+    process = lb.start()
+    lb.until(lambda state: "interface pub0: there is none" in state.waiting_for, "waiting")
+    with pytest.raises(CommandError, match="not forwarding yet: waiting for interface pub0"):
+        lb.ask("flows")
+    assert lb.degraded[-1].reason.startswith("interface pub0")
+    lb.plug_in_public()
+    assert lb.until_ready().waiting_for == ""
+    connections(lb)
+    assert process.poll() is None
+
+
+def test_an_interface_that_goes_and_comes_back_is_attached_to_again(lb: Site) -> None:
+    process = lb.bring_up()
+    connections(lb)
+    run("ip", "-n", lb.lb, "link", "delete", "pub0")
+    state = lb.until(lambda state: state.waiting_for, "waiting")
+    assert not state.ready
+    lb.until(lambda state: not state.hooks[0].attached, "seen to be gone")
+    lb.plug_in_public()
+    lb.until_ready()
+    connections(lb)
+    assert process.poll() is None
+
+
+def test_the_private_side_may_go_and_come_back_too(lb: Site) -> None:
+    process = lb.bring_up()
+    opened = connections(lb)
+    run("ip", "-n", lb.lb, "link", "delete", "priv0")
+    lb.until(lambda state: state.waiting_for, "waiting")
+    lb.plug_in_private()
+    lb.until_ready()
+    assert all(each.echo() for each in opened)
+    assert process.poll() is None
+
+
+def test_an_interface_that_went_while_nobody_looked(lb: Site) -> None:
+    """Killed; the interface is made anew, under another number; and there is no quorum yet."""
+    lb.kill(lb.bring_up())
+    lb.silence_quorum()
+    run("ip", "-n", lb.lb, "link", "delete", "pub0")
+    lb.plug_in_public()
+    lb.start()
+    lb.until(lambda state: state.hooks and not state.waiting_for, "attached")
+    connections(lb)
+
+
+def test_what_an_operator_took_off_is_put_back(lb: Site) -> None:
+    lb.bring_up()
+    opened = connections(lb)
+    run("ip", "-n", lb.lb, "link", "set", "pub0", "xdp", "off")
+    assert all(each.echo() for each in opened)
+    lb.until(lambda _: lb.attached_xdp() is not None, "attached again")
+    lb.inside(lb.lb, "tc", "qdisc", "delete", "dev", "priv0", "clsact")
+    lb.until(
+        lambda _: (
+            "gale_tc_private" in lb.inside(lb.lb, "tc", "filter", "show", "dev", "priv0", "ingress")
+        ),
+        "attached again",
+    )
+    lb.until_ready()
+    assert all(each.echo() for each in opened)
+
+
+STRANGER = """
+#include <linux/bpf.h>
+int stranger(struct xdp_md *ctx) { return XDP_PASS; }
+"""
+
+
+def test_a_foreign_program_is_named_left_alone_and_replaced_when_it_has_gone(lb: Site) -> None:
+    with program(STRANGER) as loaded:
+        pin(loaded.function("stranger", "xdp"), lb.bpf_dir.parent / "stranger")
+    path = str(lb.bpf_dir.parent / "stranger")
+    lb.inside(lb.lb, "ip", "link", "set", "pub0", "xdp", "pinned", path)
+    number = lb.attached_xdp()
+    lb.publish(table())
+    process = lb.start()
+    state = lb.until(lambda state: state.waiting_for, "waiting")
+    assert "pub0: an XDP program that is not ours is attached: stranger" in state.waiting_for
+    assert lb.attached_xdp() == number
+    # Not even the hooks that are free are taken, or half of the work would be done.
+    assert "gale" not in lb.inside(lb.lb, "tc", "filter", "show", "dev", "pub0", "ingress")
+    before = open_files(process.pid)
+    lb.until_waited(process)
+    assert open_files(process.pid) == before
+    run("ip", "-n", lb.lb, "link", "set", "pub0", "xdp", "off")
+    lb.until_ready()
+    connections(lb)
+
+
+def open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_a_pin_that_does_not_fit_is_named_while_the_old_programs_forward(lb: Site) -> None:
+    lb.kill(lb.bring_up())
+    opened = connections(lb)
+    number = lb.attached_xdp()
+    wrong = create_map("half", MapType.LRU_HASH, 16, 48, 8192, 0)
+    kept = must_open(lb, "half")
+    pin(wrong, lb.bpf_dir / "maps" / "half")
+
+    process = lb.start()
+    state = lb.until(lambda state: state.waiting_for, "waiting")
+    assert state.waiting_for == "maps/half: value_size 48 pinned, 64 declared"
+    before = open_files(process.pid)
+    lb.until_waited(process)
+    assert open_files(process.pid) == before
+    assert lb.attached_xdp() == number
+    assert all(each.echo() for each in opened)
+    opened += connections(lb)
+
+    pin(kept, lb.bpf_dir / "maps" / "half")
+    lb.until_ready()
+    assert lb.attached_xdp() != number
+    assert all(each.echo() for each in opened)
+
+
+def test_forgotten_neighbours_are_resolved_again_and_lose_nothing(lb: Site) -> None:
+    process = lb.bring_up()
+    opened = connections(lb)
+    for _ in range(3):
+        run("ip", "-n", lb.lb, "neigh", "flush", "all")
+        assert all(each.echo() for each in opened)
+        opened.append(lb.connect())
+    lb.until_ready()
+    assert process.poll() is None
+
+
+def test_a_node_that_changes_its_mac_is_followed(lb: Site) -> None:
+    lb.bring_up()
+    opened = connections(lb)
+    mac = "02:00:00:00:77:01"
+    run("ip", "-n", lb.node, "link", "set", "priv0", "address", mac)
+    lb.inside(lb.lb, "ip", "neigh", "flush", "all")
+    reader = kernel(lb)
+    lb.until(
+        lambda _: (
+            {
+                seat.next_hop and seat.next_hop.destination_mac
+                for seat in reader.adopt().seats.values()
+            }
+            == {mac}
+        ),
+        "followed",
+    )
+    assert all(each.echo() for each in opened)
+
+
+def test_news_of_a_neighbour_while_planning_is_not_lost(lb: Site) -> None:
+    """A table with a node that has no seat makes the process watch more addresses, then fewer."""
+    lb.bring_up()
+    for epoch in range(2, 8):
+        run("ip", "-n", lb.lb, "neigh", "flush", "all")
+        down = (NodeState.UP, NodeState.DOWN if epoch % 2 else NodeState.UP)
+        lb.publish(table(epoch, down))
+        lb.until_ready(epoch)
+
+
+# --------------------------------------------------------------------------- what it costs
+
+
+def test_an_idle_process_is_idle_and_small(lb: Site) -> None:
+    process = lb.bring_up()
+    connections(lb)
+    spent_s = cpu_s(process.pid)
+    versions = lb.until_counted(lambda told: told.version).version
+    lb.until_counted(lambda told: told.version >= versions + 5)
+    # In five seconds; the goal is far lower, but so may be the speed of this machine.
+    assert cpu_s(process.pid) - spent_s < 1.0
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    resident_kb = int(status.split("VmRSS:")[1].split()[0])
+    assert resident_kb < 100_000
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
