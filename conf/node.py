@@ -14,7 +14,17 @@ from pydantic import Field, field_validator
 
 from conf.lines import Key
 from conf.table import Endpoint, Finding, Table, endpoint_findings
-from conf.values import Boolean, CheckType, HttpPath, Name, Port, duration, refusal, whole
+from conf.values import (
+    Boolean,
+    CheckType,
+    HttpPath,
+    Name,
+    Port,
+    UnwrapHook,
+    duration,
+    refusal,
+    whole,
+)
 
 HOUR_MS = 3_600_000
 
@@ -35,11 +45,15 @@ class LoadBalancer(Table):
 
 
 class Node(Table):
-    """`[node]`: this machine. `manage_network`: the agent may prepare it for direct return."""
+    """`[node]`: this machine. `manage_network`: the agent may prepare it for direct return.
+
+    `unwrap`: where the packets of mode l3 are taken out of their outer header.
+    """
 
     name: Name = Field(default_factory=socket.gethostname)
     weight: Annotated[int, whole(1, 1000)] = 1
     manage_network: Boolean = True
+    unwrap: UnwrapHook = "tc"
 
 
 class Check(Table):

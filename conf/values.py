@@ -136,6 +136,7 @@ Protocol = Annotated[Literal["tcp", "udp"], one_of("tcp", "udp")]
 Affinity = Annotated[Literal["flow", "client"], one_of("flow", "client")]
 Encapsulation = Annotated[Literal["ipip", "gue"], one_of("ipip", "gue")]
 ReplyHook = Annotated[Literal["tc", "xdp"], one_of("tc", "xdp")]
+UnwrapHook = Annotated[Literal["tc", "xdp"], one_of("tc", "xdp")]
 XdpFlavour = Annotated[Literal["native", "generic"], one_of("native", "generic")]
 CheckType = Annotated[Literal["tcp", "http", "udp"], one_of("tcp", "http", "udp")]
 

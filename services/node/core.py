@@ -26,8 +26,13 @@ at. A change of status goes to every LB at once, not with the next regular beat.
 
 DRAINING says SHUTTING_DOWN: no new flow, old ones go on, no failure. STOPPED says NOT_SERVING,
 which after draining is no failure either. LEAVING says SHUTTING_DOWN, waits until each LB has
-answered that it drains (or `LEAVE_LIMIT_MS`), lets that take effect (`LEAVE_SETTLE_MS`), and ends.
-A stopped node starts as RUNNING when its agent is started anew.
+answered that it drains (or `LEAVE_LIMIT_MS`), lets that take effect (`LEAVE_SETTLE_MS`), and ends;
+but while flows are open that end with the agent's preparations, not before `DRAIN_MS`. A stopped
+node starts as RUNNING when its agent is started anew.
+
+**Direct return.** What the machine must have for modes L2 and L3 (direct.py) is prepared elsewhere,
+and told by `prepared`. A node that would lose its packets does not serve; one whose preparation is
+still under way says nothing new.
 
 Inputs are methods with the time (milliseconds of a monotonic clock, which also stamps the beats);
 outputs collect in `take_output()`: messages, connections to be made anew, lines for the log.
@@ -48,6 +53,7 @@ from bus.messages import (
     NodeMessage,
     NodeService,
     NodeState,
+    OfferedService,
     Protocol,
     Refused,
     ServingStatus,
@@ -201,6 +207,10 @@ class Agent:
         self._drain_ms = DRAIN_MS
         self._settled_ms: int | None = None
         """LEAVING: since when every LB drains."""
+        self.open_flows = 0
+        """LEAVING: connections that would break if the agent took back what it prepared."""
+        self._is_prepared = True
+        self._hindrance = ""
         self._output = Output()
         self._plan_checks()
 
@@ -316,6 +326,24 @@ class Agent:
         check.bad_total += not good
         self._judge(now_ms)
 
+    def offers(self) -> tuple[OfferedService, ...]:
+        """What the LBs have said to this day, those that cannot be reached included."""
+        welcomes = [s.welcome for s in self._sessions.values() if s.welcome is not None]
+        return tuple(offer for welcome in welcomes for offer in welcome.services)
+
+    @property
+    def heard_all(self) -> bool:
+        """Whether each LB has said what it offers."""
+        return all(session.welcome is not None for session in self._sessions.values())
+
+    def prepared(self, done: bool, hindrance: str, now_ms: int) -> None:
+        """How the machine's preparation stands; `hindrance`: why it fails."""
+        if (done, hindrance) != (self._is_prepared, self._hindrance):
+            if hindrance:
+                self._output.log.append(f"not prepared: {hindrance}")
+            self._is_prepared, self._hindrance = done, hindrance
+            self._judge(now_ms)
+
     def _plan_checks(self) -> None:
         plans = {plan.service: plan for plan in self._config.named}
         if not plans:
@@ -349,12 +377,15 @@ class Agent:
         if self.activity is Activity.STOPPED:
             return ServingStatus.NOT_SERVING, "stopped by the operator"
         bad = [check for check in self._checks.values() if check.good is False]
-        if bad:
-            text = "; ".join(f"{check.plan.service}: {check.reason}" for check in bad)
-            return ServingStatus.NOT_SERVING, text
+        if bad or self._hindrance:
+            texts = [f"{check.plan.service}: {check.reason}" for check in bad]
+            if self._hindrance:
+                texts.append(f"not prepared: {self._hindrance}")
+            return ServingStatus.NOT_SERVING, "; ".join(texts)
         if self.activity is not Activity.RUNNING:
             return ServingStatus.SHUTTING_DOWN, self.activity.value
-        if not self._checks or any(check.good is None for check in self._checks.values()):
+        unknown = not self._checks or any(check.good is None for check in self._checks.values())
+        if unknown or not self._is_prepared:
             # Not known yet: go on with what was known before, if it was.
             return self._status, self._reason
         return ServingStatus.SERVING, ""
@@ -412,8 +443,9 @@ class Agent:
         if self.activity is Activity.DRAINING:
             moments.append(self._drained_ms)
         elif self.activity is Activity.LEAVING:
-            moments.append(self._activity_since_ms + LEAVE_LIMIT_MS)
-            if self._settled_ms is not None:
+            limit_ms = DRAIN_MS if self.open_flows else LEAVE_LIMIT_MS
+            moments.append(self._activity_since_ms + limit_ms)
+            if self._settled_ms is not None and not self.open_flows:
                 moments.append(self._settled_ms + LEAVE_SETTLE_MS)
         return min(moments, default=None)
 
@@ -476,7 +508,8 @@ class Agent:
             self._settled_ms = now_ms
         late = now_ms >= self._activity_since_ms + LEAVE_LIMIT_MS
         settled = self._settled_ms is not None and now_ms >= self._settled_ms + LEAVE_SETTLE_MS
-        if late or settled or not admitted:
+        must_wait = self.open_flows and now_ms < self._activity_since_ms + DRAIN_MS
+        if (late or settled or not admitted) and not must_wait:
             self._turn(Activity.ENDED, now_ms)
 
     # ----------------------------------------------------------------- steps

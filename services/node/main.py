@@ -1,17 +1,19 @@
 """The agent's process: the shell around `core`.
 
 In: each LB's messages and the state of its connection, the results of the local checks, the HTTP
-API, SIGHUP (read the file again), SIGTERM (drain, then end), the clock. Out: hellos and heartbeats.
+API, SIGHUP (read the file again), SIGTERM (drain, then end), the clock. Out: hellos and heartbeats,
+and what this machine needs for direct return, as orders to the keeper.
 
-One thread runs the loop and owns every socket and the core. Two kinds of helper never touch them:
-the resolver turns names into addresses, the API's threads put questions into a queue; both then
-make the loop's wake socket readable.
+One thread runs the loop and owns every socket and the core. Three kinds of helper never touch them:
+the resolver turns names into addresses, the keeper prepares this machine, the API's threads put
+questions into a queue; all then make the loop's wake socket readable.
 
 The clock is CLOCK_BOOTTIME: it goes on while the machine sleeps, so the stamps in the beats keep
 their distance to the LBs' clocks, and a node that wakes up is not taken for one of an hour ago.
 
 Failure: killed, the node stays UP at its LBs for one checks_timeout, within which supervisord has
-long restarted the agent. An LB that cannot be reached or whose name is not yet known concerns only
+long restarted the agent; what the machine was prepared with stays, and is taken back when an agent
+is stopped. An LB that cannot be reached or whose name is not yet known concerns only
 its own session; the status says which, and what to look at.
 """
 
@@ -24,7 +26,6 @@ import signal
 import socket
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -43,6 +44,9 @@ from services.node.core import (
     CheckKind,
     CheckPlan,
 )
+from services.node.direct import NOTHING_TAKEN, need_of
+from services.node.host import Order, open_flows
+from services.node.keeper import Keeper
 from services.node.link import Link, News, Place
 from services.node.resolve import Resolver
 
@@ -50,6 +54,7 @@ SETTLE_MS = 1_000
 SUSPECT_MS = 5_000
 """How often a port that cannot be reached is asked why."""
 LOOPBACK = "127.0.0.1"
+PROGRAM_CACHE = "programs"
 
 _log = structlog.get_logger()
 
@@ -58,22 +63,22 @@ def main() -> None:
     """Console script `gale-agent`."""
     argparse.ArgumentParser(prog="gale-agent", description="Gale's agent on a node.").parse_args()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    path = Paths.from_environment().node_config
+    paths = Paths.from_environment()
     try:
-        config = load_node(path)
+        config = load_node(paths.node_config)
     except ConfigError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         sys.exit(2)
-    AgentProcess(path, config).run()
+    AgentProcess(paths, config).run()
 
 
 class AgentProcess:
     """Sockets, threads and the clock, and the loop that hands them to the core."""
 
-    def __init__(self, path: Path, config: NodeConfig) -> None:
+    def __init__(self, paths: Paths, config: NodeConfig) -> None:
         now_ms = _now_ms()
-        self._path = path
+        self._path = paths.node_config
         self._config = config
         self._core = Agent(_core_config(config), secrets.token_hex(8), now_ms)
         self._context: zmq.Context[Any] = zmq.Context()
@@ -83,6 +88,9 @@ class AgentProcess:
             end.setblocking(False)
         self._poller.register(self._wake_read.fileno(), zmq.POLLIN)
         self._resolver = Resolver(self._wake)
+        cache_dir = paths.state_dir / PROGRAM_CACHE
+        self._keeper = Keeper(paths.run_dir, paths.bpf_dir, cache_dir, self._wake)
+        self._order = Order()
         self._prober = Prober(self._poller)
         self._api = NodeApi(self._wake)
         self._endpoints: dict[str, Endpoint] = {}
@@ -101,6 +109,9 @@ class AgentProcess:
         while self._core.activity is not Activity.ENDED:
             ready = dict(self._poller.poll(self._wait_ms(_now_ms())))
             self._step(ready)
+        report = self._keeper.finish()
+        for missing in report.missing if report is not None else ():
+            _log.error("not taken back", problem=missing)
         _log.info("stopped", process="agent")
         self._api.close()
         self._prober.close()
@@ -123,6 +134,7 @@ class AgentProcess:
         if now_ms >= self._settle_ms or self._wake_read.fileno() in ready:
             self._settle_ms = now_ms + SETTLE_MS
             self._settle()
+        self._keep_prepared(now_ms)
         self._core.tick(now_ms)
         self._work_off()
         self._prober.plan(self._core.plans(), self._own_address, now_ms)
@@ -213,6 +225,49 @@ class AgentProcess:
                 return str(probe.getsockname()[0])
         return self._own_address
 
+    # ----------------------------------------------------------------- direct return
+
+    def _keep_prepared(self, now_ms: int) -> None:
+        """Order what the LBs' services need here; tell the core what has become of it."""
+        if not self._keeper.alive:
+            raise RuntimeError("the keeper has died")
+        config, activity = self._config, self._core.activity
+        served = frozenset(service.name for service in config.services)
+        if activity is Activity.STOPPED:
+            self._order = Order()
+        else:
+            self._order = Order(
+                need=need_of(self._core.offers(), served),
+                complete=self._core.heard_all,
+                lbs=frozenset(link.place.address for link in self._links.values()),
+                managed=config.node.manage_network,
+                hook=config.node.unwrap,
+            )
+        self._keeper.order(self._order)
+        report = self._keeper.report
+        if report is not None and report.order.need == self._order.need:
+            self._core.prepared(True, report.hindrance, now_ms)
+        else:
+            self._core.prepared(not self._order.need.addresses, "", now_ms)
+        if activity is Activity.LEAVING:
+            ours = report.taken.addresses if report is not None else frozenset()
+            self._core.open_flows = open_flows(ours) if ours else 0
+
+    def _network_status(self) -> dict[str, Any]:
+        """For `GET /status`: what was prepared, and what is missing."""
+        report, order = self._keeper.report, self._order
+        if report is None or report.order.need != order.need:
+            waiting_for = ["the preparation of this machine"] if order.need.addresses else []
+        else:
+            waiting_for = list(report.missing)
+        return {
+            "managed": order.managed,
+            "needed": sorted(order.need.addresses),
+            "tunnelled": sorted(order.need.tunnelled),
+            "prepared": (report.taken if report is not None else NOTHING_TAKEN).as_plain(),
+            "waiting_for": waiting_for,
+        }
+
     # ----------------------------------------------------------------- checks and output
 
     def _checked(self, result: Result, now_ms: int) -> None:
@@ -244,7 +299,10 @@ class AgentProcess:
             self._core.stop(DRAIN_MS if ask.drain_ms is None else ask.drain_ms, now_ms)
         self._core.tick(now_ms)
         self._work_off()
-        ask.answer.put(self._core.status(now_ms))
+        network = self._network_status()
+        waiting_for = "; ".join(network["waiting_for"])
+        status = self._core.status(now_ms)
+        ask.answer.put({**status, "network": network, "waiting_for": waiting_for})
 
     # ----------------------------------------------------------------- signals and configuration
 
