@@ -17,7 +17,16 @@ from pyroute2 import netns
 
 from services.dataplane import netlink
 from services.dataplane.netlink import NextHopMonitor, decode
-from services.dataplane.nexthop import NUD_PERMANENT, REFRESH_MS, NextHop
+from services.dataplane.nexthop import (
+    NO_MAC,
+    NUD_PERMANENT,
+    NUD_STALE,
+    REFRESH_MS,
+    Link,
+    LinkGone,
+    Neighbour,
+    NextHop,
+)
 
 OWN, NODE, SECOND = "10.9.0.1", "10.9.0.2", "10.9.0.3"
 PATIENCE_S = 30
@@ -102,6 +111,10 @@ def wire() -> Iterator[Wire]:
     try:
         run("ip", "netns", "add", wire.lb)
         run("ip", "netns", "add", wire.node)
+        for who in (wire.lb, wire.node):
+            # The end of duplicate address detection is a notification nobody here has asked for.
+            wire.sysctl(who, "net.ipv6.conf.all.disable_ipv6=1")
+            wire.ip(who, "link set lo up")
         wire.ip_lb(f"link add w0 type veth peer name w0 netns {wire.node}")
         wire.ip_lb(f"address add {OWN}/24 dev w0")
         for address in (NODE, SECOND):
@@ -216,6 +229,14 @@ def test_beyond_a_gateway(wire: Wire, watch: Watch) -> None:
     watch.until_unreachable(far)
 
 
+def test_a_default_route(wire: Wire, watch: Watch) -> None:
+    far = "192.0.2.7"
+    watch.monitor.watch(frozenset({far}))
+    watch.until_unreachable(far)
+    wire.ip_lb(f"route add default via {NODE}")
+    watch.until_reachable(far, gateway=NODE)
+
+
 def test_a_rule_changes_the_way(wire: Wire, watch: Watch) -> None:
     far = "192.0.2.7"
     wire.ip_lb(f"route add 192.0.2.0/24 via {NODE}")
@@ -271,11 +292,13 @@ def test_a_lost_notification_is_made_good(wire: Wire, watch: Watch) -> None:
         for i in range(20, 220)
     )
     last = f"neigh replace {NODE} dev w0 lladdr 02:00:00:00:00:bb nud permanent\n"
+    last += f"neigh delete {SECOND} dev w0\n"
+    wire.ip_node("link set w0 arp off")
     subprocess.run(("ip", "-n", wire.lb, "-batch", "-"), input=batch + last, text=True, check=True)
-    hop = watch.monitor.serve(watch.now_ms())[NODE]
+    hops = watch.monitor.serve(watch.now_ms())
     assert watch.monitor.resyncs == 1
-    assert hop is not None
-    assert hop.destination_mac == "02:00:00:00:00:bb"
+    macs = {address: hop and hop.destination_mac for address, hop in hops.items()}
+    assert macs == {NODE: "02:00:00:00:00:bb", SECOND: None}
     wire.ip_lb(f"neigh replace {NODE} dev w0 lladdr 02:00:00:00:00:cc nud permanent")
     watch.until_mac(NODE, "02:00:00:00:00:cc")
 
@@ -295,6 +318,34 @@ def test_a_bridge_s_own_messages_mean_nothing() -> None:
     station = netlink.NEIGHBOUR.pack(socket.AF_BRIDGE, 3, NUD_PERMANENT, 0, 0)
     address = netlink.attribute(netlink.NDA_DST, bytes(4))
     assert decode(netlink.RTM_NEWNEIGH, station + address) is None
+
+
+def test_what_is_deleted_is_gone_whatever_it_was() -> None:
+    link = netlink.LINK.pack(socket.AF_UNSPEC, 1, 3, netlink.IFF_UP, 0)
+    assert decode(netlink.RTM_DELLINK, link) == LinkGone(3)
+    stale = netlink.NEIGHBOUR.pack(socket.AF_INET, 3, NUD_STALE, 0, 0)
+    address = netlink.attribute(netlink.NDA_DST, socket.inet_aton(NODE))
+    assert decode(netlink.RTM_DELNEIGH, stale + address) == Neighbour(3, NODE, None, 0)
+
+
+def test_a_link_is_up_if_it_is_set_up() -> None:
+    running = 0x40
+    for flags, up in ((netlink.IFF_UP, True), (running, False)):
+        link = netlink.LINK.pack(socket.AF_UNSPEC, 1, 3, flags, 0)
+        assert decode(netlink.RTM_NEWLINK, link) == Link(3, NO_MAC, 0, up)
+
+
+def test_an_answer_that_came_too_late_is_not_taken_for_another(wire: Wire, watch: Watch) -> None:
+    body = netlink.LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    flags = netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP
+    watch.monitor._requests.send(netlink.message(netlink.RTM_GETLINK, flags, 99_999, body))
+    watch.monitor.watch(frozenset({NODE}))
+    watch.until_mac(NODE, wire.mac(wire.node))
+
+
+def test_lengths_of_zero_are_an_end() -> None:
+    assert list(netlink.split(bytes(64))) == []
+    assert netlink.attributes(bytes(64)) == {}
 
 
 @pytest.mark.parametrize("length", range(40))

@@ -169,6 +169,13 @@ def test_watching_less_forgets_and_watching_more_asks_for_that_alone() -> None:
     assert table.next_hops() == {}
 
 
+def test_what_is_no_longer_watched_is_not_asked_for() -> None:
+    table = NextHopTable()
+    table.watch([NODE])
+    table.watch([OTHER])
+    assert table.routes_to_ask() == [OTHER]
+
+
 def test_after_a_loss_everything_is_asked_for_and_nothing_believed() -> None:
     table = resolved()
     table.forget()

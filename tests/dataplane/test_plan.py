@@ -48,7 +48,7 @@ from services.dataplane.plan import (
     service_identity,
 )
 
-FACTS = Facts("lb-0", "10.80.0.10", "10.81.0.10", quarantine_ms=1000, max_seats=64, max_services=4)
+FACTS = Facts("lb-0", "10.80.0.10", "10.81.0.10", quarantine_ms=1000, max_seats=64, max_services=32)
 HOP = NextHop(7, "02:00:00:00:00:01", "02:00:00:00:00:02", 1500, None, "10.81.0.10")
 UP, DRAINING, DOWN, BANNED = NodeState.UP, NodeState.DRAINING, NodeState.DOWN, NodeState.BANNED
 
@@ -448,6 +448,7 @@ def test_a_quarantined_seat_s_next_hop_is_kept_current() -> None:
     (write,) = plan.writes
     assert isinstance(write, SeatWrite)
     assert write.value.next_hop == other
+    assert make_plan(gone.after, table([]), None, {}, FACTS, 1).writes == ()
 
 
 # --------------------------------------------------------------------------- services
@@ -484,7 +485,7 @@ def test_a_service_keeps_its_id_when_its_port_changes() -> None:
 def test_too_many_services_are_refused_by_name() -> None:
     kernel = Kernel()
     many = [service(f"s{i}", 80 + i) for i in range(5)]
-    plan = run(kernel, EMPTY, table([node(0)], many))
+    plan = run(kernel, EMPTY, table([node(0)], many), facts=replace(FACTS, max_services=4))
     assert plan.refused == ("service s4: all 4 ids are in use",)
     assert len(kernel.services) == 4
 
