@@ -10,7 +10,8 @@ Subscribing comes before reading, so nothing falls between the two; an old notif
 folded after a newer answer is followed by all that came after it.
 
 The few kinds of message needed are encoded and decoded here, by `struct`, after rtnetlink(7):
-pyroute2 would bring 20 MB and an event loop of its own.
+pyroute2 reads its sockets by an event loop of its own, which a poll loop cannot drain without
+waiting, and after lost notifications its picture cannot be told to start anew.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ The paper lets the nodes take turns, each taking the first slot of its permutati
 free. That is as even as can be, but towards the end the nodes fight for what is left, and every
 small change upsets those last slots: of 100 nodes, removing one moves 1.55 times its share. Here
 shares may differ by `TOLERANCE`, and removing one of 100 moves 1.15 times its share, with every
-share within 2 % of fair; one of 1,000, 4.5 times instead of the paper's 6.6:
+share within 2 % of fair; one of 1,000, about 5 times instead of the paper's 6.6:
 
 1. *Claims.* The nodes go along their permutations in step, claiming whatever stands there; a slot
    belongs to the first that claims it. Which of two nodes claims a slot first depends on no third
