@@ -9,9 +9,8 @@ the rest is taken off first, since it may be older than what was lost, and every
 Subscribing comes before reading, so nothing falls between the two; an old notification that is
 folded after a newer answer is followed by all that came after it.
 
-The few kinds of message needed are encoded and decoded here, by `struct`, after rtnetlink(7):
-pyroute2 reads its sockets by an event loop of its own, which a poll loop cannot drain without
-waiting, and after lost notifications its picture cannot be told to start anew.
+The few kinds of message needed are encoded and decoded here, by `struct`, after rtnetlink(7), so
+that this process's own poll loop drains the socket, without waiting, and sees what was lost.
 """
 
 from __future__ import annotations
