@@ -28,7 +28,8 @@
 #include "checksum.h"
 #include "hash.h"
 
-#define TOUCH_INTERVAL_NS 1000000000ULL
+#define TOUCH_JIFFIES 1000 /* a second to ten, as the kernel's HZ has it */
+#define HALF_OPEN_TOUCH_NS 1000000000ULL
 #define HALF_OPEN_STEAL_NS 3000000000ULL
 #define PORT_TRIES 8
 #define PORT_TRIES_IN_STRIDE 4
@@ -78,15 +79,21 @@ static __always_inline void set_deltas(const struct flow_key *key, struct flow *
 		fold(delta16(key->sport, flow->sport) + delta16(key->dport, flow->dport));
 }
 
-/* Once a second per direction: keep both entries alive and the pair whole. */
-static __always_inline enum reason touch_flow(const struct packet *packet, struct flow *flow,
-					      __u64 now)
+/* Jiffies cost one load, the clock a call: so these say when to look at the clock. */
+static __always_inline int touch_is_due(const struct flow *flow)
+{
+	return (__u32)bpf_jiffies64() - flow->touched > TOUCH_JIFFIES;
+}
+
+/* Now and then, per direction: keep both entries alive and the pair whole. */
+static __always_inline enum reason touch_flow(const struct packet *packet, struct flow *flow)
 {
 	const struct flow_key *key = &packet->key;
 	struct flow_key other_key = opposite_key(key, flow);
 	struct flow *other = est.lookup(&other_key);
 
-	flow->last_seen = now;
+	flow->touched = bpf_jiffies64();
+	flow->last_seen = bpf_ktime_get_coarse_ns();
 	if (unlikely(!other)) {
 		struct flow again = turned_around(key, flow);
 
@@ -96,26 +103,35 @@ static __always_inline enum reason touch_flow(const struct packet *packet, struc
 		est.delete((struct flow_key *)key);
 		return REASON_drop_flow_taken;
 	} else {
-		other->last_seen = now;
+		other->last_seen = flow->last_seen;
 		if (key->direction == DIRECTION_REQUEST)
 			__builtin_memcpy(other->last_hop, packet->ethernet->h_source, ETH_ALEN);
 	}
 	return REASON_parsed;
 }
 
-/* A FIN or RST moves both entries on, whichever direction it came from. */
-static __always_inline void track_close(const struct packet *packet, struct flow *flow, __u64 now)
+/* FIN and RST move a flow on. So does a packet of one that is said to be reset: whoever forged that
+ * RST has closed nothing that lives.
+ */
+static __always_inline int changes_state(const struct packet *packet, const struct flow *flow)
+{
+	return (packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_RST)) ||
+	       (flow->state == FLOW_CLOSED && flow->flags != FLOW_FIN_BOTH);
+}
+
+/* Both entries move on together, whichever direction the packet came from. */
+static __always_inline void track_state(const struct packet *packet, struct flow *flow)
 {
 	struct flow_key other_key = opposite_key(&packet->key, flow);
 	struct flow *other = est.lookup(&other_key);
+	__u64 now = bpf_ktime_get_coarse_ns();
 	__u8 state = FLOW_CLOSED;
 
-	if (!(packet->tcp_flags & TCP_FLAG_RST)) {
+	if (packet->tcp_flags & TCP_FLAG_FIN)
 		flow->flags |= packet->key.direction == DIRECTION_REQUEST ? FLOW_FIN_REQUEST
 									  : FLOW_FIN_REPLY;
-		if (flow->flags != (FLOW_FIN_REQUEST | FLOW_FIN_REPLY))
-			state = FLOW_CLOSING;
-	}
+	if (!(packet->tcp_flags & TCP_FLAG_RST) && flow->flags != FLOW_FIN_BOTH)
+		state = FLOW_CLOSING;
 	flow->state = state;
 	flow->last_seen = now;
 	if (other && are_opposite(&packet->key, other)) {
@@ -154,7 +170,7 @@ static __always_inline int touch_half(const struct flow_key *key, struct flow *f
 	struct flow_key other_key = opposite_key(key, flow);
 	struct flow *other;
 
-	if (now - flow->last_seen <= TOUCH_INTERVAL_NS)
+	if (now - flow->last_seen <= HALF_OPEN_TOUCH_NS)
 		return 1;
 	other = half.lookup(&other_key);
 	if (!other || !are_opposite(key, other))
@@ -181,6 +197,7 @@ static __always_inline enum reason promote(const struct flow_key *key, const str
 	theirs = *other;
 	mine.state = theirs.state = FLOW_ESTABLISHED;
 	mine.last_seen = theirs.last_seen = now;
+	mine.touched = theirs.touched = bpf_jiffies64();
 	if (est.insert(from_request ? &other_key : (struct flow_key *)key,
 		       from_request ? &theirs : &mine)) {
 		taken = est.lookup(from_request ? &other_key : (struct flow_key *)key);
@@ -196,31 +213,26 @@ static __always_inline enum reason promote(const struct flow_key *key, const str
 	return REASON_l4_promoted;
 }
 
-/* Whether an established flow holds the port that `reply_key` names. A closed one gives it up. */
-static __always_inline int port_taken(const struct flow_key *reply_key)
+/* Whether another flow holds the port that `reply_key` names. A closed one gives it up, and so does
+ * a half-open one that has waited for long. (The look at `half` also warms the bucket that the
+ * insertion is going to lock; without it a new flow costs more.)
+ */
+static __always_inline int port_taken(const struct flow_key *reply_key, __u64 now)
 {
 	struct flow *holder = est.lookup((struct flow_key *)reply_key);
 
-	if (likely(!holder))
-		return 0;
-	if (holder->state != FLOW_CLOSED)
-		return 1;
-	forget_established(reply_key, holder);
-	return 0;
-}
-
-/* Reserves the port among the half-open flows. One that has waited for long gives it up. */
-static __always_inline int reserve_port(const struct flow_key *reply_key, const struct flow *reply)
-{
-	struct flow *holder;
-
-	if (!half.insert((struct flow_key *)reply_key, (struct flow *)reply))
-		return 1;
+	if (holder) {
+		if (holder->state != FLOW_CLOSED)
+			return 1;
+		forget_established(reply_key, holder);
+	}
 	holder = half.lookup((struct flow_key *)reply_key);
-	if (!holder || reply->created - holder->last_seen < HALF_OPEN_STEAL_NS)
-		return 0;
-	forget_half(reply_key, holder);
-	return !half.insert((struct flow_key *)reply_key, (struct flow *)reply);
+	if (holder) {
+		if (now - holder->last_seen < HALF_OPEN_STEAL_NS)
+			return 1;
+		forget_half(reply_key, holder);
+	}
+	return 0;
 }
 
 /* This CPU's next port towards this seat: a stride over the whole slice, so that a port rests for
@@ -256,12 +268,12 @@ static __always_inline enum reason open_flow(const struct packet *packet,
 		forward->sport =
 			keeps_port ? key->sport : candidate_port(service, own, cpus, attempt);
 		reply_key = opposite_key(key, forward);
-		if (port_taken(&reply_key))
+		if (port_taken(&reply_key, forward->created))
 			continue;
 		set_deltas(key, forward);
 		reply = turned_around(key, forward);
 		__builtin_memcpy(reply.last_hop, packet->ethernet->h_source, ETH_ALEN);
-		if (!reserve_port(&reply_key, &reply))
+		if (half.insert(&reply_key, &reply))
 			continue;
 		if (!half.update((struct flow_key *)key, forward))
 			return REASON_l4_new_flow;

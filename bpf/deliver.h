@@ -44,7 +44,9 @@ static __always_inline enum reason can_reach_client(const struct packet *packet,
 #pragma unroll
 	for (int i = 0; i < ETH_ALEN; i++)
 		known |= last_hop[i];
-	if (unlikely(packet->tags || !known))
+	if (unlikely(packet->tags))
+		return REASON_slow_vlan;
+	if (unlikely(!known))
 		return REASON_slow_next_hop;
 	return unlikely(packet->ip->ihl != 5) ? REASON_slow_ip_options : REASON_parsed;
 }
@@ -63,8 +65,6 @@ static __always_inline int deliver_to_client(context_t *ctx, struct packet *pack
 static long (*redirect_neighbour)(u32 ifindex, void *params, int params_bytes,
 				  u64 flags) = (void *)BPF_FUNC_redirect_neigh;
 
-#define TCP_HEADER_USUAL_BYTES 32 /* with timestamps */
-
 struct next_hop {
 	__u32 family;
 	__be32 address;
@@ -81,7 +81,7 @@ static __always_inline enum reason can_deliver(context_t *ctx, const struct pack
 static __always_inline __u32 longest_segment(context_t *ctx, const struct packet *packet)
 {
 	if (ctx->gso_segs > 1)
-		return ctx->gso_size + packet->ip->ihl * 4 + TCP_HEADER_USUAL_BYTES;
+		return ctx->gso_size + packet->ip->ihl * 4 + packet->transport_bytes;
 	return bpf_ntohs(packet->ip->tot_len);
 }
 
@@ -133,6 +133,21 @@ static __always_inline enum reason may_forward(context_t *ctx, struct packet *pa
 		return REASON_parsed;
 	packet->mtu = seat->mtu - overhead;
 	return REASON_too_long;
+}
+
+/* The same for a reply: whether it can go back to the client as it is. */
+static __always_inline enum reason may_reply(context_t *ctx, struct packet *packet,
+					     const __u8 *last_hop, const struct settings *own)
+{
+	enum reason refused = can_reach_client(packet, last_hop);
+
+	if (unlikely(refused))
+		return refused;
+	if (unlikely(longest_segment(ctx, packet) > own->public_mtu)) {
+		packet->mtu = own->public_mtu;
+		return REASON_too_long;
+	}
+	return unlikely(packet->ip->ttl <= 1) ? REASON_drop_ttl : REASON_parsed;
 }
 
 #endif

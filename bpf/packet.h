@@ -49,6 +49,7 @@ struct packet {
 	__u32 sequence;
 	__u32 acknowledged;
 	__u8 tcp_flags;
+	__u8 transport_bytes; /* of its header */
 	__u8 tags;
 	__u8 first_fragment;
 	__u8 later_fragment; /* has no ports */
@@ -119,6 +120,7 @@ static __always_inline int parse_tcp(struct cursor *cursor, struct packet *packe
 	packet->key.sport = tcp->source;
 	packet->key.dport = tcp->dest;
 	packet->tcp_flags = ((__u8 *)tcp)[13];
+	packet->transport_bytes = tcp->doff * 4;
 	packet->sequence = bpf_ntohl(tcp->seq);
 	packet->acknowledged = bpf_ntohl(tcp->ack_seq);
 	return 0;
@@ -132,6 +134,7 @@ static __always_inline int parse_udp(struct cursor *cursor, struct packet *packe
 		return -1;
 	packet->key.sport = udp->source;
 	packet->key.dport = udp->dest;
+	packet->transport_bytes = sizeof(*udp);
 	return 0;
 }
 

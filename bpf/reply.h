@@ -11,6 +11,7 @@
 #include "deliver.h"
 #include "fragment.h"
 #include "icmp.h"
+#include "answer.h"
 
 static __always_inline enum reason send_reply(context_t *ctx, struct packet *packet,
 					      const struct flow *flow, const struct settings *own,
@@ -20,8 +21,6 @@ static __always_inline enum reason send_reply(context_t *ctx, struct packet *pac
 	struct seat_counters *counters = seat_counters.lookup(&index);
 	enum reason refused;
 
-	if (packet->ip->ttl <= 1)
-		return REASON_drop_ttl;
 	if (counters) {
 		counters->packets_out += packet->segments;
 		counters->bytes_out += packet->bytes;
@@ -38,16 +37,14 @@ static __always_inline enum reason send_reply(context_t *ctx, struct packet *pac
 static __always_inline enum reason established_reply(context_t *ctx, struct packet *packet,
 						     struct flow *flow, const struct settings *own)
 {
-	__u64 now = bpf_ktime_get_coarse_ns();
-	enum reason refused;
+	enum reason refused = may_reply(ctx, packet, flow->last_hop, own);
 
-	refused = can_reach_client(packet, flow->last_hop);
 	if (unlikely(refused))
 		return refused;
-	if (unlikely(packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_RST)))
-		track_close(packet, flow, now);
-	if (unlikely(now - flow->last_seen > TOUCH_INTERVAL_NS)) {
-		refused = touch_flow(packet, flow, now);
+	if (unlikely(changes_state(packet, flow)))
+		track_state(packet, flow);
+	if (unlikely(touch_is_due(flow))) {
+		refused = touch_flow(packet, flow);
 		if (refused)
 			return refused;
 	}
@@ -72,7 +69,7 @@ static __always_inline enum reason half_open_reply(context_t *ctx, struct packet
 	enum reason reason = REASON_l4_reply, refused;
 	struct flow rewrite = *flow;
 
-	refused = can_reach_client(packet, flow->last_hop);
+	refused = may_reply(ctx, packet, flow->last_hop, own);
 	if (refused)
 		return refused;
 	if (packet->key.protocol == IPPROTO_UDP) {
@@ -97,11 +94,9 @@ static __always_inline enum reason reply_fragment(context_t *ctx, struct packet 
 
 	if (!first)
 		return REASON_pass_fragment_alone;
-	refused = can_reach_client(packet, first->last_hop);
+	refused = may_reply(ctx, packet, first->last_hop, own);
 	if (refused)
 		return refused;
-	if (packet->ip->ttl <= 1)
-		return REASON_drop_ttl;
 	index = first->seat;
 	counters = seat_counters.lookup(&index);
 	if (counters) {
@@ -118,7 +113,7 @@ static __always_inline enum reason error_to_client(context_t *ctx, struct packet
 						   const struct flow *flow,
 						   const struct settings *own)
 {
-	enum reason refused = can_reach_client(packet, flow->last_hop);
+	enum reason refused = may_reply(ctx, packet, flow->last_hop, own);
 
 	if (!refused)
 		refused = translate_error(ctx, packet, flow);
@@ -160,7 +155,8 @@ static __always_inline enum reason handle_reply(context_t *ctx, struct packet *p
 	own = settings.lookup(&zero);
 	if (!own || !own->public_ifindex)
 		return REASON_pass_not_ready;
-	return forward_reply(ctx, packet, own);
+	reason = forward_reply(ctx, packet, own);
+	return unlikely(reason == REASON_too_long) ? answer_too_big(ctx, packet) : reason;
 }
 
 #endif

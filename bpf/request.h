@@ -52,7 +52,6 @@ static __always_inline enum reason may_forward_l4(context_t *ctx, struct packet 
 static __always_inline enum reason established_request(context_t *ctx, struct packet *packet,
 						       struct flow *flow)
 {
-	__u64 now = bpf_ktime_get_coarse_ns();
 	int index = flow->seat;
 	struct seat *seat = seats.lookup(&index);
 	struct seat_counters *counters = seat_counters.lookup(&index);
@@ -63,10 +62,10 @@ static __always_inline enum reason established_request(context_t *ctx, struct pa
 	refused = may_forward_l4(ctx, packet, seat);
 	if (unlikely(refused))
 		return refused;
-	if (unlikely(packet->tcp_flags & (TCP_FLAG_FIN | TCP_FLAG_RST)))
-		track_close(packet, flow, now);
-	if (unlikely(now - flow->last_seen > TOUCH_INTERVAL_NS)) {
-		refused = touch_flow(packet, flow, now);
+	if (unlikely(changes_state(packet, flow)))
+		track_state(packet, flow);
+	if (unlikely(touch_is_due(flow))) {
+		refused = touch_flow(packet, flow);
 		if (refused)
 			return refused;
 	}
@@ -93,6 +92,9 @@ static __always_inline enum reason half_open_request(context_t *ctx, struct pack
 		if (reason != REASON_l4_promoted)
 			return reason;
 		counters->flows++;
+		flow = est.lookup(&packet->key);
+		if (flow && changes_state(packet, flow))
+			track_state(packet, flow);
 	}
 	return send_l4(ctx, packet, &rewrite, seat, counters, reason);
 }

@@ -30,7 +30,7 @@ struct settings {
 	__u16 cpus;	     /* possible CPUs: each takes its own stride through the SNAT ports */
 	__be32 outer_prefix; /* IP in IP: a /16 the outer sources are spread over; 0: none */
 	__u8 public_mac[6];
-	__u16 padding;
+	__u16 public_mtu;
 	__u32 new_flows_per_second; /* L4, on this LB as a whole; 0: no limit */
 	__u32 new_flows_per_second_per_source;
 };
@@ -112,6 +112,7 @@ enum flow_state {
 
 #define FLOW_FIN_REQUEST 1
 #define FLOW_FIN_REPLY 2
+#define FLOW_FIN_BOTH 3
 
 /* A conntrack entry: one cache line with the whole rewrite of one direction. The entry of the other
  * direction is found by turning this one's rewrite around (`opposite_key`).
@@ -131,7 +132,8 @@ struct flow {
 	__u32 expected;	  /* the node's SYN number + 1, host order */
 	__u8 last_hop[6]; /* reply: whom the client's packets came from; zero: nobody yet */
 	__u16 padding2;
-	__u64 last_seen; /* coarse monotonic ns, at most one second behind */
+	__u32 touched;	 /* established: when it was last touched, in jiffies */
+	__u64 last_seen; /* coarse monotonic ns; packets since the last touch do not count */
 	__u64 created;	 /* coarse monotonic ns */
 	__u64 stamp;	 /* creation stamp across LBs */
 };

@@ -92,6 +92,7 @@ class Tables:
         settings["public_ifindex"], settings["private_ifindex"] = public, private
         settings["l4_services"] = service.mode == "l4"
         settings["cpus"] = possible_cpus()
+        settings["public_mtu"] = 65535
         settings["outer_prefix"] = address("10.200.0.0")
         self.write("settings", np.zeros(1, np.int32), settings)
 

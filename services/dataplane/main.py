@@ -500,6 +500,7 @@ def _interfaces(present: machine.Machine) -> dict[str, Any]:
         "public_ifindex": present.public.ifindex,
         "private_ifindex": present.private.ifindex,
         "public_mac": present.public.mac,
+        "public_mtu": min(present.public.mtu, LONGEST_PACKET_BYTES),
     }
 
 

@@ -134,6 +134,7 @@ class TestHeaders:
 
     def test_of_the_largest_frames(self, scene: Scene, connection: Connection, hook: str) -> None:
         scene.seat(mtu=9000)
+        scene.settings(public_mtu=9000)
         self.check(scene, connection, hook, payload=bytes(range(250)) * 12)
 
 
@@ -421,7 +422,7 @@ class TestReplies:
         self, scene: Scene, connection: Connection, vlans: tuple[int, ...]
     ) -> None:
         packet = connection.reply("PA", b"x", vlans=vlans)
-        scene.expect("xdp_reply", packet, "slow_next_hop")
+        scene.expect("xdp_reply", packet, "slow_vlan")
         scene.expect("tc_private", packet, "l4_reply", connection.reply_out("PA", b"x"))
 
     def test_xdp_knows_no_way_to_a_client_it_has_not_heard(
@@ -471,3 +472,40 @@ class TestOneArm:
         one_arm.service(mode)
         for hook in REQUEST_HOOKS:
             one_arm.expect(hook, tcp(CLIENT, SERVICE), f"{mode}_forwarded")
+
+
+def with_df(frame: bytes) -> bytes:
+    packet = Ether(frame)
+    packet[IP].flags = "DF"
+    del packet[IP].chksum
+    return bytes(packet)
+
+
+class TestTooLongReplies:
+    """The private side may take longer packets than the public one."""
+
+    @pytest.mark.parametrize("hook", REPLY_HOOKS)
+    def test_are_answered_to_the_node(
+        self, scene: Scene, connection: Connection, hook: str
+    ) -> None:
+        scene.settings(public_mtu=1400)
+        packet = with_df(connection.reply("A", bytes(1361)))
+        answer = Ether(scene.expect(hook, packet, "too_big_answered").packet)
+        assert (answer[IP].src, answer[IP].dst) == (SNAT, NODE[0])
+        assert (answer[ICMP].type, answer[ICMP].code, answer[ICMP].nexthopmtu) == (3, 4, 1400)
+
+    @pytest.mark.parametrize("hook", REPLY_HOOKS)
+    def test_that_fit_exactly_go(self, scene: Scene, connection: Connection, hook: str) -> None:
+        scene.settings(public_mtu=1400)
+        scene.expect(hook, with_df(connection.reply("A", bytes(1360))), "l4_reply")
+
+
+class TestForgedResets:
+    """An RST that only claims to be one end's closes nothing that lives."""
+
+    @pytest.mark.parametrize("hook", REPLY_HOOKS)
+    def test_the_flow_goes_on(self, scene: Scene, connection: Connection, hook: str) -> None:
+        scene.expect(hook, connection.reply("R"), "l4_reply")
+        assert {leaf.state for _, leaf in scene.flows("est")} == {4}
+        scene.expect(hook, connection.reply("PA", b"more"), "l4_reply")
+        assert {leaf.state for _, leaf in scene.flows("est")} == {3}
