@@ -253,7 +253,7 @@ def open_flows(addresses: frozenset[str]) -> int:
     count = 0
     for table in ("tcp", "tcp6"):
         try:
-            lines = (Path("/proc/net") / table).read_text().splitlines()[1:]
+            lines = (Path("/proc/thread-self/net") / table).read_text().splitlines()[1:]
         except OSError:
             continue
         for line in lines:

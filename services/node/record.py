@@ -41,7 +41,7 @@ class RecordFile:
     def __init__(self, directory: Path) -> None:
         self.path = directory / FILE_NAME
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        self._where = f"{boot} {Path('/proc/self/ns/net').readlink()}"
+        self._where = f"{boot} {Path('/proc/thread-self/ns/net').readlink()}"
 
     def load(self) -> Taken:
         """What was saved last for this network. Raises OSError if it cannot be read."""
