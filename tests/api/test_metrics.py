@@ -71,7 +71,11 @@ def full() -> Fold:
     counted = SeatCounters("default", NODE, 1, 2, 3, 4, 5)
     for source, topic, data in (
         (topology.HEALTH, Topic.STATE_VIEW, view(node(), unknown_kind=4)),
-        (topology.DATAPLANE, Topic.STATE_COUNTERS, counters(counted, **{"xdp_public.drop_no_node": 6})),
+        (
+            topology.DATAPLANE,
+            Topic.STATE_COUNTERS,
+            counters(counted, **{"xdp_public.drop_no_node": 6}),
+        ),
         (topology.DATAPLANE, Topic.STATE_DATAPLANE, dataplane(seat("node-0", 65537, 65537))),
         (topology.QUORUM, Topic.STATE_QUORUM, quorum()),
     ):
