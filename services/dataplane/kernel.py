@@ -55,6 +55,7 @@ class Settings:
     """0: nobody has set the programs up yet."""
     private_ifindex: int
     public_mac: bytes
+    public_mtu: int
     l4_services: int
     cpus: int
     outer_prefix: int
