@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
 from e2e.lab import Lab, Plan, down, exclusive, plan
 from e2e.traffic import Traffic, load_words
 
@@ -51,6 +54,9 @@ class Hosts(Protocol):
     def api(self, lb: str, path: str) -> Any:
         """GET of an LB's API; raises OSError while it is down."""
 
+    def metrics(self, lb: str, name: str) -> list[Sample]:
+        """The samples of one metric of an LB; raises OSError while it is down."""
+
 
 class LabHosts:
     """The machines of the lab in network namespaces."""
@@ -86,6 +92,10 @@ class LabHosts:
 
     def api(self, lb: str, path: str) -> Any:
         return self.lab.api(lb, path)
+
+    def metrics(self, lb: str, name: str) -> list[Sample]:
+        families = text_string_to_metric_families(self.lab.metrics(lb))
+        return [sample for family in families for sample in family.samples if sample.name == name]
 
 
 @contextmanager

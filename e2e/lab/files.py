@@ -4,7 +4,7 @@ All of it lies below `/run/gale/lab`, a tmpfs of the lab's own, so that taking i
 it and state costs no fsync. A machine's directory:
 
     lb-0/    lb.toml  supervisord.conf  run/  state/  log/  bpf/ (a bpffs)  supervisor/
-    node-0/  node.toml  supervisord.conf  nginx.conf  run/  state/  log/  supervisor/
+    node-0/  node.toml  supervisord.conf  nginx.conf  run/  state/  log/  bpf/  supervisor/
     www/     what every node's nginx serves
 
 `supervisor/` is what /etc/supervisor/conf.d is on a real machine: the shipped file of
@@ -65,10 +65,8 @@ def write_all(lab: Plan, overlay: Table) -> None:
     _write_www()
     for machine in (*lab.lb_names, *lab.node_names):
         _write_machine(machine)
+        _mount("bpf", plan.home(machine) / "bpf", "mode=0755")
     for machine in lab.lb_names:
-        bpf_dir = plan.home(machine) / "bpf"
-        bpf_dir.mkdir()
-        _mount("bpf", bpf_dir, "mode=0755")
         text = toml_text(lb_config(lab, machine, overlay))
         (plan.home(machine) / "lb.toml").write_text(text)
     for machine in lab.node_names:
@@ -104,7 +102,7 @@ def _write_www() -> None:
 
 def _write_machine(machine: str) -> None:
     home = plan.home(machine)
-    for directory in ("run", "state", "log", "supervisor"):
+    for directory in ("run", "state", "log", "bpf", "supervisor"):
         (home / directory).mkdir(parents=True)
     environment = ",".join(f'{name}="{value}"' for name, value in plan.environment(machine).items())
     plan.supervisor_conf(machine).write_text(

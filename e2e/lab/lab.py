@@ -237,10 +237,17 @@ class Lab:
 
     def api(self, lb: str, path: str) -> Any:
         """What an LB's API says, through its forwarder; OSError while it is down."""
+        return json.loads(self._fetch(lb, path))
+
+    def metrics(self, lb: str) -> str:
+        return self._fetch(lb, "/metrics").decode()
+
+    def _fetch(self, lb: str, path: str) -> bytes:
         url = f"http://127.0.0.1:{self.plan.api_port(lb)}{path}"
         try:
             with _without_proxy.open(url, timeout=3) as response:
-                return json.load(response)
+                body: bytes = response.read()
+                return body
         except urllib.error.HTTPError as error:
             raise OSError(f"{path}: {error}") from None
 

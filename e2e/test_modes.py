@@ -1,0 +1,175 @@
+"""Each mode as a client sees it: pages, bulk both ways, datagrams, fragments, all through the VIP.
+
+One lab per mode. What is promised of L2 and L3 besides: replies go from the node to the client and
+never through the LB, which both the LB's counters and a capture on all its interfaces confirm.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e.hosts import Hosts, LabHosts, lab_hosts, node_states, traffic, wait_for
+from e2e.lab import Plan
+from e2e.lab.files import toml_text
+from e2e.lab.plan import SERVICES
+
+UDP_PORT = 5300
+IPERF = {"name": "iperf", "port": 5201, "affinity": "client"}
+"""iperf3's two connections, one that controls and one that carries, belong to one node."""
+LEAST_BITS_PER_SECOND = 100e6
+FRAGMENTED_BYTES = 4000
+UDP_CLIENT = Path(__file__).with_name("datagrams.py").read_text()
+
+
+@pytest.fixture(scope="module", params=["l2", "l3", "l4"])
+def hosts(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LabHosts]:
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    extra = tmp_path_factory.mktemp("modes") / "extra.toml"
+    ours = [{"name": one.name, "port": one.port, "protocol": one.protocol} for one in SERVICES]
+    extra.write_text(toml_text({"services": [*ours, IPERF]}))
+    with lab_hosts(Plan(mode=request.param), say, extra) as machines:
+        yield machines
+
+
+@pytest.fixture
+def mode(hosts: Hosts, lb: str) -> str:
+    return str(hosts.api(lb, "/v1/status")["mode"])
+
+
+def verdicts(hosts: Hosts, lb: str) -> Counter[str]:
+    """Over all hooks, how many packets were given each reason."""
+    counted: Counter[str] = Counter()
+    for sample in hosts.metrics(lb, "gale_verdicts_total"):
+        counted[sample.labels["reason"]] += int(sample.value)
+    return counted
+
+
+def datagrams(hosts: Hosts, *options: str) -> dict[str, Any]:
+    """What became of the datagrams that datagrams.py sent from the client."""
+    words = ("python3", "-c", UDP_CLIENT, hosts.vip(), str(UDP_PORT), *options)
+    done = hosts.run(hosts.client, *words)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def test_pages(hosts: Hosts) -> None:
+    url = f"http://{hosts.vip()}:8080/"
+    done = hosts.run(hosts.client, "curl", "--silent", "--noproxy", "*", url)
+    assert done.stdout.strip() in hosts.nodes
+    requests = traffic(hosts, rate=200)
+    wait_for(lambda: len(requests.results) >= 600, "600 answers")
+    seen = requests.stop()
+    assert not seen.failures, seen.errors
+    assert set(seen.answers) == set(hosts.nodes)
+
+
+def test_a_large_download_arrives_whole(hosts: Hosts) -> None:
+    url = f"http://{hosts.vip()}:8080/200m.bin"
+    fetch = "curl --silent --noproxy '*'"
+    script = f"{fetch} {url} | sha256sum; {fetch} {url}.sha256"
+    ours, theirs = hosts.run(hosts.client, "bash", "-c", script).stdout.splitlines()
+    assert ours.split()[0] == theirs.split()[0]
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_bulk(hosts: Hosts, direction: str) -> None:
+    options = ["--reverse"] if direction == "down" else []
+    words = ["iperf3", "--json", "--time", "2", "--client", hosts.vip(), *options]
+    done = hosts.run(hosts.client, *words)
+    answer = json.loads(done.stdout)
+    assert "error" not in answer, answer["error"]
+    assert answer["end"]["sum_received"]["bits_per_second"] > LEAST_BITS_PER_SECOND
+
+
+def test_queries_by_udp_are_answered_by_every_node(hosts: Hosts) -> None:
+    seen = datagrams(hosts, "--count", "300", "--bytes", "40")
+    assert seen["lost"] == 0
+    assert set(seen["answers"]) == set(hosts.nodes)
+
+
+def test_datagrams_in_fragments_both_ways(hosts: Hosts, lb: str) -> None:
+    before = verdicts(hosts, lb)
+    seen = datagrams(hosts, "--count", "20", "--bytes", str(FRAGMENTED_BYTES))
+    assert seen["lost"] == 0
+    assert sum(seen["answers"].values()) == 20
+    wait_for(
+        lambda: verdicts(hosts, lb)["fragment_forwarded"] >= before["fragment_forwarded"] + 40,
+        "two later fragments of each datagram to be counted",
+    )
+
+
+def test_a_fragment_before_its_first_is_counted_by_name(hosts: Hosts, lb: str) -> None:
+    in_order = datagrams(hosts, "--raw-fragments", "first-first")
+    assert in_order["lost"] == 0
+    before = verdicts(hosts, lb)
+    out_of_order = datagrams(hosts, "--raw-fragments", "second-first")
+    assert out_of_order["lost"] == 1
+    wait_for(
+        lambda: verdicts(hosts, lb)["pass_fragment_alone"] > before["pass_fragment_alone"],
+        "the fragment to be counted",
+    )
+
+
+def captured(hosts: Hosts, lb: str, wanted: str) -> int:
+    """How many packets matching `wanted` a capture on the LB sees while requests run."""
+    script = 'tcpdump -n -i any -w /dev/null "$1" & read -r line; kill -INT $!; wait'
+    capture = hosts.start(lb, "sh", "-c", script, "capture", wanted)
+    assert capture.stderr is not None
+    for line in capture.stderr:
+        if "listening on" in line:
+            break
+    requests = traffic(hosts, rate=100)
+    wait_for(lambda: len(requests.results) >= 100, "100 answers")
+    seen = requests.stop()
+    _, complaint = capture.communicate(input="\n", timeout=20)
+    assert not seen.failures, seen.errors
+    counts = [line.split()[0] for line in complaint.splitlines() if "captured" in line]
+    return int(counts[0])
+
+
+def test_replies_pass_the_lb_in_l4_and_only_there(hosts: Hosts, lb: str, mode: str) -> None:
+    """Runs after the tests above, so the counters are those of every kind of traffic."""
+    replies = captured(hosts, lb, f"src host {hosts.vip()} and src port 8080")
+    seats = [
+        seat for service in hosts.api(lb, "/v1/services")["services"] for seat in service["nodes"]
+    ]
+    packets_out = sum(seat["packets_out"] for seat in seats)
+    assert sum(seat["packets_in"] for seat in seats) > 0
+    if mode == "l4":
+        assert replies > 0
+        assert packets_out > 0
+        assert verdicts(hosts, lb)["l4_reply"] > 0
+    else:
+        assert replies == 0
+        assert packets_out == 0
+        assert verdicts(hosts, lb)["l4_reply"] == 0
+        assert verdicts(hosts, lb)[f"{mode}_forwarded"] > 0
+
+
+def test_a_node_that_is_stopped_gets_no_new_flow(hosts: Hosts, lb: str) -> None:
+    victim = hosts.nodes[2]
+    ask = ("curl", "--silent", "--noproxy", "*", "--request", "POST")
+    hosts.run(victim, *ask, "http://127.0.0.1:5556/stop")
+    wait_for(lambda: node_states(hosts, lb)[victim] != "up", f"{victim} to be taken out")
+    requests = traffic(hosts, rate=200)
+    wait_for(lambda: len(requests.results) >= 200, "200 answers")
+    seen = requests.stop()
+    hosts.run(victim, *ask, "http://127.0.0.1:5556/start")
+    assert not seen.failures, seen.errors
+    assert set(seen.answers) == set(hosts.nodes) - {victim}
+    wait_for(lambda: node_states(hosts, lb)[victim] == "up", f"{victim} up again")
+    again = traffic(hosts, rate=100)
+    wait_for(lambda: again.since(0).answers[victim], f"an answer of {victim}")
+    assert not again.stop().failures
