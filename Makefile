@@ -4,6 +4,7 @@
 #   make test     everything that must pass: check, tests/ in parallel, e2e/ serially
 #   make check    style and types
 #   make e2e      the end-to-end suite alone
+#   make bench    what a packet costs, how many fit through, what TCP makes of it: ten minutes
 #
 # As root, or with sudo for what needs root: installing packages, and the lab.
 
@@ -25,7 +26,7 @@ PACKAGES := python3-bpfcc linux-libc-dev python3-venv iproute2 nftables nginx-li
 # What these packages would start on this machine. The lab runs its own.
 DAEMONS := nginx haproxy supervisor
 
-.PHONY: help setup check test unit e2e demo clean
+.PHONY: help setup check test unit e2e demo bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -80,11 +81,12 @@ $(READY): pyproject.toml Makefile
 check: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror bpf/*.[ch] e2e/bench/*.[ch]
 	$(PYTHON) -m mypy
 
 unit: $(READY)
 	mkdir -p build
-	$(SUDO) $(PYTHON) -m pytest tests -n auto 2>&1 | tee build/unit.log
+	$(SUDO) $(PYTHON) -m pytest tests -n $$(nproc) 2>&1 | tee build/unit.log
 
 e2e: $(READY)
 	mkdir -p build
@@ -97,6 +99,9 @@ test: check
 
 demo: $(READY)
 	$(SUDO) $(PYTHON) -m e2e.demo
+
+bench: $(READY)
+	$(SUDO) $(PYTHON) -m e2e.bench
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
