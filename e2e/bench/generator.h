@@ -12,6 +12,7 @@
 #include <linux/tcp.h>
 
 #include "map_macros.h"
+#include "checksum.h"
 
 #define FRAME_BYTES 60
 #define FRAME_WORDS 7 /* of 8 bytes; 4 bytes follow */
@@ -28,6 +29,8 @@ struct generator {
 	__u64 words[FRAME_WORDS];
 	__u32 rest;
 	__u32 mixed;
+	__u32 header_sum; /* of the IP header, but for its source and its checksum */
+	__u32 padding;
 };
 
 GALE_MAP("array", int, struct generator, generators, 1, 0);
@@ -58,6 +61,8 @@ static __always_inline int make_packet(struct xdp_md *ctx, struct generator *gen
 		((__u8 *)&headers->tcp)[TCP_FLAGS] = SYN;
 	}
 	headers->ip.saddr = bpf_htonl(client + (flow >> 14));
+	headers->ip.check = ~fold(generator->header_sum + (headers->ip.saddr >> 16) +
+				  (headers->ip.saddr & 0xffff));
 	headers->tcp.source = bpf_htons(generator->first_port + (flow & 0x3fff));
 	return 0;
 }

@@ -38,6 +38,7 @@ class Generator:
         self._record["first_port"] = clients.first_port
         self._record["words"] = np.frombuffer(frame[:56], np.uint64)
         self._record["rest"] = int.from_bytes(frame[56:], sys.byteorder)
+        self._record["header_sum"] = int(np.frombuffer(frame[14:34], np.uint16).sum())
         self._record["mixed"] = mixed
 
     def advance(self, packets: int, *, mixed: bool | None = None) -> None:
@@ -52,7 +53,7 @@ class Generator:
 def tcp_frame(flags: int, source_mac: str, destination_mac: str, vip: str, port: int) -> bytes:
     """A TCP segment without data, padded to 60 bytes; who sends it is filled in by the generator.
 
-    Its checksums are wrong, which nobody on its way looks at.
+    The generator makes the IP header's checksum; TCP's is wrong, which nobody on the way looks at.
     """
     ethernet = bytes([*mac(destination_mac), *mac(source_mac)]) + b"\x08\x00"
     ip = bytes([0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0, 0, 0, 0, 0]) + socket.inet_aton(vip)

@@ -1,11 +1,10 @@
 /* The programs at both ends of the wire in the benchmark of packets per second.
  *
  * bench_generate is run by the kernel on live frames, which leave the interface they are said to have
- * come in by. The sinks count what arrives and drop it. bench_redirect is what every load balancer
+ * come in by. bench_sink counts what arrives and drops it. bench_redirect is what every load balancer
  * in XDP is measured against: the verb alone.
  */
 #include <linux/in.h>
-#include <linux/pkt_cls.h>
 
 #include "generator.h"
 
@@ -45,27 +44,16 @@ int bench_pass(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
-static __always_inline void count(void *data, void *end)
+int bench_sink(struct xdp_md *ctx)
 {
-	struct headers *headers = data;
+	struct headers *headers = (void *)(long)ctx->data;
 	int zero = 0;
 	struct arrivals *seen = arrivals.lookup(&zero);
 
-	if (!seen || (void *)(headers + 1) > end)
-		return;
+	if (!seen || (void *)(headers + 1) > (void *)(long)ctx->data_end)
+		return XDP_DROP;
 	seen->packets++;
 	if (headers->ip.protocol == IPPROTO_TCP && ((__u8 *)&headers->tcp)[TCP_FLAGS] & SYN)
 		seen->syns++;
-}
-
-int bench_sink_xdp(struct xdp_md *ctx)
-{
-	count((void *)(long)ctx->data, (void *)(long)ctx->data_end);
 	return XDP_DROP;
-}
-
-int bench_sink_tc(struct __sk_buff *ctx)
-{
-	count((void *)(long)ctx->data, (void *)(long)ctx->data_end);
-	return TC_ACT_SHOT;
 }

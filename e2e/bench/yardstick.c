@@ -45,6 +45,7 @@ int bench_refresh(struct xdp_md *ctx)
 	if (!flow)
 		return XDP_DROP;
 	flow->last_seen = bpf_ktime_get_coarse_ns();
+	flow->touched = bpf_jiffies64();
 	return XDP_TX;
 }
 
