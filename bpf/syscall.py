@@ -18,6 +18,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from functools import cache
 from pathlib import Path
 
 _SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
@@ -309,6 +310,7 @@ def _test_run(
     return attribute
 
 
+@cache
 def possible_cpus() -> int:
     """How many values a per-CPU map keeps of each key."""
     count = 0

@@ -1,33 +1,31 @@
-"""The scenes: one rig per process, emptied for each test."""
+"""The scenes: one rig of each kind per process, of its own maps, emptied for each test."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.bpf.harness import Rig, rig
+from tests.bpf.harness import SMALL_TABLES, Rig
 from tests.bpf.scene import Scene
 
 
 @pytest.fixture(scope="session")
-def two_arms() -> Iterator[Rig]:
-    with rig() as programs:
-        yield programs
+def two_arms() -> Scene:
+    return Scene(Rig(dict(SMALL_TABLES)))
 
 
 @pytest.fixture(scope="session")
-def one_arm_programs() -> Iterator[Rig]:
-    with rig(GALE_ONE_ARM=1) as programs:
-        yield programs
+def both_on_one_arm() -> Scene:
+    return Scene(Rig({**SMALL_TABLES, "GALE_ONE_ARM": 1}))
 
 
 @pytest.fixture
-def scene(two_arms: Rig) -> Scene:
-    return Scene(two_arms)
+def scene(two_arms: Scene) -> Scene:
+    two_arms.forget()
+    return two_arms
 
 
 @pytest.fixture
-def one_arm(one_arm_programs: Rig) -> Scene:
+def one_arm(both_on_one_arm: Scene) -> Scene:
     """Public and private are the same interface."""
-    return Scene(one_arm_programs)
+    both_on_one_arm.forget()
+    return both_on_one_arm

@@ -64,6 +64,8 @@ RING_ENTRIES, LANES = 16385, 4
 PROTOCOLS = {"tcp": 6, "udp": 17}
 JIFFIES_PER_SECOND = 1000
 SECOND_NS = 1_000_000_000
+JIFFIES = 1000
+"""In a second. Kernels with fewer let a flow's entries rest for longer, which is the same here."""
 COARSE_CLOCK_NS = 20_000_000
 """More than the coarse clock ever lags: a time in its future would count as long past."""
 
@@ -136,15 +138,21 @@ class Scene:
             "tc_private": programs.tc_private,
             "xdp_reply": programs.xdp_reply,
         }
-        self._seen = self._verdicts()
+        self._rings: dict[int, tuple[int, ...]] = {}
+        self._seats: set[int] = set()
         self.forget()
 
     def forget(self) -> None:
-        """Empty all but the ring, which nothing reads before a service names its part of it."""
-        for name in ("services", "est", "half", "fragments", "sources", "flow_rate", "seats"):
+        """Empty what was filled, but for the rings: a service brings its own."""
+        for name in ("services", "est", "half", "fragments", "sources", "flow_rate"):
             clear_map(self.programs.table(name).map_fd)
-        clear_map(self.programs.table("seat_counters").map_fd)
+        for name in ("seats", "seat_counters"):
+            table = self.programs.table(name)
+            for number in self._seats:
+                table[number] = table.Leaf()
+        self._seats.clear()
         self.settings()
+        self._seen = self._verdicts()
 
     # ------------------------------------------------------------------- filling the maps
 
@@ -187,7 +195,7 @@ class Scene:
         }
         table[self.service_key(at, protocol)] = table.Leaf(**values)
         for seat in seats:
-            if seat and not self.programs.table("seats")[seat].mtu:
+            if seat and seat not in self._seats:
                 self.seat(seat, service=number)
         self.ring(number, seats)
 
@@ -196,7 +204,11 @@ class Scene:
         return key(address=address(at[0]), port=socket.htons(at[1]), protocol=PROTOCOLS[protocol])
 
     def ring(self, number: int, seats: Iterable[int]) -> None:
-        slots = np.resize(np.array(list(seats), np.uint16), RING_ENTRIES * LANES)
+        wanted = tuple(seats)
+        if self._rings.get(number) == wanted:
+            return
+        self._rings[number] = wanted
+        slots = np.resize(np.array(wanted, np.uint16), RING_ENTRIES * LANES)
         keys = np.arange(RING_ENTRIES, dtype=np.uint32) + number * RING_ENTRIES
         write_entries(self.programs.table("ring").map_fd, keys.tobytes(), slots.tobytes())
 
@@ -213,6 +225,7 @@ class Scene:
             "outer_source": address(SNAT),
             **fields,
         }
+        self._seats.add(number)
         table = self.programs.table("seats")
         leaf = table.Leaf(**values)
         leaf.destination_mac[:] = mac(NODE_MAC)
@@ -268,6 +281,8 @@ class Scene:
             for name in ("last_seen", "created", "since"):
                 if hasattr(leaf, name):
                     setattr(leaf, name, max(0, getattr(leaf, name) - int(seconds * SECOND_NS)))
+            if hasattr(leaf, "touched"):
+                leaf.touched -= int(seconds * JIFFIES)
             if hasattr(leaf, "touched"):
                 # As many jiffies as the fastest of kernels counts; a number that wraps.
                 leaf.touched = (leaf.touched - int(seconds * JIFFIES_PER_SECOND)) % 2**32
