@@ -1,0 +1,164 @@
+"""Direct return for real: LB, agent and client as processes, in all ways a packet can come."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from typing import Any
+
+import pytest
+
+from bus.messages import NodeState
+from tests.health.processes import eventually
+from tests.node.host_state import tool
+from tests.node.wire import CLIENT, HEADERS, VIP, Wire, echoed, inside, segment_limit, wire
+
+TIMESTAMPS = 12
+TEXT = bytes(range(256)) * 4_000
+
+
+def network(at: Wire) -> dict[str, Any]:
+    status = at.agent_status()
+    found: dict[str, Any] = status["network"] if status else {}
+    return found
+
+
+def bring_up(at: Wire) -> Any:
+    at.start_health()
+    agent = at.start_agent()
+    at.wait_for(NodeState.UP)
+    return agent
+
+
+def check_traffic(at: Wire) -> None:
+    client, line = at.connect()
+    with client:
+        assert line == f"{CLIENT} {VIP}\n"
+        header = HEADERS[at.encap] if at.mode == "l3" else 0
+        assert segment_limit(client) == 1500 - 40 - header - TIMESTAMPS
+        assert echoed(client, TEXT) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("mode", "encap", "options"),
+    [
+        ("l2", "ipip", ""),
+        ("l3", "ipip", ""),
+        ("l3", "gue", ""),
+        ("l3", "ipip", 'unwrap = "xdp"'),
+        ("l3", "gue", 'unwrap = "xdp"'),
+    ],
+)
+def test_a_client_is_answered_directly_and_all_is_taken_back(
+    mode: str, encap: str, options: str
+) -> None:
+    with wire(mode, encap, options) as at:
+        if "xdp" in options:  # veth has XDP for those whose other end sends whole packets
+            with inside(at.outside):
+                tool("ethtool", "-K", "far0", "tx", "off")
+        agent = bring_up(at)
+        check_traffic(at)
+        found = network(at)
+        assert (found["managed"], found["needed"], found["waiting_for"]) == (True, [VIP], [])
+        assert found["prepared"]["addresses"] == [VIP]
+        hook = "xdp priv0" if "xdp" in options else "tc priv0"
+        assert found["prepared"]["unwrapper"] == ([hook] if mode == "l3" else [])
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(30) == 0
+        assert at.node_state() == at.before
+
+
+def test_the_node_is_silent_about_the_vip() -> None:
+    with wire("l2") as at:
+        bring_up(at)
+        with inside(at.outside):
+            tool("ip", "route", "del", VIP)
+            tool("ip", "route", "add", VIP, "dev", "far0", "src", "10.81.0.10")
+            probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with probe:
+            probe.sendto(b"who has it?", (VIP, 9))
+
+            def asked_in_vain() -> bool:
+                with inside(at.outside):
+                    return "FAILED" in tool("ip", "neigh", "show", VIP)
+
+            eventually(asked_in_vain)
+
+
+@pytest.mark.parametrize("encap", ["ipip", "gue"])
+def test_a_killed_agent_leaves_everything_at_work(encap: str) -> None:
+    with wire("l3", encap) as at:
+        agent = bring_up(at)
+        client, _ = at.connect()
+        with client:
+            agent.kill()
+            agent.wait()
+            assert echoed(client, TEXT) == TEXT
+            check_traffic(at)
+            agent = at.start_agent()
+            eventually(lambda: network(at).get("prepared", {}).get("addresses") == [VIP])
+            at.wait_for(NodeState.UP)
+            assert echoed(client, TEXT) == TEXT
+        check_traffic(at)
+        agent.terminate()
+        assert agent.wait(30) == 0
+        assert at.node_state() == at.before
+
+
+def test_open_connections_are_waited_for() -> None:
+    with wire("l2") as at:
+        agent = bring_up(at)
+        client, _ = at.connect()
+        agent.terminate()
+        at.wait_for(NodeState.DRAINING)
+        eventually(lambda: (status := at.agent_status()) and status["activity"] == "leaving")
+        assert echoed(client, TEXT) == TEXT
+        assert agent.poll() is None
+        client.close()
+        assert agent.wait(30) == 0
+        assert at.node_state() == at.before
+
+
+def test_stop_takes_back_and_start_prepares_again() -> None:
+    with wire("l3") as at:
+        bring_up(at)
+        at.agent_status("POST", "/stop?drain_ms=0")
+        eventually(lambda: at.node_state() == at.before)
+        at.agent_status("POST", "/start")
+        at.wait_for(NodeState.UP)
+        check_traffic(at)
+
+
+def test_a_service_that_becomes_l4_needs_nothing_more() -> None:
+    with wire("l3") as at:
+        bring_up(at)
+        at.lb_file.write_text(
+            at.lb_file.read_text()
+            .replace('mode = "l3"', 'mode = "l4"')
+            .replace('encap = "ipip"\n', "")
+        )
+        at.command("reload")
+        eventually(lambda: at.node_state() == at.before)
+
+
+def test_who_may_not_touch_the_network_tells_what_is_missing() -> None:
+    with wire("l2", node_options="manage_network = false") as at:
+        bring_up(at)
+        assert at.node_state() == at.before
+        status = at.agent_status()
+        assert status is not None
+        assert status["waiting_for"].startswith(f"{VIP} is not on lo; net.ipv4.conf.all.arp_ignore")
+
+
+def test_a_node_that_cannot_be_prepared_does_not_serve() -> None:
+    with wire("l2") as at:
+        with inside(at.machine):
+            tool("ip", "address", "add", f"{VIP}/32", "dev", "priv0")
+        at.start_health()
+        at.start_agent()
+        node = at.wait_for(NodeState.DOWN)
+        assert node.reason.endswith(f"not prepared: {VIP} is an address of priv0,"
+                                    " expected it on lo alone")  # fmt: skip
+        with inside(at.machine):
+            tool("ip", "address", "del", f"{VIP}/32", "dev", "priv0")
+        at.wait_for(NodeState.UP)
