@@ -28,7 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 FORMAT_VERSION = 1
 
 
-class MalformedMessage(ValueError):
+class MalformedMessage(ValueError):  # noqa: N818 - it names what came, not a mistake of ours
     """A message that is not what its type says: the sender's fault, named in one line."""
 
 
