@@ -189,7 +189,7 @@ def stages() -> Iterator[Callable[..., Stage]]:
         yield make
 
 
-def clients(count: int, host: str = "192.0.2.7") -> list[Endpoint]:
+def clients(count: int, host: str = "203.0.113.7") -> list[Endpoint]:
     return [(host, 2000 + number) for number in range(count)]
 
 
@@ -272,7 +272,7 @@ def test_exhausted_ports_refuse_new_flows_by_name_and_harm_no_old_one(
     stage = stages(ports=PORTS)
     flows = exhausted(stage)
     before = stage.count("drop_no_port")
-    refused = clients(50, "192.0.2.8")
+    refused = clients(50, "203.0.113.8")
     assert [stage.request(client, SYN) for client in refused] == [None] * 50
     assert stage.count("drop_no_port") == before + 50
     stage.flood(5000)
@@ -287,7 +287,7 @@ def test_closed_flows_give_up_their_ports_at_once(stages: Callable[..., Stage]) 
     flows = exhausted(stage)
     for flow in flows[: PORTS // 2]:
         stage.close(flow)
-    fresh = [stage.open(client) for client in clients(1000, "192.0.2.8")]
+    fresh = [stage.open(client) for client in clients(1000, "203.0.113.8")]
     assert sum(flow is not None for flow in fresh) == PORTS // 2
     assert all(stage.works(flow) for flow in flows[PORTS // 2 :])
     assert all(stage.works(flow) for flow in fresh if flow is not None)
@@ -300,16 +300,16 @@ def test_idle_flows_give_up_their_ports_when_swept(stages: Callable[..., Stage])
     swept = finish(conntrack.sweep_established(stage.table("est"), later_ns))
     assert swept == SweepResult(0, 2 * PORTS)
     assert not any(stage.works(flow) for flow in flows)
-    fresh = [stage.open(client) for client in clients(1000, "192.0.2.8")]
+    fresh = [stage.open(client) for client in clients(1000, "203.0.113.8")]
     assert sum(flow is not None for flow in fresh) == PORTS
 
 
 def test_half_open_flows_hold_their_ports_for_seconds_only(stages: Callable[..., Stage]) -> None:
     stage = stages(ports=PORTS)
     stage.flood(2000)
-    assert stage.request(("192.0.2.8", 1), SYN) is None
+    assert stage.request(("203.0.113.8", 1), SYN) is None
     stage.scene.age("half", 4)
-    fresh = [stage.open(client) for client in clients(1000, "192.0.2.8")]
+    fresh = [stage.open(client) for client in clients(1000, "203.0.113.8")]
     assert sum(flow is not None for flow in fresh) == PORTS
 
 
