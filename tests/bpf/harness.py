@@ -118,17 +118,23 @@ class Rig:
         )
         self._counters = Counters(self.xdp_object.bpf, possible_cpus())
 
+    def function(self, hook: str) -> int:
+        """The fd of the program at that hook."""
+        if hook.startswith("xdp"):
+            return self.xdp_object.function(f"gale_{hook}", "xdp")
+        return self.tc_object.function(f"gale_{hook}", "tc")
+
     def xdp_public(self, packet: bytes, ingress_ifindex: int = LOOPBACK) -> Result:
-        return run_xdp(self.xdp_object.function("gale_xdp_public", "xdp"), packet, ingress_ifindex)
+        return run_xdp(self.function("xdp_public"), packet, ingress_ifindex)
 
     def tc_public(self, packet: bytes, ingress_ifindex: int = LOOPBACK) -> Result:
-        return run_tc(self.tc_object.function("gale_tc_public", "tc"), packet, ingress_ifindex)
+        return run_tc(self.function("tc_public"), packet, ingress_ifindex)
 
     def tc_private(self, packet: bytes, ingress_ifindex: int = LOOPBACK) -> Result:
-        return run_tc(self.tc_object.function("gale_tc_private", "tc"), packet, ingress_ifindex)
+        return run_tc(self.function("tc_private"), packet, ingress_ifindex)
 
     def xdp_reply(self, packet: bytes, ingress_ifindex: int = LOOPBACK) -> Result:
-        return run_xdp(self.xdp_object.function("gale_xdp_reply", "xdp"), packet, ingress_ifindex)
+        return run_xdp(self.function("xdp_reply"), packet, ingress_ifindex)
 
     def table(self, name: str) -> Table:
         """A map, with `Key` and `Leaf` as the C source declares them."""

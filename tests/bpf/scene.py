@@ -31,6 +31,7 @@ from scapy.layers.l2 import Ether
 
 from bpf.syscall import possible_cpus, read_entries, write_entries
 from services.dataplane.counters import Counters, hooks, reasons
+from services.dataplane.kernel import service_places
 from tests.bpf.harness import (
     LOOPBACK,
     PEER_MAC,
@@ -74,7 +75,6 @@ REPLY_HOOKS = ("tc_private", "xdp_reply")
 _COUNTED_AS = {"xdp_reply": "xdp_private"}
 
 _HOOKS, _NAMES = hooks(), list(reasons())
-_REASONS_PER_HOOK = 64
 _FORWARDS, _DROPS = _NAMES.index("forward_first"), _NAMES.index("drop_first")
 _VERDICTS = {
     "pass": (XdpVerdict.PASS, TcVerdict.UNSPEC),
@@ -152,7 +152,7 @@ class Scene:
                 table[number] = table.Leaf()
         self._seats.clear()
         self.settings()
-        self._seen = self._verdicts()
+        self._seen = self.counted()
 
     # ------------------------------------------------------------------- filling the maps
 
@@ -193,15 +193,25 @@ class Scene:
             "snat_ports": PORTS,
             **fields,
         }
-        table[self.service_key(at, protocol)] = table.Leaf(**values)
+        key = {
+            "address": address(at[0]),
+            "port": socket.htons(at[1]),
+            "protocol": PROTOCOLS[protocol],
+        }
+        table[self._place(**key)] = table.Leaf(**key, **values)
         for seat in seats:
             if seat and seat not in self._seats:
                 self.seat(seat, service=number)
         self.ring(number, seats)
 
-    def service_key(self, at: tuple[str, int], protocol: str) -> Any:
-        key = self.programs.table("services").Key
-        return key(address=address(at[0]), port=socket.htons(at[1]), protocol=PROTOCOLS[protocol])
+    def _place(self, **key: int) -> int:
+        """Where a service stands, or the first of its places that is free."""
+        table = self.programs.table("services")
+        for place in service_places(**key):
+            leaf = table[place]
+            if leaf.port == 0 or all(getattr(leaf, name) == value for name, value in key.items()):
+                return place
+        raise AssertionError("a scene of a handful of services always has a free place")
 
     def ring(self, number: int, seats: Iterable[int]) -> None:
         wanted = tuple(seats)
@@ -237,29 +247,29 @@ class Scene:
     def send(self, hook: str, packet: bytes) -> Outcome:
         """Run one packet through one hook, and judge what must hold of every packet."""
         result: Result = self._runs[hook](packet)
-        seen = self._verdicts()
+        seen = self.counted()
         counted, self._seen = seen - self._seen, seen
-        (places,) = counted.nonzero()
-        assert counted.sum() == 1, f"one reason is counted: {places} {counted[places]}"
-        number, place = divmod(int(places[0]), _REASONS_PER_HOOK)
+        places = np.argwhere(counted).tolist()
+        assert counted.sum() == 1, f"one reason is counted: {places}"
+        number, place = places[0]
         assert _HOOKS[number] == _COUNTED_AS.get(hook, hook)
         reason = _NAMES[place]
         judge(hook, packet, result, reason)
         return Outcome(reason, result.packet)
 
-    def _verdicts(self) -> NDArray[np.int64]:
-        """Packets by hook and reason, of all CPUs."""
+    def counted(self) -> NDArray[np.int64]:
+        """Packets by hook (rows) and reason (columns), of all CPUs."""
         cpus = possible_cpus()
         batches = read_entries(self.programs.table("verdicts").map_fd)
         counts = [np.frombuffer(raw, np.int64).reshape(-1, cpus) for _, raw in batches]
         summed: NDArray[np.int64] = np.concatenate(counts).sum(axis=1)
-        return summed
+        return summed.reshape(len(_HOOKS), -1)
 
     def flood(self, hook: str, packets: Iterable[bytes]) -> None:
         """Many packets, unjudged."""
         for packet in packets:
             self._runs[hook](packet)
-        self._seen = self._verdicts()
+        self._seen = self.counted()
 
     def expect(self, hook: str, packet: bytes, reason: str, out: bytes | None = None) -> Outcome:
         """`send`, for this reason, and with exactly this packet coming out."""
