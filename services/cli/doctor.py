@@ -22,8 +22,11 @@ import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
+import httpx
 import typer
 from rich.text import Text
 
@@ -57,6 +60,10 @@ RESERVED_PORTS = "net/ipv4/ip_local_reserved_ports"
 JIT = "net/core/bpf_jit_enable"
 RP_FILTER = "net/ipv4/conf/{}/rp_filter"
 STRICT = 1
+ARP_IGNORE = "net/ipv4/conf/all/arp_ignore"
+ARP_ANNOUNCE = "net/ipv4/conf/all/arp_announce"
+LOOPBACK = "lo"
+UNWRAPPER = "gale_unwrap"
 
 
 class Level(StrEnum):
@@ -126,6 +133,7 @@ def _examine_lb(config: LbConfig, bpf_dir: Path) -> Findings:
     yield from xdp_findings(config, machine)
     yield from mtu_findings(config, machine)
     yield from return_path_findings(config, machine)
+    yield from client_address_findings(config, machine)
     yield from port_findings(config, machine)
 
 
@@ -352,6 +360,36 @@ def return_path_findings(config: LbConfig, machine: Machine) -> Findings:
             yield Finding(Level.OK, "rp_filter", f"{how} on {name}, and the programs run before it")
 
 
+def client_address_findings(config: LbConfig, machine: Machine) -> Findings:
+    """snat = false: the reply must come back through this LB, or nobody knows its sender."""
+    names = [each.name for each in config.services if each.mode == "l4" and not each.snat]
+    public = machine.links.get(config.local.net_interface_public)
+    private = machine.links.get(config.local.net_interface_private)
+    if not names or public is None or private is None:
+        return
+    services = f"service {', '.join(names)}, snat = false"
+    shared = sorted(
+        ours
+        for ours in public.networks
+        if any(ip_network(ours).overlaps(ip_network(theirs)) for theirs in private.networks)
+    )
+    if shared:
+        yield Finding(
+            Level.FAIL,
+            "snat",
+            f"clients and nodes share {', '.join(shared)}: a node answers its neighbours directly,"
+            f" and they expect the VIP ({services})",
+            "snat = true, or mode l2, or another network for the nodes",
+        )
+    else:
+        yield Finding(
+            Level.OK,
+            "snat",
+            f"nodes see the clients' own addresses, and must reach them through this LB's address"
+            f" on {private.name} ({services})",
+        )
+
+
 def port_findings(config: LbConfig, machine: Machine) -> Findings:
     """The SNAT ports must not be the ones the kernel gives to this machine's own connections."""
     low, high = map(int, (machine.sysctl(PORT_RANGE) or "32768 60999").split())
@@ -398,8 +436,19 @@ def _strict_rp_filter(machine: Machine, name: str) -> bool:
 
 def _examine_node(config: NodeConfig, bpf_dir: Path) -> Findings:
     names = sorted(name for _, name in socket.if_nameindex() if name != "lo")
-    sysctls = [RP_FILTER.format(name) for name in ("all", *names)]
-    machine = read_machine(names, sysctls, bpf_dir)
+    sysctls = [ARP_IGNORE, ARP_ANNOUNCE, *(RP_FILTER.format(name) for name in ("all", *names))]
+    machine = read_machine([*names, LOOPBACK], sysctls, bpf_dir)
+    network = ask_agent(config.local.api_port)
+    if network is None:
+        yield Finding(
+            Level.WARN,
+            "agent",
+            f"does not answer on port {config.local.api_port}:"
+            " what modes l2 and l3 need here is not known",
+            "supervisorctl start gale-node:*",
+        )
+    else:
+        yield from direct_return_findings(network, machine)
     for endpoint in config.load_balancer.addresses:
         yield reach_finding(endpoint.host, endpoint.port)
     listening = {each.port for each in machine.listeners}
@@ -421,6 +470,79 @@ def _examine_node(config: NodeConfig, bpf_dir: Path) -> Findings:
                 f"strict on {name}: in mode l3, what comes out of a tunnel may be dropped",
                 f"sysctl -w {RP_FILTER.format(name).replace('/', '.')}=2",
             )
+
+
+def ask_agent(port: int) -> dict[str, Any] | None:
+    """What the agent's status says of the network; None: no agent answers."""
+    try:
+        # The proxy of the environment is for the world outside, not for this machine.
+        with httpx.Client(trust_env=False, timeout=CONNECT_TIMEOUT_S) as client:
+            status = client.get(f"http://127.0.0.1:{port}/status").json()
+        network = status["network"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return None
+    return network if isinstance(network, dict) else None
+
+
+def direct_return_findings(network: dict[str, Any], machine: Machine) -> Findings:
+    """Modes l2 and l3: what the node needs to answer clients itself, as the machine is now."""
+    needed, tunnelled = network["needed"], network["tunnelled"]
+    if not needed:
+        yield Finding(Level.OK, "direct return", "no service asks for it")
+        return
+    own = machine.links[LOOPBACK].addresses if LOOPBACK in machine.links else ()
+    for address in needed:
+        holder = next((n for n, each in machine.links.items() if address in each.addresses), "")
+        if address in own:
+            yield Finding(Level.OK, "direct return", f"{address} is on lo")
+        else:
+            yield Finding(
+                Level.FAIL,
+                "direct return",
+                f"{address} is not on lo" + (f" but on {holder}" if holder else ""),
+                f"ip address add {address}/32 dev lo scope host",
+            )
+    for name, least in ((ARP_IGNORE, 1), (ARP_ANNOUNCE, 2)):
+        value = int(machine.sysctl(name) or 0)
+        dotted = name.replace("/", ".")
+        if value < least:
+            yield Finding(
+                Level.FAIL,
+                "ARP",
+                f"{dotted} is {value}: this node would claim the VIP for itself",
+                f"sysctl -w {dotted}={least}",
+            )
+        else:
+            yield Finding(Level.OK, "ARP", f"{dotted} is {value}")
+    if tunnelled:
+        yield unwrapper_finding(bool(network["managed"]), machine)
+    for missing in network["waiting_for"]:
+        yield Finding(Level.WARN, "agent", f"waits: {missing}")
+
+
+def unwrapper_finding(managed: bool, machine: Machine) -> Finding:
+    """Mode l3: somebody must take off the outer header."""
+    found = [
+        f"{attachment} on {attachment.interface}"
+        for link in machine.links.values()
+        for attachment in link.attached
+        if attachment.name == UNWRAPPER
+    ]
+    if found:
+        return Finding(Level.OK, "unwrapper", ", ".join(found))
+    if managed:
+        return Finding(
+            Level.FAIL,
+            "unwrapper",
+            "attached to no interface: wrapped packets are dropped",
+            "see the agent's log",
+        )
+    return Finding(
+        Level.WARN,
+        "unwrapper",
+        "none of Gale's: only a tunnel device of your own unwraps packets",
+        "manage_network = true",
+    )
 
 
 def reach_finding(host: str, port: int) -> Finding:

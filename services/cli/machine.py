@@ -46,6 +46,8 @@ class Link:
     old_ingress: bool
     """An `ingress` qdisc, in whose place clsact cannot be put."""
     attached: tuple[Attachment, ...]
+    networks: tuple[str, ...] = ()
+    """Of its addresses: 10.0.0.0/24."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ def _link(netlink: IPRoute, name: str, bpf_dir: Path) -> Link | None:
         index = socket.if_nametoindex(name)
         message = netlink.get_links(index)[0]
         info = message.get_attr("IFLA_LINKINFO")
+        addresses = netlink.get_addr(family=socket.AF_INET, index=index)
         kinds = [qdisc.get_attr("TCA_KIND") for qdisc in netlink.get_qdiscs(index)]
         return Link(
             name=name,
@@ -112,15 +115,21 @@ def _link(netlink: IPRoute, name: str, bpf_dir: Path) -> Link | None:
             carrier=bool(message["flags"] & _IFF_LOWER_UP),
             addresses=tuple(
                 address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS")
-                for address in netlink.get_addr(family=socket.AF_INET, index=index)
+                for address in addresses
             ),
             lro=_lro(name),
             xdp_features=_xdp_features(index),
             old_ingress="ingress" in kinds,
             attached=tuple(attachments(netlink, name, bpf_dir)),
+            networks=tuple(_network(address) for address in addresses),
         )
     except (OSError, NetlinkError, NoSuchInterfaceError):
         return None
+
+
+def _network(address: Any) -> str:
+    place = f"{address.get_attr('IFA_ADDRESS')}/{address['prefixlen']}"
+    return str(ipaddress.ip_network(place, strict=False))
 
 
 def _lro(name: str) -> bool | None:

@@ -16,11 +16,15 @@ from conf import LbConfig, load_lb
 from services.cli import doctor as doctor_module
 from services.cli.attachments import Attachment
 from services.cli.doctor import (
+    ARP_ANNOUNCE,
+    ARP_IGNORE,
     JIT,
     PORT_RANGE,
     RESERVED_PORTS,
     Finding,
     bpf_directory_findings,
+    client_address_findings,
+    direct_return_findings,
     kernel_findings,
     link_findings,
     mtu_findings,
@@ -205,6 +209,13 @@ def test_a_node_whose_lb_and_server_are_away(tmp_path: Path) -> None:
     assert found["web"]["level"] == "warn"
 
 
+def test_an_agent_that_does_not_answer(tmp_path: Path, listener: socket.socket) -> None:
+    port = listener.getsockname()[1]
+    code, found = node_report(tmp_path / "node.toml", port, port)
+    assert (code, found["agent"]["level"]) == (0, "warn")
+    assert "does not answer on port 5556" in found["agent"]["message"]
+
+
 def test_a_name_nobody_knows() -> None:
     finding = reach_finding("nobody.invalid", 7070)
     assert (finding.level.value, finding.remedy) == ("fail", "DNS, mDNS or /etc/hosts")
@@ -366,6 +377,36 @@ def test_listeners_are_named(config: Callable[..., LbConfig]) -> None:
     assert said.message.startswith("5555 (api_port), 7070 (node_port), 9999 lie among")
 
 
+@pytest.mark.parametrize(
+    ("public", "private", "service", "wanted"),
+    [
+        ("10.80.0.0/24", "10.80.0.0/24", "snat = false", ["fail"]),
+        ("10.80.0.0/16", "10.80.1.0/24", "snat = false", ["fail"]),
+        ("10.80.0.0/24", "10.81.0.0/24", "snat = false", ["ok"]),
+        ("10.80.0.0/24", "10.80.0.0/24", "", []),
+        ("10.80.0.0/24", "10.80.0.0/24", 'mode = "l2"', []),
+    ],
+)
+def test_client_addresses_are_kept_only_across_networks(
+    tmp_path: Path, public: str, private: str, service: str, wanted: list[str]
+) -> None:
+    path = tmp_path / "lb.toml"
+    path.write_text(f'{LB_CONFIG}[[services]]\nname = "web"\nport = 80\n{service}\n')
+    there = machine(link("pub0", networks=(public,)), link("priv0", networks=(private,)))
+    assert levels(client_address_findings(load_lb(path), there)) == wanted
+
+
+def test_a_shared_network_is_found_on_the_machine(namespace: Namespace) -> None:
+    namespace.config.write_text(f'{LB_CONFIG}[[services]]\nname = "web"\nport = 80\nsnat = false\n')
+    _, found = examine(namespace)
+    assert "snat" not in {each["check"] for each in found["fail"]}
+    namespace.run("ip", "address", "add", "10.80.0.77/24", "dev", "priv0")
+    code, found = examine(namespace)
+    (said,) = [each for each in found["fail"] if each["check"] == "snat"]
+    assert code == 1
+    assert said["message"].startswith("clients and nodes share 10.80.0.0/24")
+
+
 def test_the_ports_are_those_of_the_node_table() -> None:
     ports = doctor_module.SNAT_PORTS
     assert (ports[0], len(ports)) == (table.FIRST_PORT, table.OWN_ADDRESS_PORTS)
@@ -385,3 +426,58 @@ def test_a_directory_elsewhere_is_no_bpffs(tmp_path: Path) -> None:
 def test_mount_of() -> None:
     assert mount_of(Path("/proc/self/net")) == (Path("/proc"), "proc")
     assert mount_of(Path("/no/such/place"))[0] == Path("/")
+
+
+# --------------------------------------------------------------------------- direct return
+
+
+VIP = "10.80.0.100"
+SILENT = {ARP_IGNORE: "1", ARP_ANNOUNCE: "2"}
+
+
+def on_lo(*addresses: str) -> Link:
+    return link("lo", addresses=("127.0.0.1", *addresses))
+
+
+def unwrapping(**more: Any) -> Link:
+    attached = Attachment("priv0", "tc", "bpf", 0, "gale_unwrap", True, 1, 1)
+    return link("priv0", attached=(attached,), **more)
+
+
+def network(*needed: str, **more: Any) -> dict[str, Any]:
+    plain = {"managed": True, "needed": needed, "tunnelled": [], "waiting_for": []}
+    return plain | more
+
+
+def test_direct_return_that_nobody_asks_for() -> None:
+    assert levels(direct_return_findings(network(), machine())) == ["ok"]
+
+
+def test_a_node_ready_for_direct_return() -> None:
+    ready = machine(on_lo(VIP), unwrapping(), sysctls=SILENT)
+    assert levels(direct_return_findings(network(VIP, tunnelled=[VIP]), ready)) == ["ok"] * 4
+
+
+@pytest.mark.parametrize(
+    ("there", "sysctls", "more", "message"),
+    [
+        ((on_lo(),), SILENT, {}, f"{VIP} is not on lo"),
+        ((on_lo(), link("eth0", addresses=(VIP,))), SILENT, {}, f"{VIP} is not on lo but on eth0"),
+        ((on_lo(VIP),), {ARP_ANNOUNCE: "2"}, {}, "arp_ignore is 0"),
+        ((on_lo(VIP),), SILENT | {ARP_ANNOUNCE: "1"}, {}, "arp_announce is 1"),
+        ((on_lo(VIP), link("priv0")), SILENT, {"tunnelled": [VIP]}, "attached to no interface"),
+    ],
+)
+def test_what_stops_direct_return(
+    there: tuple[Link, ...], sysctls: dict[str, str], more: dict[str, Any], message: str
+) -> None:
+    found = list(direct_return_findings(network(VIP, **more), machine(*there, sysctls=sysctls)))
+    (failed,) = [each for each in found if each.level.value == "fail"]
+    assert message in failed.message
+    assert failed.remedy
+
+
+def test_an_operator_may_unwrap_by_a_device_of_his_own() -> None:
+    said = network(VIP, tunnelled=[VIP], managed=False, waiting_for=["something"])
+    there = machine(on_lo(VIP), sysctls=SILENT)
+    assert levels(direct_return_findings(said, there)) == ["ok", "ok", "ok", "warn", "warn"]

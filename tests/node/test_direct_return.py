@@ -10,7 +10,7 @@ import pytest
 
 from bus.messages import NodeState
 from tests.health.processes import eventually
-from tests.node.host_state import tool
+from tests.node.host_state import snapshot, tool, write_setting
 from tests.node.wire import CLIENT, HEADERS, VIP, Wire, echoed, inside, segment_limit, wire
 
 TIMESTAMPS = 12
@@ -66,6 +66,28 @@ def test_a_client_is_answered_directly_and_all_is_taken_back(
         agent.send_signal(signal.SIGTERM)
         assert agent.wait(30) == 0
         assert at.node_state() == at.before
+
+
+@pytest.mark.parametrize("mode", ["l2", "l3"])
+def test_a_node_that_answers_through_another_interface(mode: str) -> None:
+    with wire(mode) as at:
+        with inside(at.outside):
+            tool("ip", "link", "add", "far1", "type", "veth", "peer", "name", "pub0",
+                 "netns", at.machine)  # fmt: skip
+            tool("ip", "link", "set", "far1", "up")
+            tool("ip", "address", "add", "10.80.0.254/24", "dev", "far1")
+            write_setting("far1/rp_filter", 0)
+        with inside(at.machine):
+            tool("ip", "link", "set", "pub0", "up")
+            tool("ip", "address", "add", "10.80.0.20/24", "dev", "pub0")
+            write_setting("pub0/rp_filter", 0)
+            write_setting("priv0/rp_filter", 1)
+            before = snapshot()
+        agent = bring_up(at)
+        check_traffic(at)
+        agent.terminate()
+        assert agent.wait(30) == 0
+        assert at.node_state() == before
 
 
 def test_the_node_is_silent_about_the_vip() -> None:

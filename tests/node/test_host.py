@@ -17,7 +17,7 @@ import pytest
 
 from bpf.syscall import ProgramKind
 from services.node import host as host_module
-from services.node.clamp import TABLE
+from services.node.clamp import TABLE, clamp
 from services.node.direct import NOTHING_NEEDED, Need
 from services.node.host import Host, Order, Report, open_flows
 from services.node.record import FILE_NAME
@@ -184,6 +184,23 @@ def test_from_tc_to_xdp_and_back(machine: Machine) -> None:
     assert snapshot()["xdp"]["priv0"] is None
 
 
+def test_the_address_is_never_there_unsilenced(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = machine.host()
+    seen: list[tuple[str, str, str]] = []
+    change = host._address
+
+    def watched(verb: str, address: str) -> None:
+        seen.append((verb, read_setting("all/arp_ignore"), read_setting("all/arp_announce")))
+        change(verb, address)
+
+    monkeypatch.setattr(host, "_address", watched)
+    host.settle(order())
+    host.settle(Order())
+    assert seen == [("add", "1", "2"), ("del", "1", "2")]
+
+
 # --------------------------------------------------------------------------- restarts
 
 
@@ -248,7 +265,7 @@ def test_killed_between_any_two_steps(
         patch.setattr(host._record, "save", deadly(host._record.save))
         patch.setattr(host._unwrapper, "ensure", deadly(host._unwrapper.ensure))
         patch.setattr(host._unwrapper, "remove", deadly(host._unwrapper.remove))
-        patch.setattr(host_module, "clamp", deadly(host_module.clamp))
+        patch.setattr(host_module, "clamp", deadly(clamp))
         with contextlib.suppress(KilledError):
             host.settle(order() if direction == "there" else Order())
     after_death = machine.host()
