@@ -222,6 +222,7 @@ def test_node_defaults(tmp_path: Path) -> None:
     assert config.node.name
     assert config.node.weight == 1
     assert config.node.manage_network
+    assert config.node.unwrap == "tc"
     assert config.services == ()
     assert config.local.api_port == 5556
 
@@ -232,6 +233,7 @@ def test_node_services(tmp_path: Path) -> None:
     name = "node-0"
     weight = 3
     manage_network = false
+    unwrap = "xdp"
     [[services]]
     name = "default"
     port = 8080
@@ -247,6 +249,7 @@ def test_node_services(tmp_path: Path) -> None:
     config = _node(tmp_path, text)
     assert (config.node.name, config.node.weight) == ("node-0", 3)
     assert not config.node.manage_network
+    assert config.node.unwrap == "xdp"
     plain, web, dns = (service.check for service in config.services)
     assert (plain.type, plain.path, plain.interval_ms, plain.timeout_ms) == ("tcp", "/", 500, 500)
     assert (web.type, web.path, web.interval_ms, web.timeout_ms) == (

@@ -414,6 +414,22 @@ def test_leaving_does_not_wait_for_ever() -> None:
     assert rig.activity() is Activity.ENDED
 
 
+def test_leaving_waits_for_connections_that_would_break() -> None:
+    for lasting_ms in (LEAVE_LIMIT_MS + 1_000, DRAIN_MS + 1_000):
+        rig = Rig()
+        rig.admit()
+        rig.agent.leave(rig.now_ms)
+        rig.agent.open_flows = 1
+        rig.collect()
+        rig.hear(welcome(NodeState.DRAINING))
+        rig.wait(min(lasting_ms, DRAIN_MS) - 1)
+        assert rig.activity() is Activity.LEAVING
+        assert rig.beats()[-1].status is SHUTTING_DOWN
+        rig.agent.open_flows = int(lasting_ms > DRAIN_MS)
+        rig.wait(1)
+        assert rig.activity() is Activity.ENDED
+
+
 def test_who_is_admitted_nowhere_leaves_at_once() -> None:
     rig = Rig()
     rig.agent.leave(rig.now_ms)
@@ -428,6 +444,58 @@ def test_who_was_stopped_leaves_at_once() -> None:
     rig.wait(1)
     rig.agent.leave(rig.now_ms)
     assert rig.activity() is Activity.ENDED
+
+
+# ----------------------------------------------------------------- direct return
+
+
+def test_what_the_lbs_offer_outlives_their_connections() -> None:
+    rig = Rig(lbs=(LB, OTHER))
+    rig.connect()
+    assert (rig.agent.offers(), rig.agent.heard_all) == ((), False)
+    rig.hear(welcome())
+    assert (rig.agent.offers(), rig.agent.heard_all) == ((offer("default", 8080),), False)
+    rig.agent.disconnected(LB, "gone")
+    assert rig.agent.offers() == (offer("default", 8080),)
+    rig.connect(OTHER)
+    rig.hear(welcome(), OTHER)
+    assert rig.agent.heard_all
+    rig.agent.configure(AgentConfig("node-0", 1, (LB,), ()), rig.now_ms)
+    assert rig.agent.offers() == (offer("default", 8080),)
+
+
+def test_nothing_is_said_before_the_machine_is_prepared() -> None:
+    rig = Rig()
+    rig.connect()
+    rig.hear(welcome())
+    rig.agent.prepared(False, "", rig.now_ms)
+    rig.check()
+    rig.wait(INTERVAL_MS)
+    assert rig.beats() == []
+    rig.agent.prepared(True, "", rig.now_ms)
+    rig.collect()
+    assert rig.beats()[-1].status is SERVING
+
+
+def test_who_serves_goes_on_while_more_is_prepared() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.agent.prepared(False, "", rig.now_ms)
+    rig.wait(INTERVAL_MS)
+    assert rig.beats()[-1].status is SERVING
+
+
+def test_who_cannot_be_prepared_does_not_serve() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.agent.prepared(True, "no room on lo", rig.now_ms)
+    rig.collect()
+    assert (rig.beats()[-1].status, rig.beats()[-1].reason) == (
+        NOT_SERVING, "not prepared: no room on lo",
+    )  # fmt: skip
+    rig.agent.prepared(True, "", rig.now_ms)
+    rig.collect()
+    assert rig.beats()[-1].status is SERVING
 
 
 # ----------------------------------------------------------------- configuration
