@@ -9,7 +9,7 @@
  * `name.lookup(&key)`, `name.update(&key, &value)`, `name.insert(&key, &value)` (NOEXIST) and
  * `name.delete(&key)` as always with bcc; not from within a macro, which bcc does not rewrite.
  *
- * Pinning is no business of the C source: bcc makes every map new, and services/dataplane/pins.py
+ * Pinning is no business of the C source: bcc makes every map new, and bpf/pins.py
  * puts the pinned one in its place, once it has seen that both have the same shape. bcc's own way
  * (BPF_TABLE_PINNED) takes any pin it finds without a look, and opens it by its id, which the
  * kernel allows to CAP_SYS_ADMIN only: more than a load balancer's process should have.
