@@ -18,7 +18,7 @@
 #endif
 
 GALE_MAP("array", int, struct settings, settings, 1, 0);
-GALE_MAP("hash", struct service_key, struct service, services, MAX_SERVICES, 0);
+GALE_MAP("array", int, struct service, services, SERVICE_PLACES, 0);
 GALE_MAP("array", int, struct ring_entry, ring, MAX_SERVICES *RING_ENTRIES, 0);
 GALE_MAP("array", int, struct seat, seats, MAX_SEATS, 0);
 

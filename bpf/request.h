@@ -11,6 +11,7 @@
 #include "fragment.h"
 #include "icmp.h"
 #include "rate.h"
+#include "service.h"
 #include "answer.h"
 
 static __always_inline void count_in(struct seat_counters *counters, const struct packet *packet)
@@ -189,7 +190,6 @@ static __always_inline enum reason error_to_node(context_t *ctx, struct packet *
 static __always_inline enum reason forward_request(context_t *ctx, struct packet *packet,
 						   const struct settings *own)
 {
-	struct service_key service_key = {};
 	struct service *service;
 	struct flow *flow;
 
@@ -207,10 +207,7 @@ static __always_inline enum reason forward_request(context_t *ctx, struct packet
 			forget_established(&packet->key, flow); /* the same ports, a new flow */
 		}
 	}
-	service_key.address = packet->key.daddr;
-	service_key.port = packet->key.dport;
-	service_key.protocol = packet->key.protocol;
-	service = services.lookup(&service_key);
+	service = find_service(&packet->key);
 	if (!service)
 		return REASON_pass_not_for_service;
 	if (unlikely(packet->key.saddr == packet->key.daddr))

@@ -14,6 +14,8 @@
 #define RING_LANES 4	 /* seats in one 8-byte entry of the ring */
 #define RING_ENTRIES 16385
 #define MAX_SERVICES 64
+#define SERVICE_PLACES 1024 /* few of them taken, so that an entry always finds one of its own */
+#define SERVICE_PROBES 4
 #define MAX_SEATS 8192
 #define NO_SEAT 0
 
@@ -46,14 +48,19 @@ struct service_key {
 #define SERVICE_NO_SNAT 2 /* L4: nodes see the client's address and answer through this LB */
 #define SERVICE_GUE 4	  /* L3: UDP and GUE instead of IP in IP */
 
+/* One entry of the table in service.h. It begins with its key; port 0 means a free place. */
 struct service {
+	__be32 address;
+	__be16 port;
+	__u8 protocol;
+	__u8 padding;
 	__u16 id;
 	__u8 mode;
 	__u8 flags;
 	__be32 snat_address;
 	__u16 snat_first_port; /* host order: it is calculated with */
 	__u16 snat_ports;
-	__u32 padding;
+	__u32 padding2;
 	__u64 identity; /* hash of the service's name: a restarted process adopts ids by it */
 };
 
@@ -169,5 +176,6 @@ struct fragment {
 _Static_assert(sizeof(struct flow_key) == 16, "a flow's key is 16 bytes");
 _Static_assert(sizeof(struct flow) == 64, "a conntrack entry is one cache line");
 _Static_assert(sizeof(struct seat) == 64, "a seat is one cache line");
+_Static_assert(sizeof(struct service_key) == 8, "a service's key is compared as one word");
 
 #endif

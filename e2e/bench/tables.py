@@ -1,15 +1,13 @@
 """Filling the programs' maps directly, as a benchmark's stand-in for the control plane.
 
-The layouts are bcc's (`Key`, `Leaf`), seen as numpy types: a million conntrack entries are made by
-arithmetic on columns and written by batches. Values in network order are numbers here as the
-machine reads those bytes (`address`, `port`), which is how the C source's __be32 and __be16 look to
-Python.
+Services, nodes and rings are written by the dataplane's own hand (kernel.py). Established flows, of
+which there are to be a million, are made here, by arithmetic on columns: layouts are bcc's (`Key`,
+`Leaf`), seen as numpy types.
 """
 
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,32 +17,18 @@ from numpy.typing import NDArray
 
 from bpf.loader import LoadedObject
 from bpf.syscall import possible_cpus, write_entries
-from services.dataplane import ring
+from bus.messages import Affinity, Encapsulation, Mode, Protocol
+from services.dataplane import plan, ring
+from services.dataplane.kernel import Kernel, Settings, address_word, port_word
+from services.dataplane.nexthop import NextHop
+from services.dataplane.plan import ENTRIES, LANES, NO_SEAT, SeatWrite, ServiceWrite, SlotsWrite
 
 TCP = 6
-RING_LANES = 4
-RING_ENTRIES = (ring.SLOTS + RING_LANES - 1) // RING_LANES
-SEAT_RESOLVED, SEAT_UP = 1, 2
 FLOW_ESTABLISHED = 2
-MODES = {"l2": 2, "l3": 3, "l4": 4}
-SERVICE_GUE = 4
-REQUEST, REPLY = 0, 1
+REPLY = 1
 _BATCH = 1 << 17
 _HASH_SEED = 0x9E3779B97F4A7C15
-
-
-def address(dotted: str) -> int:
-    """An IPv4 address as a __be32 in this machine's eyes."""
-    return int.from_bytes(socket.inet_aton(dotted), sys.byteorder)
-
-
-def port(number: int) -> int:
-    """A port as a __be16 in this machine's eyes."""
-    return socket.htons(number)
-
-
-def mac(text: str) -> tuple[int, ...]:
-    return tuple(bytes.fromhex(text.replace(":", "")))
+_MTU = 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +40,16 @@ class Seat:
     ifindex: int
     destination_mac: str
     source_mac: str
-    mtu: int = 1500
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The one service of a benchmark; its SNAT ports are those of this LB's slice."""
+    """A service of a benchmark; its SNAT ports are those of this LB's slice."""
 
     vip: str
     port: int
-    mode: str
-    gue: bool = False
+    mode: Mode
+    encap: Encapsulation = Encapsulation.IPIP
     snat_address: str = "0.0.0.0"
     snat_first_port: int = 1024
     snat_ports: int = 8192
@@ -79,58 +62,19 @@ class Tables:
     def __init__(self, loaded: LoadedObject) -> None:
         self._bpf = loaded.bpf
 
-    def fill(self, service: Service, seats: Sequence[Seat], public: int, private: int) -> None:
-        """Settings, one service, its nodes and its ring."""
-        self._write_settings(service, public, private)
-        self._write_service(service)
-        self._write_seats(service, seats)
-        self._write_ring(len(seats))
-
-    def _write_settings(self, service: Service, public: int, private: int) -> None:
-        settings = self.values("settings", 1)
-        settings["hash_seed"] = _HASH_SEED
-        settings["public_ifindex"], settings["private_ifindex"] = public, private
-        settings["l4_services"] = service.mode == "l4"
-        settings["cpus"] = possible_cpus()
-        settings["public_mtu"] = 65535
-        settings["outer_prefix"] = address("10.200.0.0")
-        self.write("settings", np.zeros(1, np.int32), settings)
-
-    def _write_service(self, service: Service) -> None:
-        key = self.keys("services", 1)
-        key["address"], key["port"], key["protocol"] = (
-            address(service.vip),
-            port(service.port),
-            TCP,
-        )
-        value = self.values("services", 1)
-        value["mode"] = MODES[service.mode]
-        value["flags"] = SERVICE_GUE if service.gue else 0
-        value["snat_address"] = address(service.snat_address)
-        value["snat_first_port"] = service.snat_first_port
-        value["snat_ports"] = service.snat_ports
-        self.write("services", key, value)
-
-    def _write_seats(self, service: Service, seats: Sequence[Seat]) -> None:
-        values = self.values("seats", len(seats))
-        for value, seat in zip(values, seats, strict=True):
-            value["address"] = value["next_hop"] = address(seat.address)
-            value["port"] = port(seat.port)
-            value["ifindex"] = seat.ifindex
-            value["destination_mac"] = mac(seat.destination_mac)
-            value["source_mac"] = mac(seat.source_mac)
-            value["mtu"] = seat.mtu
-            value["flags"] = SEAT_RESOLVED | SEAT_UP
-            value["outer_source"] = address(service.outer_source)
-        # Seat 0 means none.
-        self.write("seats", np.arange(1, len(seats) + 1, dtype=np.int32), values)
-
-    def _write_ring(self, nodes: int) -> None:
-        members = [ring.Member(f"node-{number}", 1) for number in range(nodes)]
-        slots = ring.build(members, _HASH_SEED, "benchmark") + 1
-        padded = np.zeros(RING_ENTRIES * RING_LANES, np.uint16)
-        padded[: slots.size] = slots
-        self.write("ring", np.arange(RING_ENTRIES, dtype=np.int32), padded)
+    def fill(
+        self, services: Sequence[tuple[Service, Sequence[Seat]]], public: int, private: int
+    ) -> None:
+        """Settings, and each service with its nodes and its ring, as the dataplane writes them."""
+        kernel = Kernel(self._bpf)
+        kernel.write_settings(_settings(services, public, private))
+        first = NO_SEAT + 1
+        for number, (service, seats) in enumerate(services):
+            for place, seat in enumerate(seats, start=first):
+                kernel.apply(SeatWrite(place, _seat_value(number, service, seat), True))
+            kernel.apply(_slots(first, number, len(seats)))
+            kernel.apply(ServiceWrite(*_service_value(number, service)))
+            first += len(seats)
 
     def keys(self, name: str, count: int) -> NDArray[Any]:
         return np.zeros(count, np.dtype(self._bpf[name.encode()].Key))
@@ -145,6 +89,59 @@ class Tables:
         for start in range(0, len(keys), _BATCH):
             part = keys[start : start + _BATCH]
             write_entries(fd, part.tobytes(), raw[start * each : (start + len(part)) * each])
+
+
+def _settings(
+    services: Sequence[tuple[Service, Sequence[Seat]]], public: int, private: int
+) -> Settings:
+    return Settings(
+        hash_seed=_HASH_SEED,
+        public_ifindex=public,
+        private_ifindex=private,
+        public_mac=bytes(6),
+        public_mtu=_MTU,
+        l4_services=sum(service.mode is Mode.L4 for service, _ in services),
+        cpus=possible_cpus(),
+        outer_prefix=address_word("10.200.0.0"),
+        new_flows_per_second=0,
+        new_flows_per_second_per_source=0,
+    )
+
+
+def _seat_value(number: int, service: Service, seat: Seat) -> plan.Seat:
+    hop = NextHop(
+        ifindex=seat.ifindex,
+        source_mac=seat.source_mac,
+        destination_mac=seat.destination_mac,
+        mtu=_MTU,
+        gateway=None,
+        source=service.outer_source,
+    )
+    return plan.Seat(number + 1, number, seat.address, seat.port, True, hop)
+
+
+def _service_value(number: int, service: Service) -> tuple[plan.ServiceKey, plan.Service]:
+    value = plan.Service(
+        service_id=number,
+        identity=number + 1,
+        mode=service.mode,
+        affinity=Affinity.FLOW,
+        encap=service.encap,
+        snat=True,
+        snat_address=service.snat_address,
+        snat_first_port=service.snat_first_port,
+        snat_ports=service.snat_ports,
+    )
+    return plan.ServiceKey(service.vip, service.port, Protocol.TCP), value
+
+
+def _slots(first: int, number: int, nodes: int) -> SlotsWrite:
+    members = [ring.Member(f"node-{node}", 1) for node in range(nodes)]
+    slots = ring.build(members, _HASH_SEED, "benchmark") + first
+    padded = np.zeros(ENTRIES * LANES, np.uint16)
+    padded[: slots.size] = slots
+    indices = number * ENTRIES + np.arange(ENTRIES, dtype=np.uint32)
+    return SlotsWrite(number, indices, padded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +174,12 @@ def established(
     """The entries of `count` flows, spread over the nodes, with every rewrite and its deltas."""
     number = np.arange(count)
     seat = number % len(seats)
-    node_address = np.array([address(s.address) for s in seats], np.uint32)[seat]
-    node_port = np.array([port(s.port) for s in seats], np.uint16)[seat]
+    node_address = np.array([address_word(s.address) for s in seats], np.uint32)[seat]
+    node_port = np.array([port_word(s.port) for s in seats], np.uint16)[seat]
     snat_port = (service.snat_first_port + number // len(seats)).astype(">u2").view(np.uint16)
     client_address, client_port = clients.columns(count)
-    vip, vip_port = np.uint32(address(service.vip)), np.uint16(port(service.port))
-    snat = np.uint32(address(service.snat_address))
+    vip, vip_port = np.uint32(address_word(service.vip)), np.uint16(port_word(service.port))
+    snat = np.uint32(address_word(service.snat_address))
 
     keys, values = tables.keys("est", 2 * count), tables.values("est", 2 * count)
     keys["protocol"] = TCP

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import struct
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -40,6 +40,8 @@ from services.dataplane.plan import (
 )
 
 MAC_BYTES = 6
+SERVICE_PLACES, SERVICE_PROBES = 1024, 4
+SERVICE_HASH_FACTOR = 0x9E3779B97F4A7C15
 SEAT_RESOLVED, SEAT_UP = 1, 2
 SERVICE_AFFINITY_CLIENT, SERVICE_NO_SNAT, SERVICE_GUE = 1, 2, 4
 PROTOCOLS = {Protocol.TCP: 6, Protocol.UDP: 17}
@@ -70,6 +72,11 @@ def address_word(address: str | None) -> int:
     return int.from_bytes(packed, sys.byteorder)
 
 
+def port_word(port: int) -> int:
+    """A port as the maps hold it."""
+    return socket.htons(port)
+
+
 def address_text(word: Any) -> str:
     return str(ipaddress.IPv4Address(int(word).to_bytes(4, sys.byteorder)))
 
@@ -83,6 +90,21 @@ def mac_text(octets: Any) -> str:
     return bytes(octets).hex(":")
 
 
+class NoPlaceError(Exception):
+    """All places that a service may take are taken: one in some ten thousand, with 64 services."""
+
+
+def service_places(address: int, port: int, protocol: int) -> tuple[int, ...]:
+    """Where a service may stand in the table: `find_service` of bpf/service.h looks there.
+
+    Address and port as the maps hold them, in network order.
+    """
+    key = struct.pack("=IHBx", address, port, protocol)
+    word = int.from_bytes(key, sys.byteorder)
+    first = (word * SERVICE_HASH_FACTOR % 2**64) >> 32
+    return tuple((first + probe) % SERVICE_PLACES for probe in range(SERVICE_PROBES))
+
+
 class Kernel:
     """The maps of one loaded object."""
 
@@ -93,7 +115,8 @@ class Kernel:
         self._counters = bpf[b"seat_counters"]
         self._ring_fd = bpf[b"ring"].map_fd
         self.max_seats: int = self._seats.info.max_entries
-        self.max_services: int = self._services.info.max_entries
+        self.max_services: int = bpf[b"ring"].info.max_entries // ENTRIES
+        self._places: dict[ServiceKey, int] = {}
 
     # ------------------------------------------------------------------ settings
 
@@ -116,15 +139,19 @@ class Kernel:
     def _read_services(self) -> Iterator[tuple[ServiceKey, Service]]:
         protocols = {number: protocol for protocol, number in PROTOCOLS.items()}
         modes = {number: mode for mode, number in MODES.items()}
-        for keys, values in _records(self._services):
-            for key, value in zip(keys, values, strict=True):
+        self._places.clear()
+        for places, values in _records(self._services):
+            for taken in np.flatnonzero(values["port"]):
+                value = values[taken]
                 flags = int(value["flags"])
+                key = ServiceKey(
+                    address_text(value["address"]),
+                    socket.ntohs(int(value["port"])),
+                    protocols[int(value["protocol"])],
+                )
+                self._places[key] = int(places[taken])
                 yield (
-                    ServiceKey(
-                        address_text(key["address"]),
-                        socket.ntohs(int(key["port"])),
-                        protocols[int(key["protocol"])],
-                    ),
+                    key,
                     Service(
                         service_id=int(value["id"]),
                         identity=int(value["identity"]),
@@ -168,19 +195,33 @@ class Kernel:
             case SlotsWrite(_, indices, values):
                 write_entries(self._ring_fd, indices.tobytes(), values.tobytes())
             case ServiceWrite(key, service):
-                _write(self._services, self._service_key(key), _service_fields(service))
+                self._write_service(key, service)
             case ServiceRemoval(key):
-                with suppress(KeyError):
-                    del self._services[self._service_key(key)]
+                place = self._places.pop(key, None)
+                if place is not None:
+                    self._services[self._services.Key(place)] = self._services.Leaf()
 
     def _forget_counters(self, seat: int) -> None:
         """The number changes hands: what was counted belongs to somebody else."""
         self._counters[self._counters.Key(seat)] = self._counters.Leaf()
 
-    def _service_key(self, key: ServiceKey) -> Any:
-        return self._services.Key(
-            address_word(key.address), socket.htons(key.port), PROTOCOLS[key.protocol], 0
-        )
+    def _write_service(self, key: ServiceKey, service: Service) -> None:
+        place = self._places.get(key)
+        values = _service_fields(service)
+        if place is None:
+            place = self._free_place(key)
+            # The key comes last: whoever finds it finds all that belongs to it.
+            _write(self._services, self._services.Key(place), values)
+            self._places[key] = place
+        _write(self._services, self._services.Key(place), _key_fields(key) | values)
+
+    def _free_place(self, key: ServiceKey) -> int:
+        taken = set(self._places.values())
+        free = (place for place in service_places(**_key_fields(key)) if place not in taken)
+        place = next(free, None)
+        if place is None:
+            raise NoPlaceError(f"service at {key.address}:{key.port}: no free place in the table")
+        return place
 
 
 def _write(table: Any, key: Any, values: dict[str, Any]) -> None:
@@ -229,7 +270,7 @@ def _seat_fields(seat: Seat) -> dict[str, Any]:
     hop = seat.next_hop
     values: dict[str, Any] = {
         "address": address_word(seat.address),
-        "port": socket.htons(seat.port),
+        "port": port_word(seat.port),
         "service": seat.service_id,
         "identity": seat.identity,
         "flags": SEAT_UP if seat.up else 0,
@@ -245,6 +286,14 @@ def _seat_fields(seat: Seat) -> dict[str, Any]:
         "source_mac": mac_bytes(hop.source_mac),
         "mtu": hop.mtu,
         "outer_source": address_word(hop.source),
+    }
+
+
+def _key_fields(key: ServiceKey) -> dict[str, int]:
+    return {
+        "address": address_word(key.address),
+        "port": port_word(key.port),
+        "protocol": PROTOCOLS[key.protocol],
     }
 
 

@@ -60,7 +60,7 @@ from bus.messages import (
 from bus.socket import CommandError, CommandServer, Publisher, Subscriber
 from conf import ConfigError, LbConfig, Paths, load_lb
 from services.dataplane import conntrack, counters, machine
-from services.dataplane.kernel import Kernel, Settings, address_word
+from services.dataplane.kernel import Kernel, NoPlaceError, Settings, address_word
 from services.dataplane.netlink import NextHopMonitor
 from services.dataplane.nexthop import LONGEST_PACKET_BYTES, NextHop
 from services.dataplane.plan import EMPTY, Facts, KernelState, Plan, make_plan
@@ -386,7 +386,10 @@ class DataplaneProcess:
         hops, facts = self._next_hops, self._facts(forwarding)
         plan = make_plan(self._held, self._table, self._view, hops, facts, now_ms)
         for write in plan.writes:
-            forwarding.kernel.apply(write)
+            try:
+                forwarding.kernel.apply(write)
+            except NoPlaceError as reason:
+                _log.error("left out", what=str(reason))
         self._held = plan.after
         forwarding.write_settings(self._wanted_settings(forwarding.machine, self._table))
         self._watch(plan.addresses, now_ms)
