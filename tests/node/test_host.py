@@ -331,6 +331,21 @@ def test_a_foreign_filter_stays_and_is_told(machine: Machine) -> None:
     assert "gale_unwrap" in filters()
 
 
+def test_the_load_balancers_own_program_keeps_its_place(machine: Machine) -> None:
+    tool("tc", "qdisc", "add", "dev", "priv0", "clsact")
+    pin = machine.bpf_dir / "gale_tc_private"
+    os.close(program("gale_tc_private", ProgramKind.TC, pin))
+    words = f"filter add dev priv0 ingress prio 1 handle 1 bpf da pinned {pin}"
+    tool("tc", *words.split())
+    host = machine.host()
+    before = filters()
+    report = host.settle(order())
+    assert report.hindrance.startswith("unwrapper: priv0: gale_tc_private")
+    assert report.hindrance.endswith("has the unwrapper's place")
+    host.settle(Order())
+    assert filters() == before
+
+
 def test_an_address_of_another_interface_is_told(machine: Machine) -> None:
     tool("ip", "address", "add", f"{VIP}/24", "dev", "priv0")
     report = machine.host().settle(order(L2))
