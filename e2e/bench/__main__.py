@@ -12,7 +12,7 @@ from functools import partial
 from rich.console import Console
 from rich.markdown import Markdown
 
-from e2e.bench import cost, report, veth
+from e2e.bench import core, cost, report, tcp, veth
 from e2e.bench.report import Result
 from e2e.lab import LabError
 
@@ -27,9 +27,14 @@ def _veth(quick: bool, progress: Progress) -> Result:
     return veth.run(2, 250_000, progress) if quick else veth.run(5, 1_000_000, progress)
 
 
+def _tcp(quick: bool, progress: Progress) -> Result:
+    return tcp.run(2, 1, progress) if quick else tcp.run(5, 2, progress)
+
+
 BENCHMARKS: dict[str, tuple[str, Callable[[bool, Progress], Result]]] = {
     "cost": ("what a packet costs in each program, run without sending any (2 minutes)", _cost),
     "veth": ("packets per second through veth, beside a bare redirect and nftables (3)", _veth),
+    "tcp": ("requests, connections and downloads, beside nftables, HAProxy and nginx (3)", _tcp),
 }
 
 
@@ -42,7 +47,8 @@ def main() -> int:
     begin = time.monotonic()
     for name in options.benchmarks or BENCHMARKS:
         try:
-            result = _measure(name, options.quick, notes)
+            with core.urgent():
+                result = _measure(name, options.quick, notes)
         except (LabError, RuntimeError) as error:
             notes.print(str(error), style="red", markup=False, highlight=False)
             return 1

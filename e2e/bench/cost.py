@@ -40,6 +40,7 @@ from bpf.syscall import (
     run_program,
     xdp_context,
 )
+from bus.messages import Encapsulation, Mode
 from e2e.bench import crew
 from e2e.bench.generator import ACK, ALL_FLOWS, SYN, Generator, tcp_frame
 from e2e.bench.report import Line, Result
@@ -213,12 +214,13 @@ class Bench:
 
     def _fill(self) -> None:
         row = self._row
-        service = Service(_VIP, _PORT, row.mode, row.gue, "10.81.0.100", 20_000, 8192)
+        encap = Encapsulation.GUE if row.gue else Encapsulation.IPIP
+        service = Service(_VIP, _PORT, Mode(row.mode), encap, "10.81.0.100", 20_000, 8192)
         seats = [
             Seat(f"10.81.1.{number}", 8080, LOOPBACK, f"02:00:00:00:01:{number:02x}", _LB_MAC)
             for number in range(NODES)
         ]
-        self._tables.fill(service, seats, LOOPBACK, LOOPBACK)
+        self._tables.fill([(service, seats)], LOOPBACK, LOOPBACK)
         if row.mode == "l4" and not row.syn:
             flows = established(self._tables, service, seats, CLIENTS, row.flows)
             self._tables.write("est", flows.keys, flows.values)

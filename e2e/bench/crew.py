@@ -7,7 +7,6 @@ the end, so that the trials of a round follow each other at once. They end with 
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -100,8 +99,6 @@ def _workers(
 
 def _serve(pipe: Connection, make: Callable[[Any], Bench[Any]], contestant: Any) -> None:
     """The life of a process: set up, then a trial for each word, until the pipe closes."""
-    # What others do meanwhile is not counted, but their traces in the caches would be.
-    os.nice(-20)
     bench = None
     try:
         bench = make(contestant)

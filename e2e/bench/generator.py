@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpf.loader import LoadedObject
-from e2e.bench.tables import Clients, Tables, mac
+from e2e.bench.tables import Clients, Tables
+from services.dataplane.kernel import mac_bytes
 
 ACK, SYN = 0x10, 0x02
 ALL_FLOWS = 1 << 32
@@ -55,7 +56,7 @@ def tcp_frame(flags: int, source_mac: str, destination_mac: str, vip: str, port:
 
     The generator makes the IP header's checksum; TCP's is wrong, which nobody on the way looks at.
     """
-    ethernet = bytes([*mac(destination_mac), *mac(source_mac)]) + b"\x08\x00"
+    ethernet = mac_bytes(destination_mac) + mac_bytes(source_mac) + b"\x08\x00"
     ip = bytes([0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0, 0, 0, 0, 0]) + socket.inet_aton(vip)
     ports = b"\0\0" + port.to_bytes(2)
     tcp = ports + bytes([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xFF, 0xFF, 0, 0, 0, 0])

@@ -22,11 +22,9 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +33,8 @@ from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
 from bpf.loader import compile_program
 from bpf.syscall import send_frames, xdp_context
-from e2e.bench import crew, wire
+from bus.messages import Mode
+from e2e.bench import core, crew, wire
 from e2e.bench.generator import ACK, ALL_FLOWS, SYN, Generator, tcp_frame
 from e2e.bench.report import Line, Result
 from e2e.bench.samples import Goal, Sample, at_least, ratios
@@ -69,7 +68,7 @@ class Contestant:
 
     @property
     def name(self) -> str:
-        flows = "1 flow" if self.flows == 1 else f"{self.flows >> 10}k flows"
+        flows = "1 flow" if self.flows == 1 else f"{self.flows // 1000}k flows"
         what = {"established": flows, "new": "new flows", "mixed": "mixed"}[self.traffic]
         return f"{self.forwarder}, {what}{', no port left' if self.no_port_left else ''}"
 
@@ -203,8 +202,10 @@ class Bench:
     def __init__(self, who: Contestant, *, packets: int) -> None:
         self._who, self._packets = who, packets
         self._nodes = MIXED_NODES if who.traffic == "mixed" else NODES
-        self._cpu = max(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {self._cpu})
+        cpu = core.pick()
+        os.sched_setaffinity(0, {cpu})
+        # ksoftirqd steps in when softirqs go on for long.
+        self._at_work = (os.getpid(), core.ksoftirqd(cpu))
         self._lay_wire()
         self._wire = compile_program(str(WIRE))
         self._kernel_tables: NFCTSocket | None = None
@@ -252,14 +253,20 @@ class Bench:
         gale = compile_program("xdp.c", defines={"CONNTRACK_ENTRIES": self._table_entries()})
         tables = Tables(gale)
         ports = PORTS_HELD if self._who.no_port_left else SNAT_PORTS
-        mode = self._who.forwarder
-        service = Service(VIP, PORT, mode, False, SNAT_ADDRESS, FIRST_SNAT_PORT, ports)
+        service = Service(
+            VIP,
+            PORT,
+            Mode(self._who.forwarder),
+            snat_address=SNAT_ADDRESS,
+            snat_first_port=FIRST_SNAT_PORT,
+            snat_ports=ports,
+        )
         mac = wire.mac_of(self._lb, _PRIV)
         seats = [
             Seat(_node(number), PORT, private, self._sink_mac, mac) for number in range(self._nodes)
         ]
-        tables.fill(service, seats, public, private)
-        if mode == "l4" and self._who.traffic != "new":
+        tables.fill([(service, seats)], public, private)
+        if service.mode is Mode.L4 and self._who.traffic != "new":
             flows = established(tables, service, seats, CLIENTS, self._who.flows)
             tables.write("est", flows.keys, flows.values)
         wire.attach_xdp(_PUB, gale.function("gale_xdp_public", "xdp"))
@@ -300,9 +307,9 @@ class Bench:
         if self._kernel_tables is not None and self._who.traffic != "established":
             self._kernel_tables.flush()
             self._warm_up()
-        before, begin = self._arrivals(), self._cpu_time_ns()
+        before, begin = self._arrivals(), core.run_time_ns(self._at_work)
         self._send(self._packets, mixed=mixed)
-        seconds = (self._cpu_time_ns() - begin) / 1e9
+        seconds = (core.run_time_ns(self._at_work) - begin) / 1e9
         arrived, syns = (now - then for now, then in zip(self._arrivals(), before, strict=True))
         if not mixed and arrived < self._packets * (1 - _LOST_AT_MOST):
             raise RuntimeError(f"only {arrived} of {self._packets} packets arrived")
@@ -314,27 +321,12 @@ class Bench:
         each = table[table.Key(0)]
         return sum(cpu.packets for cpu in each), sum(cpu.syns for cpu in each)
 
-    def _cpu_time_ns(self) -> int:
-        """Of this thread and of its core's ksoftirqd, which steps in when softirqs go on long."""
-        own = time.clock_gettime_ns(time.CLOCK_THREAD_CPUTIME_ID)
-        return own + int(_ksoftirqd(self._cpu).read_text().split()[0])
-
     def close(self) -> None:
         """The namespaces are taken away by who started the benchmark."""
 
 
 def _node(number: int) -> str:
     return f"10.91.1.{number}"
-
-
-@cache
-def _ksoftirqd(cpu: int) -> Path:
-    """Where the scheduler tells the run time of ksoftirqd, in nanoseconds."""
-    for comm in Path("/proc").glob("[0-9]*/comm"):
-        with suppress(OSError):
-            if comm.read_text().strip() == f"ksoftirqd/{cpu}":
-                return comm.with_name("schedstat")
-    raise RuntimeError(f"no ksoftirqd/{cpu}")
 
 
 def _ruleset(who: Contestant, nodes: int) -> str:

@@ -24,6 +24,7 @@ PREFIX = "gale-bench-"
 _NETNS_DIR = Path("/run/netns")
 _LOCK = Path("/run/gale-bench.lock")
 _NATIVE = 1 << 2
+_INGRESS = 0xFFFFFFF2
 _SETTINGS = Path("/proc/sys/net/netfilter")
 
 
@@ -41,7 +42,7 @@ def move_to(namespace: str) -> None:
     netns.setns(namespace)
 
 
-def add_namespace(name: str, **settings: int) -> str:
+def add_namespace(name: str, **settings: int | str) -> str:
     """A new namespace; in the names of settings, two underscores are a dot."""
     full = f"{PREFIX}{name}"
     command(["ip", "netns", "add", full])
@@ -51,7 +52,7 @@ def add_namespace(name: str, **settings: int) -> str:
     return full
 
 
-def set_values(namespace: str, **settings: int) -> None:
+def set_values(namespace: str, **settings: int | str) -> None:
     words = [f"net.{key.replace('__', '.')}={value}" for key, value in settings.items()]
     run_in(namespace, "sysctl", "-qw", *words)
 
@@ -121,6 +122,16 @@ def _conntrack_sizes(entries: int) -> dict[str, int]:
 
 
 # --------------------------------------------------------------------------- programs
+
+
+def attach_tc(interface: str, fd: int, name: str) -> None:
+    """On the ingress of an interface of this process's namespace."""
+    with IPRoute() as netlink:
+        index = socket.if_nametoindex(interface)
+        netlink.tc("add", "clsact", index)
+        netlink.tc(
+            "add-filter", "bpf", index, parent=_INGRESS, fd=fd, name=name, direct_action=True
+        )
 
 
 def attach_xdp(interface: str, fd: int) -> None:
