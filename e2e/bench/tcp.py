@@ -228,9 +228,7 @@ def _network() -> Iterator[Network]:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gale-bench-")))
         directory.chmod(0o755)
         start = partial(_start, stack, cpu, directory)
-        servers = [
-            start(node, words) for node in SERVERS for words in _node_commands(node, directory)
-        ]
+        servers = [start(node, words) for node in SERVERS for words in _of_node(node, directory)]
         servers.append(start(LBS[HAPROXY], _haproxy(directory)))
         servers.append(start(LBS[NGINX], _nginx(LBS[NGINX], _stream_config(), directory)))
         _start_gale()
