@@ -18,13 +18,36 @@ import pytest
 from e2e.hosts import Hosts, LabHosts, lab_hosts, node_states, traffic, wait_for
 from e2e.lab import Plan
 from e2e.lab.files import toml_text
-from e2e.lab.plan import SERVICES
+from e2e.lab.plan import PRIVATE, SERVICES
 
 UDP_PORT = 5300
 IPERF = {"name": "iperf", "port": 5201, "affinity": "client"}
 """iperf3's two connections, one that controls and one that carries, belong to one node."""
 LEAST_BITS_PER_SECOND = 100e6
 FRAGMENTED_BYTES = 4000
+NARROW_MTU = 1500
+OLD_FLOWS = """
+import socket, sys
+flows = [socket.create_connection((sys.argv[1], 9000), timeout=10) for _ in range(30)]
+streams = [flow.makefile("rwb") for flow in flows]
+print(*(stream.readline().decode().strip() for stream in streams), flush=True)
+sys.stdin.readline()
+for stream in streams:
+    stream.write(b"still there\\n")
+    stream.flush()
+    assert stream.readline() == b"still there\\n"
+print("all echoed")
+"""
+UPLOAD = """
+import socket, sys, threading
+flow = socket.create_connection((sys.argv[1], 9000), timeout=20)
+stream = flow.makefile("rb")
+stream.readline()
+sent = bytes(range(256)) * 8192
+threading.Thread(target=flow.sendall, args=[sent]).start()
+assert stream.read(len(sent)) == sent
+print("all echoed")
+"""
 UDP_CLIENT = Path(__file__).with_name("datagrams.py").read_text()
 
 
@@ -158,18 +181,75 @@ def test_replies_pass_the_lb_in_l4_and_only_there(hosts: Hosts, lb: str, mode: s
         assert verdicts(hosts, lb)[f"{mode}_forwarded"] > 0
 
 
-def test_a_node_that_is_stopped_gets_no_new_flow(hosts: Hosts, lb: str) -> None:
+def test_a_stopped_node_gets_no_new_flow_and_in_l4_keeps_its_old_ones(
+    hosts: Hosts, lb: str, mode: str
+) -> None:
     victim = hosts.nodes[2]
     ask = ("curl", "--silent", "--noproxy", "*", "--request", "POST")
+    old = hosts.start(hosts.client, "python3", "-c", OLD_FLOWS, hosts.vip())
+    assert old.stdout is not None
+    assert victim in old.stdout.readline().split()
     hosts.run(victim, *ask, "http://127.0.0.1:5556/stop")
     wait_for(lambda: node_states(hosts, lb)[victim] != "up", f"{victim} to be taken out")
     requests = traffic(hosts, rate=200)
     wait_for(lambda: len(requests.results) >= 200, "200 answers")
     seen = requests.stop()
+    echoed, complaint = old.communicate(input="\n", timeout=30)
     hosts.run(victim, *ask, "http://127.0.0.1:5556/start")
     assert not seen.failures, seen.errors
     assert set(seen.answers) == set(hosts.nodes) - {victim}
+    if mode == "l4":
+        assert echoed.split() == ["all", "echoed"], complaint
     wait_for(lambda: node_states(hosts, lb)[victim] == "up", f"{victim} up again")
     again = traffic(hosts, rate=100)
     wait_for(lambda: again.since(0).answers[victim], f"an answer of {victim}")
     assert not again.stop().failures
+
+
+@pytest.fixture
+def heavy(hosts: Hosts) -> Iterator[str]:
+    """A node of weight 2 among others of weight 1, for as long as the test lasts."""
+    node = hosts.nodes[0]
+    path = hosts.environment(node)["GALE_CONFIG"]
+    text = hosts.run(node, "cat", path).stdout
+    hosts.run(node, "tee", path, stdin=text.replace("[node]", "[node]\nweight = 2"))
+    hosts.supervisorctl(node, "signal", "HUP", "gale-node:agent")
+    yield node
+    hosts.run(node, "tee", path, stdin=text)
+    hosts.supervisorctl(node, "signal", "HUP", "gale-node:agent")
+
+
+def test_a_node_of_twice_the_weight_answers_twice_as_often(
+    hosts: Hosts, lb: str, heavy: str
+) -> None:
+    half = 2 / (len(hosts.nodes) + 1)
+
+    def share() -> float:
+        nodes = hosts.api(lb, "/v1/nodes")["nodes"]
+        return float(next(node["share"] for node in nodes if node["name"] == heavy))
+
+    wait_for(lambda: abs(share() - half) < 0.02, f"{heavy} to have {half:.0%} of the ring")
+    requests = traffic(hosts, rate=300)
+    wait_for(lambda: len(requests.results) >= 1000, "a thousand answers")
+    seen = requests.stop()
+    assert not seen.failures, seen.errors
+    assert abs(seen.shares(hosts.nodes)[heavy] - half) < 0.1
+
+
+@pytest.fixture
+def narrow(hosts: Hosts, lb: str) -> Iterator[int]:
+    """The LB's private link without room for outer headers, while the test lasts; its MTU."""
+    shown = hosts.run(lb, "ip", "-json", "link", "show", PRIVATE.interface).stdout
+    usual_mtu = json.loads(shown)[0]["mtu"]
+    hosts.run(lb, "ip", "link", "set", PRIVATE.interface, "mtu", str(NARROW_MTU))
+    yield NARROW_MTU
+    hosts.run(lb, "ip", "link", "set", PRIVATE.interface, "mtu", str(usual_mtu))
+    hosts.run(hosts.client, "ip", "route", "flush", "cache")
+
+
+def test_an_upload_learns_how_long_its_packets_may_be(hosts: Hosts, mode: str, narrow: int) -> None:
+    """In L3 a whole packet of the client's and its outer header are too long for that link."""
+    done = hosts.run(hosts.client, "python3", "-c", UPLOAD, hosts.vip())
+    assert done.stdout.split() == ["all", "echoed"], done.stderr
+    route = hosts.run(hosts.client, "ip", "route", "get", hosts.vip()).stdout
+    assert (f"mtu {narrow - 20}" in route) == (mode == "l3"), route
