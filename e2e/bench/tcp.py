@@ -1,18 +1,19 @@
 """What TCP makes of it: requests, connections and gigabits through Gale and its peers.
 
-    client ── [public switch] ── gale, nftables, haproxy, nginx ── [private switch] ── 3 nodes
+    client ═══ gale, nftables, haproxy, nginx ═══ nodes
 
-Every load balancer is a namespace beside the others, before the same three nodes (nginx, and an
-iperf3 server on the first), reached from the same client; `direct` is the client on the private
-switch itself. All processes of all of them are pinned to one core, so what a load balancer
-spends, client and nodes lack. Three loads, in turn: requests on connections kept alive (wrk),
-a connection for each request (wrk), one download (iperf3).
+Every load balancer is a namespace of its own, with a cable to the client's and one to the nodes',
+where three servers (nginx, and an iperf3 beside them) have three addresses on each; `direct` is a
+cable from client to nodes. There is no switch, which would cost the core as much as a load
+balancer. All processes of all of them are pinned to one core, so what a load balancer spends,
+client and nodes lack. Three loads, in turn: requests on connections kept alive (wrk), a connection
+for each request (wrk), one download (iperf3).
 
 Gale (L4, source NAT) has its XDP program on the public interface and its TC programs on both, and
-its tables written once: no control plane is running. Its cables have GRO on, and the switch port
-that feeds the XDP hook leaves no checksum to the hardware; the others keep what veth has by
-default. nftables does DNAT and masquerading, HAProxy and nginx (stream) proxy connections with one
-thread.
+its tables written once: no control plane is running. The client leaves it no checksum to the
+hardware, and the nodes' end of its cable has GRO on, or veth would not take what XDP sends; all
+else, and the others, keep what veth has by default. nftables does DNAT and masquerading, HAProxy
+and nginx (stream) proxy connections with one thread.
 
 What is told is per second of CPU time, that of all these processes and of the core's ksoftirqd
 taken together: which is what the core would do if it had nothing else to do. So that no trial
@@ -29,13 +30,13 @@ import re
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path as Directory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 from bpf.loader import compile_programs
 from bpf.pins import PinnedMaps
@@ -50,13 +51,12 @@ NODES = 3
 HTTP_PORT, BULK_PORT = 8080, 5201
 GALE, NFTABLES, HAPROXY, NGINX, DIRECT = "gale", "nftables", "haproxy", "nginx", "direct"
 BALANCERS = (GALE, NFTABLES, HAPROXY, NGINX)
-PATHS = (*BALANCERS, DIRECT)
 KEPT, FRESH, BULK = "requests, kept alive", "new connections", "download"
 LOADS = (KEPT, FRESH, BULK)
 UNITS = {KEPT: "k/s", FRESH: "k/s", BULK: "Gbit/s"}
 CONNECTIONS = 32
 NFTABLES_ENTRIES = 1 << 20
-STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+STREAM_MODULE = Directory("/usr/lib/nginx/modules/ngx_stream_module.so")
 _PUB, _PRIV = "pub0", "priv0"
 _SNAT_FIRST_PORT, _SNAT_PORTS = 20_000, 32_768
 _QUICK_TCP: dict[str, int | str] = {
@@ -96,16 +96,17 @@ Seen = Mapping[tuple[str, str], Sequence[float]]
 
 def run(trials: int, seconds: int, progress: Callable[[str], None]) -> Result:
     """All loads over all paths, taking turns."""
+    paths = tuple(PATHS.values())
     seen: dict[tuple[str, str], list[float]] = {
-        (load, path): [] for load in LOADS for path in PATHS
+        (load, path.name): [] for load in LOADS for path in paths
     }
     with wire.alone(), wire.room_for_nftables(NFTABLES_ENTRIES):
         progress("building the network")
         with _network() as network:
             for load in LOADS:
-                for number, path in turns(PATHS, trials):
-                    progress(f"trial {number + 1} of {trials}: {load}, {path}")
-                    seen[load, path].append(network.measured(load, path, seconds))
+                for number, path in turns(paths, trials):
+                    progress(f"trial {number + 1} of {trials}: {load}, {path.name}")
+                    seen[load, path.name].append(network.measured(load, path, seconds))
     return Result(
         key="tcp",
         title="TCP through it",
@@ -137,29 +138,37 @@ def _line(one: Comparison, seen: Seen) -> Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
-    """A namespace and its host number on both networks."""
+class Path:
+    """One way from client to nodes, and its addresses."""
 
     name: str
-    host: int
+    number: int
 
     @property
     def namespace(self) -> str:
+        """The load balancer's."""
         return f"{wire.PREFIX}{self.name}"
 
     @property
+    def client(self) -> str:
+        return f"10.90.{self.number}.2"
+
+    @property
     def public(self) -> str:
-        return f"10.90.0.{self.host}"
+        """The load balancer's address towards the client; without one, a node's."""
+        return self.node(0) if self.name == DIRECT else f"10.90.{self.number}.1"
 
     @property
     def private(self) -> str:
-        return f"10.91.0.{self.host}"
+        """The load balancer's address towards the nodes; without one, the client's."""
+        return f"10.91.{self.number}.1"
+
+    def node(self, number: int) -> str:
+        return f"10.91.{self.number}.{21 + number}"
 
 
-CLIENT = Machine("client", 2)
-LBS = {name: Machine(name, 11 + number) for number, name in enumerate(BALANCERS)}
-SERVERS = tuple(Machine(f"node-{number}", 21 + number) for number in range(NODES))
-SWITCH = Machine("switch", 0)
+CLIENT, SERVERS = f"{wire.PREFIX}client", f"{wire.PREFIX}nodes"
+PATHS = {name: Path(name, number) for number, name in enumerate((*BALANCERS, DIRECT))}
 
 
 class Network:
@@ -169,7 +178,7 @@ class Network:
         self._cpu = cpu
         self._at_work = (core.ksoftirqd(cpu), *servers)
 
-    def measured(self, load: str, path: str, seconds: int) -> float:
+    def measured(self, load: str, path: Path, seconds: int) -> float:
         """Thousands in a second of CPU time; of the download, gigabits."""
         if load == BULK:
             return self._download(path, seconds) / 1e9
@@ -177,25 +186,25 @@ class Network:
             return self._requests(path, 1, "Connection: close") / 1e3
         return self._requests(path, seconds, "Connection: keep-alive") / 1e3
 
-    def _requests(self, path: str, seconds: int, header: str) -> float:
-        url = f"http://{_address(path)}:{HTTP_PORT}/"
+    def _requests(self, path: Path, seconds: int, header: str) -> float:
+        url = f"http://{path.public}:{HTTP_PORT}/"
         words = ["wrk", "--threads", "1", "--connections", str(CONNECTIONS)]
         said, cpu_s = self._run([*words, "--duration", f"{seconds}s", "--header", header, url])
         done = re.search(r"(\d+) requests in ", said)
         errors = re.search(r"Non-2xx.*|Socket errors: connect [1-9].*", said)
         if done is None or errors is not None:
-            raise LabError(f"{path}: wrk failed:\n{said}")
+            raise LabError(f"{path.name}: wrk failed:\n{said}")
         return int(done[1]) / cpu_s
 
-    def _download(self, path: str, seconds: int) -> float:
-        words = ["iperf3", "--client", _address(path), "--port", str(BULK_PORT), "--json"]
+    def _download(self, path: Path, seconds: int) -> float:
+        words = ["iperf3", "--client", path.public, "--port", str(BULK_PORT), "--json"]
         said, cpu_s = self._run([*words, "--reverse", "--time", str(seconds)])
         return int(json.loads(said)["end"]["sum_received"]["bytes"]) * 8 / cpu_s
 
     def _run(self, words: Sequence[str]) -> tuple[str, float]:
         """What a command on the client said, and the CPU seconds it cost everybody."""
         begin = core.run_time_ns(self._at_work)
-        with tempfile.TemporaryFile("w+") as output:
+        with TemporaryFile("w+") as output:
             client = subprocess.Popen(
                 [*_pinned(CLIENT, self._cpu), *words], stdout=output, stderr=output
             )
@@ -209,13 +218,9 @@ class Network:
         return said, used.ru_utime + used.ru_stime + servers_ns / 1e9
 
 
-def _address(path: str) -> str:
-    return SERVERS[0].private if path == DIRECT else LBS[path].public
-
-
-def _pinned(machine: Machine, cpu: int) -> list[str]:
+def _pinned(namespace: str, cpu: int) -> list[str]:
     """The words before a command that is to run there, on that core."""
-    return ["taskset", "-c", str(cpu), *wire.enter(machine.namespace)]
+    return ["taskset", "-c", str(cpu), *wire.enter(namespace)]
 
 
 @contextmanager
@@ -225,101 +230,109 @@ def _network() -> Iterator[Network]:
         raise LabError("nginx has no stream module: apt-get install libnginx-mod-stream")
     _lay_cables()
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gale-bench-")))
+        directory = Directory(stack.enter_context(TemporaryDirectory(prefix="gale-bench-")))
         directory.chmod(0o755)
         start = partial(_start, stack, cpu, directory)
-        servers = [start(node, words) for node in SERVERS for words in _of_node(node, directory)]
-        servers.append(start(LBS[HAPROXY], _haproxy(directory)))
-        servers.append(start(LBS[NGINX], _nginx(LBS[NGINX], _stream_config(), directory)))
+        servers = [start(SERVERS, f"node-{n}", _node(n, directory)) for n in range(NODES)]
+        servers.append(start(SERVERS, "iperf3", ["iperf3", "--server", "--port", str(BULK_PORT)]))
+        haproxy, nginx = PATHS[HAPROXY], PATHS[NGINX]
+        servers.append(start(haproxy.namespace, HAPROXY, _haproxy(haproxy, directory)))
+        servers.append(start(nginx.namespace, NGINX, _stream_proxy(nginx, directory)))
         _start_gale()
-        wire.run_in(LBS[NFTABLES].namespace, "nft", "-f", "-", stdin=_nftables())
-        for path in PATHS:
+        nftables = PATHS[NFTABLES]
+        wire.run_in(nftables.namespace, "nft", "-f", "-", stdin=_ruleset(nftables))
+        for path in PATHS.values():
             _wait_for(path, directory)
         yield Network(cpu, servers)
 
 
 def _lay_cables() -> None:
-    wire.add_namespace(SWITCH.name)
-    wire.batch(
-        SWITCH.namespace,
-        [
-            line
-            for bridge in ("public", "private")
-            for line in (
-                f"link add {bridge} type bridge stp_state 0 mcast_snooping 0",
-                f"link set {bridge} up",
-            )
-        ],
+    for namespace in (CLIENT, SERVERS, *(PATHS[name].namespace for name in BALANCERS)):
+        wire.add_namespace(namespace)
+        wire.set_values(namespace, **_QUICK_TCP)
+    for path in PATHS.values():
+        if path.name == DIRECT:
+            wire.cable((CLIENT, path.name), (SERVERS, path.name))
+            _address(CLIENT, path.name, path.private)
+        else:
+            wire.cable((CLIENT, path.name), (path.namespace, _PUB))
+            wire.cable((path.namespace, _PRIV), (SERVERS, path.name))
+            _address(CLIENT, path.name, path.client)
+            _address(path.namespace, _PUB, path.public)
+            _address(path.namespace, _PRIV, path.private)
+        _address(SERVERS, path.name, *(path.node(number) for number in range(NODES)))
+    wire.set_offload(CLIENT, GALE, tx="off")
+    wire.set_offload(SERVERS, GALE, gro="on")
+    wire.set_values(
+        PATHS[NFTABLES].namespace, ipv4__ip_forward=1, netfilter__nf_conntrack_checksum=0
     )
-    for machine in (CLIENT, *LBS.values(), *SERVERS):
-        wire.add_namespace(machine.name)
-        wire.set_values(machine.namespace, **_QUICK_TCP)
-        if machine not in SERVERS:
-            _plug_in(machine, _PUB, "public", machine.public)
-        _plug_in(machine, _PRIV, "private", machine.private)
-    wire.set_values(LBS[NFTABLES].namespace, ipv4__ip_forward=1, netfilter__nf_conntrack_checksum=0)
 
 
-def _plug_in(machine: Machine, interface: str, bridge: str, address: str) -> None:
-    port = f"{machine.name}-{bridge[:3]}"
-    wire.cable((SWITCH.namespace, port), (machine.namespace, interface))
-    wire.batch(SWITCH.namespace, [f"link set {port} master {bridge}"])
-    wire.batch(machine.namespace, [f"address add {address}/24 dev {interface}"])
-    if machine == LBS[GALE]:
-        wire.set_offload(SWITCH.namespace, port, gro="on")
-        wire.set_offload(machine.namespace, interface, gro="on")
-        if bridge == "public":
-            wire.set_offload(SWITCH.namespace, port, tx="off")
+def _address(namespace: str, interface: str, *addresses: str) -> None:
+    wire.batch(namespace, [f"address add {one}/24 dev {interface}" for one in addresses])
 
 
-def _wait_for(path: str, logs: Path) -> None:
+def _wait_for(path: Path, logs: Directory) -> None:
     """Until a server answers there: processes start in their own time."""
-    words = [
-        "curl",
-        "--silent",
-        "--fail",
-        "--max-time",
-        "2",
-        f"http://{_address(path)}:{HTTP_PORT}/",
-    ]
+    url = f"http://{path.public}:{HTTP_PORT}/"
+    words = ["curl", "--silent", "--fail", "--max-time", "2", url]
     for _ in range(50):
-        done = subprocess.run(
-            [*wire.enter(CLIENT.namespace), *words], capture_output=True, check=False
-        )
+        done = subprocess.run([*wire.enter(CLIENT), *words], capture_output=True, check=False)
         if done.returncode == 0:
             return
         time.sleep(0.1)
-    said = "".join(log.read_text() for log in sorted(logs.glob(f"{path}*.log")))
-    raise LabError(f"nothing answers by way of {path}:\n{said}")
+    said = "".join(log.read_text() for log in sorted(logs.glob("*.log")))
+    raise LabError(f"nothing answers by way of {path.name}:\n{said}")
 
 
 # --------------------------------------------------------------------------- processes
 
 
 def _start(
-    stack: ExitStack, cpu: int, directory: Path, machine: Machine, words: Sequence[str]
+    stack: ExitStack,
+    cpu: int,
+    directory: Directory,
+    namespace: str,
+    name: str,
+    words: Sequence[str],
 ) -> int:
     """A process that ends with the stack; its id."""
-    with (directory / f"{machine.name}.{Path(words[0]).name}.log").open("wb") as log:
+    with (directory / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            [*_pinned(machine, cpu), *words], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            [*_pinned(namespace, cpu), *words], stdout=log, stderr=log, stdin=subprocess.DEVNULL
         )
     stack.callback(process.wait)
     stack.callback(process.terminate)
     return process.pid
 
 
-def _of_node(node: Machine, directory: Path) -> tuple[list[str], list[str]]:
-    """A node's nginx and iperf3."""
-    return (
-        _nginx(node, _node_config(node), directory),
-        ["iperf3", "--server", "--port", str(BULK_PORT)],
+def _node(number: int, directory: Directory) -> list[str]:
+    listen = "\n".join(
+        f"    listen {path.node(number)}:{HTTP_PORT} backlog=4096;" for path in PATHS.values()
+    )
+    return _nginx(
+        f"node-{number}",
+        f"http {{ access_log off; server {{\n{listen}\n    keepalive_requests 1000000000;\n"
+        f"    location / {{ return 200 'node-{number}\\n'; }} }} }}\n",
+        directory,
     )
 
 
-def _nginx(machine: Machine, config: str, directory: Path) -> list[str]:
+def _stream_proxy(path: Path, directory: Directory) -> list[str]:
+    http = "".join(f" server {path.node(number)}:{HTTP_PORT};" for number in range(NODES))
+    return _nginx(
+        NGINX,
+        f"load_module {STREAM_MODULE};\nstream {{\n"
+        f"  upstream http {{{http} }}\n"
+        f"  server {{ listen {HTTP_PORT} backlog=4096; proxy_pass http; }}\n"
+        f"  server {{ listen {BULK_PORT}; proxy_pass {path.node(0)}:{BULK_PORT}; }}\n}}\n",
+        directory,
+    )
+
+
+def _nginx(name: str, config: str, directory: Directory) -> list[str]:
     """A single process in the foreground."""
-    path = directory / f"{machine.name}.conf"
+    path = directory / f"{name}.conf"
     path.write_text(
         f"{config}daemon off; master_process off; pid {path}.pid; error_log {path}.log;\n"
         "events { worker_connections 4096; }\n"
@@ -328,45 +341,29 @@ def _nginx(machine: Machine, config: str, directory: Path) -> list[str]:
     return [shutil.which("nginx") or "/usr/sbin/nginx", "-e", f"{path}.log", "-c", str(path)]
 
 
-def _node_config(node: Machine) -> str:
-    return (
-        f"http {{ access_log off; server {{ listen {node.private}:{HTTP_PORT} backlog=4096;\n"
-        f"  keepalive_requests 1000000000; location / {{ return 200 '{node.name}\\n'; }} }} }}\n"
+def _haproxy(path: Path, directory: Directory) -> list[str]:
+    servers = "".join(
+        f"  server node-{number} {path.node(number)}:{HTTP_PORT}\n" for number in range(NODES)
     )
-
-
-def _stream_config() -> str:
-    http = "".join(f" server {node.private}:{HTTP_PORT};" for node in SERVERS)
-    bulk = f" server {SERVERS[0].private}:{BULK_PORT};"
-    return (
-        f"load_module {STREAM_MODULE};\nstream {{\n"
-        f"  upstream http {{{http} }}\n  upstream bulk {{{bulk} }}\n"
-        f"  server {{ listen {HTTP_PORT} backlog=4096; proxy_pass http; }}\n"
-        f"  server {{ listen {BULK_PORT}; proxy_pass bulk; }}\n}}\n"
-    )
-
-
-def _haproxy(directory: Path) -> list[str]:
-    servers = "".join(f"  server {node.name} {node.private}:{HTTP_PORT}\n" for node in SERVERS)
     config = directory / "haproxy.cfg"
     config.write_text(
         "global\n  nbthread 1\n  maxconn 2000\n"
         "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1m\n  timeout server 1m\n"
         f"listen http\n  bind :{HTTP_PORT} backlog 4096\n  balance roundrobin\n{servers}"
-        f"listen bulk\n  bind :{BULK_PORT}\n  server bulk {SERVERS[0].private}:{BULK_PORT}\n"
+        f"listen bulk\n  bind :{BULK_PORT}\n  server bulk {path.node(0)}:{BULK_PORT}\n"
     )
     return ["haproxy", "-db", "-f", str(config)]
 
 
-def _nftables() -> str:
-    choice = ", ".join(f"{number} : {node.private}" for number, node in enumerate(SERVERS))
+def _ruleset(path: Path) -> str:
+    choice = ", ".join(f"{number} : {path.node(number)}" for number in range(NODES))
     node = f"numgen inc mod {NODES} map {{ {choice} }}"
     return f"""
         table ip bench {{
             chain before {{
                 type nat hook prerouting priority dstnat
                 iifname {_PUB} tcp dport {HTTP_PORT} dnat to {node}
-                iifname {_PUB} tcp dport {BULK_PORT} dnat to {SERVERS[0].private}
+                iifname {_PUB} tcp dport {BULK_PORT} dnat to {path.node(0)}
             }}
             chain after {{
                 type nat hook postrouting priority srcnat
@@ -389,33 +386,26 @@ def _start_gale() -> None:
 
 
 def _attach_gale() -> None:
-    own = LBS[GALE]
-    macs = [wire.mac_of(node.namespace, _PRIV) for node in SERVERS]
-    own_mac = wire.mac_of(own.namespace, _PRIV)
-    wire.move_to(own.namespace)
+    path = PATHS[GALE]
+    nodes_mac, own_mac = wire.mac_of(SERVERS, GALE), wire.mac_of(path.namespace, _PRIV)
+    wire.move_to(path.namespace)
     public, private = socket.if_nametoindex(_PUB), socket.if_nametoindex(_PRIV)
+    http = [Seat(path.node(n), HTTP_PORT, private, nodes_mac, own_mac) for n in range(NODES)]
+    bulk = [Seat(path.node(0), BULK_PORT, private, nodes_mac, own_mac)]
     xdp, tc = compile_programs(["xdp.c", "tc.c"], maps=PinnedMaps(None))
-    http, bulk = _service(HTTP_PORT), _service(BULK_PORT)
-    tables = Tables(xdp)
-    seats = {
-        HTTP_PORT: [
-            Seat(node.private, HTTP_PORT, private, mac, own_mac)
-            for node, mac in zip(SERVERS, macs, strict=True)
-        ],
-        BULK_PORT: [Seat(SERVERS[0].private, BULK_PORT, private, macs[0], own_mac)],
-    }
-    tables.fill([(http, seats[HTTP_PORT]), (bulk, seats[BULK_PORT])], public, private)
+    services = [(_service(path, HTTP_PORT), http), (_service(path, BULK_PORT), bulk)]
+    Tables(xdp).fill(services, public, private)
     wire.attach_tc(_PRIV, tc.function("gale_tc_private", "tc"), "gale_tc_private")
     wire.attach_tc(_PUB, tc.function("gale_tc_public", "tc"), "gale_tc_public")
     wire.attach_xdp(_PUB, xdp.function("gale_xdp_public", "xdp"))
 
 
-def _service(port: int) -> Service:
+def _service(path: Path, port: int) -> Service:
     return Service(
-        LBS[GALE].public,
+        path.public,
         port,
         Mode.L4,
-        snat_address=LBS[GALE].private,
+        snat_address=path.private,
         snat_first_port=_SNAT_FIRST_PORT,
         snat_ports=_SNAT_PORTS,
     )

@@ -220,10 +220,10 @@ class Bench:
         self._warm_up()
 
     def _lay_wire(self) -> None:
-        number = os.getpid()
-        self._far = wire.add_namespace(f"far-{number}")
-        self._lb = wire.add_namespace(
-            f"lb-{number}",
+        self._far, self._lb = (f"{wire.PREFIX}{end}-{os.getpid()}" for end in ("far", "lb"))
+        wire.add_namespace(self._far)
+        wire.add_namespace(
+            self._lb,
             ipv4__ip_forward=1,
             ipv4__conf__all__rp_filter=0,
             ipv4__conf__default__rp_filter=0,

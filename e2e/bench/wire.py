@@ -42,14 +42,13 @@ def move_to(namespace: str) -> None:
     netns.setns(namespace)
 
 
-def add_namespace(name: str, **settings: int | str) -> str:
+def add_namespace(name: str, **settings: int | str) -> None:
     """A new namespace; in the names of settings, two underscores are a dot."""
-    full = f"{PREFIX}{name}"
-    command(["ip", "netns", "add", full])
-    run_in(full, "ip", "link", "set", "lo", "up")
+    assert name.startswith(PREFIX), "or it would be left behind"
+    command(["ip", "netns", "add", name])
+    run_in(name, "ip", "link", "set", "lo", "up")
     quiet = {"ipv6__conf__all__disable_ipv6": 1, "ipv6__conf__default__disable_ipv6": 1}
-    set_values(full, **quiet, **settings)
-    return full
+    set_values(name, **quiet, **settings)
 
 
 def set_values(namespace: str, **settings: int | str) -> None:
