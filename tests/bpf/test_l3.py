@@ -92,6 +92,20 @@ def test_outer_sources_are_spread_by_flow(scene: Scene, hook: str, encap: str) -
     assert len(set(seen)) >= 48, "two flows of fifty rarely do"
 
 
+def test_an_outer_checksum_whose_carry_carries_again(scene: Scene, hook: str, encap: str) -> None:
+    """The node's address is chosen so that adding the carry to the sum gives a carry once more."""
+    scene.service("l3", flags=ENCAPSULATIONS[encap])
+    packet = tcp(CLIENT, SERVICE)
+    header = scene.send(hook, packet).packet[14:34]
+    others = sum(int.from_bytes(header[at : at + 2]) for at in (0, 2, 4, 6, 8, 12, 14, 16))
+    last = 0xFFFF - others & 0xFFFF
+    node = f"10.81.{last >> 8}.{last & 255}"
+    scene.seat(at=(node, 80))
+    outcome = scene.expect(hook, packet, "l3_forwarded")
+    port = int.from_bytes(outcome.packet[34:36]) if encap == "gue" else None
+    assert outcome.packet == to_node(hook, wrapped(packet, gue_port=port, node=node))
+
+
 class TestTooLong:
     def test_longest_that_fits(self, scene: Scene, hook: str, encap: str) -> None:
         scene.service("l3", flags=ENCAPSULATIONS[encap])
