@@ -9,7 +9,9 @@ What the settings are for (each was found out by losing packets without it):
   their offloads: so the replies reach TC as few large segments.
 * The router's `rp_filter` is 2: a node's direct reply comes with the VIP for a source, from the
   private side. An LB has `ip_forward = 0` and `rp_filter = 1`, the strictest that must do.
-* Nodes have their default route through the router; LBs they reach on their own network.
+* Nodes have their default route through the router; LBs they reach on their own network. Where the
+  private network has room for outer headers, that is for what nodes receive: what they send goes on
+  to the client's network, so their routes say its MTU.
 
 A failure of a command here is an error of the lab, raised with what the command said.
 """
@@ -59,7 +61,7 @@ def build(lab: Plan, outer_room: int) -> None:
         _set_forwarding(machine)
         for link in lab.links(machine):
             _plug_in(link, lab.mtu + (outer_room if link.network is plan.PRIVATE else 0))
-        _route(machine)
+        _route(lab, machine)
 
 
 def _build_switch() -> None:
@@ -112,11 +114,16 @@ def _set_forwarding(machine: str) -> None:
         _sysctl(machine, f"ipv4.conf.default.{name}", value)
 
 
-def _route(machine: str) -> None:
+def _route(lab: Plan, machine: str) -> None:
     if machine == plan.ROUTER:
         return
     network = plan.PRIVATE if plan.is_node(machine) else plan.PUBLIC
-    _ip(machine, [f"route add default via {network.address(plan.ROUTER_HOST)}"])
+    lines = [f"route add default via {network.address(plan.ROUTER_HOST)} mtu {lab.mtu}"]
+    if plan.is_node(machine):
+        (link,) = lab.links(machine)
+        on_link = f"{network.prefix}.0/24 dev {network.interface} proto kernel scope link"
+        lines.append(f"route replace {on_link} src {link.address} mtu {lab.mtu}")
+    _ip(machine, lines)
 
 
 def set_cut(lab: Plan, machine: str, *, cut: bool) -> None:
