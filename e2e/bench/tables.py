@@ -19,7 +19,7 @@ from bpf.loader import LoadedObject
 from bpf.syscall import possible_cpus, write_entries
 from bus.messages import Affinity, Encapsulation, Mode, Protocol
 from services.dataplane import plan, ring
-from services.dataplane.kernel import Kernel, Settings, address_word, port_word
+from services.dataplane.kernel import Kernel, Settings, address_word, mac_bytes, port_word
 from services.dataplane.nexthop import NextHop
 from services.dataplane.plan import ENTRIES, LANES, NO_SEAT, SeatWrite, ServiceWrite, SlotsWrite
 
@@ -63,11 +63,16 @@ class Tables:
         self._bpf = loaded.bpf
 
     def fill(
-        self, services: Sequence[tuple[Service, Sequence[Seat]]], public: int, private: int
+        self,
+        services: Sequence[tuple[Service, Sequence[Seat]]],
+        public: int,
+        private: int,
+        public_mac: str | None = None,
     ) -> None:
         """Settings, and each service with its nodes and its ring, as the dataplane writes them."""
         kernel = Kernel(self._bpf)
-        kernel.write_settings(_settings(services, public, private))
+        l4_services = sum(service.mode is Mode.L4 for service, _ in services)
+        kernel.write_settings(_settings(l4_services, public, private, public_mac))
         first = NO_SEAT + 1
         for number, (service, seats) in enumerate(services):
             for place, seat in enumerate(seats, start=first):
@@ -91,16 +96,14 @@ class Tables:
             write_entries(fd, part.tobytes(), raw[start * each : (start + len(part)) * each])
 
 
-def _settings(
-    services: Sequence[tuple[Service, Sequence[Seat]]], public: int, private: int
-) -> Settings:
+def _settings(l4_services: int, public: int, private: int, public_mac: str | None) -> Settings:
     return Settings(
         hash_seed=_HASH_SEED,
         public_ifindex=public,
         private_ifindex=private,
-        public_mac=bytes(6),
+        public_mac=mac_bytes(public_mac),
         public_mtu=_MTU,
-        l4_services=sum(service.mode is Mode.L4 for service, _ in services),
+        l4_services=l4_services,
         cpus=possible_cpus(),
         outer_prefix=address_word("10.200.0.0"),
         new_flows_per_second=0,

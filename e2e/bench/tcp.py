@@ -388,13 +388,14 @@ def _start_gale() -> None:
 def _attach_gale() -> None:
     path = PATHS[GALE]
     nodes_mac, own_mac = wire.mac_of(SERVERS, GALE), wire.mac_of(path.namespace, _PRIV)
+    public_mac = wire.mac_of(path.namespace, _PUB)
     wire.move_to(path.namespace)
     public, private = socket.if_nametoindex(_PUB), socket.if_nametoindex(_PRIV)
     http = [Seat(path.node(n), HTTP_PORT, private, nodes_mac, own_mac) for n in range(NODES)]
     bulk = [Seat(path.node(0), BULK_PORT, private, nodes_mac, own_mac)]
     xdp, tc = compile_programs(["xdp.c", "tc.c"], maps=PinnedMaps(None))
     services = [(_service(path, HTTP_PORT), http), (_service(path, BULK_PORT), bulk)]
-    Tables(xdp).fill(services, public, private)
+    Tables(xdp).fill(services, public, private, public_mac)
     wire.attach_tc(_PRIV, tc.function("gale_tc_private", "tc"), "gale_tc_private")
     wire.attach_tc(_PUB, tc.function("gale_tc_public", "tc"), "gale_tc_public")
     wire.attach_xdp(_PUB, xdp.function("gale_xdp_public", "xdp"))
