@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import Ether
@@ -97,9 +99,10 @@ def test_an_outer_checksum_whose_carry_carries_again(scene: Scene, hook: str, en
     scene.service("l3", flags=ENCAPSULATIONS[encap])
     packet = tcp(CLIENT, SERVICE)
     header = scene.send(hook, packet).packet[14:34]
-    others = sum(int.from_bytes(header[at : at + 2]) for at in (0, 2, 4, 6, 8, 12, 14, 16))
-    last = 0xFFFF - others & 0xFFFF
-    node = f"10.81.{last >> 8}.{last & 255}"
+    places = (0, 2, 4, 6, 8, 12, 14, 16)  # all but the checksum and the address's last half
+    others = sum(int.from_bytes(header[at : at + 2], sys.byteorder) for at in places)
+    last = (0xFFFF - others & 0xFFFF).to_bytes(2, sys.byteorder)
+    node = f"10.81.{last[0]}.{last[1]}"
     scene.seat(at=(node, 80))
     outcome = scene.expect(hook, packet, "l3_forwarded")
     port = int.from_bytes(outcome.packet[34:36]) if encap == "gue" else None
