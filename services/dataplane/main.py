@@ -200,7 +200,13 @@ class DataplaneProcess:
             if wake.fileno() in dict(poller.poll(self._wait_ms(_monotonic_ms()))):
                 wake.recv(4096)
         _log.info("stopped, the programs go on", process=topology.DATAPLANE)
-        for owned in (self._publisher, self._commands, self._subscriber):
+        self.close()
+
+    def close(self) -> None:
+        """Give back sockets and fds. Programs and maps are the kernel's."""
+        if self._forwarding is not None:
+            self._forwarding.programs.close()
+        for owned in (self._publisher, self._commands, self._subscriber, self._netlink):
             owned.close()
         self._context.term()
 

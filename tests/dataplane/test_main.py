@@ -15,14 +15,19 @@ from bpf.pins import PinnedMaps, open_pin, pin
 from bpf.syscall import MapType, create_map, map_shape
 from bus.messages import NodeState
 from bus.socket import CommandError
+from conf import Paths, load_lb
+from services.dataplane import main
 from services.dataplane.kernel import Kernel
+from services.dataplane.nexthop import NextHop
 from tests.bpf.harness import IMAGES, program
 from tests.dataplane.machines import (
     CONFIG,
     NODES,
     PATIENCE_S,
+    PRIVATE,
     Connection,
     Site,
+    in_network,
     observed,
     run,
     site,
@@ -423,14 +428,53 @@ def test_a_node_that_changes_its_mac_is_followed(lb: Site) -> None:
     assert all(each.echo() for each in opened)
 
 
-def test_news_of_a_neighbour_while_planning_is_not_lost(lb: Site) -> None:
+def test_nodes_without_a_seat_disturb_nobodys_next_hop(lb: Site) -> None:
     """A table with a node that has no seat makes the process watch more addresses, then fewer."""
     lb.bring_up()
-    for epoch in range(2, 8):
+    for epoch in range(2, 6):
         run("ip", "-n", lb.lb, "neigh", "flush", "all")
         down = (NodeState.UP, NodeState.DOWN if epoch % 2 else NodeState.UP)
         lb.publish(table(epoch, down))
         lb.until_ready(epoch)
+
+
+class Resolving:
+    """Next hops that are resolved at the very moment the plan has been made without them."""
+
+    def __init__(self) -> None:
+        self.watched: frozenset[str] = frozenset()
+        self.watches = 0
+
+    def watch(self, addresses: frozenset[str]) -> None:
+        self.watched, self.watches = addresses, self.watches + 1
+
+    def serve(self, now_ms: int) -> dict[str, NextHop | None]:
+        mac = "02:00:00:00:00:0c" if self.watches > 1 else None
+        hop = NextHop(7, "02:00:00:00:00:0b", mac, 1500, None, PRIVATE)
+        return dict.fromkeys(self.watched, hop)
+
+    def next_ms(self, now_ms: int) -> int | None:
+        return None
+
+
+def test_news_of_a_neighbour_while_planning_is_not_lost(
+    lb: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this test's own process, turn by turn, inside the LB's namespace."""
+    monkeypatch.setattr(main, "NextHopMonitor", Resolving)
+    paths = Paths(lb.directory / "lb.toml", Path(), lb.run_dir, lb.state_dir, lb.bpf_dir)
+    lb.publish(table(1, (NodeState.UP, NodeState.DOWN)))
+    end_s = time.monotonic() + PATIENCE_S
+    with in_network(lb.lb):
+        process = main.DataplaneProcess(paths, load_lb(paths.lb_config))
+        try:
+            while not (state := lb.look()) or not state.seats or not state.seats[0].resolved:
+                process._step(time.monotonic_ns() // 1_000_000)
+                assert time.monotonic() < end_s, state
+                time.sleep(0.005)
+            assert len(state.seats) == 1
+        finally:
+            process.close()
 
 
 # --------------------------------------------------------------------------- what it costs

@@ -19,7 +19,7 @@ import pytest
 from bpf.loader import LoadedObject
 from bpf.syscall import run_program, xdp_context
 from services.dataplane import conntrack
-from services.dataplane.conntrack import Sweeper, SweepResult
+from services.dataplane.conntrack import REPLY, Sweeper, SweepResult
 from tests.bpf.harness import LOOPBACK, Rig, TcVerdict, XdpVerdict, program, rig
 from tests.bpf.scene import FIRST_PORT, SEAT, SERVICE, Scene
 from tests.dataplane.flows import SECOND_NS, Made, entries, finish
@@ -222,6 +222,27 @@ def test_a_flood_of_ten_tables_costs_no_established_flow(
     assert entries(stage.maps, "est") == 2 * FLOWS
     assert entries(stage.maps, "half") <= TABLE
     assert sum(stage.works(flow) for flow in flows) == FLOWS
+
+
+def test_blind_acks_of_flows_that_nodes_have_answered_open_none(
+    stages: Callable[..., Stage],
+) -> None:
+    """The flood's SYNs go to real nodes, whose answers the sender never sees."""
+    stage = stages(ports=40_000, seats=(5, 6, 7))
+    stage.flood(400)
+    keys = [key for key, _ in stage.maps.table("half").items() if key.direction == REPLY]
+    assert len(keys) == 400
+    for number, key in enumerate(keys):
+        node, snat = (
+            conntrack.endpoint(*each).rpartition(":")
+            for each in ((key.saddr, key.sport), (key.daddr, key.dport))
+        )
+        flow = Flow(("", 0), (snat[0], int(snat[2])), (node[0], int(node[2])))
+        assert stage.reply(flow, SYN_ACK, seq=number * 10_000_000) is not None
+    stage.flood(800, blind_acks=True)
+    assert stage.count("drop_handshake_mismatch") == 400, stage.maps.counted()
+    assert stage.count("l4_promoted") == 0
+    assert entries(stage.maps, "est") == 0
 
 
 def test_new_clients_get_through_while_the_flood_goes_on(stages: Callable[..., Stage]) -> None:
