@@ -1,4 +1,4 @@
-"""Property tests on a shared machine: never judged by the clock, and the same examples every time."""
+"""Property tests: never judged by the clock, and the same examples every time."""
 
 from hypothesis import HealthCheck, settings
 
