@@ -120,12 +120,11 @@ class Forwarding:
         self.machine = machine.look(netlink, plan.public, plan.private)
         self.programs = Programs(plan, paths.bpf_dir, paths.state_dir / PROGRAM_CACHE, netlink)
         try:
-            self.attached = self.programs.attach(self.machine)
+            self.hooks: tuple[HookState, ...] = self.programs.attach(self.machine)
+            """As they were last seen."""
         except BaseException:
             self.programs.close()
             raise
-        self.hooks: tuple[HookState, ...] = self.attached
-        """As they were last seen."""
         bpf = self.programs.objects.bpf
         self.kernel = Kernel(bpf)
         self.settings = self.kernel.read_settings()
@@ -367,11 +366,7 @@ class DataplaneProcess:
         except (machine.NotReadyError, NetlinkError) as reason:
             self._wait_for(str(reason))
             return
-        lost = [
-            was.program
-            for was, now in zip(forwarding.attached, forwarding.hooks, strict=True)
-            if was.attached and not now.attached
-        ]
+        lost = forwarding.programs.lost(forwarding.hooks)
         if present != forwarding.machine or lost:
             _log.warning("interfaces or hooks have changed, attaching again", lost=lost)
             forwarding.programs.close()

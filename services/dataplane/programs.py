@@ -142,6 +142,14 @@ class Programs:
             states.append(_state(attach.tc_state(netlink, plan.private, self._pins / "tc_private")))
         return tuple(states)
 
+    def lost(self, hooks: tuple[HookState, ...]) -> list[str]:
+        """Which of these are not taken although they could be."""
+        return [
+            hook.program
+            for hook in hooks
+            if not hook.attached and hook.program not in self._without_xdp
+        ]
+
     def _xdp_state(self, pin: str, interface: str) -> HookState:
         state = _state(attach.xdp_state(self._netlink, interface, self._pins / pin))
         if pin in self._without_xdp and not state.attached:

@@ -342,6 +342,23 @@ def test_what_an_operator_took_off_is_put_back(lb: Site) -> None:
     assert all(each.echo() for each in opened)
 
 
+def test_what_is_taken_off_while_it_is_being_attached_is_put_back(lb: Site) -> None:
+    """Whatever is not there a second later is missing, whether or not it ever was."""
+    lb.bring_up()
+    for _ in range(3):
+        run("ip", "-n", lb.lb, "link", "set", "pub0", "xdp", "off")
+        lb.until(lambda _: lb.attached_xdp() is not None, "attached again")
+        lb.inside(lb.lb, "tc", "qdisc", "delete", "dev", "priv0", "clsact")
+        lb.until(
+            lambda _: (
+                "gale_tc_private"
+                in lb.inside(lb.lb, "tc", "filter", "show", "dev", "priv0", "ingress")
+            ),
+            "attached again",
+        )
+    lb.until_ready()
+
+
 STRANGER = """
 #include <linux/bpf.h>
 int stranger(struct xdp_md *ctx) { return XDP_PASS; }

@@ -137,6 +137,7 @@ def test_without_native_xdp_tc_takes_the_requests_and_the_state_says_why(host: H
     assert (first.attached, first.flavour) == (False, "")
     assert first.detail == "br0: no native XDP: its driver knows no XDP; TC takes its packets"
     assert all(hook.attached for hook in others)
+    assert programs.lost((first, *others)) == []
     assert sorted(host.pins()) == ["tc_private", "tc_public"]
     programs.close()
 
@@ -183,6 +184,7 @@ def test_what_was_taken_off_shows(host: Host) -> None:
     host.netlink.link("set", index=socket.if_nametoindex("pub0"), xdp_fd=-1)
     states = programs.hooks()
     assert [hook.attached for hook in states] == [False, True, False]
+    assert programs.lost(states) == ["xdp_public", "tc_private"]
     assert [hook.detail for hook in states][::2] == [
         "no XDP program attached",
         "no TC program attached",
