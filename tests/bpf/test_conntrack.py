@@ -271,6 +271,27 @@ class TestClosing:
         scene.expect(hook, established.reply("R"), "l4_reply")
         assert states(scene) == {REQUEST: CLOSED, REPLY: CLOSED}
 
+    @pytest.mark.parametrize("direction", [REQUEST, REPLY])
+    def test_a_forged_reset_closes_nothing_that_lives(
+        self, scene: Scene, established: Connection, direction: int
+    ) -> None:
+        """The next packet says so, and the port is not given away any more."""
+        scene.expect("xdp_public", established.request("R"), "l4_established")
+        if direction == REQUEST:
+            scene.expect("xdp_public", established.request("PA"), "l4_established")
+        else:
+            scene.expect("tc_private", established.reply("PA"), "l4_reply")
+        assert states(scene) == {REQUEST: CLOSING, REPLY: CLOSING}
+        scene.service("l4", snat_first_port=established.source[1], snat_ports=1)
+        scene.expect("xdp_public", tcp((CLIENT_ADDRESS, 2), SERVICE), "drop_no_port")
+
+    def test_a_fin_that_promotes_counts_as_one(self, scene: Scene, opened: Connection) -> None:
+        opened.syn_ack()
+        scene.expect("xdp_public", opened.request("FA"), "l4_promoted")
+        assert states(scene) == {REQUEST: CLOSING, REPLY: CLOSING}
+        scene.expect("tc_private", opened.reply("FA"), "l4_reply")
+        assert states(scene) == {REQUEST: CLOSED, REPLY: CLOSED}
+
     @pytest.mark.parametrize("hook", REQUEST_HOOKS)
     def test_a_closed_tuple_is_opened_anew(
         self, scene: Scene, established: Connection, hook: str
