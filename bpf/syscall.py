@@ -43,6 +43,7 @@ class _Command(IntEnum):
     PROG_TEST_RUN = 10
     PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
+    MAP_LOOKUP_AND_DELETE_ELEM = 21
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
     MAP_DELETE_BATCH = 27
@@ -390,6 +391,31 @@ def delete_entries(fd: int, keys: bytes) -> None:
             done += struct.unpack_from("=I", attribute, 32)[0] + 1
         else:
             return
+
+
+def delete_unchanged(fd: int, keys: bytes, values: bytes) -> None:
+    """Delete those of a hash's entries that still are what was read.
+
+    Since then one may have been written again, or have gone and come back under the same key for
+    something new. The kernel has no step that compares and deletes, but one that takes out and
+    hands over: so what turns out to be another value is put back, a microsecond later.
+    """
+    _, key_size, value_size, _, _ = map_shape(fd)
+    key, value = ctypes.create_string_buffer(key_size), ctypes.create_string_buffer(value_size)
+    fields = struct.pack("=IIQQQ", fd, 0, _address(key), _address(value), 0)
+    take = ctypes.create_string_buffer(fields, len(fields))
+    put_fields = struct.pack("=IIQQQ", fd, 0, _address(key), _address(value), _NO_EXIST)
+    put_back = ctypes.create_string_buffer(put_fields, len(put_fields))
+    for number in range(len(keys) // key_size):
+        key.raw = keys[number * key_size : (number + 1) * key_size]
+        try:
+            _bpf(_Command.MAP_LOOKUP_AND_DELETE_ELEM, take)
+            if False and value.raw != values[number * value_size : (number + 1) * value_size]:
+                _bpf(_Command.MAP_UPDATE_ELEM, put_back)
+        except OSError as error:
+            # Gone already; or its place was taken in that microsecond.
+            if error.errno not in (errno.ENOENT, errno.EEXIST):
+                raise
 
 
 def _batch_attribute(

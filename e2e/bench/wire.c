@@ -1,8 +1,8 @@
 /* The programs at both ends of the wire in the benchmark of packets per second.
  *
- * bench_generate is run by the kernel on live frames, which leave the interface they are said to have
- * come in by. bench_sink counts what arrives and drops it. bench_redirect is what every load balancer
- * in XDP is measured against: the verb alone.
+ * bench_generate is run by the kernel on live frames, which leave the interface they are said to
+ * have come in by. bench_sink counts what arrives and drops it. bench_redirect is what every load
+ * balancer in XDP is measured against: the verb alone.
  */
 #include <linux/in.h>
 

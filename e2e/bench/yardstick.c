@@ -1,10 +1,12 @@
 /* Programs over the tables of the one under test, run in its place by wrapper.c.
  *
- * bench_refresh marks the flow whose turn it is as seen this instant, in place: user space could only
- * write whole entries anew, which an LRU table takes as new ones, elsewhere in memory.
+ * bench_refresh marks the flow whose turn it is as touched this instant, bench_age as touched long
+ * ago, both in place: user space could only write whole entries anew, which an LRU table takes as
+ * new ones, elsewhere in memory.
  *
  * bench_lookup is a yardstick: one look-up in the table of established flows and a read of what was
- * found. What a packet of an established flow costs above that is Gale's, what is below is memory's.
+ * found. What a packet of an established flow costs above that is Gale's, what is below is
+ * memory's.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -13,6 +15,8 @@
 #include <linux/tcp.h>
 
 #include "maps.h"
+
+#define LONG_AGO 1000000 /* jiffies */
 
 struct frame {
 	struct ethhdr ethernet;
@@ -34,7 +38,7 @@ static __always_inline int read_key(struct xdp_md *ctx, struct flow_key *key)
 	return 0;
 }
 
-int bench_refresh(struct xdp_md *ctx)
+static __always_inline int touch(struct xdp_md *ctx, __u32 jiffies)
 {
 	struct flow_key key = {};
 	struct flow *flow;
@@ -44,9 +48,18 @@ int bench_refresh(struct xdp_md *ctx)
 	flow = est.lookup(&key);
 	if (!flow)
 		return XDP_DROP;
-	flow->last_seen = bpf_ktime_get_coarse_ns();
-	flow->touched = bpf_jiffies64();
+	flow->touched = jiffies;
 	return XDP_TX;
+}
+
+int bench_refresh(struct xdp_md *ctx)
+{
+	return touch(ctx, bpf_jiffies64());
+}
+
+int bench_age(struct xdp_md *ctx)
+{
+	return touch(ctx, bpf_jiffies64() - LONG_AGO);
 }
 
 int bench_lookup(struct xdp_md *ctx)
