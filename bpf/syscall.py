@@ -410,7 +410,7 @@ def delete_unchanged(fd: int, keys: bytes, values: bytes) -> None:
         key.raw = keys[number * key_size : (number + 1) * key_size]
         try:
             _bpf(_Command.MAP_LOOKUP_AND_DELETE_ELEM, take)
-            if False and value.raw != values[number * value_size : (number + 1) * value_size]:
+            if value.raw != values[number * value_size : (number + 1) * value_size]:
                 _bpf(_Command.MAP_UPDATE_ELEM, put_back)
         except OSError as error:
             # Gone already; or its place was taken in that microsecond.

@@ -4,7 +4,8 @@ The kernel's programs create, promote, repair and close flows by themselves (bpf
 they cannot do is notice that nothing happens any more. So a sweep reads both tables in batches and
 deletes what has been idle for longer than its state admits: requests' entries as they are found,
 replies' after the last of them, because those reserve the SNAT ports. A pass is made in small
-pieces between the turns of the process's loop (`Sweeper`).
+pieces between the turns of the process's loop (`Sweeper`). Between reading and deleting, a client
+may have used the same ports for a new flow: only what is still as it was read is deleted.
 
 Timeouts follow RFC 5382 (TCP: established at least 2 h 4 min, transitory at least 4 min) and RFC
 4787 (UDP: at least 2 min). A closed flow is kept only for stray repetitions of its last segments;
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpf.syscall import delete_entries, map_shape, read_entries
+from bpf.syscall import delete_unchanged, map_shape, read_entries
 from bus.messages import SeatState
 
 SYN_SENT, SYN_RECEIVED, ESTABLISHED, CLOSING, CLOSED = range(5)
@@ -46,9 +47,13 @@ SWEEP_ESTABLISHED_MS = 5_000
 """The shortest time between two passes."""
 TURN_MS = 10
 SHARE = 0.02
+DELETED_AT_ONCE = 2_000
+"""A few milliseconds' worth."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 Entries = NDArray[Any]
+Batch = tuple[Entries, Entries]
+"""Keys, and the flows under them as they were read."""
 
 
 def _timeouts_ns() -> NDArray[np.uint64]:
@@ -119,9 +124,9 @@ class Table:
         for keys, values in read_entries(self._fd):
             yield np.frombuffer(keys, self._key_type), np.frombuffer(values, self._flow_type)
 
-    def delete(self, keys: Entries) -> None:
-        if len(keys):
-            delete_entries(self._fd, keys.tobytes())
+    def delete(self, keys: Entries, flows: Entries) -> None:
+        """Those that have not changed since they were read."""
+        delete_unchanged(self._fd, keys.tobytes(), flows.tobytes())
 
     @property
     def capacity(self) -> int:
@@ -131,14 +136,14 @@ class Table:
 def sweep_established(table: Table, now_ns: int) -> Sweep:
     """Each packet of a flow touches both its entries, so each can be judged alone."""
     kept = deleted = 0
-    idle_replies: list[Entries] = []
+    idle_replies: list[Batch] = []
     for keys, flows in table.batches():
         overdue = expired(keys, flows, now_ns)
         replies = keys["direction"] == REPLY
         kept += int(np.count_nonzero(replies & ~overdue))
         deleted += int(np.count_nonzero(overdue))
-        table.delete(keys[overdue & ~replies])
-        idle_replies.append(keys[overdue & replies])
+        table.delete(keys[overdue & ~replies], flows[overdue & ~replies])
+        idle_replies.append((keys[overdue & replies], flows[overdue & replies]))
         yield
     yield from _delete(table, idle_replies)
     return SweepResult(kept, deleted)
@@ -147,7 +152,7 @@ def sweep_established(table: Table, now_ns: int) -> Sweep:
 def sweep_half(table: Table, now_ns: int) -> Sweep:
     """A half-open flow lives as long as its request's entry; a reply without one is litter."""
     replies_seen = requests_deleted = 0
-    idle_replies: list[Entries] = []
+    idle_replies: list[Batch] = []
     claimed: list[NDArray[np.uint64]] = []
     for keys, flows in table.batches():
         overdue = expired(keys, flows, now_ns)
@@ -155,22 +160,26 @@ def sweep_half(table: Table, now_ns: int) -> Sweep:
         alive = ~replies & ~overdue
         replies_seen += int(np.count_nonzero(replies))
         requests_deleted += int(np.count_nonzero(overdue & ~replies))
-        table.delete(keys[overdue & ~replies])
+        table.delete(keys[overdue & ~replies], flows[overdue & ~replies])
         # A reply's entry is there a moment before its request's: only an old one is litter.
-        idle_replies.append(keys[overdue & replies])
+        idle_replies.append((keys[overdue & replies], flows[overdue & replies]))
         claimed.append(_numbers(opposite_keys(keys[alive], flows[alive])))
         yield
     alive_replies = _joined(claimed)
-    doomed = [keys[~np.isin(_numbers(keys), alive_replies)] for keys in idle_replies if len(keys)]
+    doomed: list[Batch] = []
+    for keys, flows in idle_replies:
+        unclaimed = ~np.isin(_numbers(keys), alive_replies)
+        doomed.append((keys[unclaimed], flows[unclaimed]))
     yield from _delete(table, doomed)
-    litter = sum(map(len, doomed))
+    litter = sum(len(keys) for keys, _ in doomed)
     return SweepResult(replies_seen - litter, requests_deleted + litter)
 
 
-def _delete(table: Table, batches: list[Entries]) -> Generator[None, None, None]:
-    for keys in batches:
-        if len(keys):
-            table.delete(keys)
+def _delete(table: Table, batches: list[Batch]) -> Generator[None, None, None]:
+    for keys, flows in batches:
+        for begin in range(0, len(keys), DELETED_AT_ONCE):
+            some = slice(begin, begin + DELETED_AT_ONCE)
+            table.delete(keys[some], flows[some])
             yield
 
 

@@ -125,9 +125,9 @@ class Watched(conntrack.Table):
         self.deleted: list[int] = []
         self.before: Any = lambda: None
 
-    def delete(self, keys: Entries) -> None:
+    def delete(self, keys: Entries, flows: Entries) -> None:
         self.before()
-        super().delete(keys)
+        super().delete(keys, flows)
         self.deleted += [int(direction) for direction in keys["direction"]]
 
 
@@ -157,6 +157,26 @@ def test_entries_that_vanish_meanwhile_hide_none_of_the_others(maps: Rig, table:
     assert entries(maps, table) == 0
     # Each that is missing costs a call of its own, but must not cost a copy of all that follow.
     assert time.thread_time() - began_s < 2.0
+
+
+@pytest.mark.parametrize("table", ["est", "half"])
+def test_a_flow_that_comes_back_on_the_same_ports_meanwhile_stays(maps: Rig, table: str) -> None:
+    """The client's ports first, then the port of the SNAT address, are used for something new."""
+    Made(maps, 3000, idle_s=8000).write(maps, table)
+    again = Made(maps, 1000)
+    watched = Watched(maps.table(table))
+
+    def come_back() -> None:
+        again.write(maps, table, (REQUEST,) if not watched.deleted else (REPLY,))
+        if watched.deleted:
+            watched.before = lambda: None
+
+    watched.before = come_back
+    sweep = conntrack.sweep_established if table == "est" else conntrack.sweep_half
+    finish(sweep(watched, NOW_NS))
+    assert entries(maps, table) == 2000
+    left = np.concatenate([values["last_seen"] for _, values in watched.batches()])
+    assert (left == NOW_NS).all()
 
 
 # --------------------------------------------------------------------------- half
