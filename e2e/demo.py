@@ -43,6 +43,7 @@ LEAST_REQUESTS = 10_000
 SHARE_TOLERANCE = 0.1
 FAILING_MS = 600
 RIG_LAG_MS = 100
+ATTEMPTS = 3
 NOTES_SHOWN = 8
 
 
@@ -102,18 +103,30 @@ class Promise:
 
 
 def run(board: Board) -> list[Promise]:
-    """The whole show; what was promised, and what came of it."""
-    hosts = board.hosts
-    board.requests = traffic(hosts, RATE)
+    """The whole show; what was promised, and what came of it.
+
+    A client that was held up itself may fail for that alone: its failures are looked at again.
+    """
+    for _ in range(ATTEMPTS):
+        control = control_phase(board)
+        if not control.failures or control.largest_lag_ms <= RIG_LAG_MS:
+            break
+        board.note(f"the client itself lagged {control.largest_lag_ms:.0f} ms; once more")
+    promises = control_promises(board.hosts, control, board)
+    return [*promises, *server_promises(board)]
+
+
+def control_phase(board: Board) -> Summary:
+    board.kills = {name: [] for name in PROCESSES}
+    board.requests = traffic(board.hosts, RATE)
     try:
         kill_everything_that_decides(board)
         wait_for(
             lambda: len(requests_of(board).results) >= LEAST_REQUESTS, "the requests", timeout_s=60
         )
     finally:
-        control = requests_of(board).stop()
-    promises = control_promises(hosts, control, board)
-    return [*promises, *server_promises(board)]
+        seen = requests_of(board).stop()
+    return seen
 
 
 def requests_of(board: Board) -> Traffic:
@@ -164,8 +177,8 @@ def control_promises(hosts: Hosts, seen: Summary, board: Board) -> list[Promise]
 
 
 def server_promises(board: Board) -> list[Promise]:
-    """Up to three attempts: a client that lagged itself measured nothing."""
-    for _ in range(3):
+    """Likewise: a client that lagged itself measured nothing."""
+    for _ in range(ATTEMPTS):
         seen, again_s = kill_a_server(board, board.hosts.nodes[1])
         if seen.largest_lag_ms <= RIG_LAG_MS:
             break

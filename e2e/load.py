@@ -7,7 +7,8 @@ nothing but Python's library. Every request prints one line of JSON when it ends
 
 `sent_ms` counts from the program's start. The schedule is open: a slow answer does not hold back
 the requests after it. `lag_ms` is how late the program itself was, so that a reader can tell a slow
-rig from a slow service. It ends after `--seconds`, or when its standard input is closed, and then
+rig from a slow service. After a long lag the schedule goes on from where it is: to catch up would
+be to measure a burst. It ends after `--seconds`, or when its standard input is closed, and then
 waits for what is still under way.
 """
 
@@ -19,6 +20,8 @@ import json
 import sys
 import threading
 import time
+
+LONG_LAG_S = 0.1
 
 
 async def fetch(host: str, port: int) -> str:
@@ -72,10 +75,9 @@ async def run(arguments: argparse.Namespace) -> None:
     if arguments.until_input_ends:
         threading.Thread(target=wait_for_end_of_input, daemon=True).start()
     under_way: set[asyncio.Task[None]] = set()
-    start = time.monotonic()
+    start = due = time.monotonic()
     number = 0
     while number < arguments.seconds * arguments.rate and not stopped.is_set():
-        due = start + number / arguments.rate
         delay = due - time.monotonic()
         if delay > 0:
             await asyncio.sleep(delay)
@@ -83,6 +85,8 @@ async def run(arguments: argparse.Namespace) -> None:
         under_way.add(task)
         task.add_done_callback(under_way.discard)
         number += 1
+        late = time.monotonic() - due
+        due += (late if late > LONG_LAG_S else 0) + 1 / arguments.rate
     while under_way:
         await asyncio.wait(under_way)
 
