@@ -170,8 +170,8 @@ def run(trials: int, packets: int, progress: Callable[[str], None]) -> Result:
         bar_label="times the packets per second of what it is compared with",
         remark=(
             f"{packets:,} packets a trial (a fifth of it for nftables and mixed packets), {trials} "
-            "trials, packets per second of one core's CPU time, generator and sink included. Mixed: "
-            "every other packet opens a flow. With no port left, of the established flows' "
+            "trials, packets per second of one core's CPU time, generator and sink included. "
+            "Mixed: every other packet opens a flow. With no port left, of the established flows' "
             f"packets arrived: {_arrived(seen[L4_NO_PORT.name])} with Gale, "
             f"{_arrived(seen[NFT_NO_PORT.name])} with nftables."
         ),
