@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from rich.console import Console
-from rich.markdown import Markdown
+from rich.table import Table
 
 from e2e.bench import core, cost, report, tcp, veth
 from e2e.bench.report import Result
@@ -39,7 +39,11 @@ BENCHMARKS: dict[str, tuple[str, Callable[[bool, Progress], Result]]] = {
 
 
 def main() -> int:
-    options = _options().parse_args()
+    parser = _options()
+    options = parser.parse_args()
+    unknown = ", ".join(set(options.benchmarks) - set(BENCHMARKS))
+    if unknown:
+        parser.error(f"no such benchmark: {unknown}")
     if os.geteuid() != 0:
         print("loading BPF programs takes root", file=sys.stderr)
         return 2
@@ -52,8 +56,7 @@ def main() -> int:
         except (LabError, RuntimeError) as error:
             notes.print(str(error), style="red", markup=False, highlight=False)
             return 1
-        text = f"## {result.title}\n\n{report.table(result)}\n\n{result.remark}"
-        Console().print(Markdown(text))
+        _show(result)
         if not options.quick:
             report.write(result, f"python -m e2e.bench {name}")
     notes.print(f"{time.monotonic() - begin:.0f} s")
@@ -68,8 +71,18 @@ def _measure(name: str, quick: bool, notes: Console) -> Result:
         return run(quick, lambda text: status.update(f"{name}: {text}"))
 
 
+def _show(result: Result) -> None:
+    table = Table(title=result.title, title_justify="left", box=None, pad_edge=False)
+    head, *rows = report.rows(result)
+    for column in head:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table, result.remark, highlight=False)
+
+
 def _options() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name}  {what}" for name, (what, _) in BENCHMARKS.items())
+    listed = "\n".join(f"  {name:5} {what}" for name, (what, _) in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         prog="python -m e2e.bench",
         formatter_class=argparse.RawDescriptionHelpFormatter,

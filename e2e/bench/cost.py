@@ -29,9 +29,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
-from bpf.loader import compile_program
+from bpf.loader import compile_program, compile_programs
 from bpf.pins import PinnedMaps
 from bpf.syscall import (
     delete_entries,
@@ -146,7 +147,9 @@ class Trial:
 
 def run(trials: int, repeats: int, progress: Callable[[str], None]) -> Result:
     """All rows, taking turns."""
-    seen = crew.run(ROWS, partial(Bench, repeats=repeats), trials, progress)
+    with TemporaryDirectory(prefix="gale-bench-") as images:
+        make = partial(Bench, repeats=repeats, images=Path(images))
+        seen = crew.run(ROWS, make, trials, progress)
     return _result([(row, seen[row.name]) for row in ROWS], repeats)
 
 
@@ -187,15 +190,18 @@ def _line(row: Row, trials: tuple[Trial, ...]) -> Line:
 
 
 class Bench:
-    """The programs and maps of one row, in this process."""
+    """The programs and maps of one row, in this process. `images` keeps what was compiled."""
 
-    def __init__(self, row: Row, *, repeats: int) -> None:
+    def __init__(self, row: Row, *, repeats: int, images: Path) -> None:
         self._row, self._repeats = row, repeats
-        self._wrapper = compile_program(str(WRAPPER))
+        self._wrapper = compile_program(str(WRAPPER), cache_dir=images)
         # Maps that are never committed, and so pinned nowhere; both sources share them.
-        maps = PinnedMaps(Path("/nowhere/gale"))
-        self._gale = compile_program("xdp.c", maps=maps, defines=_table_sizes(row))
-        self._yardstick = compile_program(str(YARDSTICK), maps=maps, defines=_table_sizes(row))
+        self._gale, self._yardstick = compile_programs(
+            ["xdp.c", str(YARDSTICK)],
+            maps=PinnedMaps(None),
+            defines=_table_sizes(row),
+            cache_dir=images,
+        )
         self._entry = self._wrapper.function("bench_wrapper", "xdp")
         self._floor = self._wrapper.function("bench_floor", "xdp")
         self._program = self._program_under_test()

@@ -17,6 +17,7 @@
 #define FRAME_BYTES 60
 #define FRAME_WORDS 7 /* of 8 bytes; 4 bytes follow */
 #define ODD 2654435761U
+#define PORT_BITS 15
 #define NEW_CLIENTS 0x20000000 /* 32.0.0.0 */
 #define TCP_FLAGS 13
 #define SYN 0x02
@@ -60,10 +61,10 @@ static __always_inline int make_packet(struct xdp_md *ctx, struct generator *gen
 		flow = counter * ODD;
 		((__u8 *)&headers->tcp)[TCP_FLAGS] = SYN;
 	}
-	headers->ip.saddr = bpf_htonl(client + (flow >> 14));
+	headers->ip.saddr = bpf_htonl(client + (flow >> PORT_BITS));
 	headers->ip.check = ~fold(generator->header_sum + (headers->ip.saddr >> 16) +
 				  (headers->ip.saddr & 0xffff));
-	headers->tcp.source = bpf_htons(generator->first_port + (flow & 0x3fff));
+	headers->tcp.source = bpf_htons(generator->first_port + (flow & ((1 << PORT_BITS) - 1)));
 	return 0;
 }
 

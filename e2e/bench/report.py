@@ -28,6 +28,12 @@ class Line:
     """What is compared with the goal."""
     goal: Goal | None = None
     peers: str = ""
+    against: str = ""
+    """What it is compared with, where that differs from line to line."""
+
+    @property
+    def bar_name(self) -> str:
+        return f"{self.name} / {self.against}" if self.against else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +48,19 @@ class Result:
     remark: str
 
 
-def table(result: Result) -> str:
-    """The Markdown table."""
+def rows(result: Result) -> list[tuple[str, ...]]:
+    """The table's cells, its head first."""
     head = ("", *result.columns, "goal", "", "others")
-    rows = [(line.name, *line.cells, *_goal_cells(line), line.peers) for line in result.lines]
-    return "\n".join(_row(cells) for cells in (head, ("---",) * len(head), *rows))
+    return [
+        head,
+        *((line.name, *line.cells, *_goal_cells(line), line.peers) for line in result.lines),
+    ]
+
+
+def table(result: Result) -> str:
+    """The table in Markdown."""
+    head, *rest = rows(result)
+    return "\n".join(_row(cells) for cells in (head, ("---",) * len(head), *rest))
 
 
 def _goal_cells(line: Line) -> tuple[str, str]:
@@ -106,7 +120,7 @@ def plot(result: Result, path: Path) -> None:
     from matplotlib import pyplot
 
     lines = result.lines[::-1]
-    figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.36 * len(lines)))
+    figure, axes = pyplot.subplots(figsize=(9, 0.8 + 0.36 * len(lines)))
     for place, line in enumerate(lines):
         lower, upper = line.bar.quartiles
         middle = line.bar.median
@@ -114,8 +128,8 @@ def plot(result: Result, path: Path) -> None:
         axes.errorbar(middle, place, xerr=[[middle - lower], [upper - middle]], color="#222222")
         if line.goal is not None and line.judged == middle:
             axes.plot([line.goal.limit] * 2, [place - 0.4, place + 0.4], color="#c0392b", lw=2)
-    axes.set_yticks(range(len(lines)), [line.name for line in lines])
-    axes.set_xlabel(f"{result.bar_label} (red: the goal)")
+    axes.set_yticks(range(len(lines)), [line.bar_name for line in lines])
+    figure.supxlabel(f"{result.bar_label} (red: the goal)", fontsize="medium")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None, "Creator": None})

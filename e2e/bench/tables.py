@@ -26,6 +26,8 @@ from services.dataplane.plan import ENTRIES, LANES, NO_SEAT, SeatWrite, ServiceW
 TCP = 6
 FLOW_ESTABLISHED = 2
 REPLY = 1
+PORT_BITS = 15
+"""As generator.h has it."""
 _BATCH = 1 << 17
 _HASH_SEED = 0x9E3779B97F4A7C15
 _MTU = 1500
@@ -158,8 +160,8 @@ class Clients:
         """Addresses and ports of the first `count`, in network order."""
         number = np.arange(count, dtype=np.uint32)
         first = int.from_bytes(socket.inet_aton(self.first_client))
-        addresses = (np.uint32(first) + (number >> np.uint32(14))).astype(np.uint32)
-        ports = np.uint32(self.first_port) + (number & np.uint32(0x3FFF))
+        addresses = (np.uint32(first) + (number >> np.uint32(PORT_BITS))).astype(np.uint32)
+        ports = np.uint32(self.first_port) + (number & np.uint32((1 << PORT_BITS) - 1))
         return addresses.astype(">u4").view(np.uint32), ports.astype(">u2").view(np.uint16)
 
 

@@ -126,11 +126,12 @@ def _line(one: Comparison, seen: Seen) -> Line:
     times = ratios(mine, theirs)
     unit = f" {UNITS[one.load]}"
     return Line(
-        name=f"{one.load}: gale / {one.against}",
-        cells=(mine.text(1, unit), times.text(2), theirs.text(1, unit)),
+        name=one.load,
+        cells=(mine.text(1, unit), times.text(2), f"{one.against}: {theirs.text(1, unit)}"),
         bar=times,
         judged=times.median,
         goal=one.goal,
+        against=one.against,
     )
 
 

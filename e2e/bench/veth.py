@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -57,6 +58,14 @@ _FEWER = 5
 
 Forwarder = Literal["redirect", "l2", "l3", "l4", "dnat+masquerade", "dnat"]
 Traffic = Literal["established", "new", "mixed"]
+WORDS: dict[Forwarder, str] = {
+    "redirect": "bare redirect",
+    "l2": "L2",
+    "l3": "L3",
+    "l4": "L4",
+    "dnat+masquerade": "nftables DNAT + masquerade",
+    "dnat": "nftables DNAT",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +79,15 @@ class Contestant:
 
     @property
     def name(self) -> str:
-        flows = "1 flow" if self.flows == 1 else f"{self.flows // 1000}k flows"
-        what = {"established": flows, "new": "new flows", "mixed": "mixed"}[self.traffic]
-        return f"{self.forwarder}, {what}{', no port left' if self.no_port_left else ''}"
+        return f"{WORDS[self.forwarder]}, {self.load}"
+
+    @property
+    def load(self) -> str:
+        if self.traffic == "new":
+            return "new flows"
+        if self.traffic == "mixed":
+            return "half of them new flows" + (", no port left" if self.no_port_left else "")
+        return "1 flow" if self.flows == 1 else f"{self.flows // 1000}k flows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +175,13 @@ CAST = (
 
 def run(trials: int, packets: int, progress: Callable[[str], None]) -> Result:
     """All contestants, taking turns."""
-    with wire.alone(), wire.room_for_nftables(NFTABLES_ENTRIES):
-        seen = crew.run(CAST, partial(Bench, packets=packets), trials, progress)
+    with (
+        wire.alone(),
+        wire.room_for_nftables(NFTABLES_ENTRIES),
+        TemporaryDirectory(prefix="gale-bench-") as images,
+    ):
+        make = partial(Bench, packets=packets, images=Path(images))
+        seen = crew.run(CAST, make, trials, progress)
     return Result(
         key="veth",
         title="Packets per second on veth",
@@ -182,13 +202,17 @@ def _line(one: Comparison, seen: Mapping[str, tuple[Trial, ...]]) -> Line:
     mine = Sample(tuple(trial.rate / 1e6 for trial in seen[one.who.name]))
     theirs = Sample(tuple(trial.rate / 1e6 for trial in seen[one.against.name]))
     times = ratios(mine, theirs)
+    against = WORDS[one.against.forwarder]
+    if one.who.no_port_left:
+        against = "ports enough"
     return Line(
-        name=f"{one.who.name} / {one.against.name}",
-        cells=(mine.text(2), times.text(2), theirs.text(2)),
+        name=one.who.name,
+        cells=(mine.text(2), times.text(2), f"{against}: {theirs.text(2)}"),
         bar=times,
         judged=times.median,
         goal=one.goal,
-        peers=f"seen before: {one.seen}" if one.seen else "",
+        peers=one.seen,
+        against=against,
     )
 
 
@@ -202,7 +226,7 @@ def _arrived(trials: tuple[Trial, ...]) -> str:
 class Bench:
     """A contestant's namespaces, programs and tables, and this process as its generator."""
 
-    def __init__(self, who: Contestant, *, packets: int) -> None:
+    def __init__(self, who: Contestant, *, packets: int, images: Path) -> None:
         self._who = who
         self._packets = packets // (_FEWER if who in (NFT_MIXED, NFT_NO_PORT) else 1)
         self._nodes = MIXED_NODES if who.traffic == "mixed" else NODES
@@ -211,7 +235,8 @@ class Bench:
         # ksoftirqd steps in when softirqs go on for long.
         self._at_work = (os.getpid(), core.ksoftirqd(cpu))
         self._lay_wire()
-        self._wire = compile_program(str(WIRE))
+        self._images = images
+        self._wire = compile_program(str(WIRE), cache_dir=images)
         self._kernel_tables: NFCTSocket | None = None
         wire.move_to(self._lb)
         if who.forwarder.startswith("dnat"):
@@ -254,7 +279,11 @@ class Bench:
             tables.write("ways", np.zeros(1, np.int32), way)
             wire.attach_xdp(_PUB, self._wire.function("bench_redirect", "xdp"))
             return
-        gale = compile_program("xdp.c", defines={"CONNTRACK_ENTRIES": self._table_entries()})
+        gale = compile_program(
+            "xdp.c",
+            defines={"CONNTRACK_ENTRIES": self._table_entries()},
+            cache_dir=self._images,
+        )
         tables = Tables(gale)
         ports = PORTS_HELD if self._who.no_port_left else SNAT_PORTS
         service = Service(
