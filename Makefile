@@ -22,7 +22,7 @@ READY := $(VENV)/.ready
 
 # Names of Debian 12 and Ubuntu 24.04. bpftool comes apart: see install_bpftool.
 PACKAGES := python3-bpfcc linux-libc-dev python3-venv iproute2 nftables nginx-light iperf3 wrk \
-            ethtool tcpdump curl haproxy procps util-linux supervisor
+            ethtool tcpdump curl haproxy libnginx-mod-stream procps util-linux supervisor
 # What these packages would start on this machine. The lab runs its own.
 DAEMONS := nginx haproxy supervisor
 
