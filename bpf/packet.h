@@ -179,8 +179,11 @@ static __always_inline int holds_claimed_length(context_t *ctx, struct packet *p
 
 static __always_inline struct cursor open_packet(context_t *ctx, struct packet *packet)
 {
-	if (ctx->data_end - ctx->data < LINEAR_BYTES)
-		bpf_skb_pull_data(ctx, ctx->len < LINEAR_BYTES ? ctx->len : LINEAR_BYTES);
+	__u32 wanted = ctx->len < LINEAR_BYTES ? ctx->len : LINEAR_BYTES;
+
+	/* A short packet is in one piece already, and pulling would cost it a call for nothing. */
+	if (ctx->data_end - ctx->data < wanted)
+		bpf_skb_pull_data(ctx, wanted);
 	packet->segments = ctx->gso_segs ? ctx->gso_segs : 1;
 	return (struct cursor){ (void *)(long)ctx->data, (void *)(long)ctx->data_end };
 }
