@@ -37,8 +37,8 @@ from typing import Any
 
 from bpf.pins import MapInfo
 
-SOURCE_DIR = Path(str(files("bpf")))
-_STUBS = SOURCE_DIR / "stubs"
+SOURCE_DIR = Path(str(files("bpf"))) / "kernel"
+_STUBS = SOURCE_DIR.parent / "stubs"
 _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 _IMAGE_FORMAT = 1
 _IMAGES_KEPT = 64
@@ -94,7 +94,7 @@ class Image:
 def inline(path: Path) -> str:
     """The text of `path` with each `#include "..."` replaced by that file, once each.
 
-    A name is looked for beside the file that includes it, then in bpf/.
+    A name is looked for beside the file that includes it, then in bpf/kernel/.
     """
     return "\n".join(_inlined_lines(path.resolve(), set())) + "\n"
 

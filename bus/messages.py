@@ -359,7 +359,7 @@ class Counters:
     version: int
     seats: tuple[SeatCounters, ...]
     verdicts: dict[str, int]
-    """`hook.reason` → packets: each packet a program sees counts one reason (bpf/reasons.h)."""
+    """`hook.reason` → packets: each packet a program sees counts one reason (bpf/kernel/reasons.h)."""
     conntrack_established: int
     conntrack_half_open: int
     conntrack_capacity: int
