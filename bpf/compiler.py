@@ -40,7 +40,7 @@ from bpf.pins import MapInfo
 SOURCE_DIR = Path(str(files("bpf"))) / "kernel"
 _STUBS = SOURCE_DIR.parent / "stubs"
 _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
-_IMAGE_FORMAT = 1
+_IMAGE_FORMAT = 2
 _IMAGES_KEPT = 64
 
 _INSTRUCTION_BYTES = 8
@@ -307,14 +307,15 @@ def _image_of(bpf: Any) -> Image:
 
 def _declaration_of(lib: Any, module: Any, name: bytes) -> MapDeclaration:
     number = lib.bpf_table_id(module, name)
+    key, value = lib.bpf_table_key_desc(module, name), lib.bpf_table_leaf_desc(module, name)
     info = MapInfo(
         type=lib.bpf_table_type_id(module, number),
         key_size=lib.bpf_table_key_size_id(module, number),
         value_size=lib.bpf_table_leaf_size_id(module, number),
         max_entries=lib.bpf_table_max_entries_id(module, number),
         flags=lib.bpf_table_flags_id(module, number),
+        spin_lock=b"bpf_spin_lock" in (value or b""),
     )
-    key, value = lib.bpf_table_key_desc(module, name), lib.bpf_table_leaf_desc(module, name)
     return MapDeclaration(info, json.loads(key or b"null"), json.loads(value or b"null"))
 
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,16 @@ class MapInfo:
     value_size: int
     max_entries: int
     flags: int
+    spin_lock: bool = field(default=False, compare=False)
+    """Whether its values begin with one; the kernel does not say."""
 
     def differences(self, declared: MapInfo) -> dict[str, tuple[Any, Any]]:
         """Field -> (here, declared) for those that are not equal."""
         return {
-            field.name: (_word(field.name, mine), _word(field.name, theirs))
-            for field in fields(self)
-            if (mine := getattr(self, field.name)) != (theirs := getattr(declared, field.name))
+            each.name: (_word(each.name, mine), _word(each.name, theirs))
+            for each in fields(self)
+            if each.compare
+            and (mine := getattr(self, each.name)) != (theirs := getattr(declared, each.name))
         }
 
 
@@ -138,7 +141,15 @@ def _split(joined: bytes, size: int) -> list[bytes]:
 
 
 def _create(name: str, info: MapInfo) -> int:
-    return create_map(name, info.type, info.key_size, info.value_size, info.max_entries, info.flags)
+    return create_map(
+        name,
+        info.type,
+        info.key_size,
+        info.value_size,
+        info.max_entries,
+        info.flags,
+        spin_lock=info.spin_lock,
+    )
 
 
 class PinnedMaps:

@@ -1,7 +1,8 @@
 /* All maps, shared by every program and by user space, and pinned by it below `maps/`.
  *
- * Sizes come from the configuration as -D; a size that differs from a pin's is migrated or refused
- * by name before any program is loaded (pins.py).
+ * Sizes come from the configuration as -D. A table of flows of another size is chained behind the
+ * new one until it is empty (pins.py); any other difference is refused by name before a program
+ * is loaded.
  */
 #ifndef GALE_MAPS_H
 #define GALE_MAPS_H
@@ -10,27 +11,46 @@
 #include "types.h"
 #include "reasons.h"
 
-#ifndef CONNTRACK_ENTRIES
-#define CONNTRACK_ENTRIES 524288
+/* User space gives a flow table twice the places that flows may take: a bucket is then full once
+ * in a hundred when half of all places are taken.
+ */
+#ifndef FLOW_BUCKETS
+#define FLOW_BUCKETS 65536
 #endif
-#ifndef HALF_OPEN_ENTRIES
-#define HALF_OPEN_ENTRIES 131072
+#ifndef OLD_FLOW_BUCKETS
+#define OLD_FLOW_BUCKETS 1
 #endif
+#ifndef HALF_OPEN_WAYS
+#define HALF_OPEN_WAYS 4 /* of a bucket's: the share of half-open flows and one-answer UDP */
+#endif
+#define FLOW_LOCKS 4096
 
 GALE_MAP("array", int, struct settings, settings, 1, 0);
 GALE_MAP("array", int, struct service, services, SERVICE_PLACES, 0);
 GALE_MAP("array", int, struct ring_entry, ring, MAX_SERVICES *RING_ENTRIES, 0);
 GALE_MAP("array", int, struct seat, seats, MAX_SEATS, 0);
+GALE_MAP("array", int, struct port_cursor, port_cursors, MAX_SEATS, 0);
+GALE_MAP("hash", u32, struct address_info, addresses, 1024, 0);
 
-/* Established flows and half-open ones lie apart, so that a flood of SYNs evicts only its like. */
-GALE_MAP("lru_hash", struct flow_key, struct flow, est, CONNTRACK_ENTRIES, 0);
-GALE_MAP("lru_hash", struct flow_key, struct flow, half, HALF_OPEN_ENTRIES, 0);
+/* Nodes' addresses and ports: what comes from one of them to an SNAT port is an answer, to
+ * somebody.
+ */
+GALE_MAP("hash", struct service_key, u32, endpoints, MAX_SEATS, 0);
 
-/* Guards on the rate of new flows: on all, and on each source. */
+/* The flow table, and the one before it after a change of size. Both are mapped into user space's
+ * memory, which reads them and writes nothing.
+ */
+GALE_MAP("array", int, struct flow_bucket, flows, FLOW_BUCKETS, BPF_F_MMAPABLE);
+GALE_MAP("array", int, struct flow_bucket, old_flows, OLD_FLOW_BUCKETS, BPF_F_MMAPABLE);
+GALE_MAP("array", int, struct flow_lock, flow_locks, FLOW_LOCKS, 0);
+
+/* Guards: on all new flows, on each source's, and on the answers that strangers provoke. */
 GALE_MAP("array", int, struct rate, flow_rate, 1, 0);
+GALE_MAP("array", int, struct rate, answer_rate, 1, 0);
 GALE_MAP("lru_hash", u32, struct rate, sources, 65536, 0);
 
 GALE_MAP("lru_hash", struct fragment_key, struct fragment, fragments, 8192, 0);
+GALE_MAP("array", int, u32, fragment_ids, 1, 0);
 
 GALE_MAP("percpu_array", int, struct seat_counters, seat_counters, MAX_SEATS, 0);
 GALE_MAP("percpu_array", int, u64, verdicts, HOOK_COUNT * 64, 0);

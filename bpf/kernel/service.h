@@ -12,6 +12,7 @@
 #include "packet.h"
 
 #define SERVICE_HASH_FACTOR 0x9e3779b97f4a7c15ULL
+#define SERVICE_PLACE_SHIFT 54 /* the upper bits: those that every bit of the key has reached */
 
 static __always_inline struct service *find_service(const struct flow_key *key)
 {
@@ -21,7 +22,7 @@ static __always_inline struct service *find_service(const struct flow_key *key)
 		.protocol = key->protocol,
 	};
 	__u64 word = *(__u64 *)&wanted;
-	__u32 place = (word * SERVICE_HASH_FACTOR) >> 32;
+	__u32 place = (word * SERVICE_HASH_FACTOR) >> SERVICE_PLACE_SHIFT;
 	struct service *service;
 
 #pragma unroll
