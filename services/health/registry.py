@@ -442,7 +442,6 @@ class Registry:
         node.state = state
         node.reason = reason
         node.held = False
-        node.silent = node.silent and state in DEAD
         self._schedule(node, self._due_ms(node))
         topic = TRANSITIONS[previous, state]
         if topic is not None:

@@ -238,6 +238,7 @@ def test_a_departed_lbs_slot_rests_for_the_longest_timeout(reuse_ms: int) -> Non
 
     assert owners() == {"lb-7": 1_536, "lb-0": 9_344}
     core.tick(reuse_ms - 1)
+    core.reconfigure(config, reuse_ms - 1)
     assert work_off(core, reuse_ms - 1) == []
     core.tick(reuse_ms)
     assert core.deadline_ms() is None, "on its way to the disk: nothing to do but wait for it"
