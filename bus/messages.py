@@ -388,6 +388,8 @@ class SeatCounters:
     packets_out: int
     bytes_out: int
     flows: int
+    snat_port_rest_seconds: float | None = None
+    """How long the SNAT port that was taken last towards this node had rested; None: none was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,13 +399,14 @@ class Counters:
     version: int
     seats: tuple[SeatCounters, ...]
     verdicts: dict[str, int]
-    """`hook.reason` → packets: each packet a program sees counts one reason (bpf/kernel/reasons.h)."""
+    """`hook.reason` → packets: each packet that a program sees counts one reason (reasons.h)."""
     conntrack_established: int
     conntrack_half_open: int
     conntrack_capacity: int
     snat_ports_used: int
     snat_ports_capacity: int
-    sweep_ms: float
+    census_ms: float
+    """What the last pass over the flow table cost, in CPU time."""
 
 
 # --------------------------------------------------------------------------- events

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+from dataclasses import dataclass
 from typing import Any
+
+from bus.messages import Protocol
 
 MAC_BYTES = 6
 
@@ -47,3 +50,12 @@ def mac_bytes(mac: str | None) -> bytes:
 def mac_text(octets: Any) -> str:
     """Six bytes as `02:00:...`."""
     return bytes(octets).hex(":")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ServiceKey:
+    """What packets are sent to: `struct service_key`, the key of a service and of an endpoint."""
+
+    address: str
+    port: int
+    protocol: Protocol

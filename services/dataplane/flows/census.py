@@ -28,25 +28,16 @@ from services.dataplane.flows.record import (
     Records,
     where,
 )
-from services.dataplane.words import address_word, port_word
+from services.dataplane.words import ServiceKey, address_word, port_word
 
 PROTOCOLS = {Protocol.TCP: TCP, Protocol.UDP: UDP}
-
-
-@dataclass(frozen=True, slots=True)
-class Front:
-    """What clients speak to: the key of the map `services`."""
-
-    address: str
-    port: int
-    protocol: Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
     """What a pass is to look out for besides seats."""
 
-    fronts: frozenset[Front] = frozenset()
+    fronts: frozenset[ServiceKey] = frozenset()
     snat_addresses: frozenset[str] = frozenset()
 
 
@@ -66,7 +57,7 @@ class Census:
     """What is left in the table before this one, in records: flows have two."""
     seats: frozenset[int]
     """Named by some flow, in either direction."""
-    fronts: Mapping[Front, int]
+    fronts: Mapping[ServiceKey, int]
     """Flows of each front that was watched."""
     snat_addresses: Mapping[str, int]
     """Flows by each SNAT address that was watched."""
@@ -114,7 +105,7 @@ class Counting:
         )
 
 
-def _count_front(requests: Records, front: Front) -> int:
+def _count_front(requests: Records, front: ServiceKey) -> int:
     key = requests["key"]
     same = key["daddr"] == address_word(front.address)
     same &= key["dport"] == port_word(front.port)

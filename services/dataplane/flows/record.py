@@ -88,7 +88,7 @@ def ticks_since(moments: NDArray[np.uint32], now: int) -> NDArray[np.int32]:
 
 
 def take(records: Records, indices: NDArray[np.intp]) -> Records:
-    """`records[indices]`: by whole records instead of field by field, which is fifty times dearer."""
+    """`records[indices]`: by whole records; field by field costs fifty times as much."""
     whole: NDArray[Any] = records.view(f"V{records.itemsize}")
     return whole.take(indices).view(records.dtype)
 

@@ -52,8 +52,9 @@ class FlowTable:
     def __init__(self, fd: int, bucket: np.dtype[Any], buckets: int) -> None:
         self._fd = fd
         self._bucket = bucket
-        flow, (self._ways,) = bucket["flow"].subdtype or (bucket["flow"], (1,))
-        self._flow = flow
+        flow, ways = bucket["flow"].subdtype or (bucket["flow"], (1,))
+        self._flow: np.dtype[Any] = flow
+        self._ways: int = ways[0]
         self._buckets = buckets
 
     @property
