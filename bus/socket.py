@@ -89,6 +89,8 @@ class Later:
     def __init__(self) -> None:
         self.result: dict[str, Any] | None = None
         """Set by the owner when it is there; the next `serve` sends it."""
+        self.error: str | None = None
+        """Or this: why there will be none."""
 
 
 Handler = Callable[[str, dict[str, Any]], dict[str, Any] | Later]
@@ -348,11 +350,13 @@ class CommandServer:
 
     def _send_finished(self) -> None:
         finished = [
-            number for number, (later, _) in self._working.items() if later.result is not None
+            number
+            for number, (later, _) in self._working.items()
+            if later.result is not None or later.error is not None
         ]
         for number in finished:
             later, identities = self._working.pop(number)
-            reply = self._remember(number, Reply(number, later.result, None))
+            reply = self._remember(number, Reply(number, later.result, later.error))
             for identity in identities:
                 self.socket.send_multipart([identity, reply], zmq.NOBLOCK)
 

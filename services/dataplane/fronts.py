@@ -67,9 +67,18 @@ def service_identity(service: str) -> int:
     return int.from_bytes(blake2b(service.encode(), digest_size=8).digest(), "little")
 
 
-def has_begun_after(census: Census | None, since_ms: int) -> bool:
-    """Whether this census would have met every flow that began until then."""
-    return census is not None and census.began_ms >= since_ms + SETTLE_MS
+def has_waned(census: Census | None, key: ServiceKey, since_ms: int) -> bool:
+    """Whether no L4 flow of a front is left that took no new one since then."""
+    if census is None or census.began_ms < since_ms + SETTLE_MS:
+        return False
+    return census.fronts.get(key) == 0
+
+
+def is_unused(census: Census | None, address: str, since_ms: int) -> bool:
+    """Whether no flow is left with an SNAT address that no new one took since then."""
+    if census is None or census.began_ms < since_ms + SETTLE_MS:
+        return False
+    return census.snat_addresses.get(address) == 0
 
 
 # --------------------------------------------------------------------------- services
@@ -90,8 +99,7 @@ def plan_fronts(
         if not held.has_flows or (wanted is not None and wanted.mode is Mode.L4):
             continue
         since_ms = kernel.waning_ms.get(key, now_ms)
-        met = census.fronts.get(key) if census is not None else None
-        if has_begun_after(census, since_ms) and met == 0:
+        if has_waned(census, key, since_ms):
             continue
         waning_ms[key] = since_ms
         stays = held if wanted is None else wanted
@@ -195,8 +203,7 @@ def plan_addresses(
         if held.snat_slice is None or address in slices:
             continue
         since_ms = kernel.unused_ms.get(address, now_ms)
-        met = census.snat_addresses.get(address) if census is not None else None
-        if not has_begun_after(census, since_ms) or met != 0:
+        if not is_unused(census, address, since_ms):
             unused_ms[address] = since_ms
             slices[address] = held.snat_slice
     fronts = {key.address for key in services}

@@ -132,6 +132,20 @@ class KernelState:
 EMPTY = KernelState({}, {}, {})
 
 
+def snat_ports(kernel: KernelState) -> int:
+    """How many flows could hold a port: each port of each SNAT address, towards each node's address
+    and port that is served from there.
+    """
+    pairs = {
+        (address, seat.address, seat.port, service.snat_slice)
+        for service in kernel.services.values()
+        for seat in kernel.seats.values()
+        if seat.service_id == service.service_id
+        for address in service.snat_addresses
+    }
+    return sum(own.ports + own.low_ports for _, _, _, own in pairs)
+
+
 # --------------------------------------------------------------------------- writes
 
 

@@ -10,7 +10,7 @@ the maps hold all that is needed to match them to the table.
 **Nothing goes while a flow needs it.** What is removed, renamed or moved takes no new flow at once,
 but stays for its flows: seats, services, SNAT addresses. Each time a census has been taken
 afterwards that met none of them any more, the next plan takes them away (`Plan.watch` says what the
-census must look out for, `Plan.awaits_census` that there is something of the kind).
+census must look out for, `Plan.can_free` whether there is something of the kind).
 
 **Rings** are built from all nodes that the table lists, and those that take no new flows are masked
 (see `ring`): a node that dies, drains or comes back moves its own slots and no other. Masked are
@@ -35,7 +35,7 @@ import numpy as np
 from bus.messages import LocalView, NodeTable, SeatState
 from services.dataplane import ring
 from services.dataplane.flows.census import Census, Watch
-from services.dataplane.fronts import Fronts, plan_addresses, plan_fronts
+from services.dataplane.fronts import Fronts, has_waned, is_unused, plan_addresses, plan_fronts
 from services.dataplane.maps import (
     ENTRIES,
     LANES,
@@ -57,7 +57,7 @@ from services.dataplane.maps import (
     Write,
 )
 from services.dataplane.nexthop import NextHop
-from services.dataplane.seats import Place, Seats, endpoints, places, plan_seats
+from services.dataplane.seats import Place, Seats, endpoints, has_gone, places, plan_seats
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +86,14 @@ class Plan:
         """What the next census is to look out for."""
         return Watch(frozenset(self.after.waning_ms), frozenset(self.after.unused_ms))
 
-    @property
-    def awaits_census(self) -> bool:
-        """Something is to go once no flow needs it: plan again after each census."""
+    def can_free(self, census: Census | None) -> bool:
+        """Whether something is there for flows that this census has not met: then plan again."""
         after = self.after
-        return bool(after.retired_ms or after.waning_ms or after.unused_ms)
+        return (
+            any(has_gone(census, seat, since) for seat, since in after.retired_ms.items())
+            or any(has_waned(census, key, since) for key, since in after.waning_ms.items())
+            or any(is_unused(census, each, since) for each, since in after.unused_ms.items())
+        )
 
 
 def make_plan(

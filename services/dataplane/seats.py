@@ -38,7 +38,7 @@ from bus.messages import (
     TableService,
 )
 from services.dataplane.flows.census import Census
-from services.dataplane.fronts import has_begun_after
+from services.dataplane.fronts import SETTLE_MS
 from services.dataplane.maps import Facts, KernelState, Seat, Service
 from services.dataplane.nexthop import NextHop
 from services.dataplane.words import ServiceKey
@@ -184,12 +184,14 @@ def _retired(
     since_ms = {
         seat: kernel.retired_ms.get(seat, now_ms) for seat in kernel.seats if seat not in kept
     }
-    named = census.seats if census is not None else frozenset()
-    return {
-        seat: since
-        for seat, since in since_ms.items()
-        if seat in named or not has_begun_after(census, since)
-    }
+    return {seat: since for seat, since in since_ms.items() if not has_gone(census, seat, since)}
+
+
+def has_gone(census: Census | None, seat: int, since_ms: int) -> bool:
+    """Whether no flow names a seat any more that took no new one since then."""
+    if census is None or census.began_ms < since_ms + SETTLE_MS:
+        return False
+    return seat not in census.seats
 
 
 # --------------------------------------------------------------------------- standing

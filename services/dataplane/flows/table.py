@@ -110,7 +110,7 @@ def whole(window: Records, places: Places) -> tuple[Places, Records]:
     return whole_places, np.frombuffer(b"".join(parts), window.dtype)
 
 
-class FlowTables:
+class TablePair:
     """The table, and before it the one that is chained behind it."""
 
     def __init__(self, flows: FlowTable, old_flows: FlowTable) -> None:

@@ -77,18 +77,27 @@ class Questions:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def ask(self, question: Generator[None, None, T], answer: Callable[[T], None]) -> None:
+    def ask(self, question: Generator[None, None, T], answer: Callable[[T | None], None]) -> None:
+        """`answer` is given what the question returns; None: it was given up."""
         self._waiting.append((question, answer))
 
-    def turn(self) -> None:
-        """Go on with the first for a moment."""
+    def turn(self) -> bool:
+        """Go on with the first for a moment; whether it has been answered."""
         if not self._waiting:
-            return
+            return False
         question, answer = self._waiting[0]
         ended, result = _run(question)
         if ended:
             self._waiting.popleft()
             answer(result)
+        return ended
+
+    def give_up(self) -> None:
+        """What they ask about is there no more."""
+        while self._waiting:
+            question, answer = self._waiting.popleft()
+            question.close()
+            answer(None)
 
 
 def _run(work: Generator[None, None, T]) -> tuple[bool, T | None]:
