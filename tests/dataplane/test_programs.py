@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute
 
+from bpf import attach
 from bpf.attach import ForeignProgram, InterfaceMissing
 from bpf.chain import FlowTables
 from bpf.loader import LoadedObject
@@ -320,7 +321,7 @@ def test_the_settings_say_chained_from_before_the_first_hook_to_after_the_last(
 ) -> None:
     """A program that has a table before its own must look into it, whichever hook comes first."""
     seen: list[int] = []
-    attach_tc, attach_xdp = module.attach.attach_tc, module.attach.attach_xdp
+    attach_tc, attach_xdp = attach.attach_tc, attach.attach_xdp
     first = host.attach()
 
     def read() -> None:
@@ -336,8 +337,8 @@ def test_the_settings_say_chained_from_before_the_first_hook_to_after_the_last(
         attach_xdp(*arguments)
         read()
 
-    monkeypatch.setattr(module.attach, "attach_tc", tc)
-    monkeypatch.setattr(module.attach, "attach_xdp", xdp)
+    monkeypatch.setattr(attach, "attach_tc", tc)
+    monkeypatch.setattr(attach, "attach_xdp", xdp)
     host.attach(LARGER).close()
     assert seen == [1] * 6
     host.attach(LARGER, old_table_is_empty=True).close()
@@ -358,7 +359,7 @@ def test_flows_made_by_programs_of_which_only_some_could_be_attached_are_kept(
         def refuse(*_: object) -> None:
             raise OSError("no memory")
 
-        patch.setattr(module.attach, "attach_xdp", refuse)
+        patch.setattr(attach, "attach_xdp", refuse)
         for port in (2, 3):
             present = look(host.netlink, "pub0", "priv0")
             half = Programs(LARGER, host.bpf_dir, IMAGES, host.netlink)
