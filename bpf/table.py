@@ -15,7 +15,6 @@ made with BPF_F_MMAPABLE is read without system calls:
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 from collections.abc import Iterator, MutableMapping
@@ -150,11 +149,11 @@ class MappedArray:
         # The kernel starts each value at a multiple of 8 bytes.
         stride = (table.info.value_size + 7) // 8 * 8
         entries = table.info.max_entries
-        self._memory = mmap.mmap(
+        memory = mmap.mmap(
             table.map_fd, stride * entries, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ
         )
-        # Only this way to numpy keeps the memory from being closed under an array's feet.
-        octets = np.frombuffer(self._memory, np.uint8)
+        # An array made of the memory itself would not keep it from being closed.
+        octets = np.frombuffer(memory, np.uint8)
         self.records: NDArray[Any] = np.ndarray(
             (entries,), np.dtype(table.Leaf), octets, strides=(stride,)
         )
@@ -162,8 +161,6 @@ class MappedArray:
     def close(self) -> None:
         """Give the memory back. Where somebody still holds a part of `records`, it goes with it."""
         self.records = np.empty((0,), self.records.dtype)
-        with contextlib.suppress(BufferError):
-            self._memory.close()
 
     def __enter__(self) -> MappedArray:
         return self

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from bpf import pins
 from bpf.chain import Choice, FlowTables, choose, standing
 from bpf.loader import compile_program
 from bpf.pins import BELONG_TO_FLOWS, PinMismatch, PinnedMaps, map_info, open_pin, pin
-from bpf.syscall import MapType, create_map, get_object, map_name
+from bpf.syscall import MapType, create_map, get_object, map_name, pin_object
 from tests.bpf.harness import IMAGES, private_bpffs, source_file
 from tests.bpf.two_tables import XDP, add_flow, finds
 
@@ -270,7 +269,7 @@ def dies(patch: pytest.MonkeyPatch, at: int) -> None:
 
         return killed
 
-    patch.setattr(pins, "pin_object", killing(pins.pin_object))
+    patch.setattr("bpf.pins.pin_object", killing(pin_object))
     patch.setattr(Path, "rename", killing(Path.rename))
 
 
@@ -390,6 +389,19 @@ def test_a_first_start_that_dies_can_be_followed_by_another(
 
     steps = until_it_lives(monkeypatch, lambda _: None, lambda bpf_dir: Start(bpf_dir, 16), after)
     assert steps > 20
+
+
+def test_a_chain_may_follow_one_that_was_begun_and_not_finished(bpf_dir: Path) -> None:
+    ran(bpf_dir, 16)
+    begun = Start(bpf_dir, 32)
+    begun.maps.prepare()
+    add_flow(begun.loaded, 9)
+    begun.end()
+    following = started(bpf_dir, 48, 3, old_is_empty=True)
+    assert following.tables == FlowTables(48, 32, 48)
+    assert pinned(bpf_dir) == {"flows": 48, "old_flows": 32}
+    assert following.knows(3, 9)
+    following.end()
 
 
 # --------------------------------------------------------------------------- what belongs together
