@@ -28,19 +28,19 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from platform import machine
 from typing import Any
 
-from bpf.pins import MapInfo
+from bpf.pins import MapInfo, layout_fingerprint
 
 SOURCE_DIR = Path(str(files("bpf"))) / "kernel"
 _STUBS = SOURCE_DIR.parent / "stubs"
 _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
-_IMAGE_FORMAT = 2
+_IMAGE_FORMAT = 3
 _IMAGES_KEPT = 64
 
 _INSTRUCTION_BYTES = 8
@@ -307,16 +307,19 @@ def _image_of(bpf: Any) -> Image:
 
 def _declaration_of(lib: Any, module: Any, name: bytes) -> MapDeclaration:
     number = lib.bpf_table_id(module, name)
-    key, value = lib.bpf_table_key_desc(module, name), lib.bpf_table_leaf_desc(module, name)
+    described = (lib.bpf_table_key_desc(module, name), lib.bpf_table_leaf_desc(module, name))
+    key, value = (json.loads(layout or b"null") for layout in described)
     info = MapInfo(
         type=lib.bpf_table_type_id(module, number),
         key_size=lib.bpf_table_key_size_id(module, number),
         value_size=lib.bpf_table_leaf_size_id(module, number),
         max_entries=lib.bpf_table_max_entries_id(module, number),
         flags=lib.bpf_table_flags_id(module, number),
-        spin_lock=b"bpf_spin_lock" in (value or b""),
+        spin_lock=b"bpf_spin_lock" in (described[1] or b""),
     )
-    return MapDeclaration(info, json.loads(key or b"null"), json.loads(value or b"null"))
+    return MapDeclaration(
+        replace(info, fingerprint=layout_fingerprint(info, key, value)), key, value
+    )
 
 
 def _function_of(code: bytes, names: Mapping[int, str]) -> Function:

@@ -180,6 +180,11 @@ def map_shape(fd: int) -> tuple[int, int, int, int, int]:
     return kind, key, value, entries, flags
 
 
+def map_name(fd: int) -> str:
+    """What the map was called when it was made; at most 15 characters."""
+    return _object_info(fd, 40)[24:].split(b"\0")[0].decode(errors="replace")
+
+
 def create_map(
     name: str,
     kind: int,

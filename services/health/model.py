@@ -46,6 +46,7 @@ class KeptNode:
     services: tuple[NodeService, ...]
     fails: int
     ban_remaining_ms: int
+    silent: bool = False
 
 
 class Send(NamedTuple):
@@ -90,6 +91,8 @@ class Node:
     heard: bool = True
     """False from adoption until its own agent has spoken."""
     held: bool = False
+    silent: bool = False
+    """DOWN or BANNED, and not heard."""
     ban_until_ms: int = 0
     counted_ms: int | None = None
     """When the last check that counted was sent."""

@@ -30,6 +30,9 @@ Rules that are not seen in the picture:
 * **After a restart** the caller hands in the state file (`adopt`) and, while the first
   `checks_timeout` lasts, the committed table (`adopt_table`). Adopted nodes count as seen at that
   moment: that is their grace. What the state file says goes before what the table says.
+* **Silent** is a DOWN or BANNED node of which nothing was heard for a `checks_timeout`: one that
+  missed its deadline, and also one that said NOT_SERVING and was not heard since. It is what tells
+  a dead machine, whose flows nobody serves, from one that only wants no more.
 * Who beats without a hello is asked for one: that is how agents find out that this process is new.
 * A second agent of the same name and address is told so; the one that came first is not let back.
 * A DOWN node that was not heard for `FORGET_MS` is forgotten, with its failures.
@@ -61,6 +64,7 @@ from bus.messages import (
     NodeTable,
     Refused,
     ServingStatus,
+    TableNode,
     Topic,
     Welcome,
     decode_node,
@@ -89,6 +93,8 @@ TRANSITIONS: dict[tuple[NodeState, NodeState], Topic | None] = {
     (BANNED, DOWN): Topic.NODE_PARDONED,
 }
 """Every step a node may take, and the event that tells of it."""
+
+DEAD = frozenset({DOWN, BANNED})
 
 FORGET_MS = 24 * 3_600_000
 MAX_NODES = 20_000
@@ -221,21 +227,28 @@ class Registry:
             self.manners.rejected["repeated"] += 1
             return
         node.seq = beat.seq
+        sent_ms = node.clock.sent_on_our_clock(beat.sent_ms, now_ms)
+        self._heard(node, beat, sent_ms, now_ms)
         if node.state is BANNED:
             self._answer(node, now_ms)
-            return
-        sent_ms = node.clock.sent_on_our_clock(beat.sent_ms, now_ms)
-        node.heard = True
-        node.load = beat.load
-        if sent_ms >= node.last_seen_ms:
-            node.last_seen_ms = sent_ms
-            node.lag_mark_ms = self._lag_before_ms(sent_ms)
-        if beat.status is ServingStatus.SERVING:
+        elif beat.status is ServingStatus.SERVING:
             self._good_check(node, sent_ms, now_ms)
         elif beat.status is ServingStatus.NOT_SERVING:
             self._not_serving(node, beat.reason, now_ms)
         else:
             self._shutting_down(node, now_ms)
+
+    def _heard(self, node: Node, beat: Heartbeat, sent_ms: int, now_ms: int) -> None:
+        """What a beat shows, whatever it says."""
+        node.heard = True
+        node.load = beat.load
+        if sent_ms >= node.last_seen_ms:
+            node.last_seen_ms = sent_ms
+            node.lag_mark_ms = self._lag_before_ms(sent_ms)
+        if node.silent and sent_ms + self.policy.checks_timeout_ms > now_ms:
+            node.silent = False
+            self._schedule(node, self._due_ms(node))
+            self._output.view_changed = self._output.keep = True
 
     def _good_check(self, node: Node, sent_ms: int, now_ms: int) -> None:
         if sent_ms + self.policy.checks_timeout_ms <= now_ms:
@@ -308,14 +321,29 @@ class Registry:
         return next(before_ms for noticed_ms, before_ms in self._lags if noticed_ms > moment_ms)
 
     def _overdue(self, node: Node, now_ms: int) -> None:
-        if node.state is BANNED:
+        if node.state is BANNED and now_ms >= node.ban_until_ms:
             node.fails = 0
             self._enter(node, DOWN, "the ban is over", now_ms)
+        elif node.state in DEAD and not node.silent:
+            self._fall_silent(node, now_ms)
         elif node.state is DOWN:
             self._forget(node)
         else:
-            node.bad_total += 1
-            self._take_down(node, self._silence(node, now_ms), now_ms)
+            self._miss(node, now_ms)
+
+    def _fall_silent(self, node: Node, now_ms: int) -> None:
+        """A node that is dead already is not heard any more either."""
+        node.silent = True
+        if node.state is DOWN:
+            node.reason = self._silence(node, now_ms)
+        self._schedule(node, self._due_ms(node))
+        self._output.view_changed = self._output.keep = True
+
+    def _miss(self, node: Node, now_ms: int) -> None:
+        """A node has missed its deadline."""
+        node.bad_total += 1
+        node.silent = True
+        self._take_down(node, self._silence(node, now_ms), now_ms)
 
     def _judge_silence(self, silent: list[Node], now_ms: int) -> None:
         """Take UP nodes that missed their deadline down, unless too many did so together."""
@@ -324,8 +352,7 @@ class Registry:
             why = next((together[s.name] for s in node.services if s.name in together), None)
             limit_ms = self._due_ms(node) + self.policy.checks_timeout_ms
             if why is None or now_ms >= limit_ms:
-                node.bad_total += 1
-                self._take_down(node, self._silence(node, now_ms), now_ms)
+                self._miss(node, now_ms)
                 continue
             if not node.held:
                 node.held = True
@@ -358,12 +385,14 @@ class Registry:
         return f"no heartbeat for {now_ms - node.last_seen_ms} ms"
 
     def _due_ms(self, node: Node) -> int:
-        if node.state is BANNED:
-            return node.ban_until_ms
-        if node.state is DOWN:
-            return node.last_seen_ms + FORGET_MS
+        """When something becomes of the node if it is not heard."""
         extension_ms = self._lag_total_ms - node.lag_mark_ms
-        return node.last_seen_ms + self.policy.checks_timeout_ms + extension_ms
+        silent_ms = node.last_seen_ms + self.policy.checks_timeout_ms + extension_ms
+        if node.state is BANNED:
+            return node.ban_until_ms if node.silent else min(node.ban_until_ms, silent_ms)
+        if node.state is DOWN and node.silent:
+            return node.last_seen_ms + FORGET_MS
+        return silent_ms
 
     def _schedule(self, node: Node, at_ms: int) -> None:
         """Have `tick` look at the node at `at_ms`, or sooner if it will do so anyway."""
@@ -482,10 +511,7 @@ class Registry:
             return
         for node in table.nodes:
             if node.id not in self._nodes:
-                kept = KeptNode(
-                    node.id, node.name, node.address, node.state, node.weight, node.services, 0, 0
-                )
-                self._adopt_node(kept, now_ms)
+                self._adopt_node(_kept_of(node), now_ms)
         for ban in table.bans:
             known = self._nodes.get(ban.node)
             if known is None or not (known.heard or known.state is BANNED):
@@ -494,12 +520,12 @@ class Registry:
     def _adopt_ban(self, ban: Ban, known: Node | None, now_ms: int) -> None:
         if known is None:
             name, _, address = ban.node.rpartition("@")
-            weight, services = 1, self._served(())
+            weight, services, silent = 1, self._served(()), False
         else:
-            name, address = known.name, known.address
+            name, address, silent = known.name, known.address, known.silent
             weight, services = known.weight, known.services
         banned = KeptNode(
-            ban.node, name, address, BANNED, weight, services, ban.fails, ban.remaining_ms
+            ban.node, name, address, BANNED, weight, services, ban.fails, ban.remaining_ms, silent
         )
         self._adopt_node(banned, now_ms)
 
@@ -522,6 +548,7 @@ class Registry:
             fails=0 if kept.state is BANNED and banned_ms <= 0 else kept.fails,
             passed=self.policy.checks_before_routing if routed else 0,
             heard=False,
+            silent=kept.silent and not routed,
             ban_until_ms=now_ms + banned_ms,
         )
         self._nodes[node.id] = node
@@ -540,6 +567,7 @@ class Registry:
                 services=node.services,
                 fails=node.fails,
                 ban_remaining_ms=self._banned_for_ms(node, now_ms),
+                silent=node.silent,
             )
             for node in self._nodes.values()
         )
@@ -592,4 +620,20 @@ class Registry:
             checks_good_total=node.good_total,
             checks_bad_total=node.bad_total,
             load=node.load,
+            silent=node.silent,
         )
+
+
+def _kept_of(node: TableNode) -> KeptNode:
+    """A node that only the table knows, as if this process had kept it."""
+    return KeptNode(
+        id=node.id,
+        name=node.name,
+        address=node.address,
+        state=node.state,
+        weight=node.weight,
+        services=node.services,
+        fails=0,
+        ban_remaining_ms=0,
+        silent=node.silent,
+    )

@@ -265,6 +265,99 @@ def test_the_same_agent_may_reconnect_as_often_as_it_likes() -> None:
     assert agent.state is UP
 
 
+# ----------------------------------------------------------------- silent, or only out of service
+
+
+def test_a_node_that_missed_its_deadline_is_silent_until_it_is_heard() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    assert not rig.observe(agent.id).silent
+    rig.wait(TIMEOUT_MS)
+    assert agent.state is DOWN
+    assert rig.observe(agent.id).silent
+    rig.view_changes = 0
+    agent.beat(NOT_SERVING)
+    assert (agent.state, rig.observe(agent.id).silent) == (DOWN, False)
+    assert rig.view_changes == 1
+    agent.beat()
+    assert (agent.state, rig.observe(agent.id).silent) == (PROBATION, False)
+
+
+def test_a_node_that_says_not_serving_is_silent_only_once_it_says_no_more() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    for _ in range(5):
+        agent.beat(NOT_SERVING, "its server is down")
+        rig.wait(TIMEOUT_MS - 1)
+        assert not rig.observe(agent.id).silent
+    before = len(rig.events)
+    rig.view_changes = 0
+    rig.wait(1)
+    assert rig.observe(agent.id).silent
+    assert rig.observe(agent.id).reason == f"no heartbeat for {TIMEOUT_MS} ms"
+    assert (rig.view_changes, len(rig.events)) == (1, before), "no event: it was down before"
+    assert rig.observe(agent.id).fails == 1
+
+
+def test_a_node_on_probation_and_a_draining_one_fall_silent_too() -> None:
+    rig = Rig()
+    new, drained = Agent(rig, "new"), Agent(rig, "drained").bring_up()
+    drained.beat(SHUTTING_DOWN)
+    new.hello()
+    rig.wait(TIMEOUT_MS)
+    assert [(a.state, rig.observe(a.id).silent) for a in (new, drained)] == [(DOWN, True)] * 2
+
+
+def test_an_old_beat_that_was_queued_breaks_no_silence() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    queued = [agent.make_beat(NOT_SERVING) for _ in range(2)]
+    rig.wait(TIMEOUT_MS)
+    assert rig.observe(agent.id).silent
+    for frames in queued:
+        agent.deliver(frames)
+        assert rig.observe(agent.id).silent
+
+
+def test_a_pause_of_this_process_makes_no_dead_node_silent() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    agent.beat(NOT_SERVING)
+    rig.now_ms += 10 * TIMEOUT_MS
+    rig.registry.lagged(10 * TIMEOUT_MS, rig.now_ms)
+    rig.tick()
+    assert not rig.observe(agent.id).silent
+    rig.wait(TIMEOUT_MS)
+    assert rig.observe(agent.id).silent
+
+
+def test_a_banned_node_is_silent_while_nothing_is_heard_of_it() -> None:
+    rig = Rig(replace(POLICY, black_list_after_fails=1))
+    agent = Agent(rig).bring_up()
+    agent.beat(NOT_SERVING)
+    assert (agent.state, rig.observe(agent.id).silent) == (BANNED, False)
+    rig.wait(TIMEOUT_MS)
+    assert (agent.state, rig.observe(agent.id).silent) == (BANNED, True)
+    assert rig.observe(agent.id).reason == "banned after 1 failures"
+    agent.beat()
+    assert (agent.state, rig.observe(agent.id).silent) == (BANNED, False)
+    rig.wait(60_000)
+    assert (agent.state, rig.observe(agent.id).silent) == (DOWN, True)
+
+
+def test_silence_survives_a_restart_and_is_adopted_from_the_table() -> None:
+    rig = Rig()
+    silent, spoke = Agent(rig, "silent").bring_up(), Agent(rig, "spoke").bring_up()
+    rig.wait(TIMEOUT_MS, beating=[spoke])
+    spoke.beat(NOT_SERVING)
+    rig.restart()
+    assert [rig.observe(agent.id).silent for agent in (silent, spoke)] == [True, False]
+    dead = replace(table_node("dead", DOWN), silent=True)
+    rig.registry.adopt_table(table(dead, table_node("stopped", DOWN)), rig.now_ms)
+    stopped = rig.observe("stopped@10.81.0.20")
+    assert (rig.observe(dead.id).silent, stopped.silent) == (True, False)
+
+
 # ----------------------------------------------------------------- bans
 
 
