@@ -40,7 +40,7 @@ from bpf.pins import MapInfo, layout_fingerprint
 SOURCE_DIR = Path(str(files("bpf"))) / "kernel"
 _STUBS = SOURCE_DIR.parent / "stubs"
 _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
-_IMAGE_FORMAT = 3
+_IMAGE_FORMAT = 2
 _IMAGES_KEPT = 64
 
 _INSTRUCTION_BYTES = 8
@@ -198,12 +198,17 @@ def _image_from_json(text: str) -> Image:
             )
             for name, function in raw["functions"].items()
         },
-        maps={
-            name: MapDeclaration(MapInfo(**entry["info"]), entry["key"], entry["value"])
-            for name, entry in raw["maps"].items()
-        },
+        maps={name: _declaration_from_json(entry) for name, entry in raw["maps"].items()},
         licence=raw["licence"],
         diagnostics=raw["diagnostics"],
+    )
+
+
+def _declaration_from_json(raw: dict[str, Any]) -> MapDeclaration:
+    """With the fingerprint of the layout, which no cache is asked for."""
+    info, key, value = MapInfo(**raw["info"]), raw["key"], raw["value"]
+    return MapDeclaration(
+        replace(info, fingerprint=layout_fingerprint(info, key, value)), key, value
     )
 
 
@@ -317,9 +322,7 @@ def _declaration_of(lib: Any, module: Any, name: bytes) -> MapDeclaration:
         flags=lib.bpf_table_flags_id(module, number),
         spin_lock=b"bpf_spin_lock" in (described[1] or b""),
     )
-    return MapDeclaration(
-        replace(info, fingerprint=layout_fingerprint(info, key, value)), key, value
-    )
+    return MapDeclaration(info, key, value)
 
 
 def _function_of(code: bytes, names: Mapping[int, str]) -> Function:
