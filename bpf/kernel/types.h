@@ -116,9 +116,9 @@ struct seat {
 	__u16 mtu;
 	__u16 flags;
 	__be32 outer_source; /* L3: this LB's address towards the node */
-	__u64 identity;	     /* hash of the service's name and the node's id */
 	__u32 cursor;	     /* index of the port cursor that all seats of this address and port share */
-	__u32 reserved[3];
+	__u64 identity;	     /* hash of the service's name and the node's id */
+	__u64 reserved[2];
 };
 
 struct seat_counters {
