@@ -4,7 +4,7 @@
 #   make test     everything that must pass: check, tests/ in parallel, e2e/ serially
 #   make check    style and types
 #   make e2e      the end-to-end suite alone
-#   make bench    what a packet costs, how many fit through, what TCP makes of it: ten minutes
+#   make bench    what a packet costs, how many fit through, what TCP makes of it: 15 minutes
 #
 # As root, or with sudo for what needs root: installing packages, and the lab.
 

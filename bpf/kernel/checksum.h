@@ -1,7 +1,6 @@
 /* One's complement arithmetic of the Internet checksum (RFC 1071), incremental (RFC 1624, eqn. 3).
  *
- * A rewrite changes the checksum by the same amount whatever else is in the packet; so the amount
- * is calculated once, when a flow is created, and stands in its conntrack entry.
+ * A rewrite changes the checksum by an amount that does not depend on what else is in the packet.
  */
 #ifndef GALE_CHECKSUM_H
 #define GALE_CHECKSUM_H
@@ -27,13 +26,6 @@ static __always_inline __u32 delta16(__be16 old, __be16 fresh)
 static __always_inline __u16 checksum_adjust(__u16 checksum, __u32 delta)
 {
 	return ~fold((__u16)~checksum + delta);
-}
-
-/* A time to live one less takes 0x0100 (network order) from the header's sum. */
-static __always_inline void decrement_ttl(struct iphdr *ip)
-{
-	ip->check = checksum_adjust(ip->check, delta16(bpf_htons(0x0100), 0));
-	ip->ttl--;
 }
 
 #endif

@@ -9,9 +9,7 @@
 #ifndef GALE_ENCAP_H
 #define GALE_ENCAP_H
 
-#include "packet.h"
-#include "checksum.h"
-#include "deliver.h"
+#include "ctx.h"
 
 #define GUE_PORT 6080
 #define OUTER_TTL 64
@@ -80,57 +78,17 @@ static __always_inline void make_outer(struct outer_gue *outer, const struct pac
 	outer->gue = (struct gue_header){ .protocol = IPPROTO_IPIP };
 }
 
-#ifdef GALE_XDP
-
 static __always_inline int encapsulate(context_t *ctx, struct packet *packet,
 				       const struct seat *seat, __u8 flags, __u32 entropy,
 				       const struct settings *own)
 {
 	struct outer_gue outer;
-	struct ethhdr *ethernet;
-	void *end;
 
 	make_outer(&outer, packet, seat, flags, entropy, own);
-	if (bpf_xdp_adjust_head(ctx, -(int)outer_bytes(flags)))
-		return -1;
-	ethernet = (void *)(long)ctx->data;
-	end = (void *)(long)ctx->data_end;
-	if (flags & SERVICE_GUE) {
-		if ((void *)(ethernet + 1) + sizeof(outer) > end)
-			return -1;
-		__builtin_memcpy(ethernet + 1, &outer, sizeof(outer));
-	} else {
-		if ((void *)(ethernet + 1) + sizeof(outer.ip) > end)
-			return -1;
-		__builtin_memcpy(ethernet + 1, &outer.ip, sizeof(outer.ip));
-	}
-	ethernet->h_proto = bpf_htons(ETH_P_IP);
-	packet->ethernet = ethernet;
-	return 0;
-}
-
-#else
-
-static __always_inline int encapsulate(context_t *ctx, struct packet *packet,
-				       const struct seat *seat, __u8 flags, __u32 entropy,
-				       const struct settings *own)
-{
-	__u64 room = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4;
-	struct outer_gue outer;
-
-	make_outer(&outer, packet, seat, flags, entropy, own);
-	if (seat->ifindex != ctx->ifindex)
+	if (seat->ifindex != arrived_on(ctx))
 		strip_tags(ctx, packet); /* the kernel makes no room behind a tag */
-	if (flags & SERVICE_GUE)
-		room |= BPF_F_ADJ_ROOM_ENCAP_L4_UDP;
-	if (bpf_skb_adjust_room(ctx, outer_bytes(flags), BPF_ADJ_ROOM_MAC, room))
-		return -1;
-	return flags & SERVICE_GUE
-		       ? bpf_skb_store_bytes(ctx, sizeof(struct ethhdr), &outer, sizeof(outer), 0)
-		       : bpf_skb_store_bytes(ctx, sizeof(struct ethhdr), &outer.ip,
-					     sizeof(outer.ip), 0);
+	return flags & SERVICE_GUE ? put_outer(ctx, packet, &outer, sizeof(outer), 1)
+				   : put_outer(ctx, packet, &outer, sizeof(outer.ip), 0);
 }
-
-#endif
 
 #endif

@@ -8,8 +8,7 @@
 #ifndef GALE_ICMP_H
 #define GALE_ICMP_H
 
-#include "packet.h"
-#include "nat.h"
+#include "ctx.h"
 
 struct quote {
 	struct iphdr ip;
@@ -27,7 +26,7 @@ static __always_inline struct quote *quote_of(context_t *ctx, const struct packe
 {
 	struct quote *quote = (void *)(packet->ip + 1) + sizeof(struct icmphdr);
 
-	return (void *)(quote + 1) > (void *)(long)ctx->data_end ? 0 : quote;
+	return (void *)(quote + 1) > packet_end(ctx) ? 0 : quote;
 }
 
 /* If the packet is an error about a packet that a flow could have sent, its key becomes the one of
@@ -58,39 +57,39 @@ static __always_inline int adopt_quoted_key(context_t *ctx, struct packet *packe
  * quoted header's own checksum follows its addresses, so of all this the ICMP checksum sees only
  * the ports.
  */
-static __always_inline void translate_quote(struct quote *quote, const struct flow *flow)
+static __always_inline void translate_quote(struct quote *quote, const struct rewrite *to)
 {
 	struct icmphdr *icmp = (struct icmphdr *)quote - 1;
 	__u32 addresses =
-		delta32(quote->ip.saddr, flow->daddr) + delta32(quote->ip.daddr, flow->saddr);
-	__u32 ports = delta16(quote->sport, flow->dport) + delta16(quote->dport, flow->sport);
+		delta32(quote->ip.saddr, to->daddr) + delta32(quote->ip.daddr, to->saddr);
+	__u32 ports = delta16(quote->sport, to->dport) + delta16(quote->dport, to->sport);
 
-	quote->ip.saddr = flow->daddr;
-	quote->ip.daddr = flow->saddr;
+	quote->ip.saddr = to->daddr;
+	quote->ip.daddr = to->saddr;
 	quote->ip.check = checksum_adjust(quote->ip.check, addresses);
-	quote->sport = flow->dport;
-	quote->dport = flow->sport;
+	quote->sport = to->dport;
+	quote->dport = to->sport;
 	icmp->checksum = checksum_adjust(icmp->checksum, ports);
 }
 
 /* Translates the error for the flow's other side. Who reports it: the flow's own end becomes what
  * the receiver knows it as, a router stays itself.
  */
-static __always_inline enum reason translate_error(context_t *ctx, struct packet *packet,
-						   const struct flow *flow)
+static __always_inline struct decision translate_error(context_t *ctx, struct packet *packet,
+						       const struct rewrite *to)
 {
 	struct quote *quote = quote_of(ctx, packet);
 	struct iphdr *ip = packet->ip;
-	__be32 source = ip->saddr == packet->key.saddr ? flow->saddr : ip->saddr;
+	__be32 source = ip->saddr == packet->key.saddr ? to->saddr : ip->saddr;
 
 	if (!quote)
-		return REASON_drop_rewrite_failed;
+		return decide(REASON_drop_rewrite_failed);
 	if (ip->ttl <= 1)
-		return REASON_drop_ttl;
-	translate_quote(quote, flow);
-	rewrite_ipv4(ip, source, flow->daddr,
-		     fold(delta32(ip->saddr, source) + delta32(ip->daddr, flow->daddr)));
-	return REASON_parsed;
+		return decide(REASON_drop_ttl);
+	translate_quote(quote, to);
+	rewrite_ipv4(ip, source, to->daddr,
+		     fold(delta32(ip->saddr, source) + delta32(ip->daddr, to->daddr)));
+	return UNDECIDED;
 }
 
 #endif

@@ -44,13 +44,18 @@ GALE_MAP("array", int, struct flow_bucket, flows, FLOW_BUCKETS, BPF_F_MMAPABLE);
 GALE_MAP("array", int, struct flow_bucket, old_flows, OLD_FLOW_BUCKETS, BPF_F_MMAPABLE);
 GALE_MAP("array", int, struct flow_lock, flow_locks, FLOW_LOCKS, 0);
 
+/* Where a new flow is put together: the stack has no room for it, and what has been through a map
+ * the verifier does not follow through every branch that may have made it.
+ */
+GALE_MAP("percpu_array", int, struct draft, drafts, 1, 0);
+
 /* Guards: on all new flows, on each source's, and on the answers that strangers provoke. */
 GALE_MAP("array", int, struct rate, flow_rate, 1, 0);
 GALE_MAP("array", int, struct rate, answer_rate, 1, 0);
 GALE_MAP("lru_hash", u32, struct rate, sources, 65536, 0);
 
 GALE_MAP("lru_hash", struct fragment_key, struct fragment, fragments, 8192, 0);
-GALE_MAP("array", int, u32, fragment_ids, 1, 0);
+GALE_MAP("array", int, u64, fragment_ids, 1, 0);
 
 GALE_MAP("percpu_array", int, struct seat_counters, seat_counters, MAX_SEATS, 0);
 GALE_MAP("percpu_array", int, u64, verdicts, HOOK_COUNT * 64, 0);

@@ -1,8 +1,11 @@
-/* Reading a packet: a cursor checks the bounds once per header and returns the next protocol.
+/* What is known of a packet, and the cursor that reads it: bounds are checked once per header, and
+ * each parser returns the next protocol.
  *
  * A parser never changes anything and never follows a length that the packet claims without
  * comparing it with the length that the packet has. What cannot be read is passed, not dropped: a
  * load balancer has no business with packets it does not understand.
+ *
+ * What differs between the hooks stands in ctx_xdp.h and ctx_skb.h.
  */
 #ifndef GALE_PACKET_H
 #define GALE_PACKET_H
@@ -17,28 +20,20 @@
 #define IP_MORE_FRAGMENTS 0x2000
 #define IP_FRAGMENT_OFFSET 0x1fff
 #define IP_HEADER_BYTES 20
-#define LINEAR_BYTES 128 /* enough for two tags, IP with options, TCP, and a quoted packet */
 
 #define TCP_FLAG_FIN 0x01
 #define TCP_FLAG_SYN 0x02
 #define TCP_FLAG_RST 0x04
+#define TCP_FLAG_PSH 0x08
 #define TCP_FLAG_ACK 0x10
-
-/* What the hooks call their contexts and verdicts, so that one source serves both. */
-#ifdef GALE_XDP
-#define context_t struct xdp_md
-#define VERDICT_PASS XDP_PASS
-#define VERDICT_DROP XDP_DROP
-#else
-#define context_t struct __sk_buff
-#define VERDICT_PASS TC_ACT_UNSPEC /* whoever else has a filter here still gets to see it */
-#define VERDICT_DROP TC_ACT_SHOT
-#endif
 
 struct cursor {
 	void *position;
 	void *end;
 };
+
+/* What is sent back instead of the packet, made of it. */
+enum answer { ANSWER_NONE, ANSWER_TOO_BIG, ANSWER_RESET, ANSWER_UNREACHABLE };
 
 struct packet {
 	struct ethhdr *ethernet;
@@ -48,15 +43,44 @@ struct packet {
 	__u32 segments; /* packets on the wire: TC sees many as one */
 	__u32 sequence;
 	__u32 acknowledged;
+	__u32 payload; /* bytes behind the transport header */
+	__u16 window;  /* as it stands in the header */
 	__u8 tcp_flags;
 	__u8 transport_bytes; /* of its header */
-	__u8 tags;
+	__u8 tags;	   /* VLAN tags among the bytes */
+	__u8 is_tagged;	   /* there is one, among the bytes or beside them */
 	__u8 first_fragment;
 	__u8 later_fragment; /* has no ports */
 	__u8 icmp_error;     /* the key is that of the flow it is about */
 	__u16 mtu;	     /* what it would have to fit into, where it does not */
+	__u8 answer;	     /* enum answer */
+	__u8 scale;	     /* a SYN's or SYN-ACK's window scale, or NO_SCALE */
 	int verdict;	     /* what the kernel is told, once a packet has been forwarded */
 };
+
+/* Either a reason, which is final, or none yet. A type of its own, so that the one is never taken
+ * for the other.
+ */
+struct decision {
+	__u32 code; /* 0: none yet; otherwise the reason and one */
+};
+
+#define UNDECIDED ((struct decision){ 0 })
+
+static __always_inline struct decision decide(enum reason reason)
+{
+	return (struct decision){ reason + 1 };
+}
+
+static __always_inline int is_decided(struct decision decision)
+{
+	return decision.code != 0;
+}
+
+static __always_inline enum reason reason_of(struct decision decision)
+{
+	return decision.code - 1;
+}
 
 static __always_inline int parse_ethernet(struct cursor *cursor, struct packet *packet)
 {
@@ -83,6 +107,7 @@ static __always_inline int parse_vlan(struct cursor *cursor, struct packet *pack
 	if ((void *)(tag + 1) > cursor->end)
 		return -1;
 	packet->tags++;
+	packet->is_tagged = 1;
 	cursor->position = tag + 1;
 	return tag->protocol;
 }
@@ -111,9 +136,21 @@ static __always_inline int parse_ipv4(struct cursor *cursor, struct packet *pack
 	return ip->protocol;
 }
 
+/* What lies between the network header's end and the packet's claimed end. */
+static __always_inline __u32 network_payload(const struct packet *packet)
+{
+	return bpf_ntohs(packet->ip->tot_len) - packet->ip->ihl * 4;
+}
+
+static __always_inline int transport_fits(const struct packet *packet, __u32 bytes)
+{
+	return bpf_ntohs(packet->ip->tot_len) >= packet->ip->ihl * 4 + bytes;
+}
+
 static __always_inline int parse_tcp(struct cursor *cursor, struct packet *packet)
 {
 	struct tcphdr *tcp = cursor->position;
+	__u32 bytes;
 
 	if ((void *)(tcp + 1) > cursor->end)
 		return -1;
@@ -123,6 +160,10 @@ static __always_inline int parse_tcp(struct cursor *cursor, struct packet *packe
 	packet->transport_bytes = tcp->doff * 4;
 	packet->sequence = bpf_ntohl(tcp->seq);
 	packet->acknowledged = bpf_ntohl(tcp->ack_seq);
+	packet->window = bpf_ntohs(tcp->window);
+	bytes = network_payload(packet);
+	/* A header longer than its packet is its receiver's business; here it has no payload. */
+	packet->payload = bytes > packet->transport_bytes ? bytes - packet->transport_bytes : 0;
 	return 0;
 }
 
@@ -142,60 +183,8 @@ static __always_inline int parse_icmp(struct cursor *cursor, struct packet *pack
 {
 	struct icmphdr *icmp = cursor->position;
 
-	if ((void *)(icmp + 1) > cursor->end)
-		return -1;
-	return 0;
+	return (void *)(icmp + 1) > cursor->end ? -1 : 0;
 }
-
-/* What lies between the network header's end and the packet's claimed end. */
-static __always_inline int transport_fits(const struct packet *packet, __u32 bytes)
-{
-	return bpf_ntohs(packet->ip->tot_len) >= packet->ip->ihl * 4 + bytes;
-}
-
-#ifdef GALE_XDP
-
-static __always_inline struct cursor open_packet(context_t *ctx, struct packet *packet)
-{
-	struct cursor cursor = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
-
-	packet->segments = 1;
-	return cursor;
-}
-
-/* Whether the frame holds what its IP header claims. A frame with a large MTU may come in pieces,
- * of which the cursor sees the first: only then is the kernel asked for the length of them all.
- */
-static __always_inline int holds_claimed_length(context_t *ctx, struct packet *packet)
-{
-	__u32 offset = (void *)packet->ip - (void *)packet->ethernet;
-
-	packet->bytes = offset + bpf_ntohs(packet->ip->tot_len);
-	return (void *)packet->ethernet + packet->bytes <= (void *)(long)ctx->data_end ||
-	       packet->bytes <= bpf_xdp_get_buff_len(ctx);
-}
-
-#else
-
-static __always_inline struct cursor open_packet(context_t *ctx, struct packet *packet)
-{
-	__u32 wanted = ctx->len < LINEAR_BYTES ? ctx->len : LINEAR_BYTES;
-
-	/* A short packet is in one piece already, and pulling would cost it a call for nothing. */
-	if (ctx->data_end - ctx->data < wanted)
-		bpf_skb_pull_data(ctx, wanted);
-	packet->segments = ctx->gso_segs ? ctx->gso_segs : 1;
-	return (struct cursor){ (void *)(long)ctx->data, (void *)(long)ctx->data_end };
-}
-
-static __always_inline int holds_claimed_length(context_t *ctx, struct packet *packet)
-{
-	packet->bytes =
-		(void *)packet->ip - (void *)packet->ethernet + bpf_ntohs(packet->ip->tot_len);
-	return packet->bytes <= ctx->len;
-}
-
-#endif
 
 /* The transport header, whose length the IP header must cover. */
 static __always_inline int parse_transport(struct cursor *cursor, struct packet *packet,
@@ -214,27 +203,29 @@ static __always_inline int parse_transport(struct cursor *cursor, struct packet 
 	}
 }
 
-/* Fills `packet` as far as its kind goes. Returns a reason to pass it, or 0 (REASON_parsed). */
-static __always_inline enum reason parse_packet(context_t *ctx, struct packet *packet)
+/* Fills `packet` as far as its kind goes, from bytes that begin at the cursor.
+ */
+static __always_inline struct decision parse_headers(struct cursor *cursor, struct packet *packet)
 {
-	struct cursor cursor = open_packet(ctx, packet);
-	int protocol = parse_ethernet(&cursor, packet);
+	int protocol = parse_ethernet(cursor, packet);
 
-	protocol = parse_vlan(&cursor, packet, protocol);
-	protocol = parse_vlan(&cursor, packet, protocol);
+	protocol = parse_vlan(cursor, packet, protocol);
+	protocol = parse_vlan(cursor, packet, protocol);
 	if (protocol < 0)
-		return REASON_pass_malformed;
+		return decide(REASON_pass_malformed);
 	if (protocol != bpf_htons(ETH_P_IP))
-		return REASON_pass_not_ipv4;
-	protocol = parse_ipv4(&cursor, packet);
-	if (protocol < 0 || !holds_claimed_length(ctx, packet))
-		return REASON_pass_malformed;
+		return decide(REASON_pass_not_ipv4);
+	protocol = parse_ipv4(cursor, packet);
+	if (protocol < 0)
+		return decide(REASON_pass_malformed);
+	packet->bytes =
+		(void *)packet->ip - (void *)packet->ethernet + bpf_ntohs(packet->ip->tot_len);
 	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP && protocol != IPPROTO_ICMP)
-		return REASON_pass_not_for_service;
+		return decide(REASON_pass_not_for_service);
 	if (unlikely(packet->later_fragment))
-		return REASON_parsed;
-	return parse_transport(&cursor, packet, protocol) < 0 ? REASON_pass_malformed
-							      : REASON_parsed;
+		return UNDECIDED;
+	return parse_transport(cursor, packet, protocol) < 0 ? decide(REASON_pass_malformed)
+							     : UNDECIDED;
 }
 
 #endif

@@ -12,6 +12,7 @@
 #include "encap.h"
 #include "fragment.h"
 #include "deliver.h"
+#include "flow.h"
 
 /* The seat that the ring names for this hash; NO_SEAT where the service has no node. */
 static __always_inline int seat_of_hash(const struct service *service, __u64 hash)
@@ -23,42 +24,47 @@ static __always_inline int seat_of_hash(const struct service *service, __u64 has
 	return entry ? entry->seat[slot % RING_LANES] : NO_SEAT;
 }
 
-/* Whether the packet is a flow's first; the flags of a UDP packet are zero. */
-static __always_inline int is_syn(const struct packet *packet)
+/* Nobody is left to serve it: its client is told at once. */
+static __always_inline struct decision refuse_for_no_node(struct packet *packet)
 {
-	return (packet->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN;
+	if (packet->icmp_error || packet->key.protocol == IPPROTO_ICMP)
+		return decide(REASON_drop_no_node);
+	packet->answer = packet->key.protocol == IPPROTO_TCP ? ANSWER_RESET : ANSWER_UNREACHABLE;
+	return decide(REASON_no_node_refused);
 }
 
-static __always_inline enum reason forward_stateless(context_t *ctx, struct packet *packet,
-						     const struct service *service,
-						     const struct settings *own)
+static __always_inline struct decision forward_stateless(context_t *ctx, struct packet *packet,
+							 const struct service *service,
+							 const struct settings *own)
 {
 	__u64 hash = flow_hash(&packet->key, service->flags, own->hash_seed);
 	int index = seat_of_hash(service, hash);
 	__u16 overhead = service->mode == MODE_L3 ? outer_bytes(service->flags) : 0;
 	struct seat_counters *counters;
-	enum reason refused;
+	struct decision refused;
 	struct seat *seat;
 
 	if (unlikely(index == NO_SEAT))
-		return REASON_drop_no_node;
+		return refuse_for_no_node(packet);
 	seat = seats.lookup(&index);
 	counters = seat_counters.lookup(&index);
 	if (unlikely(!seat || !counters))
-		return REASON_drop_no_node;
+		return decide(REASON_drop_no_node);
 	refused = may_forward(ctx, packet, seat, overhead);
-	if (unlikely(refused))
+	if (unlikely(is_decided(refused)))
 		return refused;
-	note_fragment(packet, index, service->mode, service->flags, 0);
+	if (unlikely(packet->first_fragment) &&
+	    note_fragment(packet, index, service->mode, service->flags, 0, 0))
+		return decide(REASON_drop_fragment_clash);
 	counters->packets_in += packet->segments;
 	counters->bytes_in += packet->bytes;
 	counters->flows += is_syn(packet);
 	if (overhead && encapsulate(ctx, packet, seat, service->flags, hash, own))
-		return REASON_drop_rewrite_failed;
+		return decide(REASON_drop_rewrite_failed);
 	packet->verdict = deliver_to_seat(ctx, packet, seat);
 	if (unlikely(packet->icmp_error))
-		return REASON_icmp_to_node;
-	return overhead ? REASON_l3_forwarded : REASON_l2_forwarded;
+		return decide(REASON_icmp_to_node);
+	return decide(overhead ? REASON_l3_forwarded : REASON_l2_forwarded);
 }
 
 #endif

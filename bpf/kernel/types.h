@@ -56,7 +56,7 @@ struct settings {
 	__u32 new_flows_per_second; /* L4, on this LB as a whole; 0: no limit */
 	__u32 new_flows_per_second_per_source;
 	__u32 answers_per_second; /* RSTs and unreachables that strangers may provoke */
-	__u32 padding;
+	__u32 zero;		  /* always; see `unknown` in verifier.h */
 	__u32 timeout[16]; /* ticks, by enum flow_state */
 };
 
@@ -170,7 +170,6 @@ struct flow_key {
 
 #define FLOW_FIN 1     /* this direction has sent its FIN; `end` is the number after it */
 #define FLOW_DOUBTED 2 /* this direction sent a RST that its receiver may have accepted */
-#define FLOW_UNKNOWN 4 /* sequence numbers are yet to be learned from the next packet */
 
 /* One direction of a flow: one cache line, with its key and the whole rewrite. flow_table.h has the
  * rules of who reads and writes it.
@@ -189,13 +188,14 @@ struct flow {
 	__u32 end;	/* TCP: the number after the last one that this side has sent */
 	__u32 acked;	/* the next number that this side wants, as it last said */
 	__u32 edge;	/* the end of the window that this side has offered */
-	__u32 begin;	/* request: ticks at its start; reply: see `ask_anew` in flow.h */
+	__u32 begin;	/* request: ticks at its start; reply: the number after a SYN on top of it */
 	__u8 last_hop[6]; /* whom the client's packets came from; zero: nobody known */
-	__u8 scale;	  /* of the windows that this side offers (RFC 7323), 0 to 14 */
-	__u8 padding;
+	__u8 scale;	  /* of the windows that this side offers (RFC 7323) */
+	__u8 reach;	  /* no window of either side is larger than 2 to this power */
 };
 
 #define FLOW_WAYS 16
+#define NO_SCALE 255 /* a SYN that says nothing of scaling */
 
 struct flow_bucket {
 	struct flow flow[FLOW_WAYS];
@@ -206,7 +206,17 @@ struct flow_bucket {
  */
 struct flow_lock {
 	struct bpf_spin_lock lock;
-	__u32 scratch; /* belongs to who holds the lock */
+	__u32 padding;
+};
+
+/* What the ways of a bucket offer to a new entry. */
+struct flow_offer {
+	__u32 free; /* the way nearest to the home that is free or expired; FLOW_WAYS: none */
+	__u32 half; /* the oldest half-open one, likewise */
+	__u32 half_age;
+	__u32 half_count;
+	__u32 closed; /* the one closed longest ago, likewise */
+	__u32 closed_age;
 };
 
 /* New flows in the second that began at `since`. */
@@ -237,6 +247,18 @@ struct fragment {
 	__u32 since;	  /* ticks */
 	__u8 last_hop[6]; /* as in the flow */
 	__u16 padding;
+};
+
+/* A new entry while it is put together: one for each CPU. */
+struct draft {
+	struct flow request;
+	struct flow_offer offer;
+	struct fragment fragment;
+	__u32 holder; /* the way that has the key wanted; FLOW_WAYS: none */
+	__u32 padding;
+	__s64 number;	  /* of the port chosen; -1: none */
+	__u32 soft_count; /* how many ports were met that could be taken if need be */
+	__u32 rested;	  /* ticks that the port had not been used; 0: not known any more */
 };
 
 _Static_assert(sizeof(struct flow_key) == 16, "a flow's key is 16 bytes");

@@ -3,7 +3,7 @@
 #define GALE_VERDICT_H
 
 #include "maps.h"
-#include "packet.h"
+#include "ctx.h"
 
 static __always_inline int finish(const struct packet *packet, enum hook hook, enum reason reason)
 {

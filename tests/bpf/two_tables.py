@@ -32,7 +32,7 @@ _BODY = """
 	if (!port || !all || !bucket || !lock)
 		return ABSENT;
 	bpf_spin_lock(&lock->lock);
-	lock->scratch += 1;
+	lock->padding += 1;
 	bpf_spin_unlock(&lock->lock);
 	if (bucket->flow[0].key.sport == port)
 		return FOUND;
