@@ -102,8 +102,11 @@ def plan_fronts(
         if has_waned(census, key, since_ms):
             continue
         waning_ms[key] = since_ms
-        stays = held if wanted is None else wanted
-        values[key] = replace(stays, has_flows=True, retired=wanted is None)
+        if wanted is not None:
+            values[key] = replace(wanted, has_flows=True)
+        else:
+            # Whatever its mode was: what is of no flow is refused.
+            values[key] = replace(held, mode=Mode.L4, retired=True)
     return Fronts(values, ids, waning_ms, refused + without_id)
 
 

@@ -823,6 +823,16 @@ def test_a_census_that_did_not_look_for_a_front_says_nothing_of_it() -> None:
     assert kernel.seats == {}
 
 
+def test_what_became_stateless_and_then_went_refuses_what_is_of_no_flow() -> None:
+    kernel = Kernel()
+    first = run(kernel, EMPTY, with_slices([node(0)], service("web")))
+    kernel.open(WEB, 7)
+    second = run(kernel, first.after, with_slices([node(0)], service("web", mode=Mode.L3)))
+    run(kernel, second.after, with_slices([node(0)]))
+    value = kernel.services[WEB]
+    assert (value.mode, value.retired, value.has_flows) == (Mode.L4, True, True)
+
+
 def test_a_removed_service_that_comes_back_is_itself_again() -> None:
     kernel = Kernel()
     first = run(kernel, EMPTY, with_slices([node(0)], service("web")))
