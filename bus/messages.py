@@ -146,6 +146,8 @@ class NodeService:
 
     name: str
     port: int
+    modes: tuple[Mode, ...] = ()
+    """The modes that the node is prepared for; none: its agent does not say, so all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -569,6 +571,14 @@ class Welcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """In which modes beside L4, which asks nothing of it, a node could take these services now."""
+
+    modes: tuple[Mode, ...]
+    services: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """Agent → LB. `sent_ms` is a point of the agent's own monotonic clock."""
 
@@ -577,6 +587,9 @@ class Heartbeat:
     status: ServingStatus
     load: float
     reason: str
+    prepared: tuple[Prepared, ...] | None = None
+    """Services that are not named here the node could take in mode L4 alone. None: all is as it was
+    said on this connection before; from an agent that never says it, prepared for everything."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ that goes is removed at once.
 **Addresses.** The map `addresses` tells the programs which packets may be theirs at all: those to a
 service's address, and those to an SNAT address within this LB's slice. If such an address is no
 address of this host (it floats), what matches nothing there is dropped, for the host would answer
-it with a RST. An SNAT address that no service uses any more stays until a census has met no flow
-with it.
+it with a RST. An SNAT address that no service takes ports of any more stays until a census has met
+no flow with it.
 """
 
 from __future__ import annotations
@@ -102,8 +102,11 @@ def plan_fronts(
         if has_waned(census, key, since_ms):
             continue
         waning_ms[key] = since_ms
-        stays = held if wanted is None else wanted
-        values[key] = replace(stays, has_flows=True, retired=wanted is None)
+        if wanted is not None:
+            values[key] = replace(wanted, has_flows=True)
+        else:
+            # Whatever its mode was: what is of no flow is refused.
+            values[key] = replace(held, mode=Mode.L4, retired=True)
     return Fronts(values, ids, waning_ms, refused + without_id)
 
 
@@ -195,9 +198,8 @@ def plan_addresses(
 ) -> Addresses:
     slices: dict[str, Slice] = {}
     for service in services.values():
-        for address in service.snat_addresses if service.snat_slice != NO_PORTS else ():
-            # Those that take new flows come first, and know their slice best.
-            slices.setdefault(address, service.snat_slice)
+        if not service.retired and service.snat_slice != NO_PORTS:
+            slices |= dict.fromkeys(service.snat_addresses, service.snat_slice)
     unused_ms: dict[str, int] = {}
     for address, held in kernel.addresses.items():
         if held.snat_slice is None or address in slices:

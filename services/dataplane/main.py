@@ -14,6 +14,8 @@ maps: until the quorum process has published one, the kernel goes on with what i
 has changed, and its result is empty. What goes through the flow table, a census or a listing, does
 a few milliseconds of it in each turn (`flows.turns`).
 
+A service whose mode changes has its old one until its nodes are prepared (`mode_change`).
+
 **Flows** are the kernel's own: it opens, follows and expires them by itself. This process only
 reads their table, to count them, to show them, to see what of the past is still needed, and to tell
 clients of dead nodes by a RST.
@@ -67,8 +69,10 @@ from conf import ConfigError, LbConfig, Paths, load_lb
 from services.dataplane import machine
 from services.dataplane.flows.listing import Rows, Seated, list_flows
 from services.dataplane.forwarding import Forwarding, monotonic_ms
+from services.dataplane.fronts import service_identity
 from services.dataplane.kernel import Settings
 from services.dataplane.maps import EMPTY, Facts, KernelState, ServiceRemoval, snat_ports
+from services.dataplane.mode_change import Waits, modes_in_force, modes_of_nodes
 from services.dataplane.netlink import NextHopMonitor
 from services.dataplane.nexthop import NextHop
 from services.dataplane.plan import Plan, make_plan
@@ -154,6 +158,8 @@ class DataplaneProcess:
         self._names: dict[int, Seated] = {}
         """Whose seats are or were, as long as flows may name them."""
         self._left_out: frozenset[str] = frozenset()
+        self._mode_waits: Waits = {}
+        self._modes_due_ms: int | None = None
         self._published: DataplaneState | None = None
         self._moved_slots = self._version = self._counts_version = 0
         self._stale = True
@@ -218,6 +224,8 @@ class DataplaneProcess:
             moments.append(self._retry_ms)
         else:
             moments += [self._count_ms, self._settle_ms, forwarding.next_ms(now_ms)]
+            if self._modes_due_ms is not None:
+                moments.append(self._modes_due_ms)
             if self._stale and self._table is not None:
                 moments.append(now_ms)
         return max(0, min(moments) - now_ms)
@@ -398,15 +406,16 @@ class DataplaneProcess:
 
     def _plan(self, forwarding: Forwarding, now_ms: int) -> None:
         """Bring the maps to what the table says; nothing to do if nothing has changed."""
+        self._stale |= self._modes_due_ms is not None and now_ms >= self._modes_due_ms
         if self._table is None or not self._stale:
             return
+        table = self._in_force(self._table, now_ms)
         # A new node's way is known before its seat is written.
-        self._watch(self._watched | {node.address for node in self._table.nodes}, now_ms)
+        self._watch(self._watched | {node.address for node in table.nodes}, now_ms)
         hops, facts = self._next_hops, self._facts(forwarding)
-        census = forwarding.census
-        plan = make_plan(self._held, self._table, self._view, hops, facts, census, now_ms)
+        plan = make_plan(self._held, table, self._view, hops, facts, forwarding.census, now_ms)
         self._held, without_place = forwarding.kernel.carry_out(plan)
-        forwarding.write_settings(self._wanted_settings(forwarding, self._table))
+        forwarding.write_settings(self._wanted_settings(forwarding, table))
         forwarding.watch = plan.watch
         forwarding.bury(plan.reset_seats, now_ms)
         self._watch(plan.addresses, now_ms)
@@ -414,12 +423,28 @@ class DataplaneProcess:
         self._tell_left_out(frozenset((*plan.refused, *without_place)))
         self._moved_slots += plan.moved_slots
         self._snat_ports = snat_ports(self._held)
-        self._planned, self._planned_epoch = plan, self._table.epoch
+        self._planned, self._planned_epoch = plan, table.epoch
         # Watching may have brought news of a next hop that the plan did not know; and what found no
         # place finds one where another service went.
         self._stale = any(hops.get(address) != hop for address, hop in self._next_hops.items())
         if without_place:
             self._stale |= any(isinstance(write, ServiceRemoval) for write in plan.writes)
+
+    def _in_force(self, table: NodeTable, now_ms: int) -> NodeTable:
+        """The table with the modes that its services are to have now (`mode_change`)."""
+        wanted = {service.name: service.mode for service in table.services}
+        held = {
+            value.identity: value.mode
+            for value in self._held.services.values()
+            if not value.retired
+        }
+        identities = {name: service_identity(name) for name in wanted}
+        in_force = {name: held[number] for name, number in identities.items() if number in held}
+        prepared = modes_of_nodes(table, self._view)
+        chosen = modes_in_force(wanted, in_force, prepared, self._mode_waits, now_ms)
+        self._mode_waits, self._modes_due_ms = chosen.since_ms, chosen.next_ms
+        services = (replace(each, mode=chosen.modes[each.name]) for each in table.services)
+        return replace(table, services=tuple(services))
 
     def _name_seats(self, plan: Plan) -> None:
         kept = {seat: name for seat, name in self._names.items() if seat in plan.after.seats}
@@ -541,7 +566,8 @@ class DataplaneProcess:
 
 def _states(view: LocalView | None) -> dict[str, Any]:
     """What of a view the plan depends on: beats that change nothing must cost nothing."""
-    return {} if view is None else {node.id: (node.state, node.silent) for node in view.nodes}
+    nodes = () if view is None else view.nodes
+    return {node.id: (node.state, node.silent, node.services) for node in nodes}
 
 
 def _restart_needed(old: LbConfig, new: LbConfig) -> list[str]:

@@ -263,15 +263,14 @@ def _cursors(
         value = wanted[seat]
         groups.setdefault((value.address, value.port), []).append(seat)
     cursor_of: dict[NodePlace, int] = {}
+    taken: set[int] = set()
     for place, members in groups.items():
-        kept = [
-            held[seat].cursor
-            for seat in members
-            if seat in held and (held[seat].address, held[seat].port) == place
-        ]
-        if kept:
+        there = [held[seat] for seat in members if seat in held]
+        kept = [value.cursor for value in there if (value.address, value.port) == place]
+        # Two may say the same if a plan that parted them was made by half.
+        if kept and min(kept) not in taken:
             cursor_of[place] = min(kept)
-    taken = set(cursor_of.values())
+            taken.add(min(kept))
     fresh = []
     for place, members in groups.items():
         if place not in cursor_of:

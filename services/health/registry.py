@@ -33,6 +33,9 @@ Rules that are not seen in the picture:
 * **Silent** is a DOWN or BANNED node of which nothing was heard for a `checks_timeout`: one that
   missed its deadline, and also one that said NOT_SERVING and was not heard since. It is what tells
   a dead machine, whose flows nobody serves, from one that only wants no more.
+* **Prepared**: an agent says for which modes its machine is prepared, service by service, when that
+  changes. It goes out with the services of the view; an agent that never says so is taken for one
+  that is prepared for all. After a restart of the agent its first beat decides.
 * Who beats without a hello is asked for one: that is how agents find out that this process is new.
 * A second agent of the same name and address is told so; the one that came first is not let back.
 * A DOWN node that was not heard for `FORGET_MS` is forgotten, with its failures.
@@ -47,6 +50,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import replace
 
 from bus.messages import (
@@ -56,12 +60,14 @@ from bus.messages import (
     Hello,
     LocalView,
     MalformedMessage,
+    Mode,
     NodeEvent,
     NodeMessage,
     NodeObservation,
     NodeService,
     NodeState,
     NodeTable,
+    Prepared,
     Refused,
     ServingStatus,
     TableNode,
@@ -95,6 +101,7 @@ TRANSITIONS: dict[tuple[NodeState, NodeState], Topic | None] = {
 """Every step a node may take, and the event that tells of it."""
 
 DEAD = frozenset({DOWN, BANNED})
+L4_ALONE = (Mode.L4,)
 
 FORGET_MS = 24 * 3_600_000
 MAX_NODES = 20_000
@@ -179,7 +186,7 @@ class Registry:
             address=address,
             weight=hello.weight,
             named=hello.services,
-            services=self._served(hello.services),
+            services=self._served(hello.services, None),
             state=PROBATION,
             reason="on probation",
             last_seen_ms=now_ms,
@@ -205,7 +212,7 @@ class Registry:
             node.seq = -1
 
     def _describe(self, node: Node, address: str, hello: Hello) -> None:
-        services = self._served(hello.services)
+        services = self._served(hello.services, node.prepared)
         if (node.weight, node.services) != (hello.weight, services):
             self._output.view_changed = self._output.keep = True
         node.name = hello.name
@@ -226,6 +233,8 @@ class Registry:
         if beat.seq <= node.seq:
             self.manners.rejected["repeated"] += 1
             return
+        if beat.prepared is not None or node.seq < 0:
+            self._prepared(node, beat.prepared)
         node.seq = beat.seq
         sent_ms = node.clock.sent_on_our_clock(beat.sent_ms, now_ms)
         self._heard(node, beat, sent_ms, now_ms)
@@ -248,6 +257,21 @@ class Registry:
         if node.silent and sent_ms + self.policy.checks_timeout_ms > now_ms:
             node.silent = False
             self._schedule(node, self._due_ms(node))
+            self._output.view_changed = self._output.keep = True
+
+    def _prepared(self, node: Node, prepared: tuple[Prepared, ...] | None) -> None:
+        """For which modes its machine is prepared, the agent says, or that it does not know."""
+        if prepared is None:
+            node.prepared = None
+        else:
+            node.prepared = {
+                name: tuple(sorted({*each.modes, Mode.L4}))
+                for each in prepared
+                for name in each.services
+            }
+        services = self._served(node.named, node.prepared)
+        if services != node.services:
+            node.services = services
             self._output.view_changed = self._output.keep = True
 
     def _good_check(self, node: Node, sent_ms: int, now_ms: int) -> None:
@@ -493,8 +517,14 @@ class Registry:
     def _banned_for_ms(self, node: Node, now_ms: int) -> int:
         return max(0, node.ban_until_ms - now_ms) if node.state is BANNED else 0
 
-    def _served(self, named: tuple[NodeService, ...]) -> tuple[NodeService, ...]:
-        return named or tuple(NodeService(s.name, s.node_port) for s in self.policy.services)
+    def _served(
+        self, named: tuple[NodeService, ...], prepared: Mapping[str, tuple[Mode, ...]] | None
+    ) -> tuple[NodeService, ...]:
+        ports = [(s.name, s.port) for s in named]
+        ports = ports or [(s.name, s.node_port) for s in self.policy.services]
+        if prepared is None:
+            return tuple(NodeService(name, port) for name, port in ports)
+        return tuple(NodeService(name, port, prepared.get(name, L4_ALONE)) for name, port in ports)
 
     # ----------------------------------------------------------------- restart and configuration
 
@@ -520,7 +550,7 @@ class Registry:
     def _adopt_ban(self, ban: Ban, known: Node | None, now_ms: int) -> None:
         if known is None:
             name, _, address = ban.node.rpartition("@")
-            weight, services, silent = 1, self._served(()), False
+            weight, services, silent = 1, self._served((), None), False
         else:
             name, address, silent = known.name, known.address, known.silent
             weight, services = known.weight, known.services
@@ -534,13 +564,15 @@ class Registry:
         banned_ms = kept.ban_remaining_ms
         routed = kept.state in (UP, DRAINING)
         reason = "adopted after a restart of the health process"
+        prepared = {service.name: service.modes for service in kept.services if service.modes}
         node = Node(
             id=kept.id,
             name=kept.name,
             address=kept.address,
             weight=kept.weight,
             named=kept.services,
-            services=self._served(kept.services),
+            services=self._served(kept.services, prepared or None),
+            prepared=prepared or None,
             state=BANNED if banned_ms > 0 else kept.state if routed else DOWN,
             reason=f"banned after {kept.fails} failures" if banned_ms > 0 else reason,
             last_seen_ms=now_ms,
@@ -581,7 +613,7 @@ class Registry:
             self.lagged(self.policy.interval_ms(UP), now_ms)
         self.policy = policy
         for node in self._nodes.values():
-            node.services = self._served(node.named)
+            node.services = self._served(node.named, node.prepared)
             self._answer(node, now_ms)
         self._reschedule()
         self._output.view_changed = self._output.keep = True

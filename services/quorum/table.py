@@ -51,7 +51,9 @@ from dataclasses import dataclass, replace
 from bus.messages import (
     Ban,
     LocalView,
+    Mode,
     NodeObservation,
+    NodeService,
     NodeState,
     NodeTable,
     SnatSlice,
@@ -213,6 +215,7 @@ def _describe(
     """Name, address, weight and services as the first LB says that routes to the node.
 
     While nobody does, they stay as they were: a node half way through its return changes nothing.
+    Prepared it is for what it tells all of the LBs that route to it.
     """
     routing = [seen for seen, _ in opinions if seen.state in ROUTED]
     silent = state in DEAD and _is_silent(opinions)
@@ -220,11 +223,32 @@ def _describe(
         node = replace(before, state=state, silent=silent)
     else:
         said = routing[0] if routing else opinions[0][0]
-        node = TableNode(
-            said.id, said.name, said.address, state, said.weight, said.services, silent
-        )
+        services = _prepared_for_all(said.services, routing)
+        node = TableNode(said.id, said.name, said.address, state, said.weight, services, silent)
     # The same object where nothing changed: then comparing ten thousand nodes costs nothing.
     return before if node == before else node
+
+
+def _prepared_for_all(
+    services: tuple[NodeService, ...], routing: list[NodeObservation]
+) -> tuple[NodeService, ...]:
+    """The modes that all LBs have heard of, if any has heard of modes."""
+    if all(seen.services == services for seen in routing):
+        return services
+    heard: dict[str, list[frozenset[Mode]]] = {}
+    for seen in routing:
+        for service in seen.services:
+            if service.modes:
+                heard.setdefault(service.name, []).append(frozenset(service.modes))
+    return tuple(
+        replace(each, modes=_common(heard[each.name])) if each.name in heard else each
+        for each in services
+    )
+
+
+def _common(modes: list[frozenset[Mode]]) -> tuple[Mode, ...]:
+    """L4 asks nothing of a node, so it is always one: no modes would mean that nothing is known."""
+    return tuple(sorted({Mode.L4, *frozenset.intersection(*modes)}))
 
 
 def _is_silent(opinions: list[tuple[NodeObservation, int]]) -> bool:

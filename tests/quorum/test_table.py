@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.messages import LocalView, NodeState, NodeTable
+from bus.messages import LocalView, Mode, NodeService, NodeState, NodeTable
 from services.dataplane.conntrack import LONGEST_TIMEOUT_MS
 from services.quorum.table import (
     FIRST_PORT,
@@ -30,6 +30,7 @@ from tests.quorum.views import ECHO, WEB, seen, table_config, view
 
 UP, DRAINING, DOWN = NodeState.UP, NodeState.DRAINING, NodeState.DOWN
 BANNED, PROBATION = NodeState.BANNED, NodeState.PROBATION
+L2, L3, L4 = Mode.L2, Mode.L3, Mode.L4
 SEED = 0xFEED_FACE_CAFE_BEEF
 
 
@@ -156,6 +157,33 @@ def test_a_dead_node_that_falls_silent_is_a_new_epoch_and_said() -> None:
     assert changes(spoke, fell_silent) == ("n fell silent",)
     assert changes(fell_silent, spoke) == ("n is heard again",)
     assert merge(fell_silent, quiet, table_config(), [], term=1) == fell_silent
+
+
+@pytest.mark.parametrize(
+    ("said", "agreed"),
+    [
+        ([()], ()),
+        ([(L4,)], (L4,)),
+        ([(), (L3, L4)], (L3, L4)),
+        ([(L3, L4), ()], (L3, L4)),
+        ([(L3, L4), (L4,)], (L4,)),
+        ([(L2, L3, L4), (L3, L4), (L2, L3, L4)], (L3, L4)),
+        ([(L2,), (L3,)], (L4,)),
+    ],
+)
+def test_a_node_is_prepared_for_what_all_lbs_have_heard(
+    said: list[tuple[Mode, ...]], agreed: tuple[Mode, ...]
+) -> None:
+    def prepared(state: NodeState, modes: tuple[Mode, ...]) -> Report:
+        services = (NodeService("default", 8080, modes), NodeService("echo", 9000))
+        return report(view(replace(seen("n", state), services=services)))
+
+    reports = {f"lb-{i}": prepared(UP, modes) for i, modes in enumerate(said)}
+    reports["lb-9"] = prepared(DOWN, (L2, L4))
+    merged = merge(table_of(("n", UP)), reports, table_config(), ["lb-0"], term=1)
+    expected = (NodeService("default", 8080, agreed), NodeService("echo", 9000))
+    assert merged.nodes[0].services == expected
+    assert merge(merged, reports, table_config(), ["lb-0"], term=1) == merged
 
 
 def test_a_ban_is_the_longest_of_its_electors_and_ages() -> None:
