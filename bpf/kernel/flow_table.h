@@ -39,9 +39,28 @@
 
 #define barrier() asm volatile("" ::: "memory")
 
+static __always_inline __u64 volatile_word(const void *at)
+{
+	return *(const volatile __u64 *)at;
+}
+
+/* The coarse clock costs a call, more than all the rest of a look-up; jiffies cost a load. It moves
+ * only when they do, so it is asked once for each of them, by whichever CPU is first.
+ */
 static __always_inline __u32 ticks_now(void)
 {
-	return bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
+	int zero = 0;
+	__u64 *clock = clocks.lookup(&zero);
+	__u64 jiffies = bpf_jiffies64(), known;
+
+	if (!clock)
+		return 0;
+	known = volatile_word(clock);
+	if (likely((__u32)(known >> 32) == (__u32)jiffies))
+		return known;
+	known = jiffies << 32 | (__u32)(bpf_ktime_get_coarse_ns() >> TICK_SHIFT);
+	*(volatile __u64 *)clock = known;
+	return known;
 }
 
 static __always_inline int has_passed(__u32 moment, __u32 now)
@@ -99,11 +118,6 @@ static __always_inline __u64 word_of_ports(const struct flow_key *key)
 #define VERSION_SHIFT 48
 #define IS_BEING_WRITTEN(word) ((word) >> VERSION_SHIFT & 1)
 #define SAME_BUT_VERSION(one, other) ((((one) ^ (other)) << 16) == 0)
-
-static __always_inline __u64 volatile_word(const void *at)
-{
-	return *(const volatile __u64 *)at;
-}
 
 static __always_inline __u64 entry_word(const struct flow *flow)
 {
