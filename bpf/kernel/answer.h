@@ -1,12 +1,13 @@
-/* Answering a packet instead of sending it on: made of the packet itself, sent back the way it came.
+/* Answering a packet instead of sending it on: made of the packet itself, sent back the way it
+ * came.
  *
  * - Too long for its way, DF set: ICMP "fragmentation needed" (RFC 792, RFC 1191).
  * - TCP that belongs to no flow, whose node is dead, or whose service has no node: RST (RFC 9293,
  *   3.5.2), so that a client connects anew within a round trip instead of waiting for minutes.
  * - A datagram to a service without a node: ICMP "port unreachable".
  *
- * The answer speaks as the address the client wrote to. Neither an error nor a later fragment, nor a
- * RST, is ever answered (RFC 1122, 3.2.2). What strangers can provoke is limited to so many a
+ * The answer speaks as the address the client wrote to. Neither an error nor a later fragment, nor
+ * a RST, is ever answered (RFC 1122, 3.2.2). What strangers can provoke is limited to so many a
  * second (`settings.answers_per_second`); what is beyond is dropped by name.
  */
 #ifndef GALE_ANSWER_H
@@ -133,8 +134,8 @@ static __always_inline int send_reset(context_t *ctx, struct packet *packet)
 	if (is_partial)
 		answer->tcp.check = fold(sum);
 	else
-		answer->tcp.check = ~fold(bpf_csum_diff(0, 0, (void *)&answer->tcp,
-							sizeof(answer->tcp), fold(sum)));
+		answer->tcp.check = ~fold(
+			bpf_csum_diff(0, 0, (void *)&answer->tcp, sizeof(answer->tcp), fold(sum)));
 	packet->verdict = bpf_redirect(arrived_on(ctx), 0);
 	return 0;
 }

@@ -16,7 +16,7 @@
 #define VERDICT_PASS TC_ACT_UNSPEC /* whoever else has a filter here still gets to see it */
 #define VERDICT_DROP TC_ACT_SHOT
 
-#define PLAIN_BYTES 54	/* Ethernet, IP and TCP without options */
+#define PLAIN_BYTES 54	 /* Ethernet, IP and TCP without options */
 #define LINEAR_BYTES 128 /* enough for two tags, IP with options, TCP, and a quoted packet */
 
 /* The verifier knows packet pointers by the fields they are read from. The compiler sees numbers of
@@ -147,8 +147,7 @@ static __always_inline int deliver_to_client(context_t *ctx, struct packet *pack
 	struct ethhdr *ethernet = packet_start(ctx);
 	__u32 known = *(__u16 *)last_hop | *(__u16 *)(last_hop + 2) | *(__u16 *)(last_hop + 4);
 
-	if (unlikely(!known || packet->is_tagged ||
-		     (void *)(ethernet + 1) > packet_end(ctx))) {
+	if (unlikely(!known || packet->is_tagged || (void *)(ethernet + 1) > packet_end(ctx))) {
 		strip_tags(ctx, packet);
 		return redirect_neighbour(own->public_ifindex, 0, 0, 0);
 	}

@@ -23,8 +23,8 @@
  *
  * TCP is followed by its numbers (RFC 9293, RFC 5961). Each direction's entry keeps what its
  * sender has said: how far it has sent (`end`), what it wants next (`acked`) and up to where it
- * takes data (`edge`). A packet that its receiver would ignore is sent on, for the receiver to judge,
- * and changes nothing here: numbers are learned only from packets whose sequence and
+ * takes data (`edge`). A packet that its receiver would ignore is sent on, for the receiver to
+ * judge, and changes nothing here: numbers are learned only from packets whose sequence and
  * acknowledgement both lie within a window of what is known, so that who guesses must guess twice;
  * and what ends a flow is judged by what the *other* side has said, which a forger of this side
  * cannot touch. An acknowledgement of what was never sent is taken back when it matters.
@@ -56,8 +56,8 @@ static __always_inline int is_tcp(const struct packet *packet)
 /* A SYN alone: the first packet of a connection. */
 static __always_inline int is_syn(const struct packet *packet)
 {
-	return (packet->tcp_flags &
-		(TCP_FLAG_SYN | TCP_FLAG_ACK | TCP_FLAG_RST | TCP_FLAG_FIN)) == TCP_FLAG_SYN;
+	return (packet->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK | TCP_FLAG_RST | TCP_FLAG_FIN)) ==
+	       TCP_FLAG_SYN;
 }
 
 static __always_inline int is_syn_ack(const struct packet *packet)
@@ -79,7 +79,6 @@ static __always_inline __u32 deadline_of(__u8 state, const struct settings *own,
 
 	return now + timeout_of(own, state) + (renewed_seldom ? TOUCH_TICKS : 0);
 }
-
 
 /* --------------------------------------------------------------------- sequence numbers */
 
@@ -195,7 +194,7 @@ static __always_inline __u8 follow_living(const struct packet *packet, struct fl
 	if (is_finished(mine, theirs))
 		return FLOW_TCP_TIME_WAIT;
 	return (mine->flags | theirs->flags) & (FLOW_FIN | FLOW_DOUBTED) ? FLOW_TCP_CLOSING
-									  : FLOW_TCP_ESTABLISHED;
+									 : FLOW_TCP_ESTABLISHED;
 }
 
 /* Both entries of a flow that is alive take note of the packet. */
@@ -222,8 +221,8 @@ static __always_inline void track_living(const struct packet *packet, struct pai
 
 /* --------------------------------------------------------------------- the handshake */
 
-/* A node's SYN-ACK must acknowledge the SYN, and of the data that came with it (RFC 7413) as much as
- * it likes. While a flow is OPENING, its request's `acked` keeps the number after the SYN.
+/* A node's SYN-ACK must acknowledge the SYN, and of the data that came with it (RFC 7413) as much
+ * as it likes. While a flow is OPENING, its request's `acked` keeps the number after the SYN.
  */
 static __always_inline int answers_syn(const struct packet *packet, const struct flow *request)
 {

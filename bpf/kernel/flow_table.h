@@ -59,8 +59,8 @@ static __always_inline __u32 timeout_of(const struct settings *own, __u64 state)
 
 static __always_inline int is_half_open(__u8 state)
 {
-	return state == FLOW_TCP_OPENING || state == FLOW_TCP_ANSWERED ||
-	       state == FLOW_UDP_ASKED || state == FLOW_UDP_ANSWERED;
+	return state == FLOW_TCP_OPENING || state == FLOW_TCP_ANSWERED || state == FLOW_UDP_ASKED ||
+	       state == FLOW_UDP_ANSWERED;
 }
 
 static __always_inline int is_closed(__u8 state)
@@ -498,8 +498,7 @@ static __always_inline int fetch_pair(const struct packet *packet, const struct 
 	pair->reply_lock = lock_of(is_request ? other_index : place->index);
 	pair->request_word = entry_word(pair->request);
 	pair->reply_word = entry_word(pair->reply);
-	return !pair->request_lock || !pair->reply_lock ||
-			       IS_BEING_WRITTEN(pair->request_word) ||
+	return !pair->request_lock || !pair->reply_lock || IS_BEING_WRITTEN(pair->request_word) ||
 			       IS_BEING_WRITTEN(pair->reply_word)
 		       ? -1
 		       : 0;

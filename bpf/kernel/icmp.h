@@ -60,8 +60,7 @@ static __always_inline int adopt_quoted_key(context_t *ctx, struct packet *packe
 static __always_inline void translate_quote(struct quote *quote, const struct rewrite *to)
 {
 	struct icmphdr *icmp = (struct icmphdr *)quote - 1;
-	__u32 addresses =
-		delta32(quote->ip.saddr, to->daddr) + delta32(quote->ip.daddr, to->saddr);
+	__u32 addresses = delta32(quote->ip.saddr, to->daddr) + delta32(quote->ip.daddr, to->saddr);
 	__u32 ports = delta16(quote->sport, to->dport) + delta16(quote->dport, to->sport);
 
 	quote->ip.saddr = to->daddr;

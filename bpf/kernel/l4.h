@@ -263,8 +263,8 @@ static __always_inline enum reason follow_known(const struct packet *packet, str
 	return REASON_l4_established;
 }
 
-/* A packet of a flow that is known, and not ordinary. Where it is not to be sent by that flow, which
- * then is none that it could belong to, its place is free for another.
+/* A packet of a flow that is known, and not ordinary. Where it is not to be sent by that flow,
+ * which then is none that it could belong to, its place is free for another.
  */
 static __always_inline struct decision join_known(context_t *ctx, struct packet *packet,
 						  const struct service *service,
@@ -361,11 +361,10 @@ static __always_inline struct decision follow_flow(context_t *ctx, struct packet
 	if (unlikely(packet->icmp_error))
 		return has_passed(flow->deadline, now) ? decide(REASON_pass_icmp_other)
 						       : error_to_node(ctx, packet, to, seat);
-	if (unlikely((seat->flags & SEAT_RESET) && is_protected(to->state) &&
-		     !is_opening(packet) && !has_passed(flow->deadline, now)))
+	if (unlikely((seat->flags & SEAT_RESET) && is_protected(to->state) && !is_opening(packet) &&
+		     !has_passed(flow->deadline, now)))
 		return tell_of_death(packet, place, to, now);
-	if (likely(!(seat->flags & SEAT_DEAD) &&
-		   (comes_from(packet, flow) || packet->is_tagged))) {
+	if (likely(!(seat->flags & SEAT_DEAD) && (comes_from(packet, flow) || packet->is_tagged))) {
 		refused = may_translate(ctx, packet, seat);
 		if (unlikely(is_decided(refused)))
 			return refused;

@@ -11,15 +11,10 @@
 #include "types.h"
 #include "reasons.h"
 
-/* User space gives a flow table twice the places that flows may take: a bucket is then full once
- * in a hundred when half of all places are taken.
+/* FLOW_BUCKETS and OLD_FLOW_BUCKETS come with every compilation (bpf/compiler.py). User space gives
+ * a flow table twice the places that flows may take: a bucket is then full once in a hundred when
+ * half of all places are taken.
  */
-#ifndef FLOW_BUCKETS
-#define FLOW_BUCKETS 65536
-#endif
-#ifndef OLD_FLOW_BUCKETS
-#define OLD_FLOW_BUCKETS 1
-#endif
 #ifndef HALF_OPEN_WAYS
 #define HALF_OPEN_WAYS 4 /* of a bucket's: the share of half-open flows and one-answer UDP */
 #endif
@@ -38,10 +33,10 @@ GALE_MAP("hash", u32, struct address_info, addresses, 1024, 0);
 GALE_MAP("hash", struct service_key, u32, endpoints, MAX_SEATS, 0);
 
 /* The flow table, and the one before it after a change of size. Both are mapped into user space's
- * memory, which reads them and writes nothing.
+ * memory, which reads them and writes nothing. Made with FLOW_BUCKETS and OLD_FLOW_BUCKETS entries.
  */
-GALE_MAP("array", int, struct flow_bucket, flows, FLOW_BUCKETS, BPF_F_MMAPABLE);
-GALE_MAP("array", int, struct flow_bucket, old_flows, OLD_FLOW_BUCKETS, BPF_F_MMAPABLE);
+GALE_MAP("array", int, struct flow_bucket, flows, 1, BPF_F_MMAPABLE);
+GALE_MAP("array", int, struct flow_bucket, old_flows, 1, BPF_F_MMAPABLE);
 GALE_MAP("array", int, struct flow_lock, flow_locks, FLOW_LOCKS, 0);
 
 /* Where a new flow is put together: the stack has no room for it, and what has been through a map

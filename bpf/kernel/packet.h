@@ -47,8 +47,8 @@ struct packet {
 	__u16 window;  /* as it stands in the header */
 	__u8 tcp_flags;
 	__u8 transport_bytes; /* of its header */
-	__u8 tags;	   /* VLAN tags among the bytes */
-	__u8 is_tagged;	   /* there is one, among the bytes or beside them */
+	__u8 tags;	      /* VLAN tags among the bytes */
+	__u8 is_tagged;	      /* there is one, among the bytes or beside them */
 	__u8 first_fragment;
 	__u8 later_fragment; /* has no ports */
 	__u8 icmp_error;     /* the key is that of the flow it is about */

@@ -158,7 +158,7 @@ static __always_inline struct decision reserve_port(const struct packet *packet,
 		return decide(REASON_drop_table_full);
 	/* Without SNAT there is but one source; otherwise another CPU was faster. */
 	return decide(service->flags & SERVICE_NO_SNAT ? REASON_drop_no_port
-							: REASON_drop_flow_taken);
+						       : REASON_drop_flow_taken);
 }
 
 /* Enters both directions of a new flow. The reply's comes first: it is what reserves the port. */

@@ -19,8 +19,7 @@
 static __always_inline struct decision send_to_client(context_t *ctx, struct packet *packet,
 						      const struct flow *flow,
 						      const struct rewrite *to,
-						      const struct settings *own,
-						      enum reason done)
+						      const struct settings *own, enum reason done)
 {
 	int index = to->seat;
 	struct seat_counters *counters = seat_counters.lookup(&index);

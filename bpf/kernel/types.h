@@ -57,7 +57,7 @@ struct settings {
 	__u32 new_flows_per_second_per_source;
 	__u32 answers_per_second; /* RSTs and unreachables that strangers may provoke */
 	__u32 zero;		  /* always; see `unknown` in verifier.h */
-	__u32 timeout[16]; /* ticks, by enum flow_state */
+	__u32 timeout[16];	  /* ticks, by enum flow_state */
 };
 
 struct service_key {
@@ -68,9 +68,9 @@ struct service_key {
 };
 
 #define SERVICE_AFFINITY_CLIENT 1 /* the client's address alone picks the slot */
-#define SERVICE_NO_SNAT 2 /* L4: nodes see the client's address and answer through this LB */
-#define SERVICE_GUE 4	  /* L3: UDP and GUE instead of IP in IP */
-#define SERVICE_NO_RESET 8 /* TCP of no flow is dropped, not answered */
+#define SERVICE_NO_SNAT 2    /* L4: nodes see the client's address and answer through this LB */
+#define SERVICE_GUE 4	     /* L3: UDP and GUE instead of IP in IP */
+#define SERVICE_NO_RESET 8   /* TCP of no flow is dropped, not answered */
 #define SERVICE_HAS_FLOWS 16 /* of mode L4, or was until lately: look for flows first */
 #define SERVICE_RETIRED 32   /* takes no new flow: it is here for those it has */
 
@@ -116,9 +116,9 @@ struct seat {
 	__u16 mtu;
 	__u16 flags;
 	__be32 outer_source; /* L3: this LB's address towards the node */
-	__u64 identity;	     /* hash of the service's name and the node's id */
-	__u32 cursor;	     /* index of the port cursor that all seats of this address and port share */
-	__u32 reserved[3];
+	__u32 cursor;	/* index of the port cursor that all seats of this address and port share */
+	__u64 identity; /* hash of the service's name and the node's id */
+	__u64 reserved[2];
 };
 
 struct seat_counters {
@@ -135,7 +135,8 @@ struct seat_counters {
 struct port_cursor {
 	__u64 next;
 	__u64 low_next;
-	__u32 rest; /* ticks that the port taken last had rested; see `gale_snat_port_rest_seconds` */
+	__u32 rest; /* ticks that the port taken last had rested; see `gale_snat_port_rest_seconds`
+		     */
 	__u32 taken_at; /* ticks; 0: never */
 };
 
@@ -188,7 +189,7 @@ struct flow {
 	__u32 end;	/* TCP: the number after the last one that this side has sent */
 	__u32 acked;	/* the next number that this side wants, as it last said */
 	__u32 edge;	/* the end of the window that this side has offered */
-	__u32 begin;	/* request: ticks at its start; reply: the number after a SYN on top of it */
+	__u32 begin; /* request: ticks at its start; reply: the number after a SYN on top of it */
 	__u8 last_hop[6]; /* whom the client's packets came from; zero: nobody known */
 	__u8 scale;	  /* of the windows that this side offers (RFC 7323) */
 	__u8 reach;	  /* no window of either side is larger than 2 to this power */
@@ -240,8 +241,8 @@ struct fragment {
 	__u16 address_delta;
 	__u16 seat;
 	__u8 mode;
-	__u8 flags; /* the service's */
-	__be16 id;  /* L4: what the datagram's id becomes, so that no two clients share one */
+	__u8 flags;   /* the service's */
+	__be16 id;    /* L4: what the datagram's id becomes, so that no two clients share one */
 	__be16 sport; /* of the first fragment as it came: another's must not take its place */
 	__be16 dport;
 	__u32 since;	  /* ticks */

@@ -391,6 +391,15 @@ def test_a_first_start_that_dies_can_be_followed_by_another(
     assert steps > 20
 
 
+def test_commit_alone_does_all_of_it(bpf_dir: Path) -> None:
+    ran(bpf_dir, 16, 1)
+    start = Start(bpf_dir, 32)
+    start.maps.commit()
+    assert pinned(bpf_dir) == {"flows": 32, "old_flows": 16}
+    assert start.knows(1)
+    start.end()
+
+
 def test_a_chain_may_follow_one_that_was_begun_and_not_finished(bpf_dir: Path) -> None:
     ran(bpf_dir, 16)
     begun = Start(bpf_dir, 32)
