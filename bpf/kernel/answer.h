@@ -153,6 +153,8 @@ static __always_inline int may_answer(const struct settings *own)
 static __always_inline enum reason give_answer(context_t *ctx, struct packet *packet,
 					       const struct settings *own, enum reason reason)
 {
+	if (is_answered_by_tc(packet))
+		return REASON_slow_vlan;
 	switch (packet->answer) {
 	case ANSWER_TOO_BIG:
 		if (!(packet->ip->frag_off & bpf_htons(IP_DONT_FRAGMENT)) ||

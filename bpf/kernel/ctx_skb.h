@@ -206,6 +206,11 @@ static __always_inline int put_outer(context_t *ctx, struct packet *packet, void
 	return bpf_skb_store_bytes(ctx, sizeof(struct ethhdr), outer, bytes, 0);
 }
 
+static __always_inline int is_answered_by_tc(const struct packet *packet)
+{
+	return 0;
+}
+
 /* Cuts the frame to its first `kept` bytes. */
 static __always_inline int cut_to(context_t *ctx, __u32 kept)
 {

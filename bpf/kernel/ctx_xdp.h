@@ -153,6 +153,14 @@ static __always_inline void strip_tags(context_t *ctx, const struct packet *pack
 {
 }
 
+/* Whether TC is to answer this packet: it has tags beside the bytes, where they are in nobody's
+ * way.
+ */
+static __always_inline int is_answered_by_tc(const struct packet *packet)
+{
+	return packet->tags;
+}
+
 /* Cuts the frame to its first `kept` bytes. */
 static __always_inline int cut_to(context_t *ctx, __u32 kept)
 {

@@ -93,12 +93,19 @@ static __always_inline struct fragment *first_of(const struct packet *packet)
 	return first && ticks_now() - first->since < REASSEMBLY_TICKS ? first : 0;
 }
 
-/* Whether what is addressed there is for a service, or for nobody. */
-static __always_inline int is_service_address(__be32 address)
+/* A later fragment without a first one: for a VIP it is for nobody, unless it is one of a reply,
+ * which comes by the same interface if there is but one.
+ */
+static __always_inline struct decision pass_or_drop_alone(const struct packet *packet)
 {
+#ifndef GALE_ONE_ARM
+	__be32 address = packet->key.daddr;
 	struct address_info *info = addresses.lookup(&address);
 
-	return info && (info->flags & ADDRESS_OF_SERVICE);
+	if (info && (info->flags & ADDRESS_OF_SERVICE))
+		return decide(REASON_drop_fragment_alone);
+#endif
+	return decide(REASON_pass_fragment_alone);
 }
 
 static __always_inline void translate_fragment(struct packet *packet, const struct fragment *first)
@@ -119,8 +126,7 @@ static __always_inline struct decision forward_fragment(context_t *ctx, struct p
 	int index;
 
 	if (!first)
-		return decide(is_service_address(packet->key.daddr) ? REASON_drop_fragment_alone
-								    : REASON_pass_fragment_alone);
+		return pass_or_drop_alone(packet);
 	index = first->seat;
 	if (index == NO_SEAT)
 		return decide(REASON_pass_fragment_alone); /* the host's own datagram */

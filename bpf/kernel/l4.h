@@ -377,6 +377,24 @@ static __always_inline struct decision follow_flow(context_t *ctx, struct packet
 	return join_known(ctx, packet, service, own, place, seat, now, sending);
 }
 
+/* Whether the packet is a node's answer: to a client nobody could be told from it by the ports,
+ * since an SNAT port may be a service's port, too.
+ */
+static __always_inline int is_answer_of_node(const struct packet *packet)
+{
+#ifdef GALE_ONE_ARM
+	struct service_key endpoint = {
+		.address = packet->key.saddr,
+		.port = packet->key.sport,
+		.protocol = packet->key.protocol,
+	};
+
+	return endpoints.lookup(&endpoint) != 0;
+#else
+	return 0; /* those come by the private interface */
+#endif
+}
+
 static __always_inline struct decision forward_l4(context_t *ctx, struct packet *packet,
 						  const struct service *service,
 						  const struct settings *own)
@@ -398,6 +416,8 @@ static __always_inline struct decision forward_l4(context_t *ctx, struct packet 
 			return forward_stateless(ctx, packet, service, own);
 		if (packet->icmp_error)
 			return decide(REASON_pass_icmp_other);
+		if (is_answer_of_node(packet))
+			return decide(REASON_pass_not_for_service);
 		if (!is_opening(packet))
 			return answer_no_flow(packet, service);
 		decision = open_l4(ctx, packet, service, own, &place, now, &sending);

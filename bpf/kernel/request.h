@@ -20,18 +20,19 @@ static __always_inline int is_martian(__be32 address)
 }
 
 /* For no service: the host's own, unless the address is one that no host has. */
-static __always_inline struct decision pass_or_drop(struct packet *packet)
+static __always_inline struct decision pass_or_drop(struct packet *packet, enum reason pass)
 {
-	__be32 address = packet->key.daddr;
+	__be32 address = packet->ip->daddr;
 	struct address_info *info = addresses.lookup(&address);
 
 	if (likely(!info))
-		return decide(REASON_pass_not_for_service);
-	if (info->flags & ADDRESS_FLOATING)
+		return decide(pass);
+	/* Replies come to SNAT addresses, by the same interface if there is but one. */
+	if ((info->flags & (ADDRESS_FLOATING | ADDRESS_SNAT)) == ADDRESS_FLOATING)
 		return decide(REASON_drop_no_service);
 	if (unlikely(packet->first_fragment))
 		note_fragment(packet, NO_SEAT, 0, 0, 0, 0);
-	return decide(REASON_pass_not_for_service);
+	return decide(pass);
 }
 
 static __always_inline struct decision forward_request(context_t *ctx, struct packet *packet,
@@ -42,11 +43,12 @@ static __always_inline struct decision forward_request(context_t *ctx, struct pa
 	if (unlikely(packet->later_fragment))
 		return forward_fragment(ctx, packet, own);
 	if (unlikely(packet->key.protocol == IPPROTO_ICMP) && !adopt_quoted_key(ctx, packet))
-		return decide(REASON_pass_icmp_other);
+		return pass_or_drop(packet, REASON_pass_icmp_other);
 	forget_how_it_was_read(packet, own);
 	service = find_service(&packet->key);
 	if (!service)
-		return packet->icmp_error ? decide(REASON_pass_icmp_other) : pass_or_drop(packet);
+		return pass_or_drop(packet, packet->icmp_error ? REASON_pass_icmp_other
+							       : REASON_pass_not_for_service);
 	if (unlikely(packet->key.saddr == packet->key.daddr))
 		return decide(REASON_drop_source_is_vip);
 	if (unlikely(is_martian(packet->key.saddr)))
