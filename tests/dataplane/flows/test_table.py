@@ -101,7 +101,7 @@ def test_a_record_that_changed_while_it_was_copied_is_copied_again(
     def interrupted(records: Records, indices: np.ndarray) -> Records:
         """The second record is being written during the first copy, the third during all."""
         copied.append(len(indices))
-        taken = records[indices]
+        taken: Records = records[indices]
         if len(copied) == 1:
             memory["key"]["version"][1] = 6
             memory["value"][1] = 999

@@ -37,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_a_turn_ends_after_its_time_and_the_next_goes_on(clock: Clock) -> None:
     rounds = Rounds(lambda: clock.work(10, 1, "done"), 1000, 0)
-    ended = []
+    ended: list[bool] = []
     while not ended or not ended[-1]:
         began_ns = clock.ns
         ended.append(rounds.turn(0))
