@@ -29,6 +29,12 @@ PURE_CORES = (
     "services/quorum/core.py",
     "services/dataplane/ring.py",
     "services/dataplane/plan.py",
+    "services/dataplane/seats.py",
+    "services/dataplane/fronts.py",
+    "services/dataplane/mode_change.py",
+    "services/dataplane/flows/census.py",
+    "services/dataplane/flows/listing.py",
+    "services/dataplane/flows/resets.py",
     "services/api/fold.py",
     "services/node/core.py",
 )

@@ -1,4 +1,4 @@
-"""What the programs are told for this LB as a whole: `Settings`, of file, machine and table. Pure.
+"""What the programs are told for this LB as a whole: `Settings`, of file, machine and table.
 
 Timeouts are idle times. TCP that is not established gets four minutes (RFC 5382, REQ-5), whatever
 the file says of the rest; a flow that was reset is kept ten seconds, for stray repetitions of its

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from bpf.loader import LoadedObject, compile_program
@@ -19,11 +22,13 @@ from bus.messages import Mode, NodeService, NodeState
 from bus.socket import CommandError
 from conf import Paths, load_lb
 from services.dataplane import main
+from services.dataplane.flows.record import ticks
 from services.dataplane.kernel import Kernel
 from services.dataplane.maps import EMPTY
 from services.dataplane.nexthop import NextHop
 from tests.bpf.harness import IMAGES, program, source_file
 from tests.dataplane import maps
+from tests.dataplane.flows.made import both, flow_type, requests, write
 from tests.dataplane.machines import (
     CONFIG,
     NODE_PORT,
@@ -610,3 +615,59 @@ def test_an_idle_process_is_idle_and_small(lb: Site) -> None:
 def cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
+
+
+def test_no_turn_of_the_loop_is_long_with_a_quarter_of_a_million_flows(lb: Site) -> None:
+    """In this test's own process, turn by turn: census, counters and the longest listing."""
+    paths = Paths(lb.directory / "lb.toml", Path(), lb.run_dir, lb.state_dir, lb.bpf_dir)
+    lb.write_config(CONFIG.replace("conntrack_entries = 8192", "conntrack_entries = 524288"))
+    lb.publish(table())
+    with in_network(lb.lb):
+        process = main.DataplaneProcess(paths, load_lb(paths.lb_config))
+        try:
+            step_until(process, lambda: bool((state := lb.look()) and state.ready))
+            flows = pinned(lb, 65_536).bpf[b"flows"]
+            number = np.arange(250_000, dtype=np.uint32)
+            now = ticks(time.monotonic_ns())
+            write(flows, both(requests(flow_type(flows), len(number), now, key_saddr=number)))
+            spent_ms = while_listing(lb, process)
+        finally:
+            process.close()
+    # The goal is 10 ms, and 8 were seen, in CPU time; but machines differ, and neighbours take
+    # caches away.
+    assert sorted(spent_ms)[-3] < 20, sorted(spent_ms)[-20:]
+
+
+def while_listing(lb: Site, process: main.DataplaneProcess) -> list[float]:
+    """What each turn took from a listing's request to its answer, and to the third count."""
+    answers: list[dict[str, Any]] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(lb.ask("flows", limit=10_000, service="default"))
+    )
+    counted = process._counts_version
+    asking.start()
+    spent_ms = step_until(
+        process,
+        lambda: (
+            bool(answers)
+            and process._counts_version > counted + 2
+            and process._forwarding is not None
+            and process._forwarding.census is not None
+            and process._forwarding.census.established == 250_000
+        ),
+    )
+    asking.join()
+    assert (answers[0]["total"], len(answers[0]["flows"])) == (250_000, 10_000)
+    return spent_ms
+
+
+def step_until(process: main.DataplaneProcess, is_so: Callable[[], bool]) -> list[float]:
+    """What each turn of the loop took, in ms of CPU time."""
+    end_s = time.monotonic() + 3 * PATIENCE_S
+    spent_ms = []
+    while not is_so():
+        began_ns = time.thread_time_ns()
+        process._step(time.monotonic_ns() // 1_000_000)
+        spent_ms.append((time.thread_time_ns() - began_ns) / 1e6)
+        assert time.monotonic() < end_s
+    return spent_ms
