@@ -168,9 +168,9 @@ def serves_again(hosts: Hosts, lb: str, process: str, killed_pid: int, killed_at
     return age_ms is not None and asked_at - age_ms / 1000 > killed_at
 
 
-def traffic(hosts: Hosts, rate: float) -> Traffic:
+def traffic(hosts: Hosts, rate: float, port: int = 8080) -> Traffic:
     """Requests from the client to the VIP from now on."""
-    return Traffic(hosts.start(hosts.client, *load_words(hosts.vip(), rate)))
+    return Traffic(hosts.start(hosts.client, *load_words(hosts.vip(), rate, port)))
 
 
 def verdicts(hosts: Hosts, lb: str, hook: str = "") -> Counter[str]:

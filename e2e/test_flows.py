@@ -349,7 +349,7 @@ table ip strays {
     counter resets { }
     chain came {
         type filter hook input priority 0
-        tcp flags & rst == rst counter name resets
+        tcp sport %d tcp flags & rst == rst counter name resets
     }
 }
 """
@@ -367,7 +367,7 @@ def test_an_lb_that_has_forgotten_its_flows_says_so(hosts: Hosts, lb: str) -> No
         assert held.ask() == 0
         assert {said.how for said in held.ended.values()} == {"reset"}
         assert len(held.ended) == MANY
-    done = hosts.run(node, "nft", "-f", "-", stdin=COUNT_RESETS)
+    done = hosts.run(node, "nft", "-f", "-", stdin=COUNT_RESETS % port_of(last["snat"]))
     assert done.returncode == 0, done.stderr
     before = verdicts(hosts, lb, "tc_private")["drop_no_flow"]
     assert forge(hosts, node, "stray", last["snat"], "--source", last["node"], "--count", "9") == 9
