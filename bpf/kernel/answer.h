@@ -149,27 +149,42 @@ static __always_inline int may_answer(const struct settings *own)
 	return rate && within(rate, own->answers_per_second, bpf_ktime_get_coarse_ns());
 }
 
+/* What is counted where no answer is possible. */
+static __always_inline enum reason reason_without_answer(enum reason reason)
+{
+	switch (reason) {
+	case REASON_too_big_answered:
+		return REASON_drop_too_big;
+	case REASON_no_flow_reset:
+		return REASON_drop_no_flow;
+	default:
+		return REASON_drop_no_node;
+	}
+}
+
+static __always_inline int send_answer(context_t *ctx, struct packet *packet)
+{
+	switch (packet->answer) {
+	case ANSWER_TOO_BIG:
+		if (!(packet->ip->frag_off & bpf_htons(IP_DONT_FRAGMENT)))
+			return -1;
+		return send_icmp(ctx, packet, ICMP_FRAG_NEEDED, packet->mtu);
+	case ANSWER_RESET:
+		return send_reset(ctx, packet);
+	default:
+		return send_icmp(ctx, packet, ICMP_PORT_UNREACH, 0);
+	}
+}
+
 /* Carries out what was decided. `reason`: what is counted if the answer goes. */
 static __always_inline enum reason give_answer(context_t *ctx, struct packet *packet,
 					       const struct settings *own, enum reason reason)
 {
 	if (is_answered_by_tc(packet))
 		return REASON_slow_vlan;
-	switch (packet->answer) {
-	case ANSWER_TOO_BIG:
-		if (!(packet->ip->frag_off & bpf_htons(IP_DONT_FRAGMENT)) ||
-		    send_icmp(ctx, packet, ICMP_FRAG_NEEDED, packet->mtu))
-			return REASON_drop_too_big;
-		return reason;
-	case ANSWER_RESET:
-		if (!may_answer(own))
-			return REASON_drop_answer_rate;
-		return send_reset(ctx, packet) ? REASON_drop_no_flow : reason;
-	default:
-		if (!may_answer(own))
-			return REASON_drop_answer_rate;
-		return send_icmp(ctx, packet, ICMP_PORT_UNREACH, 0) ? REASON_drop_no_node : reason;
-	}
+	if (packet->answer != ANSWER_TOO_BIG && !may_answer(own))
+		return REASON_drop_answer_rate;
+	return send_answer(ctx, packet) ? reason_without_answer(reason) : reason;
 }
 
 #endif

@@ -3,7 +3,7 @@
  *     state        packet, and what must hold                                    becomes
  *     ─────────────────────────────────────────────────────────────────────────────────────────
  *     none         client's SYN                                                  TCP_OPENING
- *     OPENING      node's SYN-ACK of that SYN                                    ANSWERED
+ *     OPENING      node's SYN-ACK                                                ANSWERED
  *                  node's RST of that SYN                                        RESET
  *                  node's bare ACK (it is in TIME_WAIT), client's RST to that    OPENING
  *     ANSWERED     client's ACK of what the node has sent                        ESTABLISHED
@@ -215,6 +215,8 @@ static __always_inline void track_living(const struct packet *packet, struct pai
 		deadline = deadline_of(state, own, now);
 		mine->state = theirs->state = state;
 		mine->deadline = theirs->deadline = deadline;
+		note_last_hop(packet, mine);
+		note_last_hop(packet, theirs);
 	}
 	bpf_spin_unlock(&pair->request_lock->lock);
 }
@@ -250,12 +252,26 @@ static __always_inline void note_syn_ack(const struct packet *packet, struct pai
 	request->scale = scaled ? request->scale : 0;
 	reply->scale = scaled ? packet->scale : 0;
 	request->reach = reply->reach = reach_of(request->scale, reply->scale);
+	request->end = packet->acknowledged;
 	request->acked = packet->sequence;
 	request->edge = packet->sequence;
 	reply->end = packet->sequence + 1 + packet->payload;
 	reply->acked = packet->acknowledged;
 	reply->edge = packet->acknowledged + packet->window;
 	request->flags = reply->flags = 0;
+}
+
+/* What the node sends before the client has acknowledged its SYN-ACK (RFC 7413). */
+static __always_inline void note_early(const struct packet *packet, struct flow *reply)
+{
+	int fin = !!(packet->tcp_flags & TCP_FLAG_FIN);
+	__u32 end = packet->sequence + packet->payload + fin;
+
+	if (!is_near(packet->sequence, reply->end, reply->reach) || !is_after(end, reply->end))
+		return;
+	reply->end = end;
+	if (fin)
+		reply->flags |= FLOW_FIN;
 }
 
 /* Whether a client's packet acknowledges what the node has sent, its SYN-ACK at the least: nobody
@@ -274,32 +290,26 @@ static __always_inline int completes_handshake(const struct packet *packet, cons
 #define UNUSUAL_FLAGS (TCP_FLAG_FIN | TCP_FLAG_SYN | TCP_FLAG_RST)
 
 /* Whether the flow is established, the packet one among many, and nothing is to be looked after.
- * Learns its numbers.
+ * Learns its numbers, and renews its deadline where that needs no look at the other direction: TCP
+ * that lives is heard both ways, so each direction keeps itself; a stream of datagrams may be
+ * one-way.
  */
 static __always_inline int is_ordinary(const struct packet *packet, struct flow *flow,
 				       const struct rewrite *to, const struct settings *own,
 				       __u32 now)
 {
-	/* A deadline so far away means both that the flow is alive and that it needs no renewal. */
-	if (unlikely((__s32)(flow->deadline - now) <= (__s32)timeout_of(own, to->state)))
-		return 0;
+	__s32 left = flow->deadline - now, timeout = timeout_of(own, to->state);
+
 	if (is_tcp(packet)) {
-		if (unlikely(to->state != FLOW_TCP_ESTABLISHED ||
+		if (unlikely(to->state != FLOW_TCP_ESTABLISHED || left <= 0 ||
 			     (packet->tcp_flags & UNUSUAL_FLAGS)))
 			return 0;
+		if (unlikely(left <= timeout))
+			flow->deadline = now + timeout + TOUCH_TICKS;
 		learn(packet, flow);
 		return 1;
 	}
-	return to->state == FLOW_UDP_ESTABLISHED;
-}
-
-/* Whether the client's packets still come from where they came before. */
-static __always_inline int comes_from(const struct packet *packet, const struct flow *flow)
-{
-	const __u16 *source = (const __u16 *)packet->ethernet->h_source;
-	const __u16 *known = (const __u16 *)flow->last_hop;
-
-	return source[0] == known[0] && source[1] == known[1] && source[2] == known[2];
+	return to->state == FLOW_UDP_ESTABLISHED && left > timeout;
 }
 
 #endif

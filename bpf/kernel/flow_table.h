@@ -9,8 +9,9 @@
  *
  * A new flow takes, in its bucket, of the places that are free or expired the one nearest to its
  * home; if none is left, or half-open flows hold their share already, the oldest half-open one;
- * else the longest closed one; else it is refused by name. Half-open means what can be forged
- * without seeing an answer: a SYN, a datagram, and a datagram that was answered once.
+ * else it is refused by name. Half-open means what can be forged without seeing an answer: a SYN, a
+ * datagram, and a datagram that was answered once. A closed flow keeps its place until its
+ * deadline, and with it its port: the node may be in TIME_WAIT.
  *
  * Writers. A bucket's keys, and whether a place may be taken, change under the bucket's lock only
  * (of FLOW_LOCKS, shared by buckets). Only one lock can be held at a time, so a pair is entered
@@ -39,9 +40,28 @@
 
 #define barrier() asm volatile("" ::: "memory")
 
+static __always_inline __u64 volatile_word(const void *at)
+{
+	return *(const volatile __u64 *)at;
+}
+
+/* The coarse clock costs a call, more than all the rest of a look-up; jiffies cost a load. It moves
+ * only when they do, so it is asked once for each of them, by whichever CPU is first.
+ */
 static __always_inline __u32 ticks_now(void)
 {
-	return bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
+	int zero = 0;
+	__u64 *clock = clocks.lookup(&zero);
+	__u64 jiffies = bpf_jiffies64(), known;
+
+	if (!clock)
+		return 0;
+	known = volatile_word(clock);
+	if (likely((__u32)(known >> 32) == (__u32)jiffies))
+		return known;
+	known = jiffies << 32 | (__u32)(bpf_ktime_get_coarse_ns() >> TICK_SHIFT);
+	*(volatile __u64 *)clock = known;
+	return known;
 }
 
 static __always_inline int has_passed(__u32 moment, __u32 now)
@@ -100,11 +120,6 @@ static __always_inline __u64 word_of_ports(const struct flow_key *key)
 #define IS_BEING_WRITTEN(word) ((word) >> VERSION_SHIFT & 1)
 #define SAME_BUT_VERSION(one, other) ((((one) ^ (other)) << 16) == 0)
 
-static __always_inline __u64 volatile_word(const void *at)
-{
-	return *(const volatile __u64 *)at;
-}
-
 static __always_inline __u64 entry_word(const struct flow *flow)
 {
 	return volatile_word((const void *)flow + sizeof(__u64));
@@ -149,6 +164,15 @@ static __always_inline void place_of_hash(struct place *place, __u64 hash, __u32
 	place->home = (__u32)hash % FLOW_WAYS;
 }
 
+/* Where a new entry of that key belongs. */
+static __always_inline struct place place_of(const struct flow_key *key, const struct settings *own)
+{
+	struct place place = {};
+
+	place_of_hash(&place, table_hash(key, own->flow_seed), FLOW_BUCKETS);
+	return place;
+}
+
 static __always_inline struct place find_flow(const struct flow_key *key,
 					      const struct settings *own)
 {
@@ -178,7 +202,9 @@ static __always_inline struct place find_flow(const struct flow_key *key,
 	return place;
 }
 
-/* Copies the rewrite of an entry whose key was found; -1: it is not that entry any more. */
+/* Copies the rewrite of an entry whose key was found; -1: it is not that entry any more. A change
+ * of the key changes the version, which stands in the same word as the ports.
+ */
 static __always_inline int read_rewrite(const struct flow *flow, const struct flow_key *key,
 					struct rewrite *to)
 {
@@ -189,9 +215,8 @@ static __always_inline int read_rewrite(const struct flow *flow, const struct fl
 	copy[0] = volatile_word(&flow->saddr);
 	copy[1] = volatile_word((const void *)&flow->saddr + sizeof(__u64));
 	barrier();
-	return IS_BEING_WRITTEN(word) || volatile_word(flow) != word_of_addresses(key) ||
-			       entry_word(flow) != word ||
-			       !SAME_BUT_VERSION(word, word_of_ports(key))
+	return IS_BEING_WRITTEN(word) || !SAME_BUT_VERSION(word, word_of_ports(key)) ||
+			       entry_word(flow) != word
 		       ? -1
 		       : 0;
 }
@@ -321,7 +346,7 @@ static __always_inline void write_entry(struct flow *flow, const struct flow *re
 enum claim {
 	CLAIM_GRANTED,
 	CLAIM_TAKEN, /* that key is alive and stays */
-	CLAIM_SOFT,  /* that key is half-open, or closed and at rest: it can be taken if need be */
+	CLAIM_SOFT,  /* that key is half-open: it can be taken if need be */
 	CLAIM_FULL,  /* all places of the bucket are held by what is alive and established */
 };
 
@@ -336,19 +361,15 @@ static __always_inline int is_takeable(const struct flow *flow, __u32 now)
 	return flow->state == FLOW_FREE || has_passed(flow->deadline + GRACE_TICKS, now);
 }
 
-/* Whether the entry that has the very key wanted may make room. `force`: also if it is half-open,
- * or closed for a second.
+/* Whether the entry that has the very key wanted may make room. `force`: also if it is half-open.
  */
-static __always_inline enum claim judge_holder(const struct flow *holder,
-					       const struct settings *own, __u32 now, int force)
+static __always_inline enum claim judge_holder(const struct flow *holder, __u32 now, int force)
 {
 	if (is_takeable(holder, now))
 		return CLAIM_GRANTED;
-	if (is_protected(holder->state))
+	if (!is_half_open(holder->state))
 		return CLAIM_TAKEN;
-	if (!force || (is_closed(holder->state) && age_of(holder, own, now) < TICKS_PER_SECOND))
-		return CLAIM_SOFT;
-	return CLAIM_GRANTED;
+	return force ? CLAIM_GRANTED : CLAIM_SOFT;
 }
 
 static __always_inline void look_at(const struct flow *flow, __u32 way, const struct settings *own,
@@ -361,18 +382,13 @@ static __always_inline void look_at(const struct flow *flow, __u32 way, const st
 			offer->free = way;
 		return;
 	}
-	if (is_protected(flow->state))
+	if (!is_half_open(flow->state))
 		return;
 	age = age_of(flow, own, now) + 1;
-	if (is_half_open(flow->state)) {
-		offer->half_count++;
-		if (age > offer->half_age) {
-			offer->half = way;
-			offer->half_age = age;
-		}
-	} else if (age > offer->closed_age) {
-		offer->closed = way;
-		offer->closed_age = age;
+	offer->half_count++;
+	if (age > offer->half_age) {
+		offer->half = way;
+		offer->half_age = age;
 	}
 }
 
@@ -382,7 +398,7 @@ static __always_inline __u32 best_way(const struct flow_offer *offer)
 		return offer->half;
 	if (offer->free != FLOW_WAYS)
 		return offer->free;
-	return offer->half != FLOW_WAYS ? offer->half : offer->closed;
+	return offer->half;
 }
 
 /* Looks for the key in all ways; on the way it collects what else could be had. The way of the key,
@@ -394,7 +410,7 @@ static __always_inline void survey(const struct flow_bucket *bucket, __u32 home,
 {
 	struct flow_offer *offer = &draft->offer;
 
-	*offer = (struct flow_offer){ FLOW_WAYS, FLOW_WAYS, 0, 0, FLOW_WAYS, 0 };
+	*offer = (struct flow_offer){ FLOW_WAYS, FLOW_WAYS, 0, 0 };
 	draft->holder = FLOW_WAYS;
 #pragma unroll
 	for (int i = 0; i < FLOW_WAYS; i++) {
@@ -429,8 +445,8 @@ static __always_inline enum claim claim_place(struct place *place, const struct 
 	way = draft->holder;
 	if (way < FLOW_WAYS) {
 		flow = &bucket->flow[way];
-		claim = judge_holder(flow, own, now, force);
-		draft->rested = age_of(flow, own, now);
+		claim = judge_holder(flow, now, force);
+		draft->rested = flow->state == FLOW_FREE ? 0 : age_of(flow, own, now);
 	} else {
 		draft->rested = 0;
 		way = best_way(&draft->offer);
@@ -447,11 +463,29 @@ static __always_inline enum claim claim_place(struct place *place, const struct 
 	return claim;
 }
 
+/* Whether the client's packets still come from where they came before. */
+static __always_inline int comes_from(const struct packet *packet, const struct flow *flow)
+{
+	const __u16 *source = (const __u16 *)packet->ethernet->h_source;
+	const __u16 *known = (const __u16 *)flow->last_hop;
+
+	return source[0] == known[0] && source[1] == known[1] && source[2] == known[2];
+}
+
+/* Where the client's packets come from is where replies go; nobody but the client's packets says.
+ */
+static __always_inline void note_last_hop(const struct packet *packet, struct flow *flow)
+{
+	if (packet->key.direction == DIRECTION_REQUEST && !packet->is_tagged)
+		__builtin_memcpy(flow->last_hop, packet->ethernet->h_source, ETH_ALEN);
+}
+
 /* A change of one entry that may have gone to somebody else meanwhile: made only if its key and
  * version are still those of `word`. Returns whether it was.
  */
-static __always_inline int change_entry(struct flow *flow, struct flow_lock *lock, __u64 word,
-					__u8 state, __u32 deadline)
+static __always_inline int change_entry(const struct packet *packet, struct flow *flow,
+					struct flow_lock *lock, __u64 word, __u8 state,
+					__u32 deadline)
 {
 	int is_same;
 
@@ -460,9 +494,20 @@ static __always_inline int change_entry(struct flow *flow, struct flow_lock *loc
 	if (is_same) {
 		flow->state = state;
 		flow->deadline = deadline;
+		note_last_hop(packet, flow);
 	}
 	bpf_spin_unlock(&lock->lock);
 	return is_same;
+}
+
+/* Gives up an entry whose other half has gone: it would keep its key from being used. */
+static __always_inline void forget_entry(const struct packet *packet, const struct place *place,
+					 __u32 now)
+{
+	struct flow_lock *lock = lock_of(place->index);
+
+	if (lock)
+		change_entry(packet, place->flow, lock, entry_word(place->flow), FLOW_FREE, now);
 }
 
 /* Both directions of a flow, with the locks of their buckets, fetched before any lock is taken: no
@@ -507,21 +552,25 @@ static __always_inline int fetch_pair(const struct packet *packet, const struct 
 /* Both halves to a new state, reply first, as they were entered. What is protected afterwards was
  * verified under its own bucket's lock. -1: one of them had gone, and then both have.
  */
-static __always_inline int change_pair(struct pair *pair, __u8 state, __u32 deadline)
+static __always_inline int change_pair(const struct packet *packet, struct pair *pair, __u8 state,
+				       __u32 deadline)
 {
-	if (!change_entry(pair->reply, pair->reply_lock, pair->reply_word, state, deadline))
+	if (!change_entry(packet, pair->reply, pair->reply_lock, pair->reply_word, state, deadline))
 		return -1;
-	if (change_entry(pair->request, pair->request_lock, pair->request_word, state, deadline))
+	if (change_entry(packet, pair->request, pair->request_lock, pair->request_word, state,
+			 deadline))
 		return 0;
-	change_entry(pair->reply, pair->reply_lock, pair->reply_word, FLOW_FREE, 0);
+	change_entry(packet, pair->reply, pair->reply_lock, pair->reply_word, FLOW_FREE, 0);
 	return -1;
 }
 
 /* The same state for longer. Deadlines are whole ticks: in each, the first packet renews them. */
-static __always_inline void renew_pair(struct pair *pair, __u8 state, __u32 deadline)
+static __always_inline void renew_pair(const struct packet *packet, struct pair *pair, __u8 state,
+				       __u32 deadline)
 {
-	if (pair->mine->deadline != deadline)
-		change_pair(pair, state, deadline);
+	if (pair->mine->deadline != deadline ||
+	    (packet->key.direction == DIRECTION_REQUEST && !comes_from(packet, pair->mine)))
+		change_pair(packet, pair, state, deadline);
 }
 
 #endif

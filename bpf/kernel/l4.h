@@ -91,6 +91,8 @@ static __always_inline struct decision new_l4_flow(context_t *ctx, struct packet
 		decision = may_open(packet, own);
 	if (is_decided(decision))
 		return decision;
+	if (place->is_old) /* what is new stands in the new table */
+		*place = place_of(&packet->key, own);
 	number = seat->cursor;
 	cursor = port_cursors.lookup(&number);
 	if (!cursor)
@@ -105,14 +107,6 @@ static __always_inline struct decision new_l4_flow(context_t *ctx, struct packet
 	return UNDECIDED;
 }
 
-static __always_inline void note_last_hop(const struct packet *packet, struct pair *pair)
-{
-	if (packet->is_tagged)
-		return;
-	__builtin_memcpy(pair->request->last_hop, packet->ethernet->h_source, ETH_ALEN);
-	__builtin_memcpy(pair->reply->last_hop, packet->ethernet->h_source, ETH_ALEN);
-}
-
 /* A flow that is over begins again where it was: the same node, the same port. Both entries are
  * still a pair. -1: one of them has gone to somebody else meanwhile.
  */
@@ -123,7 +117,7 @@ static __always_inline int reopen(const struct packet *packet, struct pair *pair
 	struct flow *request = pair->request, *reply = pair->reply;
 	__u32 deadline = deadline_of(state, own, now);
 
-	if (change_pair(pair, state, deadline))
+	if (change_pair(packet, pair, state, deadline))
 		return -1;
 	bpf_spin_lock(&pair->request_lock->lock);
 	if (entry_word(request) == pair->request_word) {
@@ -131,16 +125,15 @@ static __always_inline int reopen(const struct packet *packet, struct pair *pair
 		reply->begin = 0;
 		reply->flags = 0;
 		note_syn(packet, request);
-		note_last_hop(packet, pair);
 	}
 	bpf_spin_unlock(&pair->request_lock->lock);
 	return 0;
 }
 
 /* Ends a flow whose node is dead: its client will have another one. */
-static __always_inline void abandon(struct pair *pair, __u32 now)
+static __always_inline void abandon(const struct packet *packet, struct pair *pair, __u32 now)
 {
-	change_pair(pair, FLOW_TCP_RESET, now - GRACE_TICKS);
+	change_pair(packet, pair, FLOW_FREE, now);
 }
 
 static __always_inline struct decision open_l4(context_t *ctx, struct packet *packet,
@@ -179,33 +172,31 @@ static __always_inline enum reason follow_opening(const struct packet *packet, s
 
 	if (!is_tcp(packet)) {
 		if (state == FLOW_UDP_ASKED) {
-			renew_pair(pair, state, deadline_of(state, own, now));
+			renew_pair(packet, pair, state, deadline_of(state, own, now));
 			return REASON_l4_opening;
 		}
 		state = FLOW_UDP_ESTABLISHED;
-		return change_pair(pair, state, deadline_of(state, own, now)) ? REASON_drop_no_flow
-									      : REASON_l4_promoted;
+		return change_pair(packet, pair, state, deadline_of(state, own, now))
+			       ? REASON_drop_no_flow
+			       : REASON_l4_promoted;
 	}
 	if (packet->tcp_flags & TCP_FLAG_RST) {
 		/* After a challenge ACK the client will try again from this very port. */
 		if (state == FLOW_TCP_ANSWERED && packet->sequence == pair->reply->acked)
-			change_pair(pair, FLOW_TCP_RESET, deadline_of(FLOW_TCP_RESET, own, now));
+			change_pair(packet, pair, FLOW_TCP_RESET,
+				    deadline_of(FLOW_TCP_RESET, own, now));
 		return REASON_l4_opening;
 	}
 	if (is_syn(packet)) {
-		__u32 after = packet->sequence + 1;
-
-		if (state == FLOW_TCP_OPENING || is_after(after, pair->reply->acked) ||
-		    is_after(pair->reply->acked, after + packet->payload))
-			reopen(packet, pair, own, now);
-		else
-			change_pair(pair, state, deadline_of(state, own, now));
+		/* Once more, or an old duplicate: the node knows, and says so by what it answers.
+		 */
+		renew_pair(packet, pair, state, deadline_of(state, own, now));
 		return REASON_l4_opening;
 	}
 	if (state != FLOW_TCP_ANSWERED || !completes_handshake(packet, pair))
 		return REASON_drop_handshake_mismatch;
 	state = FLOW_TCP_ESTABLISHED;
-	if (change_pair(pair, state, deadline_of(state, own, now)))
+	if (change_pair(packet, pair, state, deadline_of(state, own, now)))
 		return REASON_drop_flow_taken;
 	track_living(packet, pair, own, now);
 	return REASON_l4_promoted;
@@ -221,9 +212,6 @@ static __always_inline void follow_request(const struct packet *packet, struct p
 		return;
 	}
 	track_living(packet, pair, own, now);
-	/* The entries are this flow's for as long as they are protected. */
-	if (!comes_from(packet, pair->request))
-		note_last_hop(packet, pair);
 }
 
 /* Whether a packet that may begin a flow finds one under its key that is over, or that never was
@@ -235,15 +223,18 @@ static __always_inline int finds_nothing_to_join(const struct rewrite *to, const
 	return is_over || (is_half_open(to->state) && !(seat->flags & SEAT_UP));
 }
 
-/* Who comes back gets the same port, where the ring still says the same node. */
+/* Who comes back gets the same node and port: while the port rests in any case, later where the
+ * ring still says the same node.
+ */
 static __always_inline int may_reopen(const struct packet *packet, const struct service *service,
 				      const struct settings *own, const struct place *place,
-				      const struct rewrite *to, const struct seat *seat)
+				      const struct rewrite *to, const struct seat *seat, __u32 now)
 {
 	__u64 hash = flow_hash(&packet->key, service->flags, own->hash_seed);
 
-	return service->mode == MODE_L4 && (seat->flags & SEAT_UP) && !place->is_old &&
-	       seat_of_hash(service, hash) == to->seat;
+	return service->mode == MODE_L4 && !(service->flags & SERVICE_RETIRED) &&
+	       (seat->flags & SEAT_UP) && !place->is_old &&
+	       (!has_passed(place->flow->deadline, now) || seat_of_hash(service, hash) == to->seat);
 }
 
 /* What the packet does to a flow that is known, and the reason to count. */
@@ -256,7 +247,7 @@ static __always_inline enum reason follow_known(const struct packet *packet, str
 	if (is_closed(to->state)) {
 		/* The node may send its last segments again, and the client answers those. */
 		if ((packet->tcp_flags & TCP_FLAG_FIN) && to->state == FLOW_TCP_TIME_WAIT)
-			change_pair(pair, to->state, deadline_of(to->state, own, now));
+			change_pair(packet, pair, to->state, deadline_of(to->state, own, now));
 		return REASON_l4_closed;
 	}
 	follow_request(packet, pair, own, now);
@@ -279,16 +270,18 @@ static __always_inline struct decision join_known(context_t *ctx, struct packet 
 	enum reason reason;
 	struct pair pair;
 
-	if (fetch_pair(packet, place, to, &pair))
+	if (fetch_pair(packet, place, to, &pair)) {
+		forget_entry(packet, place, now);
 		return UNDECIDED;
+	}
 	if (opens && !is_over && (seat->flags & SEAT_DEAD)) {
-		abandon(&pair, now);
+		abandon(packet, &pair, now);
 		return UNDECIDED;
 	}
 	opens = opens && finds_nothing_to_join(to, seat, is_over);
-	if (opens && !(is_over && may_reopen(packet, service, own, place, to, seat))) {
-		change_entry(pair.request, pair.request_lock, pair.request_word, to->state,
-			     now - GRACE_TICKS);
+	if (opens && !(is_over && may_reopen(packet, service, own, place, to, seat, now))) {
+		change_entry(packet, pair.request, pair.request_lock, pair.request_word, FLOW_FREE,
+			     now);
 		return UNDECIDED;
 	}
 	if (!opens && has_passed(place->flow->deadline, now))
@@ -317,11 +310,17 @@ static __always_inline struct decision tell_of_death(struct packet *packet,
 	struct pair pair;
 
 	if (!fetch_pair(packet, place, to, &pair))
-		abandon(&pair, now);
+		abandon(packet, &pair, now);
 	if (packet->tcp_flags & TCP_FLAG_RST)
 		return decide(REASON_drop_no_node);
 	packet->answer = ANSWER_RESET;
 	return decide(REASON_dead_node_reset);
+}
+
+/* Whether the client takes itself for connected. */
+static __always_inline int is_connected(__u8 state)
+{
+	return is_protected(state) || state == FLOW_TCP_ANSWERED;
 }
 
 /* About a packet that a node sent. */

@@ -44,6 +44,9 @@ GALE_MAP("array", int, struct flow_lock, flow_locks, FLOW_LOCKS, 0);
  */
 GALE_MAP("percpu_array", int, struct draft, drafts, 1, 0);
 
+/* The time in ticks and the jiffies at which it was asked for, as one word. */
+GALE_MAP("array", int, u64, clocks, 1, 0);
+
 /* Guards: on all new flows, on each source's, and on the answers that strangers provoke. */
 GALE_MAP("array", int, struct rate, flow_rate, 1, 0);
 GALE_MAP("array", int, struct rate, answer_rate, 1, 0);

@@ -7,9 +7,9 @@
  * port rests for a whole turn of the slice. Who comes back from the same address and port gets the
  * same node and port again (request.h), which the node's TIME_WAIT welcomes (RFC 6191).
  *
- * Where long flows hold a stretch of the slice, later tries jump. Where everything is held, what is
- * half-open, or closed for a second at least, gives its port away, the one that was taken
- * longest ago; an established flow never does.
+ * Where long flows hold a stretch of the slice, later tries jump. Where everything is held, a
+ * half-open flow gives its port away, that which took it longest ago; an established or a closed
+ * one never does.
  *
  * A client's port below 1024 becomes one below 1024 (RFC 4787, REQ-3a), where the LB has such.
  */
@@ -19,7 +19,7 @@
 #include "flow.h"
 #include "verifier.h"
 
-#define SOFT_TRIES 2 /* so many ports at rest are passed over before one of them is taken */
+#define SOFT_TRIES 2 /* so many half-open flows are passed over before one gives its port away */
 
 struct source {
 	__be32 address;
@@ -78,7 +78,7 @@ static __always_inline enum claim judge_key(const struct flow_key *key, const st
 	/* A place in the table before this one is not given to anybody any more. */
 	if (place.is_old)
 		return is_takeable(place.flow, now) ? CLAIM_GRANTED : CLAIM_TAKEN;
-	return judge_holder(place.flow, own, now, 0);
+	return judge_holder(place.flow, now, 0);
 }
 
 /* Whether the search for a port is over with this one. The draft remembers what it has met. */
@@ -98,12 +98,14 @@ static __always_inline int is_port_found(const struct service *service, const st
 	if (claim != CLAIM_GRANTED)
 		return draft->soft_count >= SOFT_TRIES;
 	draft->number = number;
+	draft->force = 0;
 	return 1;
 }
 
 /* Looks for a port, in a row at first, then anywhere: one that nobody holds, or else the first that
- * could be taken if need be. Its number is the draft's; -1: there is none. (Written out, since the
- * verifier has no patience with a loop of so many branches.)
+ * could be taken if need be. Its number is the draft's; -1: there is none. Nearly always the first
+ * is free. (Written out, since the verifier has no patience with a loop of so many branches; and
+ * looked for before one is claimed, since it has even less with several claims.)
  */
 static __always_inline void choose_port(const struct service *service, const struct settings *own,
 					struct port_cursor *cursor, __u32 now, int low,
@@ -111,8 +113,8 @@ static __always_inline void choose_port(const struct service *service, const str
 {
 	draft->number = -1;
 	draft->soft_count = 0;
+	draft->force = 1;
 	if (is_port_found(service, own, next_number(cursor, low), now, low, draft) ||
-	    is_port_found(service, own, next_number(cursor, low), now, low, draft) ||
 	    is_port_found(service, own, next_number(cursor, low), now, low, draft) ||
 	    is_port_found(service, own, next_number(cursor, low), now, low, draft) ||
 	    is_port_found(service, own, bpf_get_prandom_u32(), now, low, draft))
@@ -129,12 +131,13 @@ static __always_inline struct decision reserve_port(const struct packet *packet,
 						    struct port_cursor *cursor, __u32 now,
 						    struct draft *draft, struct place *place)
 {
-	int low = wants_low_port(packet, service);
+	int low = wants_low_port(packet, service), keeps = service->flags & SERVICE_NO_SNAT;
 	struct source source = { packet->key.saddr, packet->key.sport };
 	struct flow_key key;
 	enum claim claim;
 
-	if (!(service->flags & SERVICE_NO_SNAT)) {
+	draft->force = 1;
+	if (!keeps) {
 		if (!service->snat_count || !(low || service->snat_ports))
 			return decide(REASON_drop_no_port);
 		choose_port(service, own, cursor, now, low, draft);
@@ -145,8 +148,8 @@ static __always_inline struct decision reserve_port(const struct packet *packet,
 	draft->request.saddr = source.address;
 	draft->request.sport = source.port;
 	key = reply_key(&draft->request);
-	place_of_hash(place, table_hash(&key, own->flow_seed), FLOW_BUCKETS);
-	claim = claim_place(place, &key, draft, DIRECTION_REPLY, own, now, 1);
+	*place = place_of(&key, own);
+	claim = claim_place(place, &key, draft, DIRECTION_REPLY, own, now, draft->force);
 	claim = unknown(own, claim);
 	if (claim == CLAIM_GRANTED) {
 		if (draft->rested)
@@ -156,9 +159,10 @@ static __always_inline struct decision reserve_port(const struct packet *packet,
 	}
 	if (claim == CLAIM_FULL)
 		return decide(REASON_drop_table_full);
-	/* Without SNAT there is but one source; otherwise another CPU was faster. */
-	return decide(service->flags & SERVICE_NO_SNAT ? REASON_drop_no_port
-						       : REASON_drop_flow_taken);
+	/* At rest for too short a time; or else another CPU was faster, unless it was the only one.
+	 */
+	return decide(keeps || (draft->force && claim == CLAIM_SOFT) ? REASON_drop_no_port
+								     : REASON_drop_flow_taken);
 }
 
 /* Enters both directions of a new flow. The reply's comes first: it is what reserves the port. */
@@ -189,7 +193,7 @@ static __always_inline struct decision open_flow(const struct packet *packet,
 		if (claim == CLAIM_GRANTED)
 			reply.flow->other = place->index;
 		else
-			reply.flow->deadline = now - GRACE_TICKS;
+			reply.flow->state = FLOW_FREE;
 	}
 	bpf_spin_unlock(&lock->lock);
 	if (claim == CLAIM_GRANTED)

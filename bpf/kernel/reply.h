@@ -53,28 +53,23 @@ static __always_inline void follow_answer(const struct packet *packet, struct pa
 			return;
 		state = FLOW_TCP_RESET;
 	} else if (is_syn_ack(packet)) {
-		int fits = state == FLOW_TCP_OPENING ? answers_syn(packet, pair->request)
-						     : packet->acknowledged == pair->reply->acked;
-
-		if (!fits)
-			return;
-		state = FLOW_TCP_ANSWERED;
+		state = FLOW_TCP_ANSWERED; /* whichever SYN it answers: the node knows */
 	} else if (state == FLOW_TCP_OPENING) {
 		return; /* a challenge ACK: the client will answer it with a RST, and try again */
 	}
 	if (state == to->state && !is_tcp(packet)) {
-		renew_pair(pair, state, deadline_of(state, own, now));
+		renew_pair(packet, pair, state, deadline_of(state, own, now));
 		return;
 	}
-	if (change_pair(pair, state, deadline_of(state, own, now)) || state != FLOW_TCP_ANSWERED)
+	if (change_pair(packet, pair, state, deadline_of(state, own, now)) ||
+	    state != FLOW_TCP_ANSWERED)
 		return;
 	bpf_spin_lock(&pair->request_lock->lock);
 	if (entry_word(pair->request) == pair->request_word) {
 		if (is_syn_ack(packet))
 			note_syn_ack(packet, pair);
-		else if (is_near(packet->sequence, pair->reply->end, pair->reply->reach) &&
-			 is_after(packet->sequence + packet->payload, pair->reply->end))
-			pair->reply->end = packet->sequence + packet->payload;
+		else
+			note_early(packet, pair->reply);
 	}
 	bpf_spin_unlock(&pair->request_lock->lock);
 }
@@ -83,11 +78,10 @@ static __always_inline void follow_answer(const struct packet *packet, struct pa
 static __always_inline void begin_anew(const struct packet *packet, struct pair *pair,
 				       const struct settings *own, __u32 now)
 {
-	if (change_pair(pair, FLOW_TCP_ANSWERED, deadline_of(FLOW_TCP_ANSWERED, own, now)))
+	if (change_pair(packet, pair, FLOW_TCP_ANSWERED, deadline_of(FLOW_TCP_ANSWERED, own, now)))
 		return;
 	bpf_spin_lock(&pair->request_lock->lock);
 	if (entry_word(pair->request) == pair->request_word) {
-		pair->request->end = packet->acknowledged;
 		pair->request->begin = now;
 		pair->reply->begin = 0;
 		note_syn_ack(packet, pair);
@@ -107,7 +101,7 @@ static __always_inline void follow_reply(const struct packet *packet, struct pai
 	} else if (is_protected(to->state)) {
 		track_living(packet, pair, own, now);
 	} else if (to->state == FLOW_TCP_TIME_WAIT && (packet->tcp_flags & TCP_FLAG_FIN)) {
-		change_pair(pair, to->state, deadline_of(to->state, own, now));
+		change_pair(packet, pair, to->state, deadline_of(to->state, own, now));
 	}
 }
 

@@ -5,8 +5,8 @@
  * Addresses and ports are in network order wherever they are compared with a packet (__be16,
  * __be32), everything else is in the host's.
  *
- * Times are ticks of 2^26 nanoseconds (67 ms) of the monotonic clock, 32 bits of them: enough for
- * nine years, and a deadline is compared by the sign of a difference.
+ * Times are ticks of 2^26 nanoseconds (67 ms) of the monotonic clock, 32 bits of them. They are
+ * compared by the sign of their difference, so they may lie four years apart.
  *
  * IPv6 will get maps of its own beside these: an IPv4 flow keeps its line of 64 bytes.
  */
@@ -216,8 +216,6 @@ struct flow_offer {
 	__u32 half; /* the oldest half-open one, likewise */
 	__u32 half_age;
 	__u32 half_count;
-	__u32 closed; /* the one closed longest ago, likewise */
-	__u32 closed_age;
 };
 
 /* New flows in the second that began at `since`. */
@@ -257,7 +255,9 @@ struct draft {
 	struct fragment fragment;
 	__u32 holder; /* the way that has the key wanted; FLOW_WAYS: none */
 	__u32 padding;
-	__s64 number;	  /* of the port chosen; -1: none */
+	__s64 number; /* of the port chosen; -1: none */
+	__u32 force;  /* it could be taken only if need be */
+	__u32 padding2;
 	__u32 soft_count; /* how many ports were met that could be taken if need be */
 	__u32 rested;	  /* ticks that the port had not been used; 0: not known any more */
 };

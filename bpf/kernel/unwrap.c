@@ -16,7 +16,7 @@
 #include <linux/udp.h>
 
 #include "map_macros.h"
-#include "packet.h"
+#include "ctx.h"
 #include "encap.h"
 
 GALE_MAP("hash", u32, u32, vips, 256, 0);
@@ -25,9 +25,9 @@ GALE_MAP("percpu_array", int, u64, unwrapped, 1, 0);
 /* How many bytes lie in front of the inner packet; 0: nothing to take off. */
 static __always_inline __u32 outer_length(context_t *ctx)
 {
-	struct ethhdr *ethernet = (void *)(long)ctx->data;
+	struct ethhdr *ethernet = packet_start(ctx);
 	struct outer_gue *outer = (void *)(ethernet + 1);
-	void *end = (void *)(long)ctx->data_end;
+	void *end = packet_end(ctx);
 	struct iphdr *inner = (void *)outer + sizeof(struct iphdr);
 	__u32 length = sizeof(struct iphdr), vip;
 
@@ -64,16 +64,16 @@ static __always_inline void count_unwrapped(void)
 int gale_unwrap(struct xdp_md *ctx)
 {
 	__u32 length = outer_length(ctx);
-	struct ethhdr *ethernet = (void *)(long)ctx->data;
+	struct ethhdr *ethernet = packet_start(ctx);
 	struct ethhdr header;
 
-	if (!length || (void *)(ethernet + 1) > (void *)(long)ctx->data_end)
+	if (!length || (void *)(ethernet + 1) > packet_end(ctx))
 		return XDP_PASS;
 	header = *ethernet;
 	if (bpf_xdp_adjust_head(ctx, length))
 		return XDP_DROP;
-	ethernet = (void *)(long)ctx->data;
-	if ((void *)(ethernet + 1) > (void *)(long)ctx->data_end)
+	ethernet = packet_start(ctx);
+	if ((void *)(ethernet + 1) > packet_end(ctx))
 		return XDP_DROP;
 	*ethernet = header;
 	count_unwrapped();
@@ -86,7 +86,7 @@ int gale_unwrap(struct __sk_buff *ctx)
 {
 	__u32 length;
 
-	open_packet(ctx, &(struct packet){});
+	pull(ctx, LINEAR_BYTES);
 	length = outer_length(ctx);
 	if (!length)
 		return TC_ACT_UNSPEC;

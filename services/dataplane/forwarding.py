@@ -131,7 +131,7 @@ class Forwarding:
     def _tell(self, block: Block, is_old: bool) -> None:
         found = self._resets.find(int(is_old), block.table.places, block.places, block.records)
         if len(found):
-            self._sender.add(segments(found))
+            self._sender.add(segments(found), found["last_hop"])
 
     def close(self) -> None:
         """Give back what is open. Programs and maps are the kernel's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -959,7 +960,7 @@ VIP_SLICES = tuple(
 )
 
 
-def floating(**fields: object) -> NodeTable:
+def floating(**fields: Any) -> NodeTable:
     web = service("web", address="10.80.0.100", affinity=Affinity.CLIENT, **fields)
     return replace(table([node(0)], [web]), vip_owners=VIPS, snat_slices=VIP_SLICES)
 
@@ -1006,7 +1007,7 @@ def test_an_address_without_the_slice_of_the_others_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"snat": False}, {"mode": Mode.L3}])
-def test_who_takes_no_ports_has_no_snat_address(fields: dict[str, object]) -> None:
+def test_who_takes_no_ports_has_no_snat_address(fields: dict[str, Any]) -> None:
     kernel = Kernel()
     run(kernel, EMPTY, floating(**fields))
     (value,) = kernel.services.values()
