@@ -41,7 +41,7 @@ from tests.bpf.sequences.segments import (
 from tests.bpf.sequences.trial import play_seed, shortened, transcript
 from tests.bpf.sequences.world import World
 
-SEEDS = 600
+SEEDS, PARTS = 600, 12
 CATCH_WITHIN = 2000
 
 
@@ -87,9 +87,9 @@ class Unjudged(Judge):
         pass
 
 
-@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize("part", range(PARTS))
 def test_endpoints_finish_by_themselves(part: int) -> None:
-    for seed in range(part, SEEDS, 6):
+    for seed in range(part, SEEDS, PARTS):
         world = World(setup_of(seed), Wire(), judge=Unjudged)
         generator = Generator(world)
         for draw in [generator.begin, *[generator.step] * generator.steps]:
@@ -99,9 +99,9 @@ def test_endpoints_finish_by_themselves(part: int) -> None:
             world.play(event)
 
 
-@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize("part", range(PARTS))
 def test_what_is_demanded_can_be_done(part: int) -> None:
-    for seed in range(part, SEEDS, 6):
+    for seed in range(part, SEEDS, PARTS):
         failure = play_seed(seed, Reference()).failure
         if failure is not None:
             short = shortened(failure, Reference())

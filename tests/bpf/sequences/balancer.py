@@ -51,11 +51,13 @@ class FlowTable:
 
     def age(self, seconds: float) -> None:
         """Let that much time go by, and what is due happen."""
+        # First what is due then: on a machine that has not been up for that long, no time stands
+        # for so long ago, and what is aged is seen as younger than it is.
+        then_ns = time.monotonic_ns() + int(seconds * 1e9)
+        self._sweep(sweep_established(self._tables["est"], then_ns))
+        self._sweep(sweep_half(self._tables["half"], then_ns))
         for name in self._tables:
             self._scene.age(name, seconds)
-        now_ns = time.monotonic_ns()
-        self._sweep(sweep_established(self._tables["est"], now_ns))
-        self._sweep(sweep_half(self._tables["half"], now_ns))
 
     def live_flows(self) -> list[LiveFlow]:
         now_ns = time.monotonic_ns()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from tests.bpf.sequences.contract import CLIENTS, STRANGER, Layout
 from tests.bpf.sequences.endpoint import CLIENT, NODE, Traits
 from tests.bpf.sequences.segments import ACK, FIN, PSH, RST, SYN
-from tests.bpf.sequences.world import ECHO, EDGE, FAR, LINKS, NEAR, Event, Setup, World
+from tests.bpf.sequences.world import ECHO, EDGE, FAR, LINKS, NEAR, WIDE, Event, Setup, World
 
 FAULTS = (
     "lose",
@@ -73,7 +73,7 @@ def setup_of(seed: int) -> Setup:
 
 def _traits(chance: random.Random, fast_open: bool) -> Traits:
     window = chance.choice((200, 1000, 30000, 65535, 200_000, 1_000_000))
-    scales = [scale for scale in (0, 4, 7, 12) if window >> scale >= 100]
+    scales = [scale for scale in (0, 4, 7, 12, 12) if window >> scale >= 100]
     return Traits(
         window=window,
         scale=chance.choice((None, *scales)),
@@ -153,7 +153,11 @@ class Generator:
             (1, "forge_node", lambda: self._forged_then_idle(NODE)),
             (1, "forge_client", lambda: self._forged_then_ended(CLIENT)),
             (1, "forge_node", lambda: self._forged_then_ended(NODE)),
+            (0.7, "forge_client", lambda: self._forged_wide(CLIENT)),
+            (0.7, "forge_node", lambda: self._forged_wide(NODE)),
             (0.5, "forge_client", self._forged_opening),
+            (0.7, "", self._closed_unheard),
+            (0.7, "", self._sent_then_closed),
             (1, "", self._closed_then_opened),
             (0.7, "crash", self._lost_then_opened),
             (0.5, "lose", self._first_ack_lost),
@@ -188,12 +192,35 @@ class Generator:
             events.append(("sleep", self._chance.choice((40, 66))))
         return [*events, ("inspect",)]
 
+    def _forged_wide(self, side: int) -> list[Event]:
+        """Both numbers lie within a window that is much wider than any that was offered."""
+        seq, ack = (1 << self._chance.randint(22, 27) for _ in range(2))
+        forged: Event = ("forge", side, 0, FIN | ACK, WIDE, seq, WIDE, -ack, 0)
+        events: list[Event] = [("crash", CLIENT, 0), ("crash", NODE, 0), ("open", 0, 0)]
+        return [*events, ("settle",), forged, ("sleep", 250), ("inspect",)]
+
+    def _sent_then_closed(self) -> list[Event]:
+        """More than an unscaled window may be under way."""
+        first = self._side()
+        events: list[Event] = [("open", 0, 0), ("settle",), ("send", self._side(), 0, 4000)]
+        events += [("settle",), ("close", first, 0), ("settle",), ("close", 1 - first, 0)]
+        return [*events, ("settle",), ("sleep", 66), ("inspect",)]
+
+    def _closed_unheard(self) -> list[Event]:
+        """Two FINs, of which one at least is not acknowledged: both ends may send them again."""
+        first = self._side()
+        events: list[Event] = [("open", 0, 0), ("settle",), ("close", first, 0)]
+        if self._chance.random() < 0.5:
+            events.append(("settle",))
+        events += [("close", 1 - first, 0), ("pump", 2)]
+        return [*events, ("sleep", self._chance.choice((70, 200))), ("inspect",)]
+
     def _forged_opening(self) -> list[Event]:
         """A SYN and an acknowledgement of what its sender has never seen."""
-        syn: Event = ("forge", CLIENT, 0, SYN, FAR, self._chance.getrandbits(32), FAR, 0, 0)
-        guess = self._chance.getrandbits(32)
-        ack: Event = ("forge", CLIENT, 0, ACK, FAR, self._chance.getrandbits(32), FAR, guess, 0)
-        return [syn, ("pump", self._chance.randint(0, 6)), ack, ("sleep", 250), ("inspect",)]
+        client, guess = self._chance.choice((0, 1, 1)), self._chance.getrandbits
+        syn: Event = ("forge", CLIENT, client, SYN, FAR, guess(32), FAR, 0, 0)
+        ack: Event = ("forge", CLIENT, client, ACK, FAR, guess(32), FAR, guess(32), 0)
+        return [syn, ("pump", self._chance.randint(0, 4)), ack, ("sleep", 250), ("inspect",)]
 
     def _closed_then_opened(self) -> list[Event]:
         """The same client is back while its port rests, or after."""
@@ -236,7 +263,9 @@ class Generator:
         return ("forge", side, client, flags, *self._number(), *self._number(), size)
 
     def _number(self) -> tuple[int, int]:
-        how = self._chance.choice((FAR, FAR, NEAR, EDGE, ECHO))
+        how = self._chance.choice((FAR, WIDE, WIDE, NEAR, EDGE, ECHO))
         if how == FAR:
             return how, self._chance.getrandbits(32)
+        if how == WIDE:
+            return how, self._chance.choice((-1, 1)) << self._chance.randint(22, 30)
         return how, self._chance.choice(_OFFSETS)

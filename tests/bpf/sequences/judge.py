@@ -213,7 +213,7 @@ class Judge:
         place, out = self._sent_to_node(sent, outcome)
         self._check_place(packet, track, place)
         if place != track.place:
-            track.kept, track.gone = Phase.NONE, Phase.NONE
+            track.kept, track.gone, track.iss = Phase.NONE, Phase.NONE, None
         track.place = place
         self._note(packet, track, now)
         return Verdict.FORWARDED, replace(packet, segment=out, place=place)
@@ -377,9 +377,8 @@ class Judge:
         track.asked.append(packet.segment)
 
     def _note_syn_ack(self, packet: Packet, track: Track, now: float) -> None:
-        if packet.number == track.syn_ack:
-            if packet.serial == track.serial:
-                self._refresh(packet, track, now)
+        if packet.segment.seq == track.iss:
+            self._note_syn_ack_again(packet, track, now)
             return
         is_asked = [_answers(packet.segment, syn) for syn in track.asked]
         if track.kept is not Phase.OPENING and not any(is_asked):
@@ -391,6 +390,16 @@ class Judge:
         track.begin(packet.serial, now)
         track.syn_ack, track.iss = packet.number, packet.segment.seq
         track.acked[NODE] = packet.segment.ack
+
+    def _note_syn_ack_again(self, packet: Packet, track: Track, now: float) -> None:
+        if packet.serial == track.serial:
+            self._refresh(packet, track, now)
+        elif track.kept is Phase.OPENING:
+            # A SYN of another connection has passed since, when the flow could have been
+            # forgotten already: whether it was, nobody knows.
+            track.begin(packet.serial, now)
+            track.has_lapsed = True
+        track.syn_ack = packet.number
 
     def _note_genuine(self, packet: Packet, track: Track, now: float) -> None:
         """A segment of the connection itself, with an acknowledgement."""

@@ -63,6 +63,7 @@ FLAWS = (
     "flows never expire",
     "misfits are dropped",
     "no window scaling",
+    "a SYN's window is scaled",
     "no RST for unknown flows",
     "checksums are forgotten",
     "RST keeps a closed flow closing",
@@ -253,8 +254,8 @@ class Reference:
             client, node = flow.sides
             client.end, client.window = segment.ack, 0xFFFF
             client.scale = asked[0].scale if asked else None
-            node.end, node.acked, node.window = segment.end, segment.ack, segment.window
-            node.scale = segment.scale
+            node.end, node.acked, node.scale = segment.end, segment.ack, segment.scale
+            node.window = self._offered(segment, node, client)
             flow.syns.clear()
         flow.deadline = self._now + _TIMEOUTS_S[_OPENING]
 
@@ -276,7 +277,7 @@ class Reference:
                 fits = True
             if not fits or not segment.flags & ACK:
                 return False
-            flow.state = _ESTABLISHED
+            flow.state, flow.deadline = _ESTABLISHED, self._now + _TIMEOUTS_S[_ESTABLISHED]
             flow.sides[CLIENT].acked = segment.ack
             self._follow(flow, segment, CLIENT)
         return True
@@ -285,8 +286,8 @@ class Reference:
 
     def _follow(self, flow: _Flow, segment: Segment, side: int) -> bool:
         own, other = flow.sides[side], flow.sides[1 - side]
-        fits_ack = self._fits_ack(segment, own, other)
-        fits = fits_ack and self._fits_sequence(segment, own, other)
+        fits_ack = self._fits_ack(segment, other)
+        fits = fits_ack and self._fits_sequence(segment, other)
         if self._flaw == "any ACK is noted" and segment.flags & ACK:
             own.acked = segment.ack
         if self._flaw == "an ACK without its sequence is noted" and fits_ack:
@@ -300,7 +301,7 @@ class Reference:
             return fits
         if ahead(segment.ack, own.acked) > 0:
             own.acked = segment.ack
-        own.window = segment.window
+        own.window = self._offered(segment, own, other)
         self._note_sent(own, segment)
         if self._flaw != "a doubted RST is never forgiven":
             own.doubted = False
@@ -313,18 +314,21 @@ class Reference:
         if ahead(segment.end, own.end) > 0:
             own.end = segment.end
 
-    def _fits_ack(self, segment: Segment, own: _Side, other: _Side) -> bool:
+    def _fits_ack(self, segment: Segment, other: _Side) -> bool:
         behind = ahead(other.end, segment.ack)
-        return bool(segment.flags & ACK) and 0 <= behind <= self._window(other, own) + _SLACK
+        return bool(segment.flags & ACK) and 0 <= behind <= other.window + _SLACK
 
-    def _fits_sequence(self, segment: Segment, own: _Side, other: _Side) -> bool:
-        room = self._window(other, own)
-        return -_SLACK <= ahead(segment.seq, other.acked) <= room
+    def _fits_sequence(self, segment: Segment, other: _Side) -> bool:
+        return -_SLACK <= ahead(segment.seq, other.acked) <= other.window
 
-    def _window(self, taker: _Side, giver: _Side) -> int:
-        if taker.scale is None or giver.scale is None or self._flaw == "no window scaling":
-            return taker.window
-        return max(taker.window << taker.scale, 0xFFFF)
+    def _offered(self, segment: Segment, taker: _Side, giver: _Side) -> int:
+        """The window that a segment offers; a SYN's is never scaled (RFC 7323, 2.2)."""
+        scales = taker.scale is not None and giver.scale is not None
+        if segment.flags & SYN and self._flaw != "a SYN's window is scaled":
+            scales = False
+        if self._flaw == "no window scaling":
+            scales = False
+        return segment.window << taker.scale if scales and taker.scale else segment.window
 
     def _move_on(self, flow: _Flow) -> None:
         fins = [side.fin is not None for side in flow.sides]

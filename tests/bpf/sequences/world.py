@@ -55,9 +55,10 @@ Event = tuple[str | int, ...]
 """A method of `World` and its arguments."""
 LINKS = ("up", "out", "back", "down")
 LATEST_S = 7.0
-FAR, NEAR, EDGE, ECHO = range(4)
-"""How a forger comes by a number: at random, near the right one, near the end of the window, or
-the last acknowledgement that he has forged for the other side."""
+FAR, WIDE, NEAR, EDGE, ECHO = range(5)
+"""How a forger comes by a number: at random, as far from the right one as he says, near it, near
+the end of the window, or the last acknowledgement that he has forged for the other side."""
+_BLIND = (FAR, WIDE, ECHO)
 FAR_AWAY = 1 << 21
 """Beyond any window here."""
 _BEGINNING_S = 10_000.0
@@ -579,15 +580,15 @@ def _is_fair(
     only those on the way can know.
     """
     known = [receiver.rcv_nxt, *known]
-    if seq_way in (FAR, ECHO) and any(_is_near(segment.seq, number) for number in known):
+    if seq_way in _BLIND and any(_is_near(segment.seq, number) for number in known):
         return False
     if segment.flags & RST:
         return segment.seq not in known
     if not segment.flags & ACK or segment.flags & (SYN | ACK) == SYN:
         return True
-    if ack_way in (FAR, ECHO) or segment.flags & SYN:
+    if ack_way in _BLIND or segment.flags & SYN:
         return not _is_near(segment.ack, receiver.nxt)
-    return seq_way == FAR and receiver.is_synchronised
+    return seq_way in _BLIND and receiver.is_synchronised
 
 
 def _is_near(number: int, other: int) -> bool:
