@@ -4,7 +4,7 @@
 #   make test     everything that must pass: check, tests/ in parallel, e2e/ serially
 #   make check    style and types
 #   make e2e      the end-to-end suite alone
-#   make bench    what a packet costs, how many fit through, what TCP makes of it: ten minutes
+#   make bench    what a packet costs, how many fit through, what TCP makes of it: 15 minutes
 #
 # As root, or with sudo for what needs root: installing packages, and the lab.
 
@@ -81,7 +81,7 @@ $(READY): pyproject.toml Makefile
 check: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror bpf/*.[ch] e2e/bench/*.[ch]
+	$(VENV)/bin/clang-format --dry-run --Werror bpf/kernel/*.[ch] e2e/bench/*.[ch]
 	$(PYTHON) -m mypy
 
 unit: $(READY)

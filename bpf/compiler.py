@@ -28,20 +28,25 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace, replace
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from platform import machine
 from typing import Any
 
-from bpf.pins import MapInfo
+from bpf.pins import MapInfo, layout_fingerprint
 
-SOURCE_DIR = Path(str(files("bpf")))
-_STUBS = SOURCE_DIR / "stubs"
+SOURCE_DIR = Path(str(files("bpf"))) / "kernel"
+_STUBS = SOURCE_DIR.parent / "stubs"
 _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
-_IMAGE_FORMAT = 1
+_IMAGE_FORMAT = 2
 _IMAGES_KEPT = 64
+
+SIZES = {"flows": "FLOW_BUCKETS", "old_flows": "OLD_FLOW_BUCKETS"}
+"""Maps that are declared with one entry, and the -D that says how many they really have: bcc makes
+every map that it compiles, and of these that would take seconds and gigabytes."""
+DEFAULT_SIZES: dict[str, str | int] = {"FLOW_BUCKETS": 65_536, "OLD_FLOW_BUCKETS": 1}
 
 _INSTRUCTION_BYTES = 8
 _LOAD_DOUBLE_WORD = 0x18
@@ -94,7 +99,7 @@ class Image:
 def inline(path: Path) -> str:
     """The text of `path` with each `#include "..."` replaced by that file, once each.
 
-    A name is looked for beside the file that includes it, then in bpf/.
+    A name is looked for beside the file that includes it, then in bpf/kernel/.
     """
     return "\n".join(_inlined_lines(path.resolve(), set())) + "\n"
 
@@ -127,7 +132,27 @@ def _find_header(name: str, included_from: Path, line: int) -> Path:
 def compile_images(
     sources: Sequence[Path], defines: Mapping[str, str | int], cache_dir: Path | None = None
 ) -> list[Image]:
-    """Compile each source that the cache does not have, side by side; raises `CompileError`."""
+    """Compile each source that the cache does not have, side by side; raises `CompileError`.
+
+    The maps of `SIZES` have the size that `defines` says, by default that of `DEFAULT_SIZES`.
+    """
+    defines = DEFAULT_SIZES | dict(defines)
+    images = _compiled(sources, defines, cache_dir)
+    return [_sized(image, defines) for image in images]
+
+
+def _sized(image: Image, defines: Mapping[str, str | int]) -> Image:
+    maps = dict(image.maps)
+    for name, define in SIZES.items():
+        if name in maps:
+            info = replace(maps[name].info, max_entries=int(defines[define]))
+            maps[name] = replace(maps[name], info=info)
+    return replace(image, maps=maps)
+
+
+def _compiled(
+    sources: Sequence[Path], defines: Mapping[str, str | int], cache_dir: Path | None
+) -> list[Image]:
     flags = [f"-D{name}={value}" for name, value in defines.items()]
     texts = [inline(source) for source in sources]
     if cache_dir is None:
@@ -198,12 +223,17 @@ def _image_from_json(text: str) -> Image:
             )
             for name, function in raw["functions"].items()
         },
-        maps={
-            name: MapDeclaration(MapInfo(**entry["info"]), entry["key"], entry["value"])
-            for name, entry in raw["maps"].items()
-        },
+        maps={name: _declaration_from_json(entry) for name, entry in raw["maps"].items()},
         licence=raw["licence"],
         diagnostics=raw["diagnostics"],
+    )
+
+
+def _declaration_from_json(raw: dict[str, Any]) -> MapDeclaration:
+    """With the fingerprint of the layout, which no cache is asked for."""
+    info, key, value = MapInfo(**raw["info"]), raw["key"], raw["value"]
+    return MapDeclaration(
+        replace(info, fingerprint=layout_fingerprint(info, key, value)), key, value
     )
 
 
@@ -307,15 +337,17 @@ def _image_of(bpf: Any) -> Image:
 
 def _declaration_of(lib: Any, module: Any, name: bytes) -> MapDeclaration:
     number = lib.bpf_table_id(module, name)
+    described = (lib.bpf_table_key_desc(module, name), lib.bpf_table_leaf_desc(module, name))
+    key, value = (json.loads(layout or b"null") for layout in described)
     info = MapInfo(
         type=lib.bpf_table_type_id(module, number),
         key_size=lib.bpf_table_key_size_id(module, number),
         value_size=lib.bpf_table_leaf_size_id(module, number),
         max_entries=lib.bpf_table_max_entries_id(module, number),
         flags=lib.bpf_table_flags_id(module, number),
+        spin_lock=b"bpf_spin_lock" in (described[1] or b""),
     )
-    key, value = lib.bpf_table_key_desc(module, name), lib.bpf_table_leaf_desc(module, name)
-    return MapDeclaration(info, json.loads(key or b"null"), json.loads(value or b"null"))
+    return MapDeclaration(info, key, value)
 
 
 def _function_of(code: bytes, names: Mapping[int, str]) -> Function:

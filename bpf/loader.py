@@ -15,6 +15,7 @@ programs and pins that were there are as they were.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = [
     "LoadedObject",
     "compile_program",
     "compile_programs",
+    "fill_cache",
     "inline",
 ]
 
@@ -108,6 +110,17 @@ def _load(images: Sequence[Image], maps: PinnedMaps) -> list[LoadedObject]:
     for image in images:
         maps.adopt({name: entry.info for name, entry in image.maps.items()})
     return [LoadedObject(image, maps) for image in images]
+
+
+def fill_cache(
+    source_files: Sequence[str], defines: Mapping[str, str | int], cache_dir: Path
+) -> None:
+    """Compile now what `compile_programs` will be asked for later, so that it takes no time then.
+
+    Raises nothing: what does not compile is told when it is wanted.
+    """
+    with contextlib.suppress(CompileError):
+        compile_images([SOURCE_DIR / name for name in source_files], defines, cache_dir)
 
 
 def compile_program(

@@ -43,6 +43,7 @@ class _Command(IntEnum):
     PROG_TEST_RUN = 10
     PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
+    BTF_LOAD = 18
     MAP_LOOKUP_AND_DELETE_ELEM = 21
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
@@ -179,14 +180,75 @@ def map_shape(fd: int) -> tuple[int, int, int, int, int]:
     return kind, key, value, entries, flags
 
 
+def map_name(fd: int) -> str:
+    """What the map was called when it was made; at most 15 characters."""
+    return _object_info(fd, 40)[24:].split(b"\0")[0].decode(errors="replace")
+
+
 def create_map(
-    name: str, kind: int, key_size: int, value_size: int, max_entries: int, flags: int
+    name: str,
+    kind: int,
+    key_size: int,
+    value_size: int,
+    max_entries: int,
+    flags: int,
+    *,
+    spin_lock: bool = False,
 ) -> int:
-    """A new, empty map, which nothing but the fd returned holds."""
-    attribute = struct.pack(
-        "=7I16s", kind, key_size, value_size, max_entries, flags, 0, 0, name.encode()[:15]
-    )
-    return _bpf(_Command.MAP_CREATE, ctypes.create_string_buffer(attribute, len(attribute)))
+    """A new, empty map, which nothing but the fd returned holds.
+
+    `spin_lock`: its values begin with a `struct bpf_spin_lock`, which the kernel wants to be told
+    by type (BTF).
+    """
+    btf = _spin_lock_btf(value_size) if spin_lock else -1
+    try:
+        attribute = struct.pack(
+            "=7I16s4I",
+            kind,
+            key_size,
+            value_size,
+            max_entries,
+            flags,
+            0,
+            0,
+            name.encode()[: _NAME_BYTES - 1],
+            0,
+            btf if spin_lock else 0,
+            _BTF_WORD if spin_lock else 0,
+            _BTF_VALUE if spin_lock else 0,
+        )
+        buffer = ctypes.create_string_buffer(attribute, len(attribute))
+        return _bpf(_Command.MAP_CREATE, buffer)
+    finally:
+        if spin_lock:
+            os.close(btf)
+
+
+_BTF_WORD, _BTF_LOCK, _BTF_VALUE = 1, 2, 3
+"""Numbers of the types that `_spin_lock_btf` declares."""
+
+
+def _spin_lock_btf(value_size: int) -> int:
+    """The fd of a BTF object (Documentation/bpf/btf.rst) with three types: an unsigned int, a
+    struct bpf_spin_lock of one, and the value: that lock, and words behind it.
+    """
+    names = b"\0unsigned int\0bpf_spin_lock\0val\0value\0lock\0rest\0"
+
+    def at(name: bytes) -> int:
+        return names.index(b"\0" + name + b"\0") + 1
+
+    words = value_size // 4
+    members = [(at(b"lock"), _BTF_LOCK, 0)]
+    members += [(at(b"rest"), _BTF_WORD, 32 * word) for word in range(1, words)]
+    types = struct.pack("=IIII", at(b"unsigned int"), 1 << 24, 4, 32)
+    types += struct.pack("=III", at(b"bpf_spin_lock"), 4 << 24 | 1, 4)
+    types += struct.pack("=III", at(b"val"), _BTF_WORD, 0)
+    types += struct.pack("=III", at(b"value"), 4 << 24 | len(members), value_size)
+    types += b"".join(struct.pack("=III", *member) for member in members)
+    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names))
+    blob = ctypes.create_string_buffer(header + types + names, len(header + types + names))
+    attribute = struct.pack("=QQIIII", _address(blob), 0, len(blob), 0, 0, 0)
+    return _bpf(_Command.BTF_LOAD, ctypes.create_string_buffer(attribute, len(attribute)))
 
 
 def lookup_entry(fd: int, key: bytes, value_size: int) -> bytes | None:

@@ -6,14 +6,23 @@ written twice. A per-CPU map's `Leaf` is an array with one `sLeaf` for each poss
     table[table.Key(address=…, port=…)] = table.Leaf(id=7)
     ring.items_update_batch(keys, leaves)
 
-Missing keys raise KeyError. For whole tables in batches see `syscall.read_entries`.
+Missing keys raise KeyError. For whole tables in batches see `syscall.read_entries`. An array map
+made with BPF_F_MMAPABLE is read without system calls:
+
+    with table.mapped() as memory:
+        flows = memory.records["flow"]
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Iterator, MutableMapping
+from types import TracebackType
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bpf.pins import MapInfo
 from bpf.syscall import (
@@ -120,6 +129,49 @@ class Table(MutableMapping[Any, Any]):
     def items_update_batch(self, keys: Any, leaves: Any) -> None:
         """Set many entries at once, from ctypes arrays of `Key` and `Leaf`."""
         write_entries(self.map_fd, bytes(keys), bytes(leaves))
+
+    def mapped(self) -> MappedArray:
+        """The memory of an array map made with BPF_F_MMAPABLE; OSError for any other map."""
+        return MappedArray(self)
+
+
+class MappedArray:
+    """An array map's own memory, to be read and not to be written.
+
+    `records` has the shape (entries,) and the C struct's fields; a field that is an array adds a
+    dimension, so `records["flow"]` of the flow table is (buckets, ways). What is read there is what
+    the programs write meanwhile: a record may be half of the old and half of the new.
+
+    The map lives as long as this is open, pinned or not.
+    """
+
+    def __init__(self, table: Table) -> None:
+        # The kernel starts each value at a multiple of 8 bytes.
+        stride = (table.info.value_size + 7) // 8 * 8
+        entries = table.info.max_entries
+        memory = mmap.mmap(
+            table.map_fd, stride * entries, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ
+        )
+        # An array made of the memory itself would not keep it from being closed.
+        octets = np.frombuffer(memory, np.uint8)
+        self.records: NDArray[Any] = np.ndarray(
+            (entries,), np.dtype(table.Leaf), octets, strides=(stride,)
+        )
+
+    def close(self) -> None:
+        """Give the memory back. Where somebody still holds a part of `records`, it goes with it."""
+        self.records = np.empty((0,), self.records.dtype)
+
+    def __enter__(self) -> MappedArray:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def _bytes_of(kind: Any, value: Any) -> bytes:

@@ -62,6 +62,22 @@ class Encapsulation(StrEnum):
     GUE = "gue"
 
 
+class OnNodeDown(StrEnum):
+    """What becomes of the TCP flows of a node that is down; UDP flows choose a node anew."""
+
+    RESET = "reset"
+    """Their clients are told by a RST, and connect anew."""
+    KEEP = "keep"
+    """They stay with the node."""
+
+
+class NoFlow(StrEnum):
+    """How a TCP packet is answered that belongs to no flow and begins none."""
+
+    RESET = "reset"
+    DROP = "drop"
+
+
 class NodeState(StrEnum):
     """Where a node stands in the registry; design, section 4, has the transitions."""
 
@@ -130,6 +146,8 @@ class NodeService:
 
     name: str
     port: int
+    modes: tuple[Mode, ...] = ()
+    """The modes that the node is prepared for; none: its agent does not say, so all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +172,8 @@ class NodeObservation:
     checks_good_total: int
     checks_bad_total: int
     load: float
+    silent: bool = False
+    """DOWN or BANNED, and nothing is heard of it; False: it says that it does not serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +204,12 @@ class TableService:
     affinity: Affinity = Affinity.FLOW
     encap: Encapsulation = Encapsulation.IPIP
     snat: bool = True
+    snat_addresses: tuple[str, ...] = ()
+    """Whose ports its flows take; none: its VIP's `VipOwner.snat_addresses`, or if that has none,
+    the LB's own private address."""
+    on_node_down: OnNodeDown | None = None
+    """None: RESET for a node that is silent, KEEP for one that is not."""
+    no_flow: NoFlow = NoFlow.RESET
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +222,8 @@ class TableNode:
     state: NodeState
     weight: int
     services: tuple[NodeService, ...]
+    silent: bool = False
+    """DOWN or BANNED, and most of the LBs that say so hear nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,24 +237,36 @@ class Ban:
 
 @dataclass(frozen=True, slots=True)
 class VipOwner:
-    """A floating VIP and its SNAT address are one unit: they move together."""
+    """A floating VIP and its SNAT addresses are one unit: they move together."""
 
     address: str
     snat_address: str | None
+    """The first of `snat_addresses`, for readers that know of one only; None: there is none."""
     owner: str | None
+    snat_addresses: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Either field makes up for the other: a file or a peer from before knows only one."""
+        if self.snat_addresses:
+            object.__setattr__(self, "snat_address", self.snat_addresses[0])
+        elif self.snat_address is not None:
+            object.__setattr__(self, "snat_addresses", (self.snat_address,))
 
 
 @dataclass(frozen=True, slots=True)
 class SnatSlice:
     """The source ports that one LB, and no other, takes on an SNAT address.
 
-    `address` None: the LB's own private address, which it shares with nobody.
+    `address` None: the LB's own private address, which it shares with nobody. The low ports are for
+    flows from a client's port below 1024, which keep to such a port (RFC 4787, REQ-3a); 0: none.
     """
 
     owner: str
     address: str | None
     first_port: int
     ports: int
+    low_first_port: int = 0
+    low_ports: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +390,8 @@ class SeatCounters:
     packets_out: int
     bytes_out: int
     flows: int
+    snat_port_rest_seconds: float | None = None
+    """How long the SNAT port that was taken last towards this node had rested; None: none was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,13 +401,14 @@ class Counters:
     version: int
     seats: tuple[SeatCounters, ...]
     verdicts: dict[str, int]
-    """`hook.reason` → packets: each packet a program sees counts one reason (bpf/reasons.h)."""
+    """`hook.reason` → packets: each packet that a program sees counts one reason (reasons.h)."""
     conntrack_established: int
     conntrack_half_open: int
     conntrack_capacity: int
     snat_ports_used: int
     snat_ports_capacity: int
-    sweep_ms: float
+    census_ms: float
+    """What the last pass over the flow table cost, in CPU time."""
 
 
 # --------------------------------------------------------------------------- events
@@ -528,6 +571,14 @@ class Welcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """In which modes beside L4, which asks nothing of it, a node could take these services now."""
+
+    modes: tuple[Mode, ...]
+    services: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """Agent → LB. `sent_ms` is a point of the agent's own monotonic clock."""
 
@@ -536,6 +587,9 @@ class Heartbeat:
     status: ServingStatus
     load: float
     reason: str
+    prepared: tuple[Prepared, ...] | None = None
+    """Services that are not named here the node could take in mode L4 alone. None: all is as it was
+    said on this connection before; from an agent that never says it, prepared for everything."""
 
 
 @dataclass(frozen=True, slots=True)

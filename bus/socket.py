@@ -75,13 +75,25 @@ DIRECTORY_MODE = 0o1770
 """Several users' sockets in one directory: the group may add, nobody may remove another's."""
 SOCKET_MODE = 0o660
 
-Handler = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 _log = structlog.get_logger()
 
 
 class CommandError(Exception):
     """The owner understood the command and refuses it; the message is for the operator."""
+
+
+class Later:
+    """The answer to a command that is still being worked out."""
+
+    def __init__(self) -> None:
+        self.result: dict[str, Any] | None = None
+        """Set by the owner when it is there; the next `serve` sends it."""
+        self.error: str | None = None
+        """Or this: why there will be none."""
+
+
+Handler = Callable[[str, dict[str, Any]], dict[str, Any] | Later]
 
 
 class _Endpoint:
@@ -297,16 +309,20 @@ class CommandServer:
     def __init__(self, context: zmq.Context[Any], path: Path) -> None:
         self.rejected: Counter[str] = Counter()
         self._replies: OrderedDict[str, bytes] = OrderedDict()
+        self._working: dict[str, tuple[Later, list[bytes]]] = {}
+        """By the command's id: its answer to be, and who wait for it."""
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         _bound(self.socket)
         self._endpoint = _Endpoint(self.socket, path)
 
     def serve(self, handler: Handler) -> None:
-        """Answer all waiting requests by `handler(verb, arguments)`.
+        """Answer all waiting requests by `handler(verb, arguments)`, and those whose answers have
+        come since.
 
         `CommandError` becomes the error of the reply; any other exception is a fault of ours and
         goes up.
         """
+        self._send_finished()
         while True:
             try:
                 identity, *body = self.socket.recv_multipart(zmq.NOBLOCK)
@@ -317,10 +333,32 @@ class CommandServer:
             except MalformedMessage:
                 self.rejected["malformed"] += 1
                 continue
-            reply = self._replies.get(command.id)
-            if reply is None:
-                reply = self._remember(command.id, _answer(command, handler))
-            self.socket.send_multipart([identity, reply], zmq.NOBLOCK)
+            self._serve_one(identity, command, handler)
+
+    def _serve_one(self, identity: bytes, command: Command, handler: Handler) -> None:
+        if command.id in self._working:
+            self._working[command.id][1].append(identity)
+            return
+        reply = self._replies.get(command.id)
+        if reply is None:
+            answer = _answer(command, handler)
+            if isinstance(answer, Later):
+                self._working[command.id] = answer, [identity]
+                return
+            reply = self._remember(command.id, answer)
+        self.socket.send_multipart([identity, reply], zmq.NOBLOCK)
+
+    def _send_finished(self) -> None:
+        finished = [
+            number
+            for number, (later, _) in self._working.items()
+            if later.result is not None or later.error is not None
+        ]
+        for number in finished:
+            later, identities = self._working.pop(number)
+            reply = self._remember(number, Reply(number, later.result, later.error))
+            for identity in identities:
+                self.socket.send_multipart([identity, reply], zmq.NOBLOCK)
 
     def close(self) -> None:
         self._endpoint.close()
@@ -333,11 +371,12 @@ class CommandServer:
         return raw
 
 
-def _answer(command: Command, handler: Handler) -> Reply:
+def _answer(command: Command, handler: Handler) -> Reply | Later:
     try:
-        return Reply(command.id, handler(command.verb, command.arguments), None)
+        answer = handler(command.verb, command.arguments)
     except CommandError as error:
         return Reply(command.id, None, str(error))
+    return answer if isinstance(answer, Later) else Reply(command.id, answer, None)
 
 
 def request(

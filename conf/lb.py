@@ -29,10 +29,13 @@ from conf.values import (
     Interface,
     Mode,
     Name,
+    NodeDown,
+    NoFlow,
     OuterPrefix,
     Port,
     Protocol,
     ReplyHook,
+    SnatAddresses,
     VirtualAddress,
     XdpFlavour,
     duration,
@@ -47,6 +50,9 @@ LARGEST_PROMISE_MS = 2_000
 """After a boot no LB votes for so long, since it may have promised that before."""
 
 DAY_MS = 86_400_000
+
+IDLE_MS = (1_000, 7 * DAY_MS)
+"""Least and most of what a flow may be told to live without a packet."""
 
 QUORUM = "load_balancer_quorum"
 
@@ -108,13 +114,21 @@ class VirtualIp(Table):
 
     address: VirtualAddress = Field(description='the address clients use, such as "192.168.1.100"')
     snat_address: VirtualAddress | None = None
+    snat_list: SnatAddresses = Field(default=(), alias="snat_addresses")
+
+    @property
+    def snat_addresses(self) -> tuple[str, ...]:
+        """What nodes see in mode l4, by whichever key the file gives it; none: each LB's own."""
+        return self.snat_list or ((self.snat_address,) if self.snat_address else ())
 
 
 class Service(Table):
     """`[[services]]`: a VIP, a port and a protocol. `address` None: each LB's own public address.
 
     What the file leaves out is filled in when it is read: `mode` is local.mode, `node_port` is
-    `port`, `address` the first of the virtual IPs.
+    `port`, `address` the first of the virtual IPs. No `snat_addresses`: those of the virtual IP, or
+    the LB's own. `on_node_down` None: "reset" if the node fell silent, "keep" if it said that it
+    does not serve.
     """
 
     name: Name = Field(description='the name of the service, such as "web"')
@@ -126,6 +140,9 @@ class Service(Table):
     affinity: Affinity = "flow"
     encap: Encapsulation = "ipip"
     snat: Boolean = True
+    snat_addresses: SnatAddresses = ()
+    on_node_down: NodeDown | None = None
+    no_flow: NoFlow = "reset"
 
 
 class Security(Table):
@@ -144,7 +161,9 @@ class Bus(Table):
 class Dataplane(Table):
     """`[dataplane]`: what the kernel is asked for. A cap of 0 new flows means no cap.
 
-    Each flow has two conntrack entries, one per direction.
+    Each flow has two conntrack entries, one per direction. The five durations are how long a flow
+    lives without a packet: established and closing as RFC 5382 (REQ-5) has them, UDP as RFC 4787
+    (REQ-5), TIME_WAIT as Linux does.
     """
 
     reply_hook: ReplyHook = "tc"
@@ -154,6 +173,19 @@ class Dataplane(Table):
     outer_source_prefix: OuterPrefix | None = None
     new_flows_per_second: Annotated[int, whole(0, 10**8)] = 0
     new_flows_per_second_per_source: Annotated[int, whole(0, 10**7)] = 0
+    tcp_established_ms: Annotated[int, duration(*IDLE_MS)] = Field(
+        default=124 * 60_000, alias="tcp_established"
+    )
+    tcp_closing_ms: Annotated[int, duration(*IDLE_MS)] = Field(
+        default=4 * 60_000, alias="tcp_closing"
+    )
+    tcp_time_wait_ms: Annotated[int, duration(*IDLE_MS)] = Field(
+        default=60_000, alias="tcp_time_wait"
+    )
+    udp_ms: Annotated[int, duration(*IDLE_MS)] = Field(default=2 * 60_000, alias="udp")
+    udp_one_sided_ms: Annotated[int, duration(*IDLE_MS)] = Field(
+        default=30_000, alias="udp_one_sided"
+    )
 
 
 class LbConfig(Table):
@@ -196,6 +228,7 @@ class LbConfig(Table):
         yield from _quorum_findings(self)
         yield from _virtual_ip_findings(self)
         yield from _service_findings(self)
+        yield from _snat_findings(self)
 
 
 def _local_findings(local: Local) -> Iterator[Finding]:
@@ -290,25 +323,75 @@ def _quorum_port_findings(config: LbConfig) -> Iterator[Finding]:
 
 
 def _virtual_ip_findings(config: LbConfig) -> Iterator[Finding]:
-    taken: dict[str, Key] = {
+    taken = _own_addresses(config)
+    for index, virtual_ip in enumerate(config.virtual_ips):
+        if virtual_ip.says("snat_address") and virtual_ip.says("snat_list"):
+            expected = "expected either snat_address or snat_addresses"
+            yield Finding(
+                ("virtual_ips", index, "snat_addresses"),
+                "given beside snat_address",
+                expected,
+                other=("virtual_ips", index, "snat_address"),
+            )
+        for key, address in _addresses_of(virtual_ip, index):
+            if address in taken:
+                other = taken[address]
+                wrong = f"{address} is also {_use_of(other)}"
+                yield Finding(key, wrong, "expected an address of its own", other=other)
+            taken.setdefault(address, key)
+
+
+def _own_addresses(config: LbConfig) -> dict[str, Key]:
+    return {
         peer.ip: (QUORUM, "addresses", index, "ip")
         for index, peer in enumerate(config.quorum.addresses)
         if peer.ip
     }
+
+
+def _addresses_of(virtual_ip: VirtualIp, index: int) -> Iterator[tuple[Key, str]]:
+    key: Key = ("virtual_ips", index)
+    yield (*key, "address"), virtual_ip.address
+    if virtual_ip.snat_address:
+        yield (*key, "snat_address"), virtual_ip.snat_address
+    for place, address in enumerate(virtual_ip.snat_list):
+        yield (*key, "snat_addresses", place), address
+
+
+def _use_of(key: Key) -> str:
+    if key[0] == QUORUM:
+        return "an LB's own address"
+    return "another address" if key[-1] == "address" else "another snat_address"
+
+
+def _snat_findings(config: LbConfig) -> Iterator[Finding]:
+    """The lists of single services: addresses for that alone, each with one VIP."""
+    taken = _own_addresses(config)
+    home: dict[str, tuple[str | None, Key]] = {}
     for index, virtual_ip in enumerate(config.virtual_ips):
-        for name, address in (
-            ("address", virtual_ip.address),
-            ("snat_address", virtual_ip.snat_address),
-        ):
-            if address is None:
-                continue
-            key = ("virtual_ips", index, name)
+        for given, address in _addresses_of(virtual_ip, index):
+            if given[-1] == "address":
+                taken.setdefault(address, given)
+            else:
+                home.setdefault(address, (virtual_ip.address, given))
+    for index, service in enumerate(config.services):
+        listed: dict[str, Key] = {}
+        for place, address in enumerate(service.snat_addresses):
+            key: Key = ("services", index, "snat_addresses", place)
+            vip, other = home.setdefault(address, (service.address, key))
             if address in taken:
-                other = taken[address]
-                owner = "an LB's own address" if other[0] == QUORUM else f"another {other[-1]}"
-                wrong = f"{address} is also {owner}"
-                yield Finding(key, wrong, "expected an address of its own", other=other)
-            taken.setdefault(address, key)
+                wrong = f"{address} is also {_use_of(taken[address])}"
+                expected = "expected an address of its own"
+                yield Finding(key, wrong, expected, other=taken[address])
+            elif address in listed:
+                wrong = f"{address} is already in the list"
+                yield Finding(key, wrong, "expected each address once", other=listed[address])
+            elif vip != service.address:
+                wrong = f"{address} moves with the virtual IP {vip}"
+                expected = f"expected an address that moves with {service.address} alone"
+                rests_on = (("virtual_ips",), ("services", index, "address"))
+                yield Finding(key, wrong, expected, other=other, rests_on=rests_on)
+            listed.setdefault(address, key)
 
 
 def _service_findings(config: LbConfig) -> Iterator[Finding]:
@@ -344,6 +427,14 @@ def _mode_findings(service: Service, index: int) -> Iterator[Finding]:
         yield Finding((*key, "encap"), wrong, 'expected mode "l3", or no encap', rests_on=rests_on)
     if service.mode != "l4" and service.says("snat"):
         yield Finding((*key, "snat"), wrong, 'expected mode "l4", or no snat', rests_on=rests_on)
+    if service.says("snat_addresses"):
+        addresses = (*key, "snat_addresses")
+        if service.mode != "l4":
+            expected = 'expected mode "l4", or no snat_addresses'
+            yield Finding(addresses, wrong, expected, rests_on=rests_on)
+        elif not service.snat:
+            expected = "expected snat = true, or no snat_addresses"
+            yield Finding(addresses, "of no use without snat", expected, other=(*key, "snat"))
     if service.mode != "l4" and service.node_port != service.port:
         yield Finding(
             (*key, "node_port"),

@@ -137,6 +137,8 @@ Affinity = Annotated[Literal["flow", "client"], one_of("flow", "client")]
 Encapsulation = Annotated[Literal["ipip", "gue"], one_of("ipip", "gue")]
 ReplyHook = Annotated[Literal["tc", "xdp"], one_of("tc", "xdp")]
 UnwrapHook = Annotated[Literal["tc", "xdp"], one_of("tc", "xdp")]
+NodeDown = Annotated[Literal["reset", "keep"], one_of("reset", "keep")]
+NoFlow = Annotated[Literal["reset", "drop"], one_of("reset", "drop")]
 XdpFlavour = Annotated[Literal["native", "generic"], one_of("native", "generic")]
 CheckType = Annotated[Literal["tcp", "http", "udp"], one_of("tcp", "http", "udp")]
 
@@ -225,6 +227,19 @@ VirtualAddress = Annotated[
         'one such as "192.168.1.100"',
     ),
 ]
+
+MOST_SNAT_ADDRESSES = 8
+"""The most SNAT addresses that one service can use: its record in the kernel has room for these."""
+
+
+def _snat_addresses(value: Any) -> Any:
+    if isinstance(value, list) and not 1 <= len(value) <= MOST_SNAT_ADDRESSES:
+        wrong = f"{len(value)} addresses" if value else "an empty list"
+        raise refusal(f"{wrong}, expected from 1 to {MOST_SNAT_ADDRESSES} addresses, or no list")
+    return value
+
+
+SnatAddresses = Annotated[tuple[VirtualAddress, ...], BeforeValidator(_snat_addresses)]
 
 OuterPrefix = Annotated[
     str,

@@ -1,4 +1,4 @@
-"""The command: `python -m e2e.bench [cost] [veth] [tcp]`, as root. See `--help`."""
+"""The command: `python -m e2e.bench [cost] [veth] [tcp] [connections]`, as root. See `--help`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import partial
 from rich.console import Console
 from rich.table import Table
 
-from e2e.bench import core, cost, report, tcp, veth
+from e2e.bench import connections, core, cost, report, tcp, veth
 from e2e.bench.report import Result
 from e2e.lab import LabError
 
@@ -31,10 +31,15 @@ def _tcp(quick: bool, progress: Progress) -> Result:
     return tcp.run(2, 1, progress) if quick else tcp.run(5, 2, progress)
 
 
+def _connections(quick: bool, progress: Progress) -> Result:
+    return connections.run(3 if quick else 60, progress)
+
+
 BENCHMARKS: dict[str, tuple[str, Callable[[bool, Progress], Result]]] = {
     "cost": ("what a packet costs in each program, run without sending any (2 minutes)", _cost),
     "veth": ("packets per second through veth, beside a bare redirect and nftables (3)", _veth),
-    "tcp": ("requests, connections and downloads, beside nftables, HAProxy and nginx (3)", _tcp),
+    "tcp": ("requests, connections and downloads, beside nftables, HAProxy and nginx (4)", _tcp),
+    "connections": ("new ones for a minute, the kernel's settings as they are (4)", _connections),
 }
 
 
@@ -82,7 +87,7 @@ def _show(result: Result) -> None:
 
 
 def _options() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name:5} {what}" for name, (what, _) in BENCHMARKS.items())
+    listed = "\n".join(f"  {name:11} {what}" for name, (what, _) in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         prog="python -m e2e.bench",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -90,7 +95,7 @@ def _options() -> argparse.ArgumentParser:
         "the tables and plots of docs/benchmarks.md. Without a name, all of them:\n\n" + listed,
         epilog="Everything happens in network namespaces of its own, which are removed at the end.",
     )
-    parser.add_argument("benchmarks", nargs="*", metavar="BENCHMARK", help="cost, veth, tcp")
+    parser.add_argument("benchmarks", nargs="*", metavar="BENCHMARK", help=", ".join(BENCHMARKS))
     parser.add_argument(
         "--quick", action="store_true", help="few and short trials; nothing is written"
     )

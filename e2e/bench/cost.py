@@ -2,20 +2,24 @@
 
 Each row is a process of its own, with freshly compiled programs over maps of its own, filled for
 100 nodes. A trial is a million runs of wrapper.c followed by the program under test (T), next to as
-many of wrapper.c followed by `return XDP_TX` (F, the floor), in seconds of the thread's CPU time:
-time that others take from this machine does not count. The figure is T/F, with net = T − F in
-nanoseconds beside it.
+many of wrapper.c followed by a program that does nothing (F, the floor), in seconds of the thread's
+CPU time: time that others take from this machine does not count.
 
-Every few seconds a packet of an established flow also looks at the flow's other entry. Among a
+The figure is the net, T − F: T/F depends on the wrapper, which is no part of a program. It is told
+in nanoseconds and as a part of Y, the yardstick: the net cost of one look-up among a million flows
+in a table of the kernel's own (yardstick.c), measured in the same round. Replies are run in TC,
+behind a wrapper and a floor of TC's, and judged by the net of the request of the same flows.
+
+Every few seconds a packet of an established flow also sees to it that its flow stays. Among a
 million flows on one core that would be most packets or none, as the machine is slower or faster
 than a few hundred thousand packets a second; so there is a row for each: flows that were all
 touched lately and flows that were not. Another program that marks flows as the one or the other, in
 place, runs ahead of the program under test, in turn with it, by so many flows that their entries
-have left the caches again. What of the cost is memory's doing a yardstick tells: a program that
-looks a flow up in the same table and does nothing else.
+have left the caches again. Fewer flows are marked once, before the clock starts.
 
 New flows are measured in a table with room for them, emptied after every few thousand packets
-while the clock stands, and once more in a full one, where each evicts another: a flood.
+while the clock stands, and once more in a full one, a flood. There 131k flows are established
+besides, of which none may be missing afterwards.
 
 After each trial the programs' own counters must tell of a million packets with exactly the expected
 reason: nothing else would be a measurement of this row.
@@ -23,8 +27,8 @@ reason: nothing else would be a measurement of this row.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -32,49 +36,45 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+import numpy as np
+
 from bpf.loader import compile_program, compile_programs
-from bpf.pins import PinnedMaps
-from bpf.syscall import (
-    delete_entries,
-    possible_cpus,
-    read_entries,
-    run_program,
-    xdp_context,
-)
+from bpf.syscall import possible_cpus, read_entries
 from bus.messages import Encapsulation, Mode
-from e2e.bench import crew
+from e2e.bench import crew, flows
+from e2e.bench.flows import FlowTable
 from e2e.bench.generator import ACK, ALL_FLOWS, SYN, Generator, tcp_frame
 from e2e.bench.report import Line, Result
-from e2e.bench.samples import Goal, Sample, at_most, pieces, ratios
-from e2e.bench.tables import Clients, Seat, Service, Tables, established
+from e2e.bench.samples import Goal, Sample, at_most, differences, pieces, ratios
+from e2e.bench.tables import TCP, Clients, Seat, Service, Tables
+from e2e.bench.wrapper import LOOPBACK, Hook, Wrapper
 from services.dataplane.counters import Counters
 
 NODES = 100
 MILLION = 1 << 20
-LOOPBACK = 1
-KATRAN_SYN_FLOORS = 262 / 11.85
-"""Its net 262 ns, in floors of the machine that was measured on (net 52 ns there was T/F 5.4)."""
-SYN_LIMIT = 1 + 1.8 * KATRAN_SYN_FLOORS
-WRAPPER = Path(__file__).with_name("wrapper.c")
 YARDSTICK = Path(__file__).with_name("yardstick.c")
 CLIENTS = Clients("11.0.0.0", 10_000)
-_VIP, _PORT = "10.80.0.100", 8080
+BYSTANDERS = Clients("200.0.0.0", 10_000)
+"""Clients of flows that stand while others come; the latter never have such an address."""
+_VIP, _PORT, _NODE_PORT = "10.80.0.100", 8080, 8080
+_SNAT, _FIRST_SNAT_PORT, _SNAT_PORTS = "10.81.0.100", 20_000, 8192
+_BYSTANDERS_FIRST_SNAT_PORT = 30_000
+"""Of another load balancer's slice, so that they take no port from the new ones."""
 _LB_MAC, _CLIENT_MAC = "02:00:00:00:00:0b", "02:00:00:00:00:0a"
-_NEW_FLOWS_AT_ONCE = 1 << 14
-"""Half of what the table of half-open flows has room for, two entries each."""
 _AHEAD, _STEP = 1 << 18, 1 << 16
-"""Flows; an entry and its bucket are three cache lines, so these are 50 MB and 12 MB."""
+"""Flows; in one cache line each direction these are 32 MB and 8 MB, and more with a bucket's."""
 
 
 class Course(Enum):
     """What happens in a trial of a row."""
 
     PLAIN = auto()
-    TOUCHED_LATELY = auto()
-    TOUCHED_LONG_AGO = auto()
-    LOOKUP_ALONE = auto()
+    ESTABLISHED = auto()
+    DUE_FOR_TOUCH = auto()
+    REPLY = auto()
     NEW_FLOWS = auto()
-    FLOOD = auto()
+    FULL_TABLE = auto()
+    YARDSTICK = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,52 +88,65 @@ class Row:
     gue: bool = False
     goal: Goal | None = None
     peers: str = ""
+    request: str = ""
+    """The row by whose net this one is judged, instead of the yardstick."""
 
     @property
-    def reason(self) -> str:
-        """What the program must count for each packet; nothing where another one stands for it."""
+    def counted(self) -> str:
+        """What the program must count for each packet."""
         match self.course:
-            case Course.PLAIN:
-                return f"{self.mode}_forwarded"
-            case Course.TOUCHED_LATELY | Course.TOUCHED_LONG_AGO:
-                return "l4_established"
-            case Course.NEW_FLOWS | Course.FLOOD:
-                return "l4_new_flow"
-            case Course.LOOKUP_ALONE:
-                return ""
+            case Course.ESTABLISHED | Course.DUE_FOR_TOUCH:
+                return "xdp_public.l4_established"
+            case Course.REPLY:
+                return "tc_private.l4_reply"
+            case Course.NEW_FLOWS | Course.FULL_TABLE:
+                return "xdp_public.l4_new_flow"
+            case _:
+                return f"xdp_public.{self.mode}_forwarded"
+
+    @property
+    def hook(self) -> Hook:
+        return "tc" if self.course is Course.REPLY else "xdp"
 
     @property
     def syn(self) -> bool:
-        return self.course in (Course.NEW_FLOWS, Course.FLOOD)
+        return self.course in (Course.NEW_FLOWS, Course.FULL_TABLE)
+
+
+_ONE, _131K, _1M = (
+    f"L4 established, {how_many}" for how_many in ("1 flow", "131k flows", "1M flows")
+)
+_REPLY_GOAL = at_most(1.2, " × request")
+_YARDSTICK = Row("Y: one look-up among 1M flows", "l4", MILLION, Course.YARDSTICK)
+
+
+def _share(limit: float) -> Goal:
+    return at_most(limit, " Y", 2)
 
 
 ROWS = (
-    Row("L2, 1 flow", "l2", 1, goal=at_most(3), peers="xvs 12.5"),
-    Row("L2, 1M flows", "l2", MILLION, goal=at_most(3), peers="xvs 26"),
-    Row("L3 IPIP, 1 flow", "l3", 1, goal=at_most(4), peers="Katran 5.4"),
-    Row("L3 IPIP, 1M flows", "l3", MILLION, goal=at_most(4), peers="Katran 17.9"),
-    Row("L3 GUE, 1 flow", "l3", 1, gue=True, goal=at_most(4), peers="GLB 4.7"),
-    Row("L3 GUE, 1M flows", "l3", MILLION, gue=True, goal=at_most(4), peers="GLB 5.0"),
-    Row("L4 established, 1 flow", "l4", 1, Course.TOUCHED_LATELY, goal=at_most(4)),
-    Row("L4 established, 1M flows", "l4", MILLION, Course.TOUCHED_LATELY, goal=at_most(18)),
-    Row("… each due for a touch", "l4", MILLION, Course.TOUCHED_LONG_AGO),
-    Row("… one look-up, nothing else", "l4", MILLION, Course.LOOKUP_ALONE),
+    Row("L2, 1 flow", "l2", 1),
+    Row("L2, 1M flows", "l2", MILLION),
+    Row("L3 IPIP, 1 flow", "l3", 1, peers="Katran 0.30"),
+    Row("L3 IPIP, 1M flows", "l3", MILLION, peers="Katran 0.79"),
+    Row("L3 GUE, 1 flow", "l3", 1, gue=True),
+    Row("L3 GUE, 1M flows", "l3", MILLION, gue=True),
+    Row(_ONE, "l4", 1, Course.ESTABLISHED, goal=_share(0.10), peers="Katran 0.30"),
+    Row("… its reply in TC, 1 flow", "l4", 1, Course.REPLY, goal=_REPLY_GOAL, request=_ONE),
+    Row(_131K, "l4", 1 << 17, Course.ESTABLISHED, goal=_share(0.45), peers="Katran 0.70"),
+    _YARDSTICK,
+    Row(_1M, "l4", MILLION, Course.ESTABLISHED, goal=_share(0.65), peers="Katran 0.79"),
+    Row("… each due for a touch", "l4", MILLION, Course.DUE_FOR_TOUCH, goal=_share(0.75)),
+    Row("… its reply in TC, 1M flows", "l4", MILLION, Course.REPLY, goal=_REPLY_GOAL, request=_1M),
     Row(
         "L4 new flow (SYN)",
         "l4",
         ALL_FLOWS,
         Course.NEW_FLOWS,
-        goal=at_most(SYN_LIMIT),
-        peers=f"Katran {1 + KATRAN_SYN_FLOORS:.1f}",
+        goal=_share(1.9),
+        peers="Katran 1.04",
     ),
-    Row(
-        "… into a full table (flood)",
-        "l4",
-        ALL_FLOWS,
-        Course.FLOOD,
-        goal=at_most(SYN_LIMIT),
-        peers=f"Katran {1 + KATRAN_SYN_FLOORS:.1f}",
-    ),
+    Row("… into a full table", "l4", ALL_FLOWS, Course.FULL_TABLE, goal=_share(2.0)),
 )
 
 
@@ -143,50 +156,71 @@ class Trial:
 
     floor_ns: float
     program_ns: float
+    evicted: int = 0
+    """Established flows that stood before it and no longer do."""
+
+
+Seen = Mapping[str, tuple[Trial, ...]]
 
 
 def run(trials: int, repeats: int, progress: Callable[[str], None]) -> Result:
     """All rows, taking turns."""
     with TemporaryDirectory(prefix="gale-bench-") as images:
-        make = partial(Bench, repeats=repeats, images=Path(images))
+        make = partial(bench, repeats=repeats, images=Path(images))
         seen = crew.run(ROWS, make, trials, progress)
-    return _result([(row, seen[row.name]) for row in ROWS], repeats)
+    return result(seen, repeats)
 
 
-def _result(seen: Sequence[tuple[Row, tuple[Trial, ...]]], repeats: int) -> Result:
-    floor = Sample(tuple(trial.floor_ns for _, trials in seen for trial in trials))
-    lines = [_line(row, trials) for row, trials in seen]
+def result(seen: Seen, repeats: int) -> Result:
+    """What is made of the trials of all rows."""
+    floors = {
+        hook: Sample(tuple(t.floor_ns for row in ROWS if row.hook == hook for t in seen[row.name]))
+        for hook in ("xdp", "tc")
+    }
+    evicted = max(trial.evicted for trials in seen.values() for trial in trials)
     return Result(
         key="cost",
         title="Cost of a packet",
-        columns=("T/F", "net, ns"),
-        lines=tuple(lines),
-        bar_label="T/F: times the cost of a program that does nothing",
+        columns=("net, ns", "net/Y", "T/F"),
+        lines=tuple(_line(row, seen) for row in ROWS),
+        bar_label="net cost in look-ups among a million flows (Y)",
         remark=(
-            f"Floor F: {floor.text(1, ' ns')}. {NODES} nodes, a TCP packet of 60 bytes, "
-            f"{repeats:,} packets a trial, median of {len(seen[0][1])} trials (in brackets: the "
-            "middle half of them), CPU time of the thread. Peers: as measured elsewhere on a "
-            "machine of this kind, in the same way."
+            f"Floor F: {floors['xdp'].text(1, ' ns')}, in TC {floors['tc'].text(1, ' ns')}. "
+            f"{NODES} nodes, a TCP packet of 60 bytes, {repeats:,} packets a trial, median of "
+            f"{len(seen[_YARDSTICK.name])} trials (in brackets: the middle half of them), CPU time "
+            f"of the thread. Of {flows.DEFAULT_FLOWS:,} flows that were established in the full "
+            f"table, {evicted} were evicted. Others: in Y of the machine they were measured on."
         ),
     )
 
 
-def _line(row: Row, trials: tuple[Trial, ...]) -> Line:
-    program = Sample(tuple(trial.program_ns for trial in trials))
-    floor = Sample(tuple(trial.floor_ns for trial in trials))
-    factor = ratios(program, floor)
-    net = Sample(tuple(trial.program_ns - trial.floor_ns for trial in trials))
-    return Line(
-        name=row.name,
-        cells=(factor.text(1), net.text(0)),
-        bar=factor,
-        judged=factor.median,
-        goal=row.goal,
-        peers=row.peers,
-    )
+def _line(row: Row, seen: Seen) -> Line:
+    program, floor = _sample(seen[row.name], "program_ns"), _sample(seen[row.name], "floor_ns")
+    net = _net(seen[row.name])
+    share = ratios(net, _net(seen[_YARDSTICK.name]))
+    judged = ratios(net, _net(seen[row.request])).median if row.request else share.median
+    if any(trial.evicted for trial in seen[row.name]):
+        # However fast: a new flow must not cost another its place.
+        judged = math.inf
+    cells = (net.text(0), share.text(2), ratios(program, floor).text(1))
+    return Line(row.name, cells, bar=share, judged=judged, goal=row.goal, peers=row.peers)
+
+
+def _net(trials: tuple[Trial, ...]) -> Sample:
+    return differences(_sample(trials, "program_ns"), _sample(trials, "floor_ns"))
+
+
+def _sample(trials: tuple[Trial, ...], field: Literal["program_ns", "floor_ns"]) -> Sample:
+    return Sample(tuple(float(getattr(trial, field)) for trial in trials))
 
 
 # --------------------------------------------------------------------------- one row
+
+
+def bench(row: Row, *, repeats: int, images: Path) -> Bench | Yardstick:
+    """What a row's process builds."""
+    make = Yardstick if row.course is Course.YARDSTICK else Bench
+    return make(row, repeats=repeats, images=images)
 
 
 class Bench:
@@ -194,88 +228,94 @@ class Bench:
 
     def __init__(self, row: Row, *, repeats: int, images: Path) -> None:
         self._row, self._repeats = row, repeats
-        self._wrapper = compile_program(str(WRAPPER), cache_dir=images)
-        # Maps that are never committed, and so pinned nowhere; both sources share them.
-        self._gale, self._yardstick = compile_programs(
-            ["xdp.c", str(YARDSTICK)],
-            maps=PinnedMaps(None),
-            defines=_table_sizes(row),
+        self._wrapper = Wrapper(images)
+        standing = flows.DEFAULT_FLOWS if row.syn else row.flows if row.mode == "l4" else 1
+        xdp, tc, own = compile_programs(
+            ["xdp.c", "tc.c", str(flows.SOURCE)],
+            defines=flows.table_sizes(standing),
             cache_dir=images,
         )
-        self._entry = self._wrapper.function("bench_wrapper", "xdp")
-        self._floor = self._wrapper.function("bench_floor", "xdp")
-        self._program = self._program_under_test()
-        self._tables = Tables(self._gale)
-        self._counters = Counters(self._gale.bpf, possible_cpus())
-        self._fill()
+        self._floor = self._wrapper.floor(row.hook)
+        self._program = (
+            tc.function("gale_tc_private", "tc")
+            if row.hook == "tc"
+            else xdp.function("gale_xdp_public", "xdp")
+        )
+        self._counters = Counters(xdp.bpf, possible_cpus())
+        service, seats = self._service(), _seats()
+        Tables(xdp).fill([(service, seats)], LOOPBACK, LOOPBACK)
+        clients = BYSTANDERS if row.syn else CLIENTS
+        first_port = _BYSTANDERS_FIRST_SNAT_PORT if row.syn else _FIRST_SNAT_PORT
+        self._flows = FlowTable(own, self._wrapper, service, seats, clients, standing, first_port)
+        self._generator = self._made_generator()
+        self._prepare()
+
+    def _service(self) -> Service:
+        encap = Encapsulation.GUE if self._row.gue else Encapsulation.IPIP
+        return Service(
+            _VIP, _PORT, Mode(self._row.mode), encap, _SNAT, _FIRST_SNAT_PORT, _SNAT_PORTS
+        )
+
+    def _made_generator(self) -> Generator:
+        loaded, row = self._wrapper.loaded, self._row
+        if row.course is Course.REPLY:
+            frame = tcp_frame(ACK, _CLIENT_MAC, _LB_MAC, _SNAT, 0, _NODE_PORT)
+            return Generator(loaded, frame, CLIENTS, row.flows, replies=self._flows.replies)
         frame = tcp_frame(SYN if row.syn else ACK, _CLIENT_MAC, _LB_MAC, _VIP, _PORT)
-        self._generator = Generator(self._wrapper, frame, CLIENTS, row.flows)
+        return Generator(loaded, frame, CLIENTS, row.flows)
 
-    def _program_under_test(self) -> int:
-        if self._row.course is Course.LOOKUP_ALONE:
-            return self._yardstick.function("bench_lookup", "xdp")
-        return self._gale.function("gale_xdp_public", "xdp")
-
-    def _fill(self) -> None:
-        row = self._row
-        encap = Encapsulation.GUE if row.gue else Encapsulation.IPIP
-        service = Service(_VIP, _PORT, Mode(row.mode), encap, "10.81.0.100", 20_000, 8192)
-        seats = [
-            Seat(f"10.81.1.{number}", 8080, LOOPBACK, f"02:00:00:00:01:{number:02x}", _LB_MAC)
-            for number in range(NODES)
-        ]
-        self._tables.fill([(service, seats)], LOOPBACK, LOOPBACK)
-        if row.mode == "l4" and not row.syn:
-            flows = established(self._tables, service, seats, CLIENTS, row.flows)
-            self._tables.write("est", flows.keys, flows.values)
+    def _prepare(self) -> None:
+        """What has to be done once: flows that are there, and a table that is full."""
+        if self._row.course in (Course.ESTABLISHED, Course.DUE_FOR_TOUCH, Course.REPLY):
+            self._flows.fill()
+        if self._row.course is Course.FULL_TABLE:
+            self._flows.fill()
+            self._timed(self._program, flows.HALF_OPEN_FLOWS)
 
     def trial(self) -> Trial:
         repeats = self._repeats
         floor_ns = self._timed(self._floor, repeats)
         before = self._counters.verdicts()
         match self._row.course:
-            case Course.TOUCHED_LATELY:
-                program_ns = self._timed_behind("bench_refresh")
-            case Course.TOUCHED_LONG_AGO:
-                program_ns = self._timed_behind("bench_age")
+            case Course.ESTABLISHED | Course.REPLY:
+                program_ns = self._timed_behind("now")
+            case Course.DUE_FOR_TOUCH:
+                program_ns = self._timed_behind("long ago")
             case Course.NEW_FLOWS:
                 program_ns = self._timed_with_room()
             case _:
                 program_ns = self._timed(self._program, repeats)
         self._check(before, self._counters.verdicts())
-        return Trial(floor_ns / repeats, program_ns / repeats)
+        return Trial(floor_ns / repeats, program_ns / repeats, self._evicted())
 
-    def _timed_behind(self, other: str) -> int:
-        """The program under test, with another that prepares the flows running ahead of it."""
-        generator, prepare = self._generator, self._yardstick.function(other, "xdp")
-        total, behind = 0, generator.next_flow
-        self._timed(prepare, _AHEAD)
+    def _evicted(self) -> int:
+        if self._row.course is not Course.FULL_TABLE:
+            return 0
+        return flows.DEFAULT_FLOWS - self._flows.standing()
+
+    def _timed_behind(self, touched: Literal["now", "long ago"]) -> int:
+        """The program under test, on flows that have been marked as touched at that time."""
+        if self._row.flows <= flows.DEFAULT_FLOWS:
+            self._flows.mark(touched, self._row.flows)
+            return self._timed(self._program, self._repeats)
+        self._flows.requests.next_flow = self._generator.next_flow
+        self._flows.mark(touched, _AHEAD)
+        total = 0
         for step in pieces(self._repeats, _STEP):
-            self._timed(prepare, step)
-            ahead, generator.next_flow = generator.next_flow, behind
+            self._flows.mark(touched, step)
             total += self._timed(self._program, step)
-            behind, generator.next_flow = generator.next_flow, ahead
         return total
 
     def _timed_with_room(self) -> int:
-        half = self._gale.bpf[b"half"].map_fd
         total = 0
-        for step in pieces(self._repeats, _NEW_FLOWS_AT_ONCE):
-            for keys, _ in list(read_entries(half)):
-                delete_entries(half, keys)
+        for step in pieces(self._repeats, flows.NEW_FLOWS_AT_ONCE):
+            self._flows.forget_half_open()
             total += self._timed(self._program, step)
         return total
 
-    def _timed(self, program: int, repeats: int) -> int:
+    def _timed(self, program: int, packets: int) -> int:
         """Nanoseconds of CPU time for so many packets."""
-        slot = self._wrapper.bpf[b"under_test"]
-        slot[slot.Key(0)] = slot.Leaf(program)
-        self._generator.advance(repeats)
-        frame = self._generator.frame
-        context = xdp_context(frame, LOOPBACK)
-        begin = time.clock_gettime_ns(time.CLOCK_THREAD_CPUTIME_ID)
-        run_program(self._entry, frame, context, repeats)
-        return time.clock_gettime_ns(time.CLOCK_THREAD_CPUTIME_ID) - begin
+        return self._wrapper.run(self._row.hook, program, self._generator, packets)
 
     def close(self) -> None:
         """Nothing of this outlives its process."""
@@ -287,11 +327,55 @@ class Bench:
             for reason, count in after.items()
             if count != before.get(reason, 0)
         }
-        wanted = {f"xdp_public.{self._row.reason}": self._repeats} if self._row.reason else {}
-        if counted != wanted:
+        if counted != {self._row.counted: self._repeats}:
             raise RuntimeError(f"{self._row.name}: the packets went elsewhere: {counted}")
 
 
-def _table_sizes(row: Row) -> dict[str, str | int]:
-    # Two entries a flow, and half as much room again: a full LRU table would evict.
-    return {"CONNTRACK_ENTRIES": 3 * row.flows} if row.flows == MILLION else {}
+def _seats() -> list[Seat]:
+    return [
+        Seat(f"10.81.1.{number}", _NODE_PORT, LOOPBACK, f"02:00:00:00:01:{number:02x}", _LB_MAC)
+        for number in range(NODES)
+    ]
+
+
+class Yardstick:
+    """The look-up in the kernel's own table that all else is told in."""
+
+    def __init__(self, row: Row, *, repeats: int, images: Path) -> None:
+        self._repeats = repeats
+        self._wrapper = Wrapper(images)
+        loaded = compile_program(str(YARDSTICK), cache_dir=images)
+        self._program = loaded.function("bench_lookup", "xdp")
+        frame = tcp_frame(ACK, _CLIENT_MAC, _LB_MAC, _VIP, _PORT)
+        self._generator = Generator(self._wrapper.loaded, frame, CLIENTS, row.flows)
+        self._fill(Tables(loaded), row.flows)
+        there = sum(len(keys) for keys, _ in read_entries(loaded.bpf[b"yardstick"].map_fd)) // 16
+        if there != 2 * row.flows:
+            raise RuntimeError(f"the yardstick has {there} entries instead of {2 * row.flows}")
+
+    def _fill(self, tables: Tables, count: int) -> None:
+        """All requests, then all replies: the order matters, and is part of what Y is.
+
+        What is entered one after the other lies together in memory. With requests and replies in
+        turn, as flows come about, the look-ups are spread over twice the memory and cost a third
+        more.
+        """
+        keys, values = tables.keys("yardstick", count), tables.values("yardstick", count)
+        addresses, ports = CLIENTS.columns(count)
+        vip = np.frombuffer(bytes(map(int, _VIP.split("."))), np.uint32)[0]
+        port = np.frombuffer(_PORT.to_bytes(2), np.uint16)[0]
+        keys["protocol"], values["state"] = TCP, 1
+        keys["saddr"], keys["daddr"] = addresses, vip
+        keys["sport"], keys["dport"] = ports, port
+        tables.write("yardstick", keys, values)
+        keys["direction"] = 1
+        tables.write("yardstick", keys, values)
+
+    def trial(self) -> Trial:
+        floor, run = self._wrapper.floor("xdp"), self._wrapper.run
+        floor_ns = run("xdp", floor, self._generator, self._repeats)
+        program_ns = run("xdp", self._program, self._generator, self._repeats)
+        return Trial(floor_ns / self._repeats, program_ns / self._repeats)
+
+    def close(self) -> None:
+        """Nothing of this outlives its process."""

@@ -1,7 +1,11 @@
 /* Making the packets of a benchmark, one after the other, each in full.
  *
- * Flows come in the order counter × odd & mask: all of them, once each, in no order a cache
- * could guess. With `mixed`, every other packet opens a flow that never was before.
+ * Flows come in the order counter × stride & mask: all of them, once each, and with a large odd
+ * stride in no order a cache could guess. With `mixed`, every other packet opens a flow that never
+ * was before.
+ *
+ * A reply is a node's packet of the same flow, in the same order: flow i is at node i % nodes and
+ * has that node's SNAT port i / nodes, as flows.c has entered it.
  */
 #ifndef GALE_BENCH_GENERATOR_H
 #define GALE_BENCH_GENERATOR_H
@@ -16,7 +20,6 @@
 
 #define FRAME_BYTES 60
 #define FRAME_WORDS 7 /* of 8 bytes; 4 bytes follow */
-#define ODD 2654435761U
 #define PORT_BITS 15
 #define NEW_CLIENTS 0x20000000 /* 32.0.0.0 */
 #define TCP_FLAGS 13
@@ -24,13 +27,17 @@
 
 struct generator {
 	__u32 counter;
-	__u32 mask;	    /* flows - 1 */
+	__u32 mask; /* flows - 1 */
+	__u32 stride;
 	__u32 first_client; /* host order */
 	__u32 first_port;
 	__u64 words[FRAME_WORDS];
 	__u32 rest;
 	__u32 mixed;
 	__u32 header_sum; /* of the IP header, but for its source and its checksum */
+	__u32 nodes;	  /* of a reply */
+	__u32 first_node; /* host order */
+	__u32 first_snat_port;
 	__u32 padding;
 };
 
@@ -42,29 +49,56 @@ struct headers {
 	struct tcphdr tcp;
 } __attribute__((packed));
 
-/* The frame must be FRAME_BYTES long. */
-static __always_inline int make_packet(struct xdp_md *ctx, struct generator *generator)
+/* Writes the frame as the generator has it; -1 unless it is FRAME_BYTES long. */
+static __always_inline int write_frame(void *data, void *end, const struct generator *generator)
 {
-	struct headers *headers = (void *)(long)ctx->data;
-	__u64 *words = (void *)headers;
-	__u32 counter = generator->counter++, client = generator->first_client;
-	__u32 flow = counter * ODD & generator->mask;
+	__u64 *words = data;
 
-	if ((void *)words + FRAME_BYTES > (void *)(long)ctx->data_end)
+	if (data + FRAME_BYTES > end)
 		return -1;
 #pragma unroll
 	for (int i = 0; i < FRAME_WORDS; i++)
 		words[i] = generator->words[i];
 	*(__u32 *)(words + FRAME_WORDS) = generator->rest;
-	if (generator->mixed && (counter & 1)) {
-		client = NEW_CLIENTS;
-		flow = counter * ODD;
-		((__u8 *)&headers->tcp)[TCP_FLAGS] = SYN;
-	}
-	headers->ip.saddr = bpf_htonl(client + (flow >> PORT_BITS));
+	return 0;
+}
+
+static __always_inline void write_source(struct headers *headers, const struct generator *generator,
+					 __u32 address)
+{
+	headers->ip.saddr = bpf_htonl(address);
 	headers->ip.check = ~fold(generator->header_sum + (headers->ip.saddr >> 16) +
 				  (headers->ip.saddr & 0xffff));
+}
+
+static __always_inline int make_packet(void *data, void *end, struct generator *generator)
+{
+	struct headers *headers = data;
+	__u32 counter = generator->counter++, client = generator->first_client;
+	__u32 flow = counter * generator->stride & generator->mask;
+
+	if (write_frame(data, end, generator))
+		return -1;
+	if (generator->mixed && (counter & 1)) {
+		client = NEW_CLIENTS;
+		flow = counter * generator->stride;
+		((__u8 *)&headers->tcp)[TCP_FLAGS] = SYN;
+	}
+	write_source(headers, generator, client + (flow >> PORT_BITS));
 	headers->tcp.source = bpf_htons(generator->first_port + (flow & ((1 << PORT_BITS) - 1)));
+	return 0;
+}
+
+static __always_inline int make_reply(void *data, void *end, struct generator *generator)
+{
+	struct headers *headers = data;
+	__u32 flow = generator->counter++ * generator->stride & generator->mask,
+	      nodes = generator->nodes;
+
+	if (!nodes || write_frame(data, end, generator))
+		return -1;
+	write_source(headers, generator, generator->first_node + flow % nodes);
+	headers->tcp.dest = bpf_htons(generator->first_snat_port + flow / nodes);
 	return 0;
 }
 

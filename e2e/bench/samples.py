@@ -71,6 +71,11 @@ def ratios(over: Sample, under: Sample) -> Sample:
     return Sample(tuple(mine / theirs for mine, theirs in pairs))
 
 
+def differences(more: Sample, less: Sample) -> Sample:
+    """Trial by trial."""
+    return Sample(tuple(a - b for a, b in zip(more.trials, less.trials, strict=True)))
+
+
 def turns(contestants: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
     """Who runs when: every round all of them, every other round backwards."""
     for number in range(rounds):

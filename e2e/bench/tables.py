@@ -1,8 +1,8 @@
 """Filling the programs' maps directly, as a benchmark's stand-in for the control plane.
 
-Services, nodes and rings are written by the dataplane's own hand (kernel.py). Established flows, of
-which there are to be a million, are made here, by arithmetic on columns: layouts are bcc's (`Key`,
-`Leaf`), seen as numpy types.
+Services, nodes and rings are written by the dataplane's own hand (kernel.py). Tables of the
+benchmarks' own are written in columns: layouts are bcc's (`Key`, `Leaf`), seen as numpy types.
+Established flows are another matter (flows.py).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from bpf.loader import LoadedObject
 from bpf.syscall import possible_cpus, write_entries
 from bus.messages import Affinity, Encapsulation, Mode, Protocol
 from services.dataplane import plan, ring
-from services.dataplane.kernel import Kernel, Settings, address_word, mac_bytes, port_word
+from services.dataplane.kernel import Kernel, Settings, address_word, mac_bytes
 from services.dataplane.nexthop import NextHop
 from services.dataplane.plan import ENTRIES, LANES, NO_SEAT, SeatWrite, ServiceWrite, SlotsWrite
 
 TCP = 6
-FLOW_ESTABLISHED = 2
-REPLY = 1
+FIRST_SEAT = NO_SEAT + 1
+"""Where the first service's nodes begin."""
 PORT_BITS = 15
 """As generator.h has it."""
 _BATCH = 1 << 17
@@ -75,7 +75,7 @@ class Tables:
         kernel = Kernel(self._bpf)
         l4_services = sum(service.mode is Mode.L4 for service, _ in services)
         kernel.write_settings(_settings(l4_services, public, private, public_mac))
-        first = NO_SEAT + 1
+        first = FIRST_SEAT
         for number, (service, seats) in enumerate(services):
             for place, seat in enumerate(seats, start=first):
                 kernel.apply(SeatWrite(place, _seat_value(number, service, seat), True))
@@ -163,67 +163,3 @@ class Clients:
         addresses = (np.uint32(first) + (number >> np.uint32(PORT_BITS))).astype(np.uint32)
         ports = np.uint32(self.first_port) + (number & np.uint32((1 << PORT_BITS) - 1))
         return addresses.astype(">u4").view(np.uint32), ports.astype(">u2").view(np.uint16)
-
-
-@dataclass(frozen=True, slots=True)
-class Flows:
-    """Both directions of many established flows: rows of the table `est`."""
-
-    keys: NDArray[Any]
-    values: NDArray[Any]
-
-
-def established(
-    tables: Tables, service: Service, seats: Sequence[Seat], clients: Clients, count: int
-) -> Flows:
-    """The entries of `count` flows, spread over the nodes, with every rewrite and its deltas."""
-    number = np.arange(count)
-    seat = number % len(seats)
-    node_address = np.array([address_word(s.address) for s in seats], np.uint32)[seat]
-    node_port = np.array([port_word(s.port) for s in seats], np.uint16)[seat]
-    snat_port = (service.snat_first_port + number // len(seats)).astype(">u2").view(np.uint16)
-    client_address, client_port = clients.columns(count)
-    vip, vip_port = np.uint32(address_word(service.vip)), np.uint16(port_word(service.port))
-    snat = np.uint32(address_word(service.snat_address))
-
-    keys, values = tables.keys("est", 2 * count), tables.values("est", 2 * count)
-    keys["protocol"] = TCP
-    request, reply = slice(0, count), slice(count, None)
-    keys["direction"][reply] = REPLY
-    _tuple(keys[request], client_address, vip, client_port, vip_port)
-    _tuple(values[request], snat, node_address, snat_port, node_port)
-    _tuple(keys[reply], node_address, snat, node_port, snat_port)
-    _tuple(values[reply], vip, client_address, vip_port, client_port)
-    values["address_delta"] = _fold(
-        _delta32(keys["saddr"], values["saddr"]) + _delta32(keys["daddr"], values["daddr"])
-    )
-    values["port_delta"] = _fold(
-        _delta16(keys["sport"], values["sport"]) + _delta16(keys["dport"], values["dport"])
-    )
-    values["seat"] = np.tile(seat + 1, 2)
-    values["state"] = FLOW_ESTABLISHED
-    return Flows(keys, values)
-
-
-def _tuple(records: NDArray[Any], saddr: Any, daddr: Any, sport: Any, dport: Any) -> None:
-    records["saddr"], records["daddr"] = saddr, daddr
-    records["sport"], records["dport"] = sport, dport
-
-
-def _delta32(old: NDArray[Any], new: NDArray[Any]) -> NDArray[np.uint32]:
-    """RFC 1624, equation 3: what the change adds to the one's complement sum."""
-    gone, come = ~old.astype(np.uint32), new.astype(np.uint32)
-    low, half = np.uint32(0xFFFF), np.uint32(16)
-    added: NDArray[np.uint32] = (gone & low) + (gone >> half) + (come & low) + (come >> half)
-    return added
-
-
-def _delta16(old: NDArray[Any], new: NDArray[Any]) -> NDArray[np.uint32]:
-    return (~old.astype(np.uint16)).astype(np.uint32) + new.astype(np.uint32)
-
-
-def _fold(total: NDArray[np.uint32]) -> NDArray[np.uint16]:
-    once = (total & np.uint32(0xFFFF)) + (total >> np.uint32(16))
-    twice = (once & np.uint32(0xFFFF)) + (once >> np.uint32(16))
-    folded: NDArray[np.uint16] = twice.astype(np.uint16)
-    return folded

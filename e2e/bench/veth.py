@@ -32,14 +32,16 @@ from typing import Literal
 import numpy as np
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
-from bpf.loader import compile_program
+from bpf.loader import compile_program, compile_programs
 from bpf.syscall import send_frames, xdp_context
 from bus.messages import Mode
-from e2e.bench import core, crew, wire
+from e2e.bench import core, crew, flows, wire
+from e2e.bench.flows import FlowTable
 from e2e.bench.generator import ACK, ALL_FLOWS, SYN, Generator, tcp_frame
 from e2e.bench.report import Line, Result
 from e2e.bench.samples import Goal, Sample, at_least, ratios
-from e2e.bench.tables import Clients, Seat, Service, Tables, established
+from e2e.bench.tables import Clients, Seat, Service, Tables
+from e2e.bench.wrapper import Wrapper
 
 NODES = 100
 FLOWS_131K, FLOWS_262K = 1 << 17, 1 << 18
@@ -141,13 +143,13 @@ class Comparison:
 COMPARISONS = (
     Comparison(L2, REDIRECT, at_least(0.65, digits=2), "0.70–0.74"),
     Comparison(L3, REDIRECT, at_least(0.60, digits=2), "0.65–0.69"),
-    Comparison(L4_ONE, REDIRECT_ONE, at_least(0.65, digits=2), "0.81"),
-    Comparison(L4_131K, REDIRECT, at_least(0.35, digits=2), "0.35–0.54"),
-    Comparison(L4_ONE, NFT_ONE, at_least(4), "6.0"),
-    Comparison(L4_131K, NFT_131K, at_least(3.5), "4–7"),
-    Comparison(L4_262K, NFT_262K, at_least(2.5), "3.1"),
-    Comparison(L4_NEW, NFT_NEW, at_least(2.2), "2.8"),
-    Comparison(L4_NEW, NFT_NEW_DNAT, at_least(1.6), "1.9"),
+    Comparison(L4_ONE, REDIRECT_ONE, at_least(0.85, digits=2), "0.81"),
+    Comparison(L4_131K, REDIRECT, at_least(0.50, digits=2), "0.35–0.54"),
+    Comparison(L4_ONE, NFT_ONE, at_least(5), "6.0"),
+    Comparison(L4_131K, NFT_131K, at_least(4.5), "4–7"),
+    Comparison(L4_262K, NFT_262K, at_least(4), "3.1"),
+    Comparison(L4_NEW, NFT_NEW, at_least(4.5), "2.8"),
+    Comparison(L4_NEW, NFT_NEW_DNAT, at_least(3), "1.9"),
     Comparison(L4_NO_PORT, L4_MIXED),
     Comparison(NFT_NO_PORT, NFT_MIXED),
 )
@@ -277,9 +279,9 @@ class Bench:
             tables.write("ways", np.zeros(1, np.int32), way)
             wire.attach_xdp(_PUB, self._wire.function("bench_redirect", "xdp"))
             return
-        gale = compile_program(
-            "xdp.c",
-            defines={"CONNTRACK_ENTRIES": self._table_entries()},
+        gale, table = compile_programs(
+            ["xdp.c", str(flows.SOURCE)],
+            defines=flows.table_sizes(self._established()),
             cache_dir=self._images,
         )
         tables = Tables(gale)
@@ -297,15 +299,15 @@ class Bench:
             Seat(_node(number), PORT, private, self._sink_mac, mac) for number in range(self._nodes)
         ]
         tables.fill([(service, seats)], public, private)
-        if service.mode is Mode.L4 and self._who.traffic != "new":
-            flows = established(tables, service, seats, CLIENTS, self._who.flows)
-            tables.write("est", flows.keys, flows.values)
+        if self._established():
+            wrapper, count = Wrapper(self._images), self._established()
+            FlowTable(table, wrapper, service, seats, CLIENTS, count, FIRST_SNAT_PORT).fill()
         wire.attach_xdp(_PUB, gale.function("gale_xdp_public", "xdp"))
         self._gale = gale
 
-    def _table_entries(self) -> int:
-        # Two entries a flow, and half as much room again: a full LRU table would evict.
-        return max(1 << 18, 3 * self._who.flows if self._who.flows < ALL_FLOWS else 0)
+    def _established(self) -> int:
+        """How many flows Gale's table is to hold before the first packet."""
+        return self._who.flows if self._who.forwarder == "l4" and self._who.flows < ALL_FLOWS else 0
 
     def _set_up_nftables(self) -> None:
         wire.attach_xdp(_PUB, self._wire.function("bench_pass", "xdp"))

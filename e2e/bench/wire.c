@@ -26,7 +26,8 @@ int bench_generate(struct xdp_md *ctx)
 	int zero = 0;
 	struct generator *generator = generators.lookup(&zero);
 
-	if (!generator || make_packet(ctx, generator))
+	if (!generator ||
+	    make_packet((void *)(long)ctx->data, (void *)(long)ctx->data_end, generator))
 		return XDP_DROP;
 	return XDP_TX;
 }

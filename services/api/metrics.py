@@ -162,6 +162,15 @@ def _conntrack_metrics(counters: Counters) -> Iterator[Metric]:
     )
     yield _gauge("gale_snat_ports_used", "SNAT ports taken.", counters.snat_ports_used)
     yield _gauge("gale_snat_ports_capacity", "SNAT ports there are.", counters.snat_ports_capacity)
+    rests = GaugeMetricFamily(
+        "gale_snat_port_rest_seconds",
+        "How long the SNAT port taken last towards the node had not been used.",
+        labels=["service", "node"],
+    )
+    for seat in counters.seats:
+        if seat.snat_port_rest_seconds is not None:
+            rests.add_metric([seat.service, seat.node], seat.snat_port_rest_seconds)
+    yield rests
 
 
 def _node_metrics(view: LocalView) -> Iterator[Metric]:

@@ -147,7 +147,7 @@ def _add_probes(app: FastAPI, source: Source) -> None:
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        """200 if the dataplane forwards by a known table and a quorum is heard, else 503."""
+        """200 if the dataplane forwards, to some node, and a quorum is heard, else 503."""
         reasons = snapshot.readiness(source.fold, source.now_ms())
         if reasons:
             return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "; ".join(reasons))

@@ -207,6 +207,8 @@ def readiness(fold: Fold, now_ms: int) -> list[str]:
     dataplane = data_of(fold, Topic.STATE_DATAPLANE)
     if dataplane is not None and not dataplane.ready:
         reasons.append(f"dataplane: {dataplane.waiting_for or 'not ready'}")
+    elif dataplane is not None and not any(seat.slots for seat in dataplane.seats):
+        reasons.append("nodes: none is up for any service, so every client is turned away")
     quorum = data_of(fold, Topic.STATE_QUORUM)
     if quorum is not None and not quorum.quorum:
         reasons.append("quorum: no majority is heard")

@@ -2,7 +2,8 @@
 
 `--watch` shows it anew every second until it is interrupted, through restarts of the API: a screen
 that went away at the first hiccup would be of no use in the very moment it is wanted for. With
-`--json` it prints one object per line.
+`--json` it prints one object per line. Without it, `gale status` exits with 1 if this LB is not
+ready.
 """
 
 from __future__ import annotations
@@ -37,10 +38,13 @@ def status(
         raise refused(error) from None
     if watch:
         _watch(client, answer, as_json=invocation.json)
-    elif invocation.json:
+        return
+    if invocation.json:
         print_json(answer)
     else:
         show(_picture(answer))
+    if not answer["ready"]:
+        raise typer.Exit(1)
 
 
 def quorum(context: typer.Context) -> None:

@@ -4,6 +4,8 @@
 `seat_counters` has one record per node and service, both directions. The names of hooks and reasons
 are read from the C headers themselves, so that a reason cannot have two names.
 
+`port_cursors` says how long the SNAT port taken last towards an address and port had rested.
+
 Nothing here is ever reset: the maps are pinned, so a restart of this process leaves no hole in a
 graph. A read while packets fly is a sum of CPUs at slightly different instants, never torn.
 """
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from bpf.loader import SOURCE_DIR
 from bpf.syscall import read_entries
+from services.dataplane.flows.record import TICK_MS
 
 _REASON = re.compile(r'REASON\((\w+), "([^"]*)"\)')
 _HOOKS = re.compile(r"enum hook \{([^}]*)\}")
@@ -50,6 +53,7 @@ class Counters:
     def __init__(self, bpf: Any, cpus: int) -> None:
         self._verdicts = bpf[b"verdicts"]
         self._seats = bpf[b"seat_counters"]
+        self._cursors = bpf[b"port_cursors"]
         self._cpus = cpus
         self._fields = [name for name, *_ in self._seats.sLeaf._fields_]
         self._names = [(hook, list(reasons())) for hook in hooks()]
@@ -71,6 +75,14 @@ class Counters:
         """
         sums = self._sums(self._seats.map_fd, len(self._fields) * 8, count)
         return {name: sums[:, place] for place, name in enumerate(self._fields)}
+
+    def port_rests(self, count: int) -> NDArray[np.float64]:
+        """Seconds, of the first `count` cursors; NaN where no port was ever taken."""
+        leaf = np.dtype(self._cursors.Leaf)
+        raw = b"".join(values for _, values in read_entries(self._cursors.map_fd, count))
+        cursors = np.frombuffer(raw, leaf)
+        seconds = cursors["rest"] * (TICK_MS / 1000)
+        return np.where(cursors["taken_at"] > 0, seconds, np.nan)
 
     def _sums(self, fd: int, value_size: int, count: int | None = None) -> NDArray[np.uint64]:
         batches = [

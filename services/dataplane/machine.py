@@ -38,6 +38,14 @@ def look(netlink: IPRoute, public: str, private: str) -> Machine:
     return Machine(_interface(netlink, public), _interface(netlink, private))
 
 
+def addresses(netlink: IPRoute) -> frozenset[str]:
+    """All IPv4 addresses of this host, whatever interface they are on."""
+    return frozenset(
+        str(each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS"))
+        for each in netlink.get_addr(family=socket.AF_INET)
+    )
+
+
 def _interface(netlink: IPRoute, name: str) -> Interface:
     try:
         index = socket.if_nametoindex(name)

@@ -11,7 +11,14 @@ forwarding until the new ones are attached), and what the maps hold is adopted. 
 maps: until the quorum process has published one, the kernel goes on with what it has.
 
 **Turn.** Drain all input, then plan once (`plan`, pure), then write. Planning is cheap when nothing
-has changed, and its result is empty.
+has changed, and its result is empty. What goes through the flow table, a census or a listing, does
+a few milliseconds of it in each turn (`flows.turns`).
+
+A service whose mode changes has its old one until its nodes are prepared (`mode_change`).
+
+**Flows** are the kernel's own: it opens, follows and expires them by itself. This process only
+reads their table, to count them, to show them, to see what of the past is still needed, and to tell
+clients of dead nodes by a RST.
 
 **Failure.** Killed at any point: programs and maps stay, packets go on, and the next start adopts.
 A map whose pin does not fit, a foreign program on an interface, a kernel or compiler that refuses:
@@ -26,11 +33,11 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
+from math import isnan
+from secrets import randbits
 from typing import Any
 
 import structlog
@@ -41,7 +48,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from bpf.attach import ForeignProgram, InterfaceMissing
 from bpf.compiler import CompileError
 from bpf.pins import PinMismatch
-from bpf.syscall import VerifierError, possible_cpus
+from bpf.syscall import VerifierError
 from bus import topology
 from bus.messages import (
     CommittedTable,
@@ -57,21 +64,30 @@ from bus.messages import (
     SeatState,
     Topic,
 )
-from bus.socket import CommandError, CommandServer, Publisher, Subscriber
+from bus.socket import CommandError, CommandServer, Later, Publisher, Subscriber
 from conf import ConfigError, LbConfig, Paths, load_lb
-from services.dataplane import conntrack, counters, machine
-from services.dataplane.kernel import Kernel, NoPlaceError, Settings, address_word
+from services.dataplane import machine
+from services.dataplane.flows.listing import Rows, Seated, list_flows
+from services.dataplane.forwarding import Forwarding, monotonic_ms
+from services.dataplane.fronts import service_identity
+from services.dataplane.kernel import Settings
+from services.dataplane.maps import EMPTY, Facts, KernelState, ServiceRemoval, snat_ports
+from services.dataplane.mode_change import Waits, modes_in_force, modes_of_nodes
 from services.dataplane.netlink import NextHopMonitor
-from services.dataplane.nexthop import LONGEST_PACKET_BYTES, NextHop
-from services.dataplane.plan import EMPTY, Facts, KernelState, Plan, make_plan
-from services.dataplane.programs import ProgramPlan, Programs
+from services.dataplane.nexthop import NextHop
+from services.dataplane.plan import Plan, make_plan
+from services.dataplane.programs import ProgramPlan
+from services.dataplane.settings import of_machine, settings
 
 REPUBLISH_MS = 500
 COUNT_MS = 1_000
 RETRY_MS = 1_000
 COMPILE_RETRY_MS = 10_000
 SETTLE_MS = 1_000
+UNCHAIN_RETRY_MS = 60_000
 FLOWS_LISTED, MOST_FLOWS_LISTED = 100, 10_000
+MOST_LISTINGS = 8
+"""At once; whoever asks then is to ask again."""
 PROGRAM_CACHE = "programs"
 CONFIG_NEEDING_RESTART = (
     "local.name",
@@ -113,40 +129,6 @@ def main() -> None:
     DataplaneProcess(paths, config).run()
 
 
-class Forwarding:
-    """The programs on their hooks and the maps behind them: there once the machine is ready."""
-
-    def __init__(self, plan: ProgramPlan, paths: Paths, netlink: IPRoute) -> None:
-        self.machine = machine.look(netlink, plan.public, plan.private)
-        self.programs = Programs(plan, paths.bpf_dir, paths.state_dir / PROGRAM_CACHE, netlink)
-        try:
-            self.hooks: tuple[HookState, ...] = self.programs.attach(self.machine)
-            """As they were last seen."""
-        except BaseException:
-            self.programs.close()
-            raise
-        bpf = self.programs.objects.bpf
-        self.kernel = Kernel(bpf)
-        self.settings = self.kernel.read_settings()
-        self.counters = counters.Counters(bpf, possible_cpus())
-        self.established = conntrack.Table(bpf[b"est"])
-        self.half_open = conntrack.Table(bpf[b"half"])
-        now_ms = _monotonic_ms()
-        self.half_open_sweeper = conntrack.Sweeper(
-            partial(conntrack.sweep_half, self.half_open), conntrack.SWEEP_HALF_MS, now_ms
-        )
-        self.established_sweeper = conntrack.Sweeper(
-            partial(conntrack.sweep_established, self.established),
-            conntrack.SWEEP_ESTABLISHED_MS,
-            now_ms,
-        )
-
-    def write_settings(self, settings: Settings) -> None:
-        if settings != self.settings:
-            self.kernel.write_settings(settings)
-            self.settings = settings
-
-
 class DataplaneProcess:
     """Sockets, clock, netlink and maps, and the loop that hands them to the plan."""
 
@@ -172,12 +154,18 @@ class DataplaneProcess:
         self._view: LocalView | None = None
         self._held: KernelState = EMPTY
         self._planned: Plan | None = None
-        self._planned_epoch = 0
+        self._planned_epoch = self._snat_ports = 0
+        self._names: dict[int, Seated] = {}
+        """Whose seats are or were, as long as flows may name them."""
+        self._left_out: frozenset[str] = frozenset()
+        self._mode_waits: Waits = {}
+        self._modes_due_ms: int | None = None
         self._published: DataplaneState | None = None
         self._moved_slots = self._version = self._counts_version = 0
         self._stale = True
-        now_ms = _monotonic_ms()
+        now_ms = monotonic_ms()
         self._retry_ms = self._republish_ms = self._count_ms = self._settle_ms = now_ms
+        self._unchain_ms = now_ms
         self._stopping = self._reload_wanted = False
 
     # ------------------------------------------------------------------ the loop
@@ -190,13 +178,13 @@ class DataplaneProcess:
             poller.register(polled, zmq.POLLIN)
         for descriptor in (wake.fileno(), self._monitor.fileno()):
             poller.register(descriptor, zmq.POLLIN)
-        self._start(_monotonic_ms())
+        self._start(monotonic_ms())
         adopted = f"{len(self._held.seats)} seats" if self._held.seats else ""
         started = ProcessEvent(topology.DATAPLANE, os.getpid(), version("gale"), adopted)
         self._publisher.publish(Topic.PROCESS_STARTED, started)
         while not self._stopping:
-            self._step(_monotonic_ms())
-            if wake.fileno() in dict(poller.poll(self._wait_ms(_monotonic_ms()))):
+            self._step(monotonic_ms())
+            if wake.fileno() in dict(poller.poll(self._wait_ms(monotonic_ms()))):
                 wake.recv(4096)
         _log.info("stopped, the programs go on", process=topology.DATAPLANE)
         self.close()
@@ -204,7 +192,7 @@ class DataplaneProcess:
     def close(self) -> None:
         """Give back sockets and fds. Programs and maps are the kernel's."""
         if self._forwarding is not None:
-            self._forwarding.programs.close()
+            self._forwarding.close()
         for owned in (self._publisher, self._commands, self._subscriber, self._netlink):
             owned.close()
         self._context.term()
@@ -222,7 +210,8 @@ class DataplaneProcess:
             self._start(now_ms)
         if self._forwarding is not None:
             self._plan(self._forwarding, now_ms)
-            self._sweep(self._forwarding, now_ms)
+            self._work(self._forwarding, now_ms)
+        if self._forwarding is not None:
             self._count(self._forwarding, now_ms)
         self._publish_state(now_ms)
 
@@ -234,10 +223,9 @@ class DataplaneProcess:
         if forwarding is None:
             moments.append(self._retry_ms)
         else:
-            sweepers = (forwarding.half_open_sweeper, forwarding.established_sweeper)
-            moments += [self._count_ms, self._settle_ms, *(each.next_ms for each in sweepers)]
-            if (due_ms := self._quarantine_ends_ms) is not None:
-                moments.append(due_ms)
+            moments += [self._count_ms, self._settle_ms, forwarding.next_ms(now_ms)]
+            if self._modes_due_ms is not None:
+                moments.append(self._modes_due_ms)
             if self._stale and self._table is not None:
                 moments.append(now_ms)
         return max(0, min(moments) - now_ms)
@@ -267,7 +255,7 @@ class DataplaneProcess:
         self._stale |= next_hops != self._next_hops
         self._next_hops = next_hops
 
-    def _command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any] | Later:
         match verb:
             case "flows":
                 return self._list_flows(arguments)
@@ -276,27 +264,36 @@ class DataplaneProcess:
             case _:
                 raise CommandError(f"the dataplane knows no command {verb!r}")
 
-    def _list_flows(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        if self._forwarding is None:
+    def _list_flows(self, arguments: dict[str, Any]) -> Later:
+        forwarding = self._forwarding
+        if forwarding is None:
             raise CommandError(f"not forwarding yet: waiting for {self._waiting_for}")
+        if len(forwarding.questions) >= MOST_LISTINGS:
+            raise CommandError(f"{MOST_LISTINGS} listings of flows are under way: ask again")
         node, service = arguments.get("node"), arguments.get("service")
         limit = arguments.get("limit") or FLOWS_LISTED
         if not isinstance(limit, int) or limit < 1:
             raise CommandError(f"limit: {limit!r} is not a number of flows")
-        limit = min(limit, MOST_FLOWS_LISTED)
-        names = {seat.seat: seat for seat in self._seat_states}
         wanted = None
         if node or service:
             wanted = frozenset(
                 number
-                for number, seat in names.items()
-                if node in (None, "", seat.node) and service in (None, "", seat.service)
+                for number, seated in self._names.items()
+                if node in (None, "", seated.node) and service in (None, "", seated.service)
             )
-        flows, total = conntrack.list_flows(
-            self._forwarding.established, time.monotonic_ns(), wanted, limit
-        )
-        rows = [conntrack.as_row(flow, names.get(flow.seat)) for flow in flows]
-        return {"flows": rows, "total": total}
+        later = Later()
+
+        def answer(found: tuple[Rows, int] | None) -> None:
+            if found is None:
+                later.error = "the programs are being attached again: ask again"
+            else:
+                later.result = {"flows": found[0], "total": found[1]}
+
+        blocks = ((block.records, block.now) for block in forwarding.tables.blocks())
+        timeouts, limit = forwarding.settings.timeout, min(limit, MOST_FLOWS_LISTED)
+        listing = list_flows(blocks, wanted, dict(self._names), timeouts, limit)
+        forwarding.questions.ask(listing, answer)
+        return later
 
     def _reload(self) -> dict[str, Any]:
         """Take the file's new content as a whole, or keep the old one as a whole."""
@@ -319,27 +316,55 @@ class DataplaneProcess:
         """Attach if the machine is ready; otherwise say what is missing and try again later."""
         self._retry_ms = now_ms + RETRY_MS
         try:
-            plan = ProgramPlan.from_config(self._started_with)
-            forwarding = Forwarding(plan, self._paths, self._netlink)
+            forwarding = self._attach()
         except NOT_READY as reason:
             self._wait_for(str(reason))
             return
         except REFUSED as reason:
             self._wait_for(str(reason))
-            self._retry_ms = _monotonic_ms() + COMPILE_RETRY_MS
+            self._retry_ms = monotonic_ms() + COMPILE_RETRY_MS
             return
+        forwarding.open_maps()
         self._forwarding = forwarding
         self._waiting_for = ""
         self._held = forwarding.kernel.adopt()
         if forwarding.settings.public_ifindex:
             # What was set up goes on, with interfaces that may have other numbers by now.
-            there = _interfaces(forwarding.machine)
+            there = of_machine(forwarding.machine)
             forwarding.write_settings(replace(forwarding.settings, **there))
         self._watch(frozenset(seat.address for seat in self._held.seats.values()), now_ms)
         for hook in forwarding.hooks:
             self._announce(hook)
         if forwarding.programs.migrated:
             _log.info("maps migrated to a new size", maps=forwarding.programs.migrated)
+        if forwarding.programs.resize_waits:
+            _log.warning("a new size waits", why=forwarding.programs.resize_waits)
+
+    def _attach(self, *, old_table_is_empty: bool = False) -> Forwarding:
+        """Raises one of NOT_READY or REFUSED."""
+        return Forwarding(
+            ProgramPlan.from_config(self._started_with),
+            self._paths.bpf_dir,
+            self._paths.state_dir / PROGRAM_CACHE,
+            self._netlink,
+            old_table_is_empty=old_table_is_empty,
+        )
+
+    def _unchain(self, forwarding: Forwarding, now_ms: int) -> None:
+        """The flow table before this one is empty: attach programs that know nothing of it."""
+        self._unchain_ms = now_ms + UNCHAIN_RETRY_MS
+        try:
+            successor = self._attach(old_table_is_empty=True)
+        except (*NOT_READY, *REFUSED) as reason:
+            _log.warning("the flow table before this one is empty, and stays", why=str(reason))
+            return
+        successor.open_maps()
+        # Of the maps only the table before has changed; where services stand must be read.
+        successor.kernel.adopt()
+        self._forwarding = successor
+        self._stale = True
+        forwarding.close()
+        _log.info("the flow table before this one was empty, and is gone")
 
     def _wait_for(self, what: str) -> None:
         if what != self._waiting_for:
@@ -363,43 +388,72 @@ class DataplaneProcess:
         try:
             forwarding.hooks = forwarding.programs.hooks()
             present = machine.look(self._netlink, plan.public, plan.private)
+            addresses = machine.addresses(self._netlink)
         except (machine.NotReadyError, NetlinkError) as reason:
             self._wait_for(str(reason))
             return
         lost = forwarding.programs.lost(forwarding.hooks)
         if present != forwarding.machine or lost:
             _log.warning("interfaces or hooks have changed, attaching again", lost=lost)
-            forwarding.programs.close()
+            forwarding.close()
             self._forwarding = None
             self._stale = True
             self._retry_ms = now_ms
             return
+        self._stale |= addresses != forwarding.addresses
+        forwarding.addresses = addresses
         self._waiting_for = ""
 
     def _plan(self, forwarding: Forwarding, now_ms: int) -> None:
         """Bring the maps to what the table says; nothing to do if nothing has changed."""
-        due_ms = self._quarantine_ends_ms
-        self._stale |= due_ms is not None and now_ms >= due_ms
+        self._stale |= self._modes_due_ms is not None and now_ms >= self._modes_due_ms
         if self._table is None or not self._stale:
             return
+        table = self._in_force(self._table, now_ms)
         # A new node's way is known before its seat is written.
-        self._watch(self._watched | {node.address for node in self._table.nodes}, now_ms)
+        self._watch(self._watched | {node.address for node in table.nodes}, now_ms)
         hops, facts = self._next_hops, self._facts(forwarding)
-        plan = make_plan(self._held, self._table, self._view, hops, facts, now_ms)
-        for write in plan.writes:
-            try:
-                forwarding.kernel.apply(write)
-            except NoPlaceError as reason:
-                _log.error("left out", what=str(reason))
-        self._held = plan.after
-        forwarding.write_settings(self._wanted_settings(forwarding.machine, self._table))
+        plan = make_plan(self._held, table, self._view, hops, facts, forwarding.census, now_ms)
+        self._held, without_place = forwarding.kernel.carry_out(plan)
+        forwarding.write_settings(self._wanted_settings(forwarding, table))
+        forwarding.watch = plan.watch
+        forwarding.bury(plan.reset_seats, now_ms)
         self._watch(plan.addresses, now_ms)
-        for refused in plan.refused:
-            _log.error("left out", what=refused)
+        self._name_seats(plan)
+        self._tell_left_out(frozenset((*plan.refused, *without_place)))
         self._moved_slots += plan.moved_slots
-        self._planned, self._planned_epoch = plan, self._table.epoch
-        # Watching may have brought news of a next hop that the plan did not know.
+        self._snat_ports = snat_ports(self._held)
+        self._planned, self._planned_epoch = plan, table.epoch
+        # Watching may have brought news of a next hop that the plan did not know; and what found no
+        # place finds one where another service went.
         self._stale = any(hops.get(address) != hop for address, hop in self._next_hops.items())
+        if without_place:
+            self._stale |= any(isinstance(write, ServiceRemoval) for write in plan.writes)
+
+    def _in_force(self, table: NodeTable, now_ms: int) -> NodeTable:
+        """The table with the modes that its services are to have now (`mode_change`)."""
+        wanted = {service.name: service.mode for service in table.services}
+        held = {
+            value.identity: value.mode
+            for value in self._held.services.values()
+            if not value.retired
+        }
+        identities = {name: service_identity(name) for name in wanted}
+        in_force = {name: held[number] for name, number in identities.items() if number in held}
+        prepared = modes_of_nodes(table, self._view)
+        chosen = modes_in_force(wanted, in_force, prepared, self._mode_waits, now_ms)
+        self._mode_waits, self._modes_due_ms = chosen.since_ms, chosen.next_ms
+        services = (replace(each, mode=chosen.modes[each.name]) for each in table.services)
+        return replace(table, services=tuple(services))
+
+    def _name_seats(self, plan: Plan) -> None:
+        kept = {seat: name for seat, name in self._names.items() if seat in plan.after.seats}
+        self._names = kept | {seat.seat: Seated(seat.node, seat.service) for seat in plan.seats}
+
+    def _tell_left_out(self, left_out: frozenset[str]) -> None:
+        for what in sorted(left_out - self._left_out):
+            _log.error("left out", what=what)
+        self._left_out = left_out
 
     def _watch(self, addresses: frozenset[str], now_ms: int) -> None:
         if addresses != self._watched:
@@ -407,70 +461,82 @@ class DataplaneProcess:
             self._monitor.watch(addresses)
             self._next_hops = self._monitor.serve(now_ms)
 
-    @property
-    def _quarantine_ends_ms(self) -> int | None:
-        return None if self._planned is None else self._planned.next_ms
-
     def _facts(self, forwarding: Forwarding) -> Facts:
         return Facts(
             lb=self._started_with.local.name,
             public_address=forwarding.machine.public.address,
             private_address=forwarding.machine.private.address,
-            quarantine_ms=conntrack.LONGEST_TIMEOUT_MS,
+            own_addresses=forwarding.addresses,
             max_seats=forwarding.kernel.max_seats,
             max_services=forwarding.kernel.max_services,
         )
 
-    def _wanted_settings(self, present: machine.Machine, table: NodeTable) -> Settings:
+    def _wanted_settings(self, forwarding: Forwarding, table: NodeTable) -> Settings:
         """Written last, so that the programs' first packet finds services and rings complete."""
-        limits = self._config.dataplane
-        return Settings(
-            hash_seed=table.hash_seed,
-            l4_services=sum(service.mode is Mode.L4 for service in table.services),
-            cpus=possible_cpus(),
-            outer_prefix=address_word((limits.outer_source_prefix or "").removesuffix("/16")),
-            new_flows_per_second=limits.new_flows_per_second,
-            new_flows_per_second_per_source=limits.new_flows_per_second_per_source,
-            **_interfaces(present),
+        return settings(
+            self._config,
+            forwarding.machine,
+            table.hash_seed,
+            forwarding.settings.flow_seed or randbits(64) or 1,
+            chained=forwarding.programs.chained,
+            states=len(forwarding.settings.timeout),
         )
 
     # ------------------------------------------------------------------ housekeeping
 
-    def _sweep(self, forwarding: Forwarding, now_ms: int) -> None:
-        forwarding.half_open_sweeper.turn(now_ms)
-        forwarding.established_sweeper.turn(now_ms)
+    def _work(self, forwarding: Forwarding, now_ms: int) -> None:
+        """A few milliseconds' work on the flow table, for whoever waits for some."""
+        if forwarding.turn(now_ms):
+            self._stale |= self._planned is not None and self._planned.can_free(forwarding.census)
+        if forwarding.questions.turn():
+            self._commands.serve(self._command)
+        if forwarding.old_table_is_empty and now_ms >= self._unchain_ms:
+            self._unchain(forwarding, now_ms)
 
     def _count(self, forwarding: Forwarding, now_ms: int) -> None:
-        if now_ms < self._count_ms:
+        """Once a second, from the first census on."""
+        census = forwarding.census
+        if now_ms < self._count_ms or census is None:
             return
         self._count_ms = now_ms + COUNT_MS
         self._counts_version += 1
-        # Seats are given from the lowest number on.
-        sums = forwarding.counters.seats(max((s.seat for s in self._seat_states), default=0) + 1)
-        fields = ("packets_in", "bytes_in", "packets_out", "bytes_out", "flows")
-        seats = tuple(
-            SeatCounters(seat.service, seat.node, *(int(sums[name][seat.seat]) for name in fields))
-            for seat in self._seat_states
-        )
-        services = self._held.services.values()
-        established = forwarding.established_sweeper.result.entries
-        half_open = forwarding.half_open_sweeper.result.entries
-        slices = {(s.snat_address, s.snat_first_port): s.snat_ports for s in services}
         self._publisher.publish(
             Topic.STATE_COUNTERS,
             Counters(
                 version=self._counts_version,
-                seats=seats,
+                seats=self._seat_counters(forwarding),
                 verdicts=forwarding.counters.verdicts(),
-                conntrack_established=established,
-                conntrack_half_open=half_open,
-                # A flow has two entries.
-                conntrack_capacity=forwarding.established.capacity // 2,
-                snat_ports_used=established + half_open,
-                snat_ports_capacity=sum(slices.values()) * max(1, len(self._seat_states)),
-                sweep_ms=forwarding.established_sweeper.cpu_ms,
+                conntrack_established=census.established,
+                conntrack_half_open=census.half_open,
+                conntrack_capacity=forwarding.flow_capacity,
+                snat_ports_used=census.snat_ports,
+                snat_ports_capacity=self._snat_ports,
+                census_ms=forwarding.rounds.cpu_ms,
             ),
         )
+
+    def _seat_counters(self, forwarding: Forwarding) -> tuple[SeatCounters, ...]:
+        held = self._held.seats
+        # Seats are given from the lowest number on, and so are cursors.
+        sums = forwarding.counters.seats(max(held, default=0) + 1)
+        rests = forwarding.counters.port_rests(
+            max((seat.cursor for seat in held.values()), default=0) + 1
+        )
+        fields = ("packets_in", "bytes_in", "packets_out", "bytes_out", "flows")
+        counted = []
+        for seat in self._seat_states:
+            numbers = {name: int(sums[name][seat.seat]) for name in fields}
+            rest = float(rests[held[seat.seat].cursor])
+            rested = None if isnan(rest) else rest
+            counted.append(
+                SeatCounters(
+                    service=seat.service,
+                    node=seat.node,
+                    snat_port_rest_seconds=rested,
+                    **numbers,
+                )
+            )
+        return tuple(counted)
 
     @property
     def _seat_states(self) -> tuple[SeatState, ...]:
@@ -498,19 +564,10 @@ class DataplaneProcess:
         self._publisher.publish(Topic.STATE_DATAPLANE, self._published)
 
 
-def _interfaces(present: machine.Machine) -> dict[str, Any]:
-    """What of the settings is the machine's."""
-    return {
-        "public_ifindex": present.public.ifindex,
-        "private_ifindex": present.private.ifindex,
-        "public_mac": present.public.mac,
-        "public_mtu": min(present.public.mtu, LONGEST_PACKET_BYTES),
-    }
-
-
 def _states(view: LocalView | None) -> dict[str, Any]:
     """What of a view the plan depends on: beats that change nothing must cost nothing."""
-    return {} if view is None else {node.id: node.state for node in view.nodes}
+    nodes = () if view is None else view.nodes
+    return {node.id: (node.state, node.silent, node.services) for node in nodes}
 
 
 def _restart_needed(old: LbConfig, new: LbConfig) -> list[str]:
@@ -521,10 +578,6 @@ def _restart_needed(old: LbConfig, new: LbConfig) -> list[str]:
         return found
 
     return [key for key in CONFIG_NEEDING_RESTART if value(old, key) != value(new, key)]
-
-
-def _monotonic_ms() -> int:
-    return time.monotonic_ns() // 1_000_000
 
 
 if __name__ == "__main__":

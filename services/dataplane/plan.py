@@ -1,195 +1,63 @@
 """The plan: from what the cluster agrees on to the map writes that bring this kernel there. Pure.
 
-In: the agreed table, this LB's own view of the nodes, next hops, and what the kernel's maps hold.
-Out: an ordered list of writes, and what the maps hold once they are done. A second plan with the
-same input is empty; so is the first one after a restart, because all that is needed to recognise
-what is there stands in the maps themselves.
+In: the agreed table, this LB's own view of the nodes, next hops, what the kernel's maps hold, and
+the last census of the flow table. Out: an ordered list of writes, and what the maps hold once they
+are done. A second plan with the same input is empty; so is the first one after a restart, because
+the maps hold all that is needed to match them to the table.
 
-**Seats.** A node's place at one service: an index of the BPF array `seats`, 0 meaning nobody. The
-ring maps slots to seats, conntrack entries name the seat their flow belongs to. So
+`seats` says who has a seat and how it stands, `fronts` which services and addresses there are.
 
-* a node keeps its seat for as long as the table lists it, in whatever state;
-* a seat that nobody has any more is in *quarantine*, the longest a flow may be idle, before its
-  number is given to somebody else. It goes on forwarding old flows meanwhile;
-* the lowest free number is given first, to UP and DRAINING nodes only;
-* the value carries a 64-bit hash of service and node, by which a restarted process knows it again.
-
-Service ids are given likewise. An id is free when no service and no seat, quarantined ones
-included, refers to it. If numbers run out, who came last is left out, by name (`Plan.refused`).
+**Nothing goes while a flow needs it.** What is removed, renamed or moved takes no new flow at once,
+but stays for its flows: seats, services, SNAT addresses. Each time a census has been taken
+afterwards that met none of them any more, the next plan takes them away (`Plan.watch` says what the
+census must look out for, `Plan.can_free` whether there is something of the kind).
 
 **Rings** are built from all nodes that the table lists, and those that take no new flows are masked
 (see `ring`): a node that dies, drains or comes back moves its own slots and no other. Masked are
 nodes that are not UP in the table, those that are DOWN or BANNED as seen from here, and those that
-could not get a seat. Only entries that change are written, four slots each.
+could not get a seat. Only entries that change are written, four slots each. The ring of a service
+that is retired is emptied.
 
-**Order.** Seats that are added or changed; slots; services, new and changed ones before those that
-go; seats that take no new flows any more; seats that are removed. After every single write, a slot
-refers to a seat that is there, and a service to a ring that is complete. So a process that
-dies half way leaves maps that work, and its successor plans the rest.
+**Order.** Seats that are added or changed, endpoints, addresses; slots; services, new and changed
+ones before those that go; seats that take no new flows any more; what is removed. After every
+single write, a slot refers to a seat that is there, and a service to a ring that is complete. So a
+process that dies half way leaves maps that work, and its successor plans the rest.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from hashlib import blake2b
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bus.messages import (
-    Affinity,
-    Encapsulation,
-    LocalView,
-    Mode,
-    NodeState,
-    NodeTable,
-    Protocol,
-    SeatState,
-    TableNode,
-    TableService,
-)
+from bus.messages import LocalView, NodeTable, SeatState
 from services.dataplane import ring
+from services.dataplane.flows.census import Census, Watch
+from services.dataplane.fronts import Fronts, has_waned, is_unused, plan_addresses, plan_fronts
+from services.dataplane.maps import (
+    ENTRIES,
+    LANES,
+    NO_SEAT,
+    AddressRemoval,
+    AddressWrite,
+    BuiltRing,
+    EndpointRemoval,
+    EndpointWrite,
+    Facts,
+    KernelState,
+    Seat,
+    SeatRemoval,
+    SeatRing,
+    SeatWrite,
+    ServiceRemoval,
+    ServiceWrite,
+    SlotsWrite,
+    Write,
+)
 from services.dataplane.nexthop import NextHop
-
-LANES = 4
-ENTRIES = -(-ring.SLOTS // LANES)
-"""Entries of the map that one service's ring takes; the last one's spare lanes stay 0."""
-
-NO_SEAT = 0
-
-SEATED = frozenset({NodeState.UP, NodeState.DRAINING})
-"""Nodes of these states are given a seat."""
-
-DEAD_FROM_HERE = frozenset({NodeState.DOWN, NodeState.BANNED})
-
-SeatRing = NDArray[np.uint16]
-"""A service's ring as the map holds it: shape (ENTRIES, LANES), seats."""
-
-# --------------------------------------------------------------------------- what the maps hold
-
-
-@dataclass(frozen=True, slots=True)
-class Seat:
-    """The value of one entry of the map `seats`."""
-
-    identity: int
-    """`seat_identity` of its service and node."""
-    service_id: int
-    address: str
-    port: int
-    up: bool
-    """Takes new flows."""
-    next_hop: NextHop | None
-    """None: there is no route to it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceKey:
-    """The key of the map `services`."""
-
-    address: str
-    port: int
-    protocol: Protocol
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """The value of the map `services`."""
-
-    service_id: int
-    identity: int
-    """`service_identity` of its name."""
-    mode: Mode
-    affinity: Affinity
-    encap: Encapsulation
-    snat: bool
-    snat_address: str
-    """Of no meaning unless the mode is L4 and `snat` is set."""
-    snat_first_port: int
-    snat_ports: int
-    """0: this LB has no slice, so it takes no new flow for the service."""
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltRing:
-    """A ring before masking, kept because only a change of its members costs time."""
-
-    members: tuple[ring.Member, ...]
-    seed: int
-    ring: ring.Ring
-
-
-@dataclass(frozen=True, slots=True)
-class KernelState:
-    """What the maps hold, read from them at the start and from then on what plans left there."""
-
-    seats: Mapping[int, Seat]
-    services: Mapping[ServiceKey, Service]
-    rings: Mapping[int, SeatRing]
-    """By service id. A ring that is not here is written whole, so those of ids that no service has
-    need not be read."""
-    retired_ms: Mapping[int, int] = field(default_factory=dict)
-    """Since when a seat is in quarantine."""
-    built: Mapping[str, BuiltRing] = field(default_factory=dict)
-    """By the name of the service."""
-
-
-EMPTY = KernelState({}, {}, {})
-
-
-# --------------------------------------------------------------------------- writes
-
-
-@dataclass(frozen=True, slots=True)
-class SeatWrite:
-    seat: int
-    value: Seat
-    fresh: bool
-    """The number changes hands: whatever was counted for it belongs to somebody else."""
-
-
-@dataclass(frozen=True, slots=True)
-class SeatRemoval:
-    seat: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SlotsWrite:
-    """One batch: `values[i]` is the entry of the map `ring` at `indices[i]`."""
-
-    service_id: int
-    indices: NDArray[np.uint32]
-    values: NDArray[np.uint16]
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceWrite:
-    key: ServiceKey
-    value: Service
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceRemoval:
-    key: ServiceKey
-
-
-Write = SeatWrite | SeatRemoval | SlotsWrite | ServiceWrite | ServiceRemoval
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What holds for this LB alone."""
-
-    lb: str
-    """Its name, as the table's slices have it."""
-    public_address: str
-    private_address: str
-    quarantine_ms: int
-    max_seats: int
-    """Entries of the map `seats`; entry 0 is nobody's."""
-    max_services: int
+from services.dataplane.seats import Place, Seats, endpoints, has_gone, places, plan_seats
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,25 +70,30 @@ class Plan:
     """Of all seated nodes that the table lists, for `state.dataplane.`."""
     refused: tuple[str, ...]
     """Who was left out, and why; empty when all is well."""
-    addresses: frozenset[str]
-    """Whose next hops are needed: nodes that are seated, or were and still have flows."""
-    next_ms: int | None
-    """When the next quarantine ends, if there is one: plan again then."""
 
+    @property
+    def addresses(self) -> frozenset[str]:
+        """Whose next hops are needed: nodes that are seated, or were and still have flows."""
+        return frozenset(value.address for value in self.after.seats.values())
 
-# --------------------------------------------------------------------------- identities
+    @property
+    def reset_seats(self) -> frozenset[int]:
+        """Whose TCP flows' clients are to be told that their node is dead."""
+        return frozenset(seat for seat, value in self.after.seats.items() if value.reset)
 
+    @property
+    def watch(self) -> Watch:
+        """What the next census is to look out for."""
+        return Watch(frozenset(self.after.waning_ms), frozenset(self.after.unused_ms))
 
-def service_identity(service: str) -> int:
-    return int.from_bytes(blake2b(service.encode(), digest_size=8).digest(), "little")
-
-
-def seat_identity(service: str, node_id: str) -> int:
-    key = blake2b(service.encode(), digest_size=32).digest()
-    return int.from_bytes(blake2b(node_id.encode(), key=key, digest_size=8).digest(), "little")
-
-
-# --------------------------------------------------------------------------- the plan
+    def can_free(self, census: Census | None) -> bool:
+        """Whether something is there for flows that this census has not met: then plan again."""
+        after = self.after
+        return (
+            any(has_gone(census, seat, since) for seat, since in after.retired_ms.items())
+            or any(has_waned(census, key, since) for key, since in after.waning_ms.items())
+            or any(is_unused(census, each, since) for each, since in after.unused_ms.items())
+        )
 
 
 def make_plan(
@@ -229,193 +102,39 @@ def make_plan(
     view: LocalView | None,
     next_hops: Mapping[str, NextHop | None],
     facts: Facts,
+    census: Census | None,
     now_ms: int,
 ) -> Plan:
     """What to write so that the kernel does what the table says; see the module's description.
 
     An address that `next_hops` says nothing about keeps the next hop the kernel holds for it.
     """
-    services, ids, no_id = _plan_services(kernel, table, facts)
-    places = _places(table, ids)
-    seat_of, no_seat = _plan_seats(kernel, places, facts)
-    retired_ms = _plan_quarantine(kernel, seat_of, facts, now_ms)
-    takers = _takers(places, view, seat_of)
-    seats = _seat_values(kernel, places, ids, seat_of, takers, next_hops)
-    seats |= _quarantined_values(kernel, retired_ms, next_hops)
-    rings, built = _plan_rings(kernel, places, ids, seat_of, takers, table.hash_seed)
-
+    fronts = plan_fronts(kernel, table, facts, census, now_ms)
+    placed = places(table, fronts.ids)
+    seats = plan_seats(kernel, placed, fronts.ids, table, view, next_hops, facts, census, now_ms)
+    addresses = plan_addresses(kernel, fronts.values, facts, census, now_ms)
+    rings, built = _plan_rings(kernel, placed, fronts.ids, seats, table.hash_seed)
+    rings |= _emptied_rings(fronts)
     slots, moved = _slot_writes(kernel.rings, rings)
-    early, late = _seat_writes(kernel, seats)
-    ends_ms = (since + facts.quarantine_ms for since in retired_ms.values())
+    after = KernelState(
+        seats=seats.values,
+        services=fronts.values,
+        rings=rings,
+        addresses=addresses.values,
+        endpoints=endpoints(kernel, fronts.values, seats.values),
+        retired_ms=seats.retired_ms,
+        waning_ms=fronts.waning_ms,
+        unused_ms=addresses.unused_ms,
+        ids=fronts.ids,
+        built=built,
+    )
     return Plan(
-        writes=(
-            *early,
-            *slots,
-            *(ServiceWrite(k, v) for k, v in services.items() if kernel.services.get(k) != v),
-            *(ServiceRemoval(key) for key in kernel.services if key not in services),
-            *late,
-            *(SeatRemoval(seat) for seat in kernel.seats if seat not in seats),
-        ),
-        after=KernelState(seats, services, rings, retired_ms, built),
+        writes=_ordered_writes(kernel, after, seats.fresh_cursors, slots),
+        after=after,
         moved_slots=moved,
-        seats=_describe(places, seat_of, seats, rings),
-        refused=(*no_id, *no_seat),
-        addresses=frozenset(value.address for value in seats.values()),
-        next_ms=min(ends_ms, default=None),
+        seats=_describe(placed, seats.seat_of, seats.values, rings),
+        refused=(*fronts.refused, *seats.refused),
     )
-
-
-def _plan_services(
-    kernel: KernelState, table: NodeTable, facts: Facts
-) -> tuple[dict[ServiceKey, Service], dict[str, int], list[str]]:
-    """The map `services`, the ids by name, and who was refused."""
-    known = {value.identity: value.service_id for value in kernel.services.values()}
-    held = {*known.values(), *(seat.service_id for seat in kernel.seats.values())}
-    free = iter([number for number in range(facts.max_services) if number not in held])
-    services: dict[ServiceKey, Service] = {}
-    ids: dict[str, int] = {}
-    refused: list[str] = []
-    for service in table.services:
-        identity = service_identity(service.name)
-        number = known[identity] if identity in known else next(free, None)
-        if number is None:
-            refused.append(f"service {service.name}: all {facts.max_services} ids are in use")
-            continue
-        ids[service.name] = number
-        address = service.address or facts.public_address
-        key = ServiceKey(address, service.port, service.protocol)
-        services[key] = _service_value(service, table, facts, number, identity)
-    return services, ids, refused
-
-
-def _service_value(
-    service: TableService, table: NodeTable, facts: Facts, number: int, identity: int
-) -> Service:
-    shared = next(
-        (vip.snat_address for vip in table.vip_owners if vip.address == service.address), None
-    )
-    own = next((s for s in table.snat_slices if (s.owner, s.address) == (facts.lb, shared)), None)
-    return Service(
-        service_id=number,
-        identity=identity,
-        mode=service.mode,
-        affinity=service.affinity,
-        encap=service.encap,
-        snat=service.snat,
-        snat_address=shared or facts.private_address,
-        snat_first_port=own.first_port if own else 0,
-        snat_ports=own.ports if own else 0,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A node that serves a service."""
-
-    service: TableService
-    node: TableNode
-    port: int
-    identity: int
-
-
-def _places(table: NodeTable, ids: Mapping[str, int]) -> list[_Place]:
-    """All of them, of the services that have an id."""
-    places = []
-    for service in table.services:
-        if service.name not in ids:
-            continue
-        for node in table.nodes:
-            port = _port(service, node)
-            if port is not None:
-                identity = seat_identity(service.name, node.id)
-                places.append(_Place(service, node, port, identity))
-    return places
-
-
-def _port(service: TableService, node: TableNode) -> int | None:
-    """Where a node serves a service. One that names no services serves all of them."""
-    if not node.services:
-        return service.node_port
-    return next((own.port for own in node.services if own.name == service.name), None)
-
-
-def _plan_seats(
-    kernel: KernelState, places: Iterable[_Place], facts: Facts
-) -> tuple[dict[int, int], list[str]]:
-    """The seats of these places, by identity, and who was refused."""
-    seat_of = {value.identity: seat for seat, value in kernel.seats.items()}
-    free = iter([seat for seat in range(1, facts.max_seats) if seat not in kernel.seats])
-    given: dict[int, int] = {}
-    refused = []
-    for place in places:
-        seat = seat_of.get(place.identity)
-        if seat is None and place.node.state in SEATED:
-            seat = next(free, None)
-            if seat is None:
-                refused.append(f"node {place.node.id} at {place.service.name}: no free seat")
-        if seat is not None:
-            given[place.identity] = seat
-    return given, refused
-
-
-def _plan_quarantine(
-    kernel: KernelState, seat_of: Mapping[int, int], facts: Facts, now_ms: int
-) -> dict[int, int]:
-    """Which seats nobody has any more but flows may still refer to, and since when."""
-    kept = set(seat_of.values())
-    since_ms = {
-        seat: kernel.retired_ms.get(seat, now_ms) for seat in kernel.seats if seat not in kept
-    }
-    return {s: since for s, since in since_ms.items() if now_ms - since < facts.quarantine_ms}
-
-
-def _takers(
-    places: Iterable[_Place], view: LocalView | None, seat_of: Mapping[int, int]
-) -> frozenset[int]:
-    """The identities of those that take new flows."""
-    seen = () if view is None else view.nodes
-    dead_here = {node.id for node in seen if node.state in DEAD_FROM_HERE}
-    return frozenset(
-        place.identity
-        for place in places
-        if place.node.state is NodeState.UP
-        and place.node.weight > 0
-        and place.node.id not in dead_here
-        and place.identity in seat_of
-    )
-
-
-def _seat_values(
-    kernel: KernelState,
-    places: Iterable[_Place],
-    ids: Mapping[str, int],
-    seat_of: Mapping[int, int],
-    takers: frozenset[int],
-    next_hops: Mapping[str, NextHop | None],
-) -> dict[int, Seat]:
-    held = {value.address: value.next_hop for value in kernel.seats.values()}
-    return {
-        seat_of[place.identity]: Seat(
-            identity=place.identity,
-            service_id=ids[place.service.name],
-            address=place.node.address,
-            port=place.port,
-            up=place.identity in takers,
-            next_hop=next_hops.get(place.node.address, held.get(place.node.address)),
-        )
-        for place in places
-        if place.identity in seat_of
-    }
-
-
-def _quarantined_values(
-    kernel: KernelState, retired_ms: Iterable[int], next_hops: Mapping[str, NextHop | None]
-) -> dict[int, Seat]:
-    old = {seat: kernel.seats[seat] for seat in retired_ms}
-    return {
-        seat: replace(value, up=False, next_hop=next_hops.get(value.address, value.next_hop))
-        for seat, value in old.items()
-    }
 
 
 # --------------------------------------------------------------------------- rings
@@ -423,14 +142,13 @@ def _quarantined_values(
 
 def _plan_rings(
     kernel: KernelState,
-    places: Iterable[_Place],
+    placed: Iterable[Place],
     ids: Mapping[str, int],
-    seat_of: Mapping[int, int],
-    takers: frozenset[int],
+    seats: Seats,
     seed: int,
 ) -> tuple[dict[int, SeatRing], dict[str, BuiltRing]]:
-    weighted: dict[str, list[_Place]] = {name: [] for name in ids}
-    for place in places:
+    weighted: dict[str, list[Place]] = {name: [] for name in ids}
+    for place in placed:
         if place.node.weight > 0:
             weighted[place.service.name].append(place)
     rings: dict[int, SeatRing] = {}
@@ -438,12 +156,12 @@ def _plan_rings(
     for name, own in weighted.items():
         members = tuple(ring.Member(place.node.id, place.node.weight) for place in own)
         built[name] = _build(kernel.built.get(name), members, seed, name)
-        resting = [index for index, place in enumerate(own) if place.identity not in takers]
+        resting = [index for index, place in enumerate(own) if place.identity not in seats.takers]
         masked = ring.masked(built[name].ring, resting)
         # NOBODY is -1, so it finds the last element.
-        seats = [*(seat_of.get(place.identity, NO_SEAT) for place in own), NO_SEAT]
+        numbers = [*(seats.seat_of.get(place.identity, NO_SEAT) for place in own), NO_SEAT]
         slots = np.zeros(ENTRIES * LANES, np.uint16)
-        slots[: ring.SLOTS] = np.array(seats, np.uint16)[masked]
+        slots[: ring.SLOTS] = np.array(numbers, np.uint16)[masked]
         rings[ids[name]] = slots.reshape(ENTRIES, LANES)
     return rings, built
 
@@ -456,21 +174,69 @@ def _build(
     return BuiltRing(members, seed, ring.build(members, seed, service))
 
 
+def _emptied_rings(fronts: Fronts) -> dict[int, SeatRing]:
+    """Those of services that the table names no more."""
+    named = set(fronts.ids.values())
+    gone = {value.service_id for value in fronts.values.values() if value.retired} - named
+    return {number: np.zeros((ENTRIES, LANES), np.uint16) for number in gone}
+
+
 # --------------------------------------------------------------------------- differences
 
 
+def _ordered_writes(
+    before: KernelState,
+    after: KernelState,
+    fresh_cursors: frozenset[int],
+    slots: list[SlotsWrite],
+) -> tuple[Write, ...]:
+    early, late = _seat_writes(before, after.seats, fresh_cursors)
+    endpoint_writes = (
+        EndpointWrite(key, seat)
+        for key, seat in after.endpoints.items()
+        if before.endpoints.get(key) != seat
+    )
+    address_writes = (
+        AddressWrite(address, value)
+        for address, value in after.addresses.items()
+        if before.addresses.get(address) != value
+    )
+    service_writes = (
+        ServiceWrite(key, value)
+        for key, value in after.services.items()
+        if before.services.get(key) != value
+    )
+    return (
+        *early,
+        *endpoint_writes,
+        *address_writes,
+        *slots,
+        *service_writes,
+        *(ServiceRemoval(key) for key in before.services if key not in after.services),
+        *late,
+        *(AddressRemoval(each) for each in before.addresses if each not in after.addresses),
+        *(EndpointRemoval(key) for key in before.endpoints if key not in after.endpoints),
+        *(SeatRemoval(seat) for seat in before.seats if seat not in after.seats),
+    )
+
+
 def _seat_writes(
-    kernel: KernelState, seats: Mapping[int, Seat]
+    kernel: KernelState, seats: Mapping[int, Seat], fresh_cursors: frozenset[int]
 ) -> tuple[list[SeatWrite], list[SeatWrite]]:
     """Those to be made before slots are switched, and those that are true only after."""
     early: list[SeatWrite] = []
     late: list[SeatWrite] = []
+    forgotten: set[int] = set()
     for seat, value in seats.items():
         old = kernel.seats.get(seat)
         if old == value:
             continue
-        loses = old is not None and old.up and not value.up
-        (late if loses else early).append(SeatWrite(seat, value, fresh=old is None))
+        forgets = value.cursor in fresh_cursors - forgotten
+        if forgets:
+            forgotten.add(value.cursor)
+        loses = old is not None and ((old.up and not value.up) or (value.dead and not old.dead))
+        write = SeatWrite(seat, value, fresh=old is None, fresh_cursor=forgets)
+        (late if loses else early).append(write)
     return early, late
 
 
@@ -495,7 +261,7 @@ def _slot_writes(
 
 
 def _describe(
-    places: Iterable[_Place],
+    placed: Iterable[Place],
     seat_of: Mapping[int, int],
     seats: Mapping[int, Seat],
     rings: Mapping[int, SeatRing],
@@ -505,7 +271,7 @@ def _describe(
         counts = np.bincount(held.ravel())
         slots.update({int(seat): int(counts[seat]) for seat in np.flatnonzero(counts)})
     states = []
-    for place in places:
+    for place in placed:
         seat = seat_of.get(place.identity)
         if seat is not None:
             hop = seats[seat].next_hop

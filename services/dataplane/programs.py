@@ -10,22 +10,37 @@ Three pins below `prog/`: `xdp_public`, `tc_public`, `tc_private`. Where public 
 interface are one, `tc_public` handles both directions and there is no `tc_private`. Without native
 XDP the TC program takes the requests too, and the hook's state says why. With `reply_hook = "xdp"`
 a fourth, `xdp_private`, takes the replies that TC would.
+
+A flow table of another size becomes the one before a new one (bpf/chain.py), and the programs look
+into both. Once the dataplane has seen that no flow lives in the one before, it makes the next
+`Programs` with `old_table_is_empty`, attaches these over the present ones, and closes the present
+ones: they are compiled already, so this takes a moment. `chained` says what `settings.chained` is,
+which `attach` writes in the order that loses nothing: set before the first program is attached that
+has a table before its own, cleared after the last one that had is gone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 from pyroute2 import IPRoute
 
 from bpf import attach
-from bpf.loader import LoadedObject, compile_programs
+from bpf.chain import FlowTables
+from bpf.loader import LoadedObject, compile_programs, fill_cache
 from bpf.pins import PinnedMaps
 from bus.messages import HookState
 from conf import LbConfig
 from services.dataplane.machine import Machine
 
+SOURCES = ("xdp.c", "tc.c")
+FLOW_WAYS = 16
+"""Entries of a bucket of the flow table: one direction of a flow each."""
+LEAST_BUCKETS = 16
+LEAST_HALF_OPEN_WAYS, MOST_HALF_OPEN_WAYS = 2, 12
+"""Some places are always for half-open flows, and some never."""
 FRAGS_MTU = 3_000
 """Above this a driver may hand XDP a packet in pieces, and asks for a program that knows it."""
 
@@ -39,7 +54,9 @@ class ProgramPlan:
     generic_xdp: bool
     xdp_replies: bool
     conntrack_entries: int
+    """Directions of flows, two to a flow, that the table must have room for."""
     half_open_entries: int
+    """How many of them half-open flows may take."""
 
     @classmethod
     def from_config(cls, config: LbConfig) -> ProgramPlan:
@@ -57,10 +74,24 @@ class ProgramPlan:
         return self.public == self.private
 
     @property
+    def flow_buckets(self) -> int:
+        """Buckets of the flow table, half of whose places are ever taken.
+
+        A bucket is then full once in a hundred.
+        """
+        return max(LEAST_BUCKETS, ceil(2 * self.conntrack_entries / FLOW_WAYS))
+
+    @property
+    def half_open_ways(self) -> int:
+        """Places of each bucket that half-open flows may take."""
+        share = round(FLOW_WAYS * self.half_open_entries / self.conntrack_entries)
+        return min(max(share, LEAST_HALF_OPEN_WAYS), MOST_HALF_OPEN_WAYS)
+
+    @property
     def defines(self) -> dict[str, str | int]:
         sizes: dict[str, str | int] = {
-            "CONNTRACK_ENTRIES": self.conntrack_entries,
-            "HALF_OPEN_ENTRIES": self.half_open_entries,
+            "FLOW_BUCKETS": self.flow_buckets,
+            "HALF_OPEN_WAYS": self.half_open_ways,
         }
         return sizes | ({"GALE_ONE_ARM": 1} if self.one_arm else {})
 
@@ -68,7 +99,16 @@ class ProgramPlan:
 class Programs:
     """The loaded programs of this process and the hooks they are on."""
 
-    def __init__(self, plan: ProgramPlan, bpf_dir: Path, cache_dir: Path, netlink: IPRoute) -> None:
+    def __init__(
+        self,
+        plan: ProgramPlan,
+        bpf_dir: Path,
+        cache_dir: Path,
+        netlink: IPRoute,
+        *,
+        old_table_is_empty: bool = False,
+    ) -> None:
+        """`old_table_is_empty`: no flow lives in the flow table before the present one."""
         self.plan = plan
         self._pins = bpf_dir / "prog"
         self._netlink = netlink
@@ -78,12 +118,40 @@ class Programs:
         self._refuse_foreign()
         self._maps = PinnedMaps(bpf_dir)
         try:
-            self._xdp, self._tc = compile_programs(
-                ["xdp.c", "tc.c"], maps=self._maps, defines=plan.defines, cache_dir=cache_dir
+            self.flow_tables = self._maps.flow_tables(
+                plan.flow_buckets, old_is_empty=old_table_is_empty
             )
+            """The flow table's size and that of the one before it."""
+            self._xdp, self._tc = compile_programs(
+                SOURCES,
+                maps=self._maps,
+                defines=self._defines(self.flow_tables),
+                cache_dir=cache_dir,
+            )
+            for later in self.flow_tables.later():
+                fill_cache(SOURCES, self._defines(later), cache_dir)
         except BaseException:
             self._maps.close()
             raise
+
+    def _defines(self, tables: FlowTables) -> dict[str, str | int]:
+        return self.plan.defines | tables.defines
+
+    @property
+    def chained(self) -> bool:
+        """Whether the programs look into the table before: what `settings.chained` must say."""
+        return self.flow_tables.chained
+
+    @property
+    def resize_waits(self) -> str:
+        """Why the flow table does not have the configured size yet; empty when it has."""
+        tables = self.flow_tables
+        if not tables.waits:
+            return ""
+        return (
+            f"the flow table keeps its {tables.buckets} buckets instead of {tables.wanted}:"
+            f" flows still live in the one before it, of {tables.old_buckets}"
+        )
 
     def _refuse_foreign(self) -> None:
         """Before anything is compiled or attached: half of the hooks would be worse than none."""
@@ -110,14 +178,26 @@ class Programs:
             (pin, at.name, self._xdp.function(name, "xdp", frags=at.mtu > FRAGS_MTU))
             for pin, name, at in xdp
         ]
+        self._maps.prepare()
+        if self.chained:
+            self._write_chained()
         if not plan.one_arm:
             attach.attach_tc(netlink, plan.private, tc_private, self._pins / "tc_private")
         attach.attach_tc(netlink, plan.public, tc_public, self._pins / "tc_public")
         for pin, interface, fd in loaded:
             self._attach_xdp(pin, interface, fd)
+        if not self.chained:
+            self._write_chained()
         self.migrated = self._maps.migrated
         self._maps.commit()
         return self.hooks()
+
+    def _write_chained(self) -> None:
+        settings = self.objects.bpf[b"settings"]
+        leaf = settings[0]
+        if bool(leaf.chained) != self.chained:
+            leaf.chained = self.chained
+            settings[0] = leaf
 
     @property
     def _replies_by_xdp(self) -> bool:

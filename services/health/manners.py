@@ -68,6 +68,7 @@ class Manners:
 LONGEST_TEXT = 200
 LONGEST_NAME = 64
 MOST_SERVICES = 64
+MOST_PREPARED = 1_000
 LARGEST_WEIGHT = 1_000
 LARGEST_LOAD = 1e6
 
@@ -93,6 +94,9 @@ def heartbeat_problem(beat: Heartbeat) -> str | None:
     if not 0 <= beat.load <= LARGEST_LOAD:  # and so neither infinite nor not a number
         return "bad_heartbeat"
     if len(beat.reason) > LONGEST_TEXT or (beat.reason and not beat.reason.isprintable()):
+        return "bad_heartbeat"
+    prepared = [name for each in beat.prepared or () for name in each.services]
+    if len(prepared) > MOST_PREPARED or not all(map(_is_name, prepared)):
         return "bad_heartbeat"
     return None
 

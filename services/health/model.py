@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from bus.messages import NodeEvent, NodeMessage, NodeService, NodeState, OfferedService, Topic
+from bus.messages import (
+    Mode,
+    NodeEvent,
+    NodeMessage,
+    NodeService,
+    NodeState,
+    OfferedService,
+    Topic,
+)
 from services.health.sighting import ClockOffset
 
 PROBATION_HASTE = 10
@@ -46,6 +54,7 @@ class KeptNode:
     services: tuple[NodeService, ...]
     fails: int
     ban_remaining_ms: int
+    silent: bool = False
 
 
 class Send(NamedTuple):
@@ -77,6 +86,7 @@ class Node:
     named: tuple[NodeService, ...]
     """The services that the agent's file names; empty: all of this LB's."""
     services: tuple[NodeService, ...]
+    """Those, with the modes that the node is prepared for."""
     state: NodeState
     reason: str
     last_seen_ms: int
@@ -90,6 +100,8 @@ class Node:
     heard: bool = True
     """False from adoption until its own agent has spoken."""
     held: bool = False
+    silent: bool = False
+    """DOWN or BANNED, and not heard."""
     ban_until_ms: int = 0
     counted_ms: int | None = None
     """When the last check that counted was sent."""
@@ -97,5 +109,7 @@ class Node:
     clock: ClockOffset | None = None
     seq: int = -1
     former_boot: str | None = None
+    prepared: dict[str, tuple[Mode, ...]] | None = None
+    """By service, where that is more than L4; None: its agent does not say."""
     scheduled_ms: int | None = None
     """The time of this node's live entry in the heap."""

@@ -30,6 +30,12 @@ Rules that are not seen in the picture:
 * **After a restart** the caller hands in the state file (`adopt`) and, while the first
   `checks_timeout` lasts, the committed table (`adopt_table`). Adopted nodes count as seen at that
   moment: that is their grace. What the state file says goes before what the table says.
+* **Silent** is a DOWN or BANNED node of which nothing was heard for a `checks_timeout`: one that
+  missed its deadline, and also one that said NOT_SERVING and was not heard since. It is what tells
+  a dead machine, whose flows nobody serves, from one that only wants no more.
+* **Prepared**: an agent says for which modes its machine is prepared, service by service, when that
+  changes. It goes out with the services of the view; an agent that never says so is taken for one
+  that is prepared for all. After a restart of the agent its first beat decides.
 * Who beats without a hello is asked for one: that is how agents find out that this process is new.
 * A second agent of the same name and address is told so; the one that came first is not let back.
 * A DOWN node that was not heard for `FORGET_MS` is forgotten, with its failures.
@@ -44,6 +50,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import replace
 
 from bus.messages import (
@@ -53,14 +60,17 @@ from bus.messages import (
     Hello,
     LocalView,
     MalformedMessage,
+    Mode,
     NodeEvent,
     NodeMessage,
     NodeObservation,
     NodeService,
     NodeState,
     NodeTable,
+    Prepared,
     Refused,
     ServingStatus,
+    TableNode,
     Topic,
     Welcome,
     decode_node,
@@ -89,6 +99,9 @@ TRANSITIONS: dict[tuple[NodeState, NodeState], Topic | None] = {
     (BANNED, DOWN): Topic.NODE_PARDONED,
 }
 """Every step a node may take, and the event that tells of it."""
+
+DEAD = frozenset({DOWN, BANNED})
+L4_ALONE = (Mode.L4,)
 
 FORGET_MS = 24 * 3_600_000
 MAX_NODES = 20_000
@@ -173,7 +186,7 @@ class Registry:
             address=address,
             weight=hello.weight,
             named=hello.services,
-            services=self._served(hello.services),
+            services=self._served(hello.services, None),
             state=PROBATION,
             reason="on probation",
             last_seen_ms=now_ms,
@@ -199,7 +212,7 @@ class Registry:
             node.seq = -1
 
     def _describe(self, node: Node, address: str, hello: Hello) -> None:
-        services = self._served(hello.services)
+        services = self._served(hello.services, node.prepared)
         if (node.weight, node.services) != (hello.weight, services):
             self._output.view_changed = self._output.keep = True
         node.name = hello.name
@@ -220,22 +233,46 @@ class Registry:
         if beat.seq <= node.seq:
             self.manners.rejected["repeated"] += 1
             return
+        if beat.prepared is not None or node.seq < 0:
+            self._prepared(node, beat.prepared)
         node.seq = beat.seq
+        sent_ms = node.clock.sent_on_our_clock(beat.sent_ms, now_ms)
+        self._heard(node, beat, sent_ms, now_ms)
         if node.state is BANNED:
             self._answer(node, now_ms)
-            return
-        sent_ms = node.clock.sent_on_our_clock(beat.sent_ms, now_ms)
-        node.heard = True
-        node.load = beat.load
-        if sent_ms >= node.last_seen_ms:
-            node.last_seen_ms = sent_ms
-            node.lag_mark_ms = self._lag_before_ms(sent_ms)
-        if beat.status is ServingStatus.SERVING:
+        elif beat.status is ServingStatus.SERVING:
             self._good_check(node, sent_ms, now_ms)
         elif beat.status is ServingStatus.NOT_SERVING:
             self._not_serving(node, beat.reason, now_ms)
         else:
             self._shutting_down(node, now_ms)
+
+    def _heard(self, node: Node, beat: Heartbeat, sent_ms: int, now_ms: int) -> None:
+        """What a beat shows, whatever it says."""
+        node.heard = True
+        node.load = beat.load
+        if sent_ms >= node.last_seen_ms:
+            node.last_seen_ms = sent_ms
+            node.lag_mark_ms = self._lag_before_ms(sent_ms)
+        if node.silent and sent_ms + self.policy.checks_timeout_ms > now_ms:
+            node.silent = False
+            self._schedule(node, self._due_ms(node))
+            self._output.view_changed = self._output.keep = True
+
+    def _prepared(self, node: Node, prepared: tuple[Prepared, ...] | None) -> None:
+        """For which modes its machine is prepared, the agent says, or that it does not know."""
+        if prepared is None:
+            node.prepared = None
+        else:
+            node.prepared = {
+                name: tuple(sorted({*each.modes, Mode.L4}))
+                for each in prepared
+                for name in each.services
+            }
+        services = self._served(node.named, node.prepared)
+        if services != node.services:
+            node.services = services
+            self._output.view_changed = self._output.keep = True
 
     def _good_check(self, node: Node, sent_ms: int, now_ms: int) -> None:
         if sent_ms + self.policy.checks_timeout_ms <= now_ms:
@@ -308,14 +345,29 @@ class Registry:
         return next(before_ms for noticed_ms, before_ms in self._lags if noticed_ms > moment_ms)
 
     def _overdue(self, node: Node, now_ms: int) -> None:
-        if node.state is BANNED:
+        if node.state is BANNED and now_ms >= node.ban_until_ms:
             node.fails = 0
             self._enter(node, DOWN, "the ban is over", now_ms)
+        elif node.state in DEAD and not node.silent:
+            self._fall_silent(node, now_ms)
         elif node.state is DOWN:
             self._forget(node)
         else:
-            node.bad_total += 1
-            self._take_down(node, self._silence(node, now_ms), now_ms)
+            self._miss(node, now_ms)
+
+    def _fall_silent(self, node: Node, now_ms: int) -> None:
+        """A node that is dead already is not heard any more either."""
+        node.silent = True
+        if node.state is DOWN:
+            node.reason = self._silence(node, now_ms)
+        self._schedule(node, self._due_ms(node))
+        self._output.view_changed = self._output.keep = True
+
+    def _miss(self, node: Node, now_ms: int) -> None:
+        """A node has missed its deadline."""
+        node.bad_total += 1
+        node.silent = True
+        self._take_down(node, self._silence(node, now_ms), now_ms)
 
     def _judge_silence(self, silent: list[Node], now_ms: int) -> None:
         """Take UP nodes that missed their deadline down, unless too many did so together."""
@@ -324,8 +376,7 @@ class Registry:
             why = next((together[s.name] for s in node.services if s.name in together), None)
             limit_ms = self._due_ms(node) + self.policy.checks_timeout_ms
             if why is None or now_ms >= limit_ms:
-                node.bad_total += 1
-                self._take_down(node, self._silence(node, now_ms), now_ms)
+                self._miss(node, now_ms)
                 continue
             if not node.held:
                 node.held = True
@@ -358,12 +409,14 @@ class Registry:
         return f"no heartbeat for {now_ms - node.last_seen_ms} ms"
 
     def _due_ms(self, node: Node) -> int:
-        if node.state is BANNED:
-            return node.ban_until_ms
-        if node.state is DOWN:
-            return node.last_seen_ms + FORGET_MS
+        """When something becomes of the node if it is not heard."""
         extension_ms = self._lag_total_ms - node.lag_mark_ms
-        return node.last_seen_ms + self.policy.checks_timeout_ms + extension_ms
+        silent_ms = node.last_seen_ms + self.policy.checks_timeout_ms + extension_ms
+        if node.state is BANNED:
+            return node.ban_until_ms if node.silent else min(node.ban_until_ms, silent_ms)
+        if node.state is DOWN and node.silent:
+            return node.last_seen_ms + FORGET_MS
+        return silent_ms
 
     def _schedule(self, node: Node, at_ms: int) -> None:
         """Have `tick` look at the node at `at_ms`, or sooner if it will do so anyway."""
@@ -464,8 +517,14 @@ class Registry:
     def _banned_for_ms(self, node: Node, now_ms: int) -> int:
         return max(0, node.ban_until_ms - now_ms) if node.state is BANNED else 0
 
-    def _served(self, named: tuple[NodeService, ...]) -> tuple[NodeService, ...]:
-        return named or tuple(NodeService(s.name, s.node_port) for s in self.policy.services)
+    def _served(
+        self, named: tuple[NodeService, ...], prepared: Mapping[str, tuple[Mode, ...]] | None
+    ) -> tuple[NodeService, ...]:
+        ports = [(s.name, s.port) for s in named]
+        ports = ports or [(s.name, s.node_port) for s in self.policy.services]
+        if prepared is None:
+            return tuple(NodeService(name, port) for name, port in ports)
+        return tuple(NodeService(name, port, prepared.get(name, L4_ALONE)) for name, port in ports)
 
     # ----------------------------------------------------------------- restart and configuration
 
@@ -482,10 +541,7 @@ class Registry:
             return
         for node in table.nodes:
             if node.id not in self._nodes:
-                kept = KeptNode(
-                    node.id, node.name, node.address, node.state, node.weight, node.services, 0, 0
-                )
-                self._adopt_node(kept, now_ms)
+                self._adopt_node(_kept_of(node), now_ms)
         for ban in table.bans:
             known = self._nodes.get(ban.node)
             if known is None or not (known.heard or known.state is BANNED):
@@ -494,12 +550,12 @@ class Registry:
     def _adopt_ban(self, ban: Ban, known: Node | None, now_ms: int) -> None:
         if known is None:
             name, _, address = ban.node.rpartition("@")
-            weight, services = 1, self._served(())
+            weight, services, silent = 1, self._served((), None), False
         else:
-            name, address = known.name, known.address
+            name, address, silent = known.name, known.address, known.silent
             weight, services = known.weight, known.services
         banned = KeptNode(
-            ban.node, name, address, BANNED, weight, services, ban.fails, ban.remaining_ms
+            ban.node, name, address, BANNED, weight, services, ban.fails, ban.remaining_ms, silent
         )
         self._adopt_node(banned, now_ms)
 
@@ -508,13 +564,15 @@ class Registry:
         banned_ms = kept.ban_remaining_ms
         routed = kept.state in (UP, DRAINING)
         reason = "adopted after a restart of the health process"
+        prepared = {service.name: service.modes for service in kept.services if service.modes}
         node = Node(
             id=kept.id,
             name=kept.name,
             address=kept.address,
             weight=kept.weight,
             named=kept.services,
-            services=self._served(kept.services),
+            services=self._served(kept.services, prepared or None),
+            prepared=prepared or None,
             state=BANNED if banned_ms > 0 else kept.state if routed else DOWN,
             reason=f"banned after {kept.fails} failures" if banned_ms > 0 else reason,
             last_seen_ms=now_ms,
@@ -522,6 +580,7 @@ class Registry:
             fails=0 if kept.state is BANNED and banned_ms <= 0 else kept.fails,
             passed=self.policy.checks_before_routing if routed else 0,
             heard=False,
+            silent=kept.silent and not routed,
             ban_until_ms=now_ms + banned_ms,
         )
         self._nodes[node.id] = node
@@ -540,6 +599,7 @@ class Registry:
                 services=node.services,
                 fails=node.fails,
                 ban_remaining_ms=self._banned_for_ms(node, now_ms),
+                silent=node.silent,
             )
             for node in self._nodes.values()
         )
@@ -553,7 +613,7 @@ class Registry:
             self.lagged(self.policy.interval_ms(UP), now_ms)
         self.policy = policy
         for node in self._nodes.values():
-            node.services = self._served(node.named)
+            node.services = self._served(node.named, node.prepared)
             self._answer(node, now_ms)
         self._reschedule()
         self._output.view_changed = self._output.keep = True
@@ -592,4 +652,20 @@ class Registry:
             checks_good_total=node.good_total,
             checks_bad_total=node.bad_total,
             load=node.load,
+            silent=node.silent,
         )
+
+
+def _kept_of(node: TableNode) -> KeptNode:
+    """A node that only the table knows, as if this process had kept it."""
+    return KeptNode(
+        id=node.id,
+        name=node.name,
+        address=node.address,
+        state=node.state,
+        weight=node.weight,
+        services=node.services,
+        fails=0,
+        ban_remaining_ms=0,
+        silent=node.silent,
+    )

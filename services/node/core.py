@@ -32,7 +32,8 @@ node starts as RUNNING when its agent is started anew.
 
 **Direct return.** What the machine must have for modes L2 and L3 (direct.py) is prepared elsewhere,
 and told by `prepared`. A node that would lose its packets does not serve; one whose preparation is
-still under way says nothing new.
+still under way says nothing new. For which modes it is prepared goes to every LB at once, and again
+in the first beat after each welcome; an LB that changes a service's mode waits for it.
 
 Inputs are methods with the time (milliseconds of a monotonic clock, which also stamps the beats);
 outputs collect in `take_output()`: messages, connections to be made anew, lines for the log.
@@ -54,12 +55,14 @@ from bus.messages import (
     NodeService,
     NodeState,
     OfferedService,
+    Prepared,
     Protocol,
     Refused,
     ServingStatus,
     Welcome,
     decode_node,
 )
+from services.node.direct import NOTHING_NEEDED, Need, prepared_for
 
 DEFAULT_CHECK_MS = 500
 HELLO_RETRY_MS = 1_000
@@ -180,6 +183,8 @@ class _Session:
     hello_ms: int | None = None
     heard_ms: int | None = None
     seq: int = 0
+    prepared: tuple[Prepared, ...] | None = None
+    """What this LB was told of that; None: nothing since it last spoke."""
 
 
 @dataclass(slots=True)
@@ -211,6 +216,7 @@ class Agent:
         """LEAVING: connections that would break if the agent took back what it prepared."""
         self._is_prepared = True
         self._hindrance = ""
+        self._done = NOTHING_NEEDED
         self._output = Output()
         self._plan_checks()
 
@@ -268,6 +274,7 @@ class Agent:
 
     def _welcome(self, session: _Session, welcome: Welcome, now_ms: int) -> None:
         former, session.welcome = session.welcome, welcome
+        session.prepared = None
         session.heard_ms = now_ms
         session.hellos = 0
         if session.phase is not Phase.ADMITTED:
@@ -336,13 +343,31 @@ class Agent:
         """Whether each LB has said what it offers."""
         return all(session.welcome is not None for session in self._sessions.values())
 
-    def prepared(self, done: bool, hindrance: str, now_ms: int) -> None:
-        """How the machine's preparation stands; `hindrance`: why it fails."""
+    def prepared(
+        self, done: bool, hindrance: str, now_ms: int, *, with_what: Need = NOTHING_NEEDED
+    ) -> None:
+        """How the machine's preparation stands; `hindrance`: why it fails.
+
+        `with_what`: what of that which is needed is there.
+        """
+        if with_what != self._done:
+            self._done = with_what
+            for session in self._sessions.values():
+                if session.phase is Phase.ADMITTED and self._is_news(session):
+                    session.due_ms = now_ms
         if (done, hindrance) != (self._is_prepared, self._hindrance):
             if hindrance:
                 self._output.log.append(f"not prepared: {hindrance}")
             self._is_prepared, self._hindrance = done, hindrance
             self._judge(now_ms)
+
+    def _prepared_for(self, session: _Session) -> tuple[Prepared, ...]:
+        served = frozenset(plan.service for plan in self._config.named)
+        offers = session.welcome.services if session.welcome is not None else ()
+        return prepared_for(offers, served, self._done)
+
+    def _is_news(self, session: _Session) -> bool:
+        return session.prepared != self._prepared_for(session)
 
     def _plan_checks(self) -> None:
         plans = {plan.service: plan for plan in self._config.named}
@@ -474,7 +499,10 @@ class Agent:
             assert session.welcome is not None
             session.seq += 1
             session.due_ms = now_ms + session.welcome.interval_ms
-            beat = Heartbeat(session.seq, now_ms, self._status, self.load, self._reason)
+            prepared = self._prepared_for(session)
+            news = prepared if prepared != session.prepared else None
+            session.prepared = prepared
+            beat = Heartbeat(session.seq, now_ms, self._status, self.load, self._reason, news)
             self._send(session, beat)
         if now_ms >= self._ask_again_ms(session):
             if session.hellos >= PATIENCE_HELLOS:

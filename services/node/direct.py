@@ -21,6 +21,10 @@ has changed after us is his.
 **Who says what is needed?** Each LB in its welcome. An agent that has not heard all of its LBs yet
 knows what it needs, not what it does not: until then everything that was taken is kept. Order
 matters: silence comes before the address and goes after it.
+
+**A change of mode.** An LB that offers another mode goes on with the old one until its nodes are
+prepared for the new one. So each of them is told for which modes (`prepared_for`); and what is no
+longer asked for lingers for `LINGER_MS` (`Lingering`), longer than any LB goes on with it.
 """
 
 from __future__ import annotations
@@ -29,10 +33,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from bus.messages import Encapsulation, Mode, OfferedService
+from bus.messages import Encapsulation, Mode, OfferedService, Prepared
 
 HEADER_BYTES = {Encapsulation.IPIP: 20, Encapsulation.GUE: 32}
 IP_AND_TCP_BYTES = 40
+LINGER_MS = 10_000
 LEAST_MSS = 88
 """What any IPv4 path carries in one packet leaves no less."""
 
@@ -65,6 +70,13 @@ class Need:
             max(self.header_bytes, other.header_bytes),
         )
 
+    def __and__(self, other: Need) -> Need:
+        return Need(
+            self.addresses & other.addresses,
+            self.tunnelled & other.tunnelled,
+            min(self.header_bytes, other.header_bytes),
+        )
+
 
 NOTHING_NEEDED = Need()
 
@@ -82,6 +94,46 @@ def need_of(offers: Iterable[OfferedService], served: frozenset[str]) -> Need:
         frozenset(offer.vip for offer in wrapped if offer.vip),
         max((HEADER_BYTES[offer.encap] for offer in wrapped), default=0),
     )
+
+
+def prepared_for(
+    offers: Iterable[OfferedService], served: frozenset[str], done: Need
+) -> tuple[Prepared, ...]:
+    """Which services the machine could take in modes L2 and L3; `done`: what it has for that.
+
+    What L3 needs serves L2 as well.
+    """
+    both, bridged = [], []
+    for offer in offers:
+        if not served or offer.name in served:
+            if offer.vip in done.tunnelled:
+                both.append(offer.name)
+            elif offer.vip in done.addresses:
+                bridged.append(offer.name)
+    groups = (Prepared((Mode.L2, Mode.L3), tuple(both)), Prepared((Mode.L2,), tuple(bridged)))
+    return tuple(group for group in groups if group.services)
+
+
+class Lingering:
+    """What was needed until a moment ago, and is kept a little longer."""
+
+    def __init__(self) -> None:
+        self._need = NOTHING_NEEDED
+        self._former: list[tuple[Need, int]] = []
+        """With the times when they may go."""
+
+    def kept(self, need: Need, hindered: bool, now_ms: int) -> Need:
+        """What to have now, when this is needed.
+
+        `hindered`: what was had up to now cannot be had in full, so nobody relies on it.
+        """
+        if need != self._need:
+            self._former.append((self._need, now_ms + LINGER_MS))
+            self._need = need
+        self._former = [(old, end) for old, end in self._former if now_ms < end and not hindered]
+        for old, _ in self._former:
+            need |= old
+        return need
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ from services.node.core import (
     CheckKind,
     CheckPlan,
 )
-from services.node.direct import NOTHING_TAKEN, need_of
+from services.node.direct import NOTHING_NEEDED, NOTHING_TAKEN, Lingering, need_of
 from services.node.host import Order, open_flows
 from services.node.keeper import Keeper
 from services.node.link import Link, News, Place
@@ -91,6 +91,7 @@ class AgentProcess:
         cache_dir = paths.state_dir / PROGRAM_CACHE
         self._keeper = Keeper(paths.run_dir, paths.bpf_dir, cache_dir, self._wake)
         self._order = Order()
+        self._lingering = Lingering()
         self._prober = Prober(self._poller)
         self._api = NodeApi(self._wake)
         self._endpoints: dict[str, Endpoint] = {}
@@ -233,22 +234,27 @@ class AgentProcess:
             raise RuntimeError("the keeper has died")
         config, activity = self._config, self._core.activity
         served = frozenset(service.name for service in config.services)
+        need = need_of(self._core.offers(), served)
+        report = self._keeper.report
+        hindrance = report.hindrance if report is not None else ""
         if activity is Activity.STOPPED:
             self._order = Order()
         else:
             self._order = Order(
-                need=need_of(self._core.offers(), served),
+                need=self._lingering.kept(need, bool(hindrance), now_ms),
                 complete=self._core.heard_all,
                 lbs=frozenset(link.place.address for link in self._links.values()),
                 managed=config.node.manage_network,
                 hook=config.node.unwrap,
             )
         self._keeper.order(self._order)
-        report = self._keeper.report
+        there = NOTHING_NEEDED
+        if report is not None and not hindrance:
+            there = report.order.need & need & self._order.need
         if report is not None and report.order.need == self._order.need:
-            self._core.prepared(True, report.hindrance, now_ms)
+            self._core.prepared(True, hindrance, now_ms, with_what=there)
         else:
-            self._core.prepared(not self._order.need.addresses, "", now_ms)
+            self._core.prepared(not self._order.need.addresses, "", now_ms, with_what=there)
         if activity is Activity.LEAVING:
             ours = report.taken.addresses if report is not None else frozenset()
             self._core.open_flows = open_flows(ours) if ours else 0

@@ -1,4 +1,4 @@
-"""Mode L3: the program that takes off the LBs' outer headers (bpf/unwrap.c), on interfaces.
+"""Mode L3: the program that takes off the LBs' outer headers (bpf/kernel/unwrap.c), on interfaces.
 
 It is loaded once in the agent's life, with a map of its own, and the map is filled before the
 program is attached. So an agent that is started again puts a complete program and map in the place

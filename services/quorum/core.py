@@ -94,6 +94,8 @@ class QuorumConfig:
     table: TableConfig
     lease_ms: int
     checks_timeout_ms: int
+    slot_reuse_ms: int = SLOT_REUSE_MS
+    """How long the SNAT slot of an LB that left is given to nobody."""
 
 
 Event = TableEvent | QuorumEvent
@@ -174,7 +176,8 @@ class Quorum:
         """When `tick` has something to do; None: never, as things stand."""
         due = [h.first_ms + self._settle_ms for h in self._heard.values() if not h.settled]
         if self._hard is self._durable:
-            due += [since_ms + SLOT_REUSE_MS for since_ms in self._departed.values()]
+            reuse_ms = self._config.slot_reuse_ms
+            due += [since_ms + reuse_ms for since_ms in self._departed.values()]
         return min(due, default=None)
 
     def stall(self, reason: str) -> None:
@@ -309,6 +312,7 @@ class Quorum:
         holders = {held.owner for held in table.snat_slices if held.address is not None}
         gone = holders - {self._config.name}
         self._departed = {lb: self._departed.get(lb, now_ms) for lb in gone}
+        reuse_ms = self._config.slot_reuse_ms
         return frozenset(
-            lb for lb, since_ms in self._departed.items() if now_ms >= since_ms + SLOT_REUSE_MS
+            lb for lb, since_ms in self._departed.items() if now_ms >= since_ms + reuse_ms
         )

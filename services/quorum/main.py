@@ -40,6 +40,8 @@ from bus.messages import (
     Encapsulation,
     LocalView,
     Mode,
+    NoFlow,
+    OnNodeDown,
     ProcessEvent,
     Protocol,
     QuorumState,
@@ -48,9 +50,10 @@ from bus.messages import (
 )
 from bus.socket import CommandError, CommandServer, Publisher, Subscriber
 from conf import ConfigError, LbConfig, Paths, load_lb
+from conf.lb import Service
 from services.quorum.core import HardState, Quorum, QuorumConfig, Ready
 from services.quorum.storage import NewerFormatError, Storage
-from services.quorum.table import FloatingVip, TableConfig
+from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig
 
 REPUBLISH_MS = 500
 RETRY_MS = 1_000
@@ -93,7 +96,7 @@ class QuorumProcess:
         self._storage = Storage(paths.state_dir, MACHINE_BOOT.read_text().strip())
         stored, adopted = _load(self._storage)
         seed, now_ms = secrets.randbits(64), _monotonic_ms()
-        self._core = Quorum(_core_config(config), stored, seed, now_ms)
+        self._core = Quorum(core_config(config), stored, seed, now_ms)
         self._published: QuorumState | None = None
         self._state_due_ms = now_ms
         self._table_due_ms = now_ms
@@ -201,7 +204,7 @@ class QuorumProcess:
                 _log.error("the configuration stays as it was", problem=problem)
             return {"applied": False, "problems": problems, "restart_needed": []}
         restart_needed = ["local.name"] if config.local.name != self._name else []
-        self._core.reconfigure(_core_config(config), _monotonic_ms())
+        self._core.reconfigure(core_config(config), _monotonic_ms())
         _warn_if_not_alone(config)
         _log.info("configuration applied", path=self._config_path, restart_needed=restart_needed)
         return {"applied": True, "problems": [], "restart_needed": restart_needed}
@@ -248,28 +251,37 @@ def _load(storage: Storage) -> tuple[HardState, str]:
         return stored, adopted
 
 
-def _core_config(config: LbConfig) -> QuorumConfig:
-    services = tuple(
-        TableService(
-            name=service.name,
-            address=service.address,
-            port=service.port,
-            protocol=Protocol(service.protocol),
-            mode=Mode(service.mode),
-            node_port=service.node_port,
-            affinity=Affinity(service.affinity),
-            encap=Encapsulation(service.encap),
-            snat=service.snat,
-        )
-        for service in config.services
-    )
-    vips = tuple(FloatingVip(vip.address, vip.snat_address) for vip in config.virtual_ips)
+def core_config(config: LbConfig) -> QuorumConfig:
+    """The file as the core reads it."""
+    vips = tuple(FloatingVip(vip.address, vip.snat_addresses) for vip in config.virtual_ips)
+    services = tuple(_table_service(service) for service in config.services)
+    flows = config.dataplane
+    idle_ms = (flows.tcp_established_ms, flows.tcp_closing_ms, flows.tcp_time_wait_ms, flows.udp_ms)
     return QuorumConfig(
         name=config.local.name,
         address=_own_address(config),
         table=TableConfig(services, vips),
         lease_ms=config.quorum.lease_ms,
         checks_timeout_ms=config.node_health.checks_timeout_ms,
+        slot_reuse_ms=max(SLOT_REUSE_MS, flows.udp_one_sided_ms, *idle_ms),
+    )
+
+
+def _table_service(service: Service) -> TableService:
+    down = service.on_node_down
+    return TableService(
+        name=service.name,
+        address=service.address,
+        port=service.port,
+        protocol=Protocol(service.protocol),
+        mode=Mode(service.mode),
+        node_port=service.node_port,
+        affinity=Affinity(service.affinity),
+        encap=Encapsulation(service.encap),
+        snat=service.snat,
+        snat_addresses=service.snat_addresses,
+        on_node_down=OnNodeDown(down) if down is not None else None,
+        no_flow=NoFlow(service.no_flow),
     )
 
 

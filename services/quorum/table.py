@@ -17,7 +17,9 @@ arrival, so a new leader goes on exactly where the old one stopped.
     ======================================  =========================================
 
 A node that is not listed and has only been on probation stays unlisted. DOWN and BANNED nodes stay
-listed, routed to by nobody, so that a health process that restarts adopts who they are.
+listed, routed to by nobody, so that a health process that restarts adopts who they are. Such a node
+is `silent` if most of the LBs that call it DOWN or BANNED hear nothing of it: then its flows are
+better reset than kept (`on_node_down`).
 
 **Silence is not an opinion** until the report is `settled`. A health process that has just started
 knows no node for some milliseconds; taking that for "all gone" would empty every ring. Until its
@@ -25,12 +27,16 @@ report settles, an LB is an elector only for the nodes it names, and a node with
 as it is. No reports at all change no node: the LB goes on forwarding with what it knew.
 
 **SNAT slices.** Nobody shares an LB's own private address: there it takes 1536-32767 whole, clear
-of the ports below 1024 (and some air) and of the kernel's default `ip_local_port_range`. A floating
-SNAT address is shared by all, so there each LB takes one of eight slots of 7,808 ports, starting
-at 1536; slots 0-3 end where the default `ip_local_port_range` starts, and are given first. An
-LB keeps its slot from epoch to epoch, on every shared address the same. When it leaves, its slices
-stay in the table until the leader names it in `released`, which it does after `SLOT_REUSE_MS`: no
-flow that still holds a port of the slot may meet a new owner of that port.
+of the ports below 1024 (and some air) and of the kernel's default `ip_local_port_range`. The SNAT
+addresses of VIPs and of single services are shared by all, so there each LB takes one of eight
+slots of 7,808 ports, starting at 1536; slots 0-3 end where the default `ip_local_port_range`
+starts, and are given first. An LB keeps its slot from epoch to epoch, on every shared address the
+same. When it leaves, its slices stay in the table until the leader names it in `released`, which it
+does after `SLOT_REUSE_MS` or the longest idle time of a flow: no flow that still holds a port of
+the slot may meet a new owner of that port.
+
+Below 1024 a slice has its share of 600-1023, whole on the LB's own address, in slots of 53 ports on
+shared ones: clients that come from a reserved port (rresvport goes down from 1023) keep to one.
 
 **Epoch.** It rises by one when the content changes and never otherwise. The time left of a ban is
 no content: it passes by itself.
@@ -45,7 +51,9 @@ from dataclasses import dataclass, replace
 from bus.messages import (
     Ban,
     LocalView,
+    Mode,
     NodeObservation,
+    NodeService,
     NodeState,
     NodeTable,
     SnatSlice,
@@ -58,20 +66,25 @@ SLOTS = 8
 SLOT_PORTS = 7_808
 FIRST_PORT = 1_536
 OWN_ADDRESS_PORTS = 4 * SLOT_PORTS
+LOW_FIRST_PORT = 600
+LOW_SLOT_PORTS = 53
+OWN_ADDRESS_LOW_PORTS = 1_024 - LOW_FIRST_PORT
 
 SLOT_REUSE_MS = 6 * 3_600_000
-"""How long a departed LB's slot rests: the dataplane's longest conntrack timeout, or longer."""
+"""How long a departed LB's slot rests at least: longer, if a flow may be idle for longer."""
 
 ROUTED = frozenset({NodeState.UP, NodeState.DRAINING})
-"""States in which a node has flows: the others are listed, but no ring and no flow names them."""
+"""States in which a node is given flows: the others are listed, but no ring names them."""
+
+DEAD = frozenset({NodeState.DOWN, NodeState.BANNED})
 
 
 @dataclass(frozen=True, slots=True)
 class FloatingVip:
-    """A VIP of the configuration with the SNAT address that moves with it."""
+    """A VIP of the configuration with the SNAT addresses that move with it."""
 
     address: str
-    snat_address: str | None
+    snat_addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +131,7 @@ def merge(
         nodes=nodes,
         bans=bans,
         vip_owners=_assign_vips(previous.vip_owners, config.vips, present),
-        snat_slices=_assign_slices(previous.snat_slices, config.vips, present, released),
+        snat_slices=_assign_slices(previous.snat_slices, _shared(config), present, released),
     )
     if same_content(previous, merged) and previous.epoch > 0:
         return merged
@@ -202,14 +215,46 @@ def _describe(
     """Name, address, weight and services as the first LB says that routes to the node.
 
     While nobody does, they stay as they were: a node half way through its return changes nothing.
+    Prepared it is for what it tells all of the LBs that route to it.
     """
     routing = [seen for seen, _ in opinions if seen.state in ROUTED]
+    silent = state in DEAD and _is_silent(opinions)
     if not routing and before is not None:
-        return before if before.state is state else replace(before, state=state)
-    said = routing[0] if routing else opinions[0][0]
-    node = TableNode(said.id, said.name, said.address, state, said.weight, said.services)
+        node = replace(before, state=state, silent=silent)
+    else:
+        said = routing[0] if routing else opinions[0][0]
+        services = _prepared_for_all(said.services, routing)
+        node = TableNode(said.id, said.name, said.address, state, said.weight, services, silent)
     # The same object where nothing changed: then comparing ten thousand nodes costs nothing.
     return before if node == before else node
+
+
+def _prepared_for_all(
+    services: tuple[NodeService, ...], routing: list[NodeObservation]
+) -> tuple[NodeService, ...]:
+    """The modes that all LBs have heard of, if any has heard of modes."""
+    if all(seen.services == services for seen in routing):
+        return services
+    heard: dict[str, list[frozenset[Mode]]] = {}
+    for seen in routing:
+        for service in seen.services:
+            if service.modes:
+                heard.setdefault(service.name, []).append(frozenset(service.modes))
+    return tuple(
+        replace(each, modes=_common(heard[each.name])) if each.name in heard else each
+        for each in services
+    )
+
+
+def _common(modes: list[frozenset[Mode]]) -> tuple[Mode, ...]:
+    """L4 asks nothing of a node, so it is always one: no modes would mean that nothing is known."""
+    return tuple(sorted({Mode.L4, *frozenset.intersection(*modes)}))
+
+
+def _is_silent(opinions: list[tuple[NodeObservation, int]]) -> bool:
+    """Whether most of those that call it dead hear nothing of it; one on probation is heard."""
+    silences = [seen.silent for seen, _ in opinions if seen.state in DEAD]
+    return 2 * sum(silences) > len(silences)
 
 
 def _ban(node_id: str, opinions: list[tuple[NodeObservation, int]]) -> Ban:
@@ -234,26 +279,56 @@ def _assign_vips(
             load = Counter(owners.values())
             owners[vip.address] = min(members, key=lambda lb: (load[lb], lb), default=None)
     return tuple(
-        VipOwner(vip.address, vip.snat_address, owners[vip.address])
+        VipOwner(
+            address=vip.address,
+            snat_address=next(iter(vip.snat_addresses), None),
+            owner=owners[vip.address],
+            snat_addresses=vip.snat_addresses,
+        )
         for vip in sorted(vips, key=lambda vip: vip.address)
     )
 
 
+def _shared(config: TableConfig) -> list[str]:
+    """The SNAT addresses that all LBs take ports of, by one order."""
+    of_vips = {address for vip in config.vips for address in vip.snat_addresses}
+    of_services = {address for service in config.services for address in service.snat_addresses}
+    return sorted(of_vips | of_services)
+
+
 def _assign_slices(
     previous: tuple[SnatSlice, ...],
-    vips: tuple[FloatingVip, ...],
+    shared: list[str],
     members: list[str],
     released: frozenset[str],
 ) -> tuple[SnatSlice, ...]:
-    shared = sorted({vip.snat_address for vip in vips if vip.snat_address is not None})
     slots = _slots(previous, members if shared else [], released)
-    slices = [SnatSlice(lb, None, FIRST_PORT, OWN_ADDRESS_PORTS) for lb in members]
+    slices = [
+        SnatSlice(
+            owner=lb,
+            address=None,
+            first_port=FIRST_PORT,
+            ports=OWN_ADDRESS_PORTS,
+            low_first_port=LOW_FIRST_PORT,
+            low_ports=OWN_ADDRESS_LOW_PORTS,
+        )
+        for lb in members
+    ]
     slices += [
-        SnatSlice(lb, address, FIRST_PORT + slot * SLOT_PORTS, SLOT_PORTS)
-        for address in shared
-        for lb, slot in sorted(slots.items())
+        _slot_slice(lb, address, slot) for address in shared for lb, slot in sorted(slots.items())
     ]
     return tuple(slices)
+
+
+def _slot_slice(lb: str, address: str, slot: int) -> SnatSlice:
+    return SnatSlice(
+        owner=lb,
+        address=address,
+        first_port=FIRST_PORT + slot * SLOT_PORTS,
+        ports=SLOT_PORTS,
+        low_first_port=LOW_FIRST_PORT + slot * LOW_SLOT_PORTS,
+        low_ports=LOW_SLOT_PORTS,
+    )
 
 
 def _slots(
@@ -302,6 +377,8 @@ def _node_changes(old: NodeTable, new: NodeTable) -> Iterable[str]:
             yield f"{label} {from_state} -> {to_state}"
         elif before and after and before.weight != after.weight:
             yield f"{label} weight {before.weight} -> {after.weight}"
+        elif before and after and before.silent != after.silent:
+            yield f"{label} {'fell silent' if after.silent else 'is heard again'}"
         elif before != after:
             yield f"{label} described anew"
 

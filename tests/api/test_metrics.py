@@ -32,6 +32,7 @@ WITH_A_SOURCE = {
     "gale_conntrack_entries",
     "gale_conntrack_capacity",
     "gale_snat_ports_used",
+    "gale_snat_port_rest_seconds",
     "gale_node_state",
     "gale_node_checks_total",
     "gale_ring_slots",
@@ -68,13 +69,14 @@ def full() -> Fold:
     fold = Fold("api", {})
     for message in everything():
         fold.receive(message, 0)
-    counted = SeatCounters("default", NODE, 1, 2, 3, 4, 5)
+    counted = SeatCounters("default", NODE, 1, 2, 3, 4, 5, 7.5)
+    unheard = SeatCounters("default", node_id("node-1"), 0, 0, 0, 0, 0)
     for source, topic, data in (
         (topology.HEALTH, Topic.STATE_VIEW, view(node(), unknown_kind=4)),
         (
             topology.DATAPLANE,
             Topic.STATE_COUNTERS,
-            counters(counted, **{"xdp_public.drop_no_node": 6}),
+            counters(counted, unheard, **{"xdp_public.drop_no_node": 6}),
         ),
         (topology.DATAPLANE, Topic.STATE_DATAPLANE, dataplane(seat("node-0", 65537, 65537))),
         (topology.QUORUM, Topic.STATE_QUORUM, quorum()),
@@ -100,6 +102,7 @@ def test_values_and_labels() -> None:
         sample("gale_conntrack_entries", table="established"): 5,
         sample("gale_conntrack_entries", table="half_open"): 2,
         sample("gale_conntrack_capacity"): 262_144,
+        sample("gale_snat_port_rest_seconds", service="default", node=NODE): 7.5,
         sample("gale_node_state", node=NODE, state="up"): 1,
         sample("gale_node_state", node=NODE, state="down"): 0,
         sample("gale_node_checks_total", node=NODE, result="good"): 10,
@@ -118,6 +121,11 @@ def test_values_and_labels() -> None:
         sample("gale_build_info", version="0.1.0"): 1,
     }
     assert {name: values.get(name) for name in expected} == expected
+
+
+def test_a_node_that_never_took_a_port_has_no_rest() -> None:
+    rests = [labels for name, labels in scraped(full()) if name == "gale_snat_port_rest_seconds"]
+    assert [dict(labels)["node"] for labels in rests] == [NODE]
 
 
 def test_a_node_is_in_exactly_one_state() -> None:

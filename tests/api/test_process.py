@@ -22,7 +22,7 @@ from bus.messages import PAYLOADS, NodeState, Topic, from_plain
 from bus.socket import request
 from services.api.position import FILE_NAME
 from tests.api.conftest import TIMEOUT_S, Gale, Listener, free_port, wait_for
-from tests.api.samples import dataplane, down, node, node_id, view
+from tests.api.samples import dataplane, down, node, node_id, seat, view
 
 Listen = Callable[..., Listener]
 PAGE = Path(__file__).parents[2] / "docs" / "events.md"
@@ -129,6 +129,13 @@ def test_readiness_follows_the_dataplane(ready: Gale) -> None:
     answer = wait_for(lambda: unready(ready), "the LB to be unready")
     assert "pub0: no such interface" in answer.json()["detail"]
     assert ready.get("/healthz").status_code == 200
+
+
+def test_without_a_node_that_is_up_nobody_should_come_here(ready: Gale) -> None:
+    ready.fakes[topology.DATAPLANE].publish(Topic.STATE_DATAPLANE, dataplane(seat("node-0", 0, 9)))
+    answer = wait_for(lambda: unready(ready), "the LB to be unready")
+    assert answer.json()["detail"].startswith("nodes: none is up for any service")
+    assert ready.get("/v1/status").json()["not_ready"] == [answer.json()["detail"]]
 
 
 def unready(gale: Gale) -> httpx.Response | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from e2e.bench.__main__ import BENCHMARKS
 from e2e.bench.report import PAGE, Line, Result, block, machine, plot, table, with_block
 from e2e.bench.samples import Sample, at_least
 
@@ -48,7 +49,7 @@ def test_a_page_without_one_pair_of_marks_is_left_alone(page: str) -> None:
 
 
 def test_the_shipped_page_has_all_marks() -> None:
-    for key in ("cost", "veth", "tcp"):
+    for key in BENCHMARKS:
         assert with_block(PAGE.read_text(), key, "new")
 
 

@@ -55,10 +55,10 @@ LOOPBACK = 1
 """The one interface index that every network namespace has."""
 LB_MAC = "02:00:00:00:00:0b"
 PEER_MAC = "02:00:00:00:00:0a"
-IMAGES = SOURCE_DIR.parent / "build" / "images"
+IMAGES = SOURCE_DIR.parents[1] / "build" / "images"
 """Compiled programs, kept from one run to the next; each is found by all that went into it."""
 _SOURCES = IMAGES.with_name("sources")
-SMALL_TABLES = {"CONNTRACK_ENTRIES": 4096, "HALF_OPEN_ENTRIES": 4096}
+SMALL_TABLES: dict[str, str | int] = {"FLOW_BUCKETS": 512, "HALF_OPEN_WAYS": 12}
 
 
 # --------------------------------------------------------------------------- running a program

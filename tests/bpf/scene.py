@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from scapy.layers.l2 import Ether
 
 from bpf.syscall import possible_cpus, read_entries, write_entries
 from services.dataplane.counters import Counters, hooks, reasons
+from services.dataplane.flows.record import HALF_OPEN, FlowState
 from services.dataplane.kernel import service_places
 from tests.bpf.harness import (
     LOOPBACK,
@@ -60,15 +61,28 @@ MTU = 1500
 SEED = 0x0123_4567_89AB_CDEF
 
 RESOLVED, UP = 1, 2
-AFFINITY_CLIENT, NO_SNAT, GUE = 1, 2, 4
+SEAT_DEAD, SEAT_RESET = 4, 8
+AFFINITY_CLIENT, NO_SNAT, GUE, NO_RESET, HAS_FLOWS, RETIRED = 1, 2, 4, 8, 16, 32
+OF_SERVICE, FLOATING, OF_SNAT = 1, 2, 4
 RING_ENTRIES, LANES = 16385, 4
 PROTOCOLS = {"tcp": 6, "udp": 17}
-JIFFIES_PER_SECOND = 1000
 SECOND_NS = 1_000_000_000
-JIFFIES = 1000
-"""In a second. Kernels with fewer let a flow's entries rest for longer, which is the same here."""
-COARSE_CLOCK_NS = 20_000_000
-"""More than the coarse clock ever lags: a time in its future would count as long past."""
+TICK_NS = 1 << 26
+TIMEOUTS_S = {
+    FlowState.TCP_OPENING: 240,
+    FlowState.TCP_ANSWERED: 240,
+    FlowState.TCP_ESTABLISHED: 7440,
+    FlowState.TCP_CLOSING: 240,
+    FlowState.TCP_TIME_WAIT: 60,
+    FlowState.TCP_RESET: 10,
+    FlowState.UDP_ASKED: 30,
+    FlowState.UDP_ANSWERED: 30,
+    FlowState.UDP_ESTABLISHED: 120,
+}
+"""The defaults of the configuration."""
+FLOW_SEED = 0xFEDC_BA98_7654_3210
+ANSWERS_PER_SECOND = 1_000_000
+CLOCK_MONOTONIC_COARSE = 6
 
 REQUEST_HOOKS = ("xdp_public", "tc_public")
 REPLY_HOOKS = ("tc_private", "xdp_reply")
@@ -144,7 +158,17 @@ class Scene:
 
     def forget(self) -> None:
         """Empty what was filled, but for the rings: a service brings its own."""
-        for name in ("services", "est", "half", "fragments", "sources", "flow_rate"):
+        for name in (
+            "services",
+            "flows",
+            "fragments",
+            "sources",
+            "flow_rate",
+            "answer_rate",
+            "addresses",
+            "endpoints",
+            "port_cursors",
+        ):
             clear_map(self.programs.table(name).map_fd)
         for name in ("seats", "seat_counters"):
             table = self.programs.table(name)
@@ -162,12 +186,14 @@ class Scene:
             "hash_seed": SEED,
             "public_ifindex": PUBLIC,
             "private_ifindex": PRIVATE,
-            "l4_services": 1,
-            "cpus": possible_cpus(),
+            "flow_seed": FLOW_SEED,
             "public_mtu": MTU,
+            "answers_per_second": ANSWERS_PER_SECOND,
             **fields,
         }
         leaf = table.Leaf(**values)
+        for state, seconds in TIMEOUTS_S.items():
+            leaf.timeout[state] = ticks(seconds)
         leaf.public_mac[:] = mac(PUBLIC_MAC)
         table[0] = leaf
 
@@ -180,6 +206,7 @@ class Scene:
         protocol: str = "tcp",
         number: int = 0,
         seats: Sequence[int] = (SEAT,),
+        snat_addresses: Sequence[str] = (SNAT,),
         **fields: Any,
     ) -> None:
         """A service whose ring has `seats` in turn; those that do not exist yet are made."""
@@ -187,10 +214,10 @@ class Scene:
         values = {
             "id": number,
             "mode": int(mode[1]),
-            "flags": flags,
-            "snat_address": address(SNAT),
+            "flags": flags | (HAS_FLOWS if mode == "l4" else 0),
             "snat_first_port": FIRST_PORT,
             "snat_ports": PORTS,
+            "snat_count": len(snat_addresses),
             **fields,
         }
         key = {
@@ -198,7 +225,10 @@ class Scene:
             "port": socket.htons(at[1]),
             "protocol": PROTOCOLS[protocol],
         }
-        table[self._place(**key)] = table.Leaf(**key, **values)
+        leaf = table.Leaf(**key, **values)
+        for place, snat in enumerate(snat_addresses):
+            leaf.snat_address[place] = address(snat)
+        table[self._place(**key)] = leaf
         for seat in seats:
             if seat and seat not in self._seats:
                 self.seat(seat, service=number)
@@ -233,6 +263,7 @@ class Scene:
             "mtu": MTU,
             "flags": RESOLVED | UP,
             "outer_source": address(SNAT),
+            "cursor": number,
             **fields,
         }
         self._seats.add(number)
@@ -241,6 +272,19 @@ class Scene:
         leaf.destination_mac[:] = mac(NODE_MAC)
         leaf.source_mac[:] = mac(PRIVATE_MAC)
         table[number] = leaf
+
+    def address(self, text: str, flags: int, **fields: int) -> None:
+        """What is known of an address that packets come to."""
+        table = self.programs.table("addresses")
+        table[address(text)] = table.Leaf(flags=flags, **fields)
+
+    def snat_slice(self, first: int = FIRST_PORT, ports: int = PORTS) -> None:
+        """This LB's slice of SNAT, and NODE as an endpoint whose answers come there."""
+        self.address(SNAT, OF_SNAT, snat_first_port=first, snat_ports=ports)
+        table = self.programs.table("endpoints")
+        for protocol in PROTOCOLS.values():
+            key = table.Key(address(NODE[0]), socket.htons(NODE[1]), protocol)
+            table[key] = SEAT
 
     # ------------------------------------------------------------------- packets
 
@@ -281,39 +325,75 @@ class Scene:
 
     # ------------------------------------------------------------------- what stands in the maps
 
-    def flows(self, table: str) -> list[tuple[Any, Any]]:
-        return list(self.programs.table(table).items())
+    def flows(self, kind: str = "") -> list[tuple[Any, Any]]:
+        """Living entries, key and all: every one, or those that are `half` open, or `est`."""
+        found = []
+        now = now_ticks()
+        for _, bucket in self.programs.table("flows").items():
+            for flow in bucket.flow:
+                is_living = flow.state and 0 < (flow.deadline - now) % 2**32 < 2**31
+                is_half = flow.state in HALF_OPEN
+                if is_living and kind in ("", "half" if is_half else "est"):
+                    found.append((flow.key, flow))
+        return found
+
+    def states(self, kind: str = "") -> dict[int, FlowState]:
+        """Direction → state, of one flow."""
+        return {key.direction: FlowState(flow.state) for key, flow in self.flows(kind)}
+
+    def change(self, direction: int, **fields: Any) -> None:
+        """Alter the living entries of that direction."""
+        self._edit(
+            lambda flow: flow.key.direction == direction,
+            lambda flow: [setattr(flow, name, value) for name, value in fields.items()],
+        )
+
+    def lose(self, direction: int) -> None:
+        """As if the places of that direction's entries had been given to others."""
+        self.change(direction, state=0, deadline=0)
+
+    def _edit(self, chosen: Callable[[Any], bool], edit: Callable[[Any], object]) -> None:
+        table = self.programs.table("flows")
+        for index, bucket in list(table.items()):
+            some = [flow for flow in bucket.flow if flow.state and chosen(flow)]
+            for flow in some:
+                edit(flow)
+            if some:
+                table[index] = bucket
 
     def age(self, table: str, seconds: float) -> None:
         """Let that much time go by for every entry of a table."""
+        if table == "flows":
+            self._edit(lambda flow: True, lambda flow: _age(flow, ticks(seconds)))
+            return
         entries = self.programs.table(table)
         for key, leaf in list(entries.items()):
-            for name in ("last_seen", "created", "since"):
-                if hasattr(leaf, name):
-                    setattr(leaf, name, max(0, getattr(leaf, name) - int(seconds * SECOND_NS)))
-            if hasattr(leaf, "touched"):
-                leaf.touched -= int(seconds * JIFFIES)
-            if hasattr(leaf, "touched"):
-                # As many jiffies as the fastest of kernels counts; a number that wraps.
-                leaf.touched = (leaf.touched - int(seconds * JIFFIES_PER_SECOND)) % 2**32
-            entries[key] = leaf
-
-    def refresh(self, table: str) -> None:
-        """As if every entry of a table had been seen just now, however long this test has taken."""
-        entries = self.programs.table(table)
-        now = time.monotonic_ns() - COARSE_CLOCK_NS
-        for key, leaf in list(entries.items()):
-            for name in ("last_seen", "since"):
-                if getattr(leaf, name, 0):
-                    setattr(leaf, name, now)
+            if table == "fragments":
+                leaf.since = (leaf.since - ticks(seconds)) % 2**32
+            else:
+                leaf.since = max(0, leaf.since - int(seconds * SECOND_NS))
             entries[key] = leaf
 
     def counted_at_seat(self, number: int = SEAT) -> dict[str, int]:
         return {
             name: int(column[number])
             for name, column in self._counters.seats().items()
-            if name != "next_port" and column[number]
+            if column[number]
         }
+
+
+def ticks(seconds: float) -> int:
+    return -(-int(seconds * SECOND_NS) // TICK_NS)
+
+
+def now_ticks() -> int:
+    return (time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE) // TICK_NS) % 2**32
+
+
+def _age(flow: Any, by: int) -> None:
+    flow.deadline = (flow.deadline - by) % 2**32
+    if flow.key.direction == 0:
+        flow.begin = (flow.begin - by) % 2**32
 
 
 def judge(hook: str, packet: bytes, result: Result, reason: str) -> None:
@@ -348,8 +428,8 @@ def to_node(hook: str, frame: bytes) -> bytes:
 
 
 def to_client(hook: str, frame: bytes) -> bytes:
-    """The frame as it leaves that hook for the client, whose packets came from PEER_MAC."""
-    return with_macs(frame, PEER_MAC, PUBLIC_MAC) if is_xdp(hook) else frame
+    """The frame as it leaves either hook for the client, whose packets came from PEER_MAC."""
+    return with_macs(frame, PEER_MAC, PUBLIC_MAC)
 
 
 def wrapped(

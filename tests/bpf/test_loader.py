@@ -17,6 +17,7 @@ from bpf.loader import (
     LoadedObject,
     compile_program,
     compile_programs,
+    fill_cache,
     inline,
 )
 from bpf.syscall import ProgramKind, VerifierError, program_info
@@ -253,6 +254,14 @@ def test_the_cache_keeps_only_a_few_images(cache: Cache) -> None:
     assert len(cache.images()) == 64
     cache.without_compiler(entries=4)
     cache.without_compiler(entries=5)
+
+
+def test_what_will_be_wanted_can_be_compiled_beforehand(cache: Cache) -> None:
+    fill_cache([str(cache.source)], {"ENTRIES": 4}, cache.directory)
+    cache.without_compiler()
+    cache.source.write_text("nonsense")
+    fill_cache([str(cache.source)], {"ENTRIES": 4}, cache.directory)
+    assert len(cache.images()) == 1
 
 
 LOADING_PROCESS = """

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bpf.loader import LoadedObject, compile_program
-from bpf.pins import PinMismatch, PinnedMaps, map_info, open_pin, pin
-from bpf.syscall import get_object, program_info
+from bpf.pins import ADVICE, PinMismatch, PinnedMaps, map_info, open_pin, pin
+from bpf.syscall import create_map, get_object, map_shape, program_info
 from tests.bpf.harness import IMAGES, XdpVerdict, private_bpffs, run_xdp, source_file, tcp
 
 PACKET = tcp(("192.0.2.1", 1), ("192.0.2.2", 2))
@@ -24,13 +25,16 @@ SHAPES: dict[str, str | int] = {
     "SEATS": 10,
     "COUNTERS": 10,
     "SOURCES": 16,
+    "WORD": "u32",
+    "WORDS": "words",
+    "PARTS": "u32 length; u32 address",
 }
 SOURCE = """
 #include <linux/bpf.h>
 #include "map_macros.h"
-struct flow { u32 words[FLOW_VALUE]; };
-struct prefix { u32 length, address; };
-GALE_MAP(FLOWS, FLOW_KEY, struct flow, flows, FLOW_ENTRIES, FLOW_FLAGS);
+struct client { WORD WORDS[FLOW_VALUE]; };
+struct prefix { PARTS; };
+GALE_MAP(FLOWS, FLOW_KEY, struct client, clients, FLOW_ENTRIES, FLOW_FLAGS);
 GALE_MAP("array", int, u64, seats, SEATS, 0);
 GALE_MAP("percpu_array", int, u64, counters, COUNTERS, 0);
 GALE_MAP("lpm_trie", struct prefix, u32, sources, SOURCES, BPF_F_NO_PREALLOC);
@@ -39,7 +43,7 @@ GALE_MAP("lpm_trie", struct prefix, u32, sources, SOURCES, BPF_F_NO_PREALLOC);
 int gale_test(struct xdp_md *ctx)
 {
 	FLOW_KEY key = 1;
-	struct flow *flow = flows.lookup(&key);
+	struct client *flow = clients.lookup(&key);
 	int zero = 0;
 	u64 *count = counters.lookup(&zero);
 
@@ -47,7 +51,7 @@ int gale_test(struct xdp_md *ctx)
 		*count += 1;
 	if (!flow)
 		return XDP_DROP;
-	flow->words[0] += 1;
+	flow->WORDS[0] += 1;
 	return XDP_TX;
 }
 """
@@ -77,11 +81,11 @@ class Start:
 
 
 def flow_count(start: Start) -> int:
-    return len(list(start.loaded.bpf[b"flows"].items()))
+    return len(list(start.loaded.bpf[b"clients"].items()))
 
 
 def add_flows(start: Start, first: int, last: int) -> None:
-    table = start.loaded.bpf[b"flows"]
+    table = start.loaded.bpf[b"clients"]
     for number in range(first, last):
         leaf = table.Leaf()
         leaf.words[1] = number * 3
@@ -89,18 +93,21 @@ def add_flows(start: Start, first: int, last: int) -> None:
 
 
 def flow_words(start: Start) -> dict[int, int]:
-    return {k.value: v.words[1] for k, v in start.loaded.bpf[b"flows"].items()}
+    return {k.value: v.words[1] for k, v in start.loaded.bpf[b"clients"].items()}
 
 
 def pinned_names(bpf_dir: Path) -> list[str]:
     return sorted(path.name for path in (bpf_dir / "maps").iterdir())
 
 
-def test_nothing_is_pinned_before_commit(bpf_dir: Path) -> None:
+def test_nothing_is_pinned_before_the_caller_says_so(bpf_dir: Path) -> None:
     start = Start(bpf_dir)
     assert not (bpf_dir / "maps").exists()
+    start.maps.prepare()
+    names = pinned_names(bpf_dir)
     start.maps.commit()
-    assert pinned_names(bpf_dir) == ["counters", "flows", "seats", "sources"]
+    assert pinned_names(bpf_dir) == names
+    assert pinned_names(bpf_dir) == ["clients", "counters", "seats", "sources"]
     start.end()
 
 
@@ -134,22 +141,38 @@ def test_a_second_source_of_the_same_start_shares_the_maps(bpf_dir: Path) -> Non
     start.end()
 
 
+LAYOUT = "its layout is another one: fingerprint {} pinned, {} declared"
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "name", "message"),
     [
-        ({"FLOW_VALUE": 16}, "maps/flows: value_size 56 pinned, 64 declared"),
-        ({"FLOW_KEY": "u32"}, "maps/flows: key_size 8 pinned, 4 declared"),
-        ({"FLOWS": "hash"}, "maps/flows: type lru_hash pinned, hash declared"),
-        ({"FLOW_FLAGS": "BPF_F_ZERO_SEED"}, "maps/flows: flags 0x0 pinned, 0x40 declared"),
-        ({"SEATS": 9}, "maps/seats: max_entries 10 pinned, 9 declared"),
+        ({"FLOW_VALUE": 16}, "clients", f"{LAYOUT}, value_size 56 pinned, 64 declared"),
+        ({"FLOW_KEY": "u32"}, "clients", f"{LAYOUT}, key_size 8 pinned, 4 declared"),
+        ({"FLOWS": "hash"}, "clients", f"{LAYOUT}, type lru_hash pinned, hash declared"),
+        (
+            {"FLOW_FLAGS": "BPF_F_ZERO_SEED"},
+            "clients",
+            f"{LAYOUT}, flags 0x0 pinned, 0x40 declared",
+        ),
+        ({"SEATS": 9}, "seats", "max_entries 10 pinned, 9 declared"),
         (
             {"FLOW_VALUE": 16, "FLOW_ENTRIES": 500},
-            "maps/flows: value_size 56 pinned, 64 declared, max_entries 1000 pinned, 500 declared",
+            "clients",
+            f"{LAYOUT}, value_size 56 pinned, 64 declared, max_entries 1000 pinned, 500 declared",
         ),
+        # Of one size, and something else all the same.
+        ({"FLOW_KEY": "s64"}, "clients", LAYOUT),
+        ({"WORD": "s32"}, "clients", LAYOUT),
+        ({"WORDS": "counts"}, "clients", LAYOUT),
+        ({"PARTS": "u32 address, length"}, "sources", LAYOUT),
+        ({"PARTS": "struct { u32 length; } inner; u32 address"}, "sources", LAYOUT),
+        ({"PARTS": "u32 length; u16 address[2]"}, "sources", LAYOUT),
+        ({"PARTS": "u32 length; u8 address[4]"}, "sources", LAYOUT),
     ],
 )
 def test_another_shape_is_refused_by_name_while_the_old_program_forwards(
-    bpf_dir: Path, changes: dict[str, str | int], message: str
+    bpf_dir: Path, changes: dict[str, str | int], name: str, message: str
 ) -> None:
     old = Start(bpf_dir)
     add_flows(old, 1, 2)
@@ -158,7 +181,13 @@ def test_another_shape_is_refused_by_name_while_the_old_program_forwards(
 
     with pytest.raises(PinMismatch) as refusal:
         Start(bpf_dir, **changes)
-    assert refusal.value.problems == (message,)
+    alone = Start(bpf_dir.with_name("nowhere"), **changes)
+    fingerprints = [map_info(start.maps.fd(name)).fingerprint for start in (old, alone)]
+    assert ("fingerprint" in message) == (fingerprints[0] != fingerprints[1])
+    told = f"maps/{name}: {message.format(*fingerprints)}"
+    assert refusal.value.problems == (f"{told} ({ADVICE})",)
+    assert str(refusal.value) == f"{told} ({ADVICE})"
+    alone.end()
 
     assert run_xdp(old.fd, PACKET).verdict is XdpVerdict.TX
     after = {name: map_info(get_object(bpf_dir / "maps" / name)) for name in pinned_names(bpf_dir)}
@@ -166,12 +195,48 @@ def test_another_shape_is_refused_by_name_while_the_old_program_forwards(
     old.end()
 
 
+def test_a_pin_of_a_version_without_fingerprints_is_refused(bpf_dir: Path) -> None:
+    """It looks the same, and nobody can say that it is."""
+    start = Start(bpf_dir)
+    fingerprints = {}
+    for name in ("clients", "sources"):
+        shape = map_info(start.maps.fd(name))
+        fingerprints[name] = shape.fingerprint
+        plain = create_map(name, *map_shape(start.maps.fd(name)))
+        assert map_info(plain) == replace(shape, fingerprint="")
+        pin(plain, bpf_dir / "maps" / name)
+        os.close(plain)
+    with pytest.raises(PinMismatch) as refusal:
+        Start(bpf_dir)
+    assert refusal.value.problems == tuple(
+        f"maps/{name}: its layout is another one: pinned without a fingerprint,"
+        f" as by version 0.1.0, {fingerprint} declared ({ADVICE})"
+        for name, fingerprint in fingerprints.items()
+    )
+    start.end()
+
+
+def test_the_fingerprint_is_that_of_the_layout_alone(bpf_dir: Path) -> None:
+    one, other = Start(bpf_dir), Start(bpf_dir, FLOW_ENTRIES=7, SEATS=20, COUNTERS=1, SOURCES=3)
+    for name in ("clients", "seats", "counters", "sources"):
+        mine, theirs = map_info(one.maps.fd(name)), map_info(other.maps.fd(name))
+        assert mine.max_entries != theirs.max_entries
+        assert mine.fingerprint == theirs.fingerprint != ""
+    one.end()
+    other.end()
+
+
 def test_all_problems_are_told_at_once(bpf_dir: Path) -> None:
     old = Start(bpf_dir)
     old.maps.commit()
     with pytest.raises(PinMismatch) as refusal:
         Start(bpf_dir, FLOW_VALUE=16, SEATS=9)
-    assert len(refusal.value.problems) == 2
+    flows, seats = refusal.value.problems
+    assert flows.startswith("maps/clients: its layout")
+    assert seats.startswith("maps/seats: max_entries 10 pinned, 9 declared")
+    # All in one line says only once what to do.
+    assert str(refusal.value).count(ADVICE) == 1
+    assert "gale detach" in ADVICE
     old.end()
 
 
@@ -190,8 +255,8 @@ def test_another_number_of_entries_takes_the_contents_along(
 
     changes = {"FLOW_ENTRIES": entries, "SEATS": 50, "COUNTERS": 2000, "SOURCES": 32}
     new = Start(bpf_dir, FLOWS=kind, **changes)
-    assert new.maps.migrated == ("counters", "flows", "seats", "sources")
-    assert map_info(get_object(bpf_dir / "maps" / "flows")).max_entries == 1000
+    assert new.maps.migrated == ("clients", "counters", "seats", "sources")
+    assert map_info(get_object(bpf_dir / "maps" / "clients")).max_entries == 1000
     assert flow_words(new) == {number: number * 3 for number in range(100)}
     assert [new.loaded.bpf[b"seats"][at].value for at in (9, 49)] == [77, 0]
     assert sum(new.loaded.bpf[b"counters"][0]) == 1
@@ -203,7 +268,7 @@ def test_another_number_of_entries_takes_the_contents_along(
     # one has changed by then stays as it is.
     add_flows(old, 100, 110)
     add_flows(new, 200, 201)
-    flows = new.loaded.bpf[b"flows"]
+    flows = new.loaded.bpf[b"clients"]
     for number in (5, 107):
         changed = flows.Leaf()
         changed.words[1] = 999
@@ -212,7 +277,7 @@ def test_another_number_of_entries_takes_the_contents_along(
     new.maps.commit()
     assert set(flow_words(new)) == {*range(110), 200} - {6}
     assert [flow_words(new)[number] for number in (5, 105, 107)] == [999, 315, 999]
-    assert map_info(get_object(bpf_dir / "maps" / "flows")).max_entries == entries
+    assert map_info(get_object(bpf_dir / "maps" / "clients")).max_entries == entries
     assert run_xdp(new.fd, PACKET).verdict is XdpVerdict.TX
     old.end()
     new.end()
@@ -225,7 +290,7 @@ def test_another_number_of_entries_takes_the_contents_along(
 
 def test_many_entries_take_more_than_one_batch(bpf_dir: Path) -> None:
     old = Start(bpf_dir, FLOWS="hash", FLOW_ENTRIES=30_000)
-    table = old.loaded.bpf[b"flows"]
+    table = old.loaded.bpf[b"clients"]
     keys, leaves = (table.Key * 20_000)(*range(20_000)), (table.Leaf * 20_000)()
     for number in range(20_000):
         leaves[number].words[1] = number * 3
@@ -241,7 +306,7 @@ def test_contents_that_do_not_fit_are_refused(bpf_dir: Path) -> None:
     old = Start(bpf_dir, FLOWS="hash")
     add_flows(old, 0, 100)
     old.maps.commit()
-    with pytest.raises(PinMismatch, match="maps/flows: its entries do not fit into the 50"):
+    with pytest.raises(PinMismatch, match="maps/clients: its entries do not fit into the 50"):
         Start(bpf_dir, FLOWS="hash", FLOW_ENTRIES=50)
     assert flow_count(old) == 100
     old.end()
@@ -251,9 +316,11 @@ def test_a_migration_that_is_given_up_leaves_the_old_pins(bpf_dir: Path) -> None
     old = Start(bpf_dir)
     add_flows(old, 0, 10)
     old.maps.commit()
-    Start(bpf_dir, FLOW_ENTRIES=2000).end()
-    assert pinned_names(bpf_dir) == ["counters", "flows", "seats", "sources"]
-    assert map_info(get_object(bpf_dir / "maps" / "flows")).max_entries == 1000
+    given_up = Start(bpf_dir, FLOW_ENTRIES=2000)
+    given_up.maps.prepare()
+    given_up.end()
+    assert pinned_names(bpf_dir) == ["clients", "counters", "seats", "sources"]
+    assert map_info(get_object(bpf_dir / "maps" / "clients")).max_entries == 1000
     again = Start(bpf_dir)
     assert flow_count(again) == 10
     again.end()

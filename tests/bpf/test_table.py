@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,17 +33,23 @@ struct everything {
 	__be32 address;
 };
 struct prefix { u32 length; u32 address; };
+struct bucket { struct everything thing[3]; };
+struct odd { u8 bytes[13]; };			/* three more before the next one */
 GALE_MAP("hash", struct inner, struct everything, things, 16, 0);
 GALE_MAP("array", int, u32, numbers, 3, 0);
 GALE_MAP("percpu_array", int, struct everything, counts, 2, 0);
 GALE_MAP("lpm_trie", struct prefix, u64, routes, 4, BPF_F_NO_PREALLOC);
+GALE_MAP("array", int, struct bucket, buckets, 1000, BPF_F_MMAPABLE);
+GALE_MAP("array", int, struct odd, odds, 700, BPF_F_MMAPABLE);
 
 int gale_test_fill(struct xdp_md *ctx)
 {
 	struct inner key = {};
 	struct everything value = {};
 	struct everything *count;
-	int one = 1;
+	struct bucket *bucket;
+	struct odd *odd;
+	int one = 1, at;
 
 	key.a = 1;
 	key.b = 2;
@@ -59,6 +66,18 @@ int gale_test_fill(struct xdp_md *ctx)
 	count = counts.lookup(&one);
 	if (count)
 		count->wide += 5;
+	at = 998;
+	bucket = buckets.lookup(&at);
+	if (bucket) {
+		bucket->thing[2].mac[5] = 0x66;
+		bucket->thing[2].inner.b = 10;
+		bucket->thing[2].either.word = 11;
+		bucket->thing[2].negative = -12;
+	}
+	at = 699;
+	odd = odds.lookup(&at);
+	if (odd)
+		odd->bytes[12] = 13;
 	return XDP_PASS;
 }
 """
@@ -163,9 +182,120 @@ def test_batches_and_numpy_have_the_same_layout(loaded: LoadedObject) -> None:
     }
 
 
+# --------------------------------------------------------------------------- memory
+
+
+def test_mapped_memory_shows_what_the_program_writes(loaded: LoadedObject) -> None:
+    with loaded.bpf[b"buckets"].mapped() as memory, loaded.bpf[b"odds"].mapped() as odds:
+        things = memory.records["thing"]
+        assert things.shape == (1000, 3)
+        assert not things["wide"].any()
+        run_xdp(loaded.function("gale_test_fill", "xdp"), PACKET)
+        assert np.argwhere(things["negative"]).tolist() == [[998, 2]]
+        thing = things[998, 2]
+        assert (thing["mac"][5], thing["inner"]["b"], thing["negative"]) == (0x66, 10, -12)
+        assert int.from_bytes(thing["either"].tobytes(), "little") == 11
+        assert np.argwhere(odds.records["bytes"]).tolist() == [[699, 12]]
+        del things, thing
+
+
+def test_mapped_records_lie_where_ctypes_and_the_kernel_have_them(loaded: LoadedObject) -> None:
+    table = loaded.bpf[b"buckets"]
+    leaf = table.Leaf()
+    for name, kind, *_ in leaf.thing[1]._fields_:
+        offset = getattr(type(leaf.thing[1]), name).offset
+        with table.mapped() as memory:
+            fields = memory.records["thing"].dtype.fields
+            assert fields is not None
+            assert fields[name][1] == offset
+            assert fields[name][0].itemsize == ctypes.sizeof(kind)
+
+
+def test_mapped_memory_cannot_be_written(loaded: LoadedObject) -> None:
+    with loaded.bpf[b"buckets"].mapped() as memory:
+        with pytest.raises(ValueError, match="read-only"):
+            memory.records["thing"]["wide"][0] = 1
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            memory.records.flags.writeable = True
+
+
+@pytest.mark.parametrize("name", ["numbers", "things"])
+def test_other_maps_have_no_memory_to_read(loaded: LoadedObject, name: str) -> None:
+    with pytest.raises(OSError, match=r"Invalid argument|524"):
+        loaded.bpf[name.encode()].mapped()
+
+
+def mappings() -> int:
+    return Path("/proc/self/maps").read_text().count("bpf-map")
+
+
+def test_closing_gives_the_memory_back_when_nobody_looks_any_more() -> None:
+    before = mappings()
+    with program(SOURCE) as compiled:
+        memory = compiled.bpf[b"buckets"].mapped()
+    # It needs nobody else: neither the map's fd nor its program.
+    assert memory.records["thing"]["wide"][999, 2] == 0
+    assert mappings() == before + 1
+    memory.close()
+    memory.close()
+    assert mappings() == before
+    with program(SOURCE) as compiled, compiled.bpf[b"buckets"].mapped() as memory:
+        part = memory.records["thing"][5]
+    assert part["wide"].tolist() == [0, 0, 0]
+    assert mappings() == before + 1
+    del part
+    assert mappings() == before
+
+
+def test_a_flow_is_where_c_has_it() -> None:
+    """Against offsets that the compiler itself has worked out."""
+    with program(FLOW_SOURCE, FLOW_BUCKETS=64) as compiled:
+        run_xdp(compiled.function("gale_offsets", "xdp"), PACKET)
+        offsets = [value.value for value in compiled.bpf[b"offsets"].values()]
+        with compiled.bpf[b"flows"].mapped() as memory:
+            flow = memory.records["flow"]
+            assert flow.shape == (64, 16)
+            assert flow.strides == (1024, 64)
+            assert flow.dtype.itemsize == 64
+            fields = flow.dtype.fields
+            assert fields is not None
+            assert list(fields) == FLOW_FIELDS
+            assert [fields[name][1] for name in FLOW_FIELDS] == offsets
+            del flow
+
+
+FLOW_FIELDS = [
+    *("key", "saddr", "daddr", "sport", "dport", "seat", "state", "flags", "other", "deadline"),
+    *("end", "acked", "edge", "begin", "last_hop", "scale", "padding"),
+]
+FLOW_SOURCE = """
+#include <linux/bpf.h>
+#include "maps.h"
+GALE_MAP("array", int, u32, offsets, COUNT, 0);
+
+int gale_offsets(struct xdp_md *ctx)
+{
+	int zero = 0, at = 0;
+	struct flow_bucket *bucket = flows.lookup(&zero);
+	u32 offset;
+
+	if (!bucket)
+		return XDP_DROP;
+SET	return XDP_PASS;
+}
+""".replace("COUNT", str(len(FLOW_FIELDS))).replace(
+    "SET",
+    "".join(
+        f"\toffset = __builtin_offsetof(struct flow, {name});\n"
+        "\toffsets.update(&at, &offset);\n\tat++;\n"
+        for name in FLOW_FIELDS
+    ),
+)
+
+
 def test_a_layout_that_the_compiler_misdescribes_is_refused() -> None:
     text = SOURCE.replace("grid[3]", "grid[3][2]").replace("grid[2]", "grid[2][1]")
-    with pytest.raises(ValueError, match=r"misdescribes .* or everything"), program(text):
+    with pytest.raises(ValueError, match=r"misdescribes .* or (everything|bucket)"), program(text):
         pass
 
 

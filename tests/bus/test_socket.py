@@ -12,11 +12,22 @@ import pytest
 import zmq
 
 from bus import topology
-from bus.messages import Envelope, ProcessEvent, Topic, encode
+from bus.messages import (
+    Command,
+    Envelope,
+    ProcessEvent,
+    Reply,
+    Topic,
+    encode,
+    from_json,
+    to_json,
+)
 from bus.socket import (
     HIGH_WATER_MARK,
     KEPT_EVENTS,
     CommandError,
+    CommandServer,
+    Later,
     Publisher,
     PublisherSocket,
     Subscriber,
@@ -310,6 +321,59 @@ def test_command_reaches_an_owner_that_starts_late(
     answer = request(context, path, "echo", {"late": True}, timeout_ms=TIMEOUT_S * 1000)
     assert answer == {"late": True}
     server.ready()
+
+
+class Caller:
+    """One that has sent a command and waits."""
+
+    def __init__(self, context: Context, path: Path, command_id: str) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.connect(f"ipc://{path}")
+        self.socket.send(to_json(Command(command_id, "slow", {})))
+
+    def hears_nothing(self) -> bool:
+        return not self.socket.poll(50)
+
+    def reply(self) -> Reply:
+        assert self.socket.poll(TIMEOUT_S * 1000)
+        return from_json(Reply, self.socket.recv())
+
+
+@pytest.mark.parametrize(("result", "error"), [({"a": 1}, None), ({}, None), (None, "given up")])
+def test_an_answer_may_come_later_and_goes_to_all_who_asked(
+    context: Context, run_dir: Path, result: dict[str, Any] | None, error: str | None
+) -> None:
+    path = topology.command_path(run_dir, SOURCE)
+    server = CommandServer(context, path)
+    asked: list[Later] = []
+
+    def handle(verb: str, arguments: dict[str, Any]) -> Later:
+        asked.append(Later())
+        return asked[-1]
+
+    def serve_one() -> None:
+        assert server.socket.poll(TIMEOUT_S * 1000)
+        server.serve(handle)
+
+    callers = [Caller(context, path, "same")]
+    serve_one()
+    callers.append(Caller(context, path, "same"))
+    serve_one()
+    other = Caller(context, path, "other")
+    serve_one()
+    assert len(asked) == 2
+    server.serve(handle)
+    assert all(caller.hears_nothing() for caller in (*callers, other))
+    asked[0].result, asked[0].error = result, error
+    server.serve(handle)
+    assert [caller.reply() for caller in callers] == [Reply("same", result, error)] * 2
+    assert other.hears_nothing()
+    # Who asks again after that is given the same; nothing is worked out twice.
+    again = Caller(context, path, "same")
+    serve_one()
+    assert again.reply() == Reply("same", result, error)
+    assert len(asked) == 2
+    server.close()
 
 
 def test_malformed_commands_are_counted(context: Context, run_dir: Path, start: Start) -> None:

@@ -13,7 +13,7 @@ from tests.cli.local_api import ANSWERS, LocalApi
 @pytest.mark.parametrize("command", ["status", "nodes", "services", "quorum", "flows"])
 def test_json_is_the_apis_answer(gale: Gale, command: str) -> None:
     result = gale(command, "--json")
-    assert result.exit_code == 0
+    assert result.exit_code == (command == "status"), "the LB of the samples is not ready"
     assert orjson.loads(result.stdout) == ANSWERS[f"/v1/{command}"]
 
 
@@ -63,7 +63,7 @@ def test_flows_says_how_many_there_are(api: LocalApi, gale: Gale) -> None:
 
 def test_status(gale: Gale) -> None:
     result = gale("status")
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     lines = result.stdout.splitlines()
     assert lines[0] == "lb-0  l4  gale 0.1.0  NOT READY"
     assert "  health: nothing heard for 7 s" in lines
@@ -83,8 +83,14 @@ def test_status_before_anything_is_known(api: LocalApi, gale: Gale) -> None:
         "nodes": {},
     }
     result = gale("status")
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     assert "nodes: none" in result.stdout.splitlines()
+
+
+def test_status_of_one_that_is_ready(api: LocalApi, gale: Gale) -> None:
+    api.paths["/v1/status"] = ANSWERS["/v1/status"] | {"ready": True, "not_ready": []}
+    for options in ((), ("--json",)):
+        assert gale("status", *options).exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ addresses = [{ ip = "10.0.0.1", port = 7070 }]
 
 QUORUM = LOCAL + "[load_balancer_quorum]\n"
 
+SERVICE = LOCAL + '[[services]]\nname = "a"\nport = 1\n'
+
 
 @dataclass(frozen=True)
 class Bad:
@@ -372,6 +374,136 @@ BAD_FILES = [
         LOCAL + '[[services]]\nname = "a"\nport = 1\nmode = "l3"\nnode_port = 2 #!\n',
         "services[0].node_port",
         "translate",
+    ),
+    # ------------------------------------------------------------- sense: SNAT and dead nodes
+    Bad(
+        "one SNAT address and several",
+        LOCAL + '[[virtual_ips]]\naddress = "10.0.0.9"\nsnat_address = "10.1.0.9"\n'
+        'snat_addresses = ["10.1.0.8"] #!\n',
+        "virtual_ips[0].snat_addresses",
+        "(line 7)",
+    ),
+    Bad(
+        "SNAT address of a VIP as a list of one word",
+        LOCAL + '[[virtual_ips]]\naddress = "10.0.0.9"\nsnat_addresses = "10.1.0.8" #!\n',
+        "virtual_ips[0].snat_addresses",
+        "[ ... ]",
+    ),
+    Bad(
+        "SNAT address that is no address",
+        LOCAL + '[[virtual_ips]]\naddress = "10.0.0.9"\n'
+        'snat_addresses = [\n"10.1.0.8",\n"10.1.0" #!\n]\n',
+        "virtual_ips[0].snat_addresses[1]",
+        "IPv4",
+    ),
+    Bad(
+        "SNAT address twice in a list of a VIP",
+        LOCAL + '[[virtual_ips]]\naddress = "10.0.0.9"\n'
+        'snat_addresses = [\n"10.1.0.8",\n"10.1.0.8", #!\n]\n',
+        "virtual_ips[0].snat_addresses[1]",
+        "(line 8)",
+    ),
+    Bad(
+        "SNAT address of two VIPs",
+        LOCAL + '[[virtual_ips]]\naddress = "10.0.0.8"\nsnat_address = "10.1.0.8"\n'
+        '[[virtual_ips]]\naddress = "10.0.0.9"\nsnat_addresses = ["10.1.0.8"] #!\n',
+        "virtual_ips[1].snat_addresses[0]",
+        "another snat_address (line 7)",
+    ),
+    Bad(
+        "nine SNAT addresses of a VIP",
+        LOCAL + '[[virtual_ips]]\naddress = "10.0.0.9"\n'
+        f"snat_addresses = {[f'10.1.0.{i}' for i in range(1, 10)]} #!\n",
+        "virtual_ips[0].snat_addresses",
+        "9 addresses, expected from 1 to 8",
+    ),
+    Bad(
+        "nine SNAT addresses of a service",
+        SERVICE + f"snat_addresses = {[f'10.1.0.{i}' for i in range(1, 10)]} #!\n",
+        "services[0].snat_addresses",
+        "9 addresses, expected from 1 to 8",
+    ),
+    Bad(
+        "no SNAT address in a list",
+        SERVICE + "snat_addresses = [] #!\n",
+        "services[0].snat_addresses",
+        "or no list",
+    ),
+    Bad(
+        "SNAT address that is a number",
+        SERVICE + "snat_addresses = [1] #!\n",
+        "services[0].snat_addresses[0]",
+        "IPv4",
+    ),
+    Bad(
+        "SNAT address twice in a list of a service",
+        SERVICE + 'snat_addresses = [\n"10.1.0.8", "10.1.0.7",\n"10.1.0.8"] #!\n',
+        "services[0].snat_addresses[2]",
+        "already in the list (line 9)",
+    ),
+    Bad(
+        "SNAT address of a service that is a VIP",
+        LOCAL + '[[virtual_ips]]\naddress = "10.0.0.9"\n'
+        '[[services]]\nname = "a"\nport = 1\nsnat_addresses = ["10.0.0.9"] #!\n',
+        "services[0].snat_addresses[0]",
+        "another address (line 6)",
+    ),
+    Bad(
+        "SNAT address of a service that is an LB's own",
+        QUORUM + 'addresses = [{ ip = "10.0.0.9", port = 1 }]\n'
+        '[[services]]\nname = "a"\nport = 1\nsnat_addresses = ["10.0.0.9"] #!\n',
+        "services[0].snat_addresses[0]",
+        "an LB's own address (line 6)",
+    ),
+    Bad(
+        "SNAT address of a service that moves with another VIP",
+        LOCAL + '[[virtual_ips]]\naddress = "10.0.0.8"\n'
+        '[[virtual_ips]]\naddress = "10.0.0.9"\nsnat_address = "10.1.0.9"\n'
+        '[[services]]\nname = "a"\nport = 1\nsnat_addresses = ["10.1.0.9"] #!\n',
+        "services[0].snat_addresses[0]",
+        "moves with the virtual IP 10.0.0.9 (line 9)",
+    ),
+    Bad(
+        "SNAT address of services of two VIPs",
+        LOCAL + '[[virtual_ips]]\naddress = "10.0.0.8"\n[[virtual_ips]]\naddress = "10.0.0.9"\n'
+        '[[services]]\nname = "a"\nport = 1\nsnat_addresses = ["10.1.0.9"]\n'
+        '[[services]]\nname = "b"\nport = 1\naddress = "10.0.0.9"\n'
+        'snat_addresses = ["10.1.0.9"] #!\n',
+        "services[1].snat_addresses[0]",
+        "10.0.0.8 (line 12)",
+    ),
+    Bad(
+        "SNAT addresses of l2",
+        SERVICE + 'mode = "l2"\nsnat_addresses = ["10.1.0.9"] #!\n',
+        "services[0].snat_addresses",
+        'mode "l2"',
+    ),
+    Bad(
+        "SNAT addresses without SNAT",
+        SERVICE + 'snat = false\nsnat_addresses = ["10.1.0.9"] #!\n',
+        "services[0].snat_addresses",
+        "snat (line 8)",
+    ),
+    Bad(
+        "on_node_down",
+        SERVICE + 'on_node_down = "drop" #!\n',
+        "services[0].on_node_down",
+        '"reset" or "keep"',
+    ),
+    Bad("no_flow", SERVICE + "no_flow = true #!\n", "services[0].no_flow", '"reset" or "drop"'),
+    *(
+        Bad(
+            f"{key} of {text}",
+            LOCAL + f"[dataplane]\n{key} = {text} #!\n",
+            f"dataplane.{key}",
+            word,
+        )
+        for key in ("tcp_established", "tcp_closing", "tcp_time_wait", "udp", "udp_one_sided")
+        for text, word in (
+            ('"999ms"', "from 1s to 168h"),
+            ('"169h"', "from 1s to 168h"),
+            ("60", "no unit"),
+        )
     ),
     # ------------------------------------------------------------- nodes
     Bad("node without LBs", "[load_balancer] #!\n", "load_balancer.addresses", "missing"),

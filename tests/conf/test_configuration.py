@@ -117,6 +117,9 @@ def test_defaults(tmp_path: Path) -> None:
     assert (dataplane.reply_hook, dataplane.xdp) == ("tc", "native")
     assert (dataplane.conntrack_entries, dataplane.half_open_entries) == (524_288, 131_072)
     assert dataplane.new_flows_per_second_per_source == 0
+    assert (dataplane.tcp_established_ms, dataplane.tcp_closing_ms) == (7_440_000, 240_000)
+    assert (dataplane.tcp_time_wait_ms, dataplane.udp_ms) == (60_000, 120_000)
+    assert dataplane.udp_one_sided_ms == 30_000
 
 
 def test_default_service_stands_for_none(tmp_path: Path) -> None:
@@ -127,6 +130,9 @@ def test_default_service_stands_for_none(tmp_path: Path) -> None:
     assert service.address is None
     assert service.affinity == "flow"
     assert service.snat
+    assert service.snat_addresses == ()
+    assert service.on_node_down is None
+    assert service.no_flow == "reset"
 
 
 def test_service_is_filled_in(tmp_path: Path) -> None:
@@ -157,7 +163,48 @@ def test_service_is_filled_in(tmp_path: Path) -> None:
     assert (a.address, a.mode, a.node_port, a.encap) == ("10.0.0.8", "l3", 80, "gue")
     assert (b.address, b.mode, b.node_port) == ("10.0.0.9", "l4", 8080)
     assert (dns.protocol, dns.affinity) == ("udp", "client")
-    assert config.virtual_ips[1].snat_address == "10.1.0.9"
+    assert [vip.snat_addresses for vip in config.virtual_ips] == [(), ("10.1.0.9",)]
+
+
+def test_several_snat_addresses(tmp_path: Path) -> None:
+    text = """
+    [[virtual_ips]]
+    address = "10.0.0.9"
+    snat_addresses = ["10.1.0.9", "10.1.0.8"]
+    [[services]]
+    name = "a"
+    port = 80
+    snat_addresses = ["10.1.0.7", "10.1.0.9"]
+    on_node_down = "keep"
+    no_flow = "drop"
+    [[services]]
+    name = "b"
+    port = 81
+    snat_addresses = ["10.1.0.7"]
+    on_node_down = "reset"
+    """
+    config = _lb(tmp_path, text)
+    assert config.virtual_ips[0].snat_addresses == ("10.1.0.9", "10.1.0.8")
+    a, b = config.services
+    assert (a.snat_addresses, a.on_node_down, a.no_flow) == (
+        ("10.1.0.7", "10.1.0.9"), "keep", "drop",
+    )  # fmt: skip
+    assert (b.snat_addresses, b.on_node_down, b.no_flow) == (("10.1.0.7",), "reset", "reset")
+
+
+def test_idle_times_of_flows(tmp_path: Path) -> None:
+    text = """
+    [dataplane]
+    tcp_established = "1s"
+    tcp_closing = "2s"
+    tcp_time_wait = "168h"
+    udp = "3s"
+    udp_one_sided = "1500ms"
+    """
+    dataplane = _lb(tmp_path, text).dataplane
+    assert (dataplane.tcp_established_ms, dataplane.tcp_closing_ms) == (1_000, 2_000)
+    assert (dataplane.tcp_time_wait_ms, dataplane.udp_ms) == (604_800_000, 3_000)
+    assert dataplane.udp_one_sided_ms == 1_500
 
 
 def test_replication_port_is_the_one_after(tmp_path: Path) -> None:

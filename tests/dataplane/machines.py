@@ -350,6 +350,14 @@ class Connection:
         self._socket.sendall(text)
         return self._file.readline() == text
 
+    def is_reset(self) -> bool:
+        """Sends nothing, and waits for a RST."""
+        try:
+            self._file.readline()
+        except ConnectionResetError:
+            return True
+        return False
+
     def close(self) -> None:
         self._file.close()
         self._socket.close()

@@ -2,68 +2,103 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from bpf.syscall import possible_cpus, read_entries
+from bpf.loader import SOURCE_DIR, LoadedObject
+from bpf.syscall import read_entries
 from bus.messages import (
     Affinity,
     Encapsulation,
     Mode,
     NodeState,
     NodeTable,
+    NoFlow,
     Protocol,
     SnatSlice,
     TableNode,
     TableService,
 )
-from services.dataplane.kernel import (
-    Kernel,
-    Settings,
-    address_text,
-    address_word,
-    mac_bytes,
-    mac_text,
-)
-from services.dataplane.nexthop import NextHop
-from services.dataplane.plan import (
+from services.dataplane import kernel as constants
+from services.dataplane.kernel import Kernel, Settings
+from services.dataplane.maps import (
     EMPTY,
     ENTRIES,
     LANES,
+    NO_PORTS,
+    AddressInfo,
+    AddressRemoval,
+    AddressWrite,
+    EndpointRemoval,
+    EndpointWrite,
     Facts,
     KernelState,
-    Plan,
     Seat,
     SeatRemoval,
     SeatWrite,
     Service,
-    ServiceKey,
     ServiceRemoval,
     ServiceWrite,
+    Slice,
     SlotsWrite,
-    make_plan,
 )
-from tests.bpf.harness import Rig, rig
+from services.dataplane.nexthop import NextHop
+from services.dataplane.plan import Plan, make_plan
+from services.dataplane.words import (
+    ServiceKey,
+    address_text,
+    address_word,
+    mac_bytes,
+    mac_text,
+    port_number,
+    port_word,
+)
+from tests.dataplane.maps import maps as real_maps
 
 HOP = NextHop(7, "02:00:00:00:00:0b", "02:00:00:00:00:0c", 1500, None, "10.81.0.10")
-SEAT = Seat(0xFEDC_BA98_7654_3210, 3, "10.81.0.21", 9000, True, HOP)
+SEAT = Seat(
+    identity=0xFEDC_BA98_7654_3210,
+    service_id=3,
+    address="10.81.0.21",
+    port=9000,
+    cursor=8190,
+    up=True,
+    dead=False,
+    reset=False,
+    next_hop=HOP,
+)
 GUE, IPIP = Encapsulation.GUE, Encapsulation.IPIP
-SERVICE = Service(5, 1, Mode.L4, Affinity.FLOW, IPIP, True, "10.81.0.10", 20_000, 4096)
+SERVICE = Service(
+    service_id=5,
+    identity=1,
+    mode=Mode.L4,
+    affinity=Affinity.FLOW,
+    encap=IPIP,
+    snat=True,
+    no_reset=False,
+    has_flows=True,
+    retired=False,
+    snat_addresses=("10.81.0.10",),
+    snat_slice=Slice(20_000, 4096, 600, 53),
+)
 KEY = ServiceKey("10.80.0.100", 8080, Protocol.TCP)
 
 
 @pytest.fixture
-def maps() -> Iterator[Rig]:
-    with rig() as programs:
-        yield programs
+def maps() -> Iterator[LoadedObject]:
+    with real_maps() as loaded:
+        yield loaded
 
 
 @pytest.fixture
-def kernel(maps: Rig) -> Kernel:
-    return Kernel(maps.tc_object.bpf)
+def kernel(maps: LoadedObject) -> Kernel:
+    return Kernel(maps.bpf)
 
 
 # --------------------------------------------------------------------------- single values
@@ -75,6 +110,23 @@ def test_words_and_bytes_are_as_packets_have_them() -> None:
     assert mac_bytes("02:00:00:00:00:0b") == bytes([2, 0, 0, 0, 0, 11])
     assert mac_text(mac_bytes("02:00:00:00:00:0b")) == "02:00:00:00:00:0b"
     assert mac_bytes(None) == bytes(6)
+    assert port_number(port_word(8080)) == 8080
+    assert port_word(8080).to_bytes(2, sys.byteorder) == bytes([8080 >> 8, 8080 & 255])
+
+
+def test_constants_are_those_of_the_header() -> None:
+    header = (SOURCE_DIR / "types.h").read_text() + (SOURCE_DIR / "service.h").read_text()
+    defined = dict(re.findall(r"#define (\w+) (\w+)", header))
+    names = [
+        name
+        for name in vars(constants)
+        if name.startswith(("SEAT_", "SERVICE_", "ADDRESS_")) and name.isupper()
+    ]
+    assert len(names) >= 13
+    ours = {name: int(vars(constants)[name]) for name in names}
+    assert ours == {name: int(defined[name].rstrip("UL"), 0) for name in names}
+    assert int(defined["RING_LANES"]) == LANES
+    assert int(defined["RING_ENTRIES"]) == ENTRIES
 
 
 def test_sizes_are_those_of_the_maps(kernel: Kernel) -> None:
@@ -86,6 +138,8 @@ def test_sizes_are_those_of_the_maps(kernel: Kernel) -> None:
     [
         SEAT,
         replace(SEAT, up=False),
+        replace(SEAT, up=False, dead=True),
+        replace(SEAT, up=False, dead=True, reset=True),
         replace(SEAT, next_hop=None),
         replace(SEAT, next_hop=replace(HOP, destination_mac=None)),
         replace(SEAT, next_hop=replace(HOP, gateway="10.81.0.254", mtu=65_535)),
@@ -99,26 +153,26 @@ def test_a_seat_is_read_as_it_was_written(kernel: Kernel, seat: Seat) -> None:
     assert kernel.adopt() == EMPTY
 
 
-def test_nothing_of_a_seats_former_value_stays(maps: Rig, kernel: Kernel) -> None:
+def test_nothing_of_a_seats_former_value_stays(maps: LoadedObject, kernel: Kernel) -> None:
     kernel.apply(SeatWrite(1, SEAT, fresh=True))
     kernel.apply(SeatWrite(1, replace(SEAT, next_hop=None), fresh=False))
-    raw = maps.table("seats")[1]
+    raw = maps.bpf[b"seats"][1]
     assert (raw.ifindex, raw.mtu, bytes(raw.destination_mac)) == (0, 0, bytes(6))
 
 
-def test_in_the_maps_all_is_in_the_order_of_packets(maps: Rig, kernel: Kernel) -> None:
+def test_in_the_maps_all_is_in_the_order_of_packets(maps: LoadedObject, kernel: Kernel) -> None:
     kernel.apply(SeatWrite(1, SEAT, fresh=True))
-    raw = bytes(maps.table("seats")[1])
+    raw = bytes(maps.bpf[b"seats"][1])
     assert raw[:6] == bytes([10, 81, 0, 21]) + (9000).to_bytes(2, "big")
     assert bytes.fromhex("02000000000c02000000000b") in raw
     kernel.apply(ServiceWrite(KEY, SERVICE))
-    entries = read_entries(maps.table("services").map_fd)
+    entries = read_entries(maps.bpf[b"services"].map_fd)
     key = bytes([10, 80, 0, 100]) + (8080).to_bytes(2, "big") + bytes([6, 0])
     assert sum((keys + values).count(key) for keys, values in entries) == 1
 
 
-def test_only_a_fresh_seat_forgets_what_was_counted(maps: Rig, kernel: Kernel) -> None:
-    table = maps.table("seat_counters")
+def test_only_a_fresh_seat_forgets_what_was_counted(maps: LoadedObject, kernel: Kernel) -> None:
+    table = maps.bpf[b"seat_counters"]
     leaf = table.Leaf()
     leaf[0].flows = 9
     table[table.Key(1)] = leaf
@@ -126,6 +180,16 @@ def test_only_a_fresh_seat_forgets_what_was_counted(maps: Rig, kernel: Kernel) -
     assert table[table.Key(1)][0].flows == 9
     kernel.apply(SeatWrite(1, SEAT, fresh=True))
     assert table[table.Key(1)][0].flows == 0
+
+
+def test_only_a_fresh_cursor_forgets_which_port_was_last(
+    maps: LoadedObject, kernel: Kernel
+) -> None:
+    table = maps.bpf[b"port_cursors"]
+    for fresh, expected in ((False, 9), (True, 0)):
+        table[table.Key(8190)] = table.Leaf(next=9, taken_at=9)
+        kernel.apply(SeatWrite(1, SEAT, fresh=False, fresh_cursor=fresh))
+        assert (table[8190].next, table[8190].taken_at) == (expected, expected)
 
 
 @pytest.mark.parametrize("mode", list(Mode))
@@ -143,6 +207,55 @@ def test_a_service_is_read_as_it_was_written(
     for key in (dns, dns):
         kernel.apply(ServiceRemoval(key))
     assert kernel.adopt().services == {KEY: service}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"no_reset": True},
+        {"retired": True},
+        {"has_flows": False, "mode": Mode.L3, "snat_addresses": (), "snat_slice": NO_PORTS},
+        {"snat_addresses": tuple(f"10.81.0.{number}" for number in range(8))},
+        {"snat_addresses": ("10.81.0.1", "10.81.0.2"), "snat_slice": Slice(1, 2, 3, 4)},
+    ],
+)
+def test_every_field_of_a_service_is_kept(kernel: Kernel, changed: dict[str, Any]) -> None:
+    service = replace(SERVICE, **changed)
+    kernel.apply(ServiceWrite(KEY, SERVICE))
+    kernel.apply(ServiceWrite(KEY, service))
+    assert kernel.adopt().services == {KEY: service}
+
+
+def test_addresses_and_endpoints_are_sets(kernel: Kernel) -> None:
+    infos = {
+        "10.80.0.100": AddressInfo(of_service=True, floating=True, snat_slice=None),
+        "10.81.0.10": AddressInfo(of_service=False, floating=False, snat_slice=Slice(1, 2, 3, 4)),
+        "10.80.0.10": AddressInfo(of_service=True, floating=False, snat_slice=Slice(5, 6, 0, 0)),
+    }
+    places = {
+        ServiceKey("10.81.0.21", port, protocol): 100 * port + len(protocol)
+        for port in (53, 65_535)
+        for protocol in Protocol
+    }
+    for _ in range(2):
+        for address, info in infos.items():
+            kernel.apply(AddressWrite(address, info))
+        for key, seat in places.items():
+            kernel.apply(EndpointWrite(key, seat))
+    assert kernel.adopt() == replace(EMPTY, addresses=infos, endpoints=places)
+    for _ in range(2):
+        kernel.apply(AddressRemoval("10.80.0.10"))
+        kernel.apply(EndpointRemoval(ServiceKey("10.81.0.21", 53, Protocol.UDP)))
+    del infos["10.80.0.10"], places[ServiceKey("10.81.0.21", 53, Protocol.UDP)]
+    assert kernel.adopt() == replace(EMPTY, addresses=infos, endpoints=places)
+
+
+def test_in_the_maps_addresses_are_as_packets_have_them(maps: LoadedObject, kernel: Kernel) -> None:
+    kernel.apply(AddressWrite("10.81.0.10", AddressInfo(False, True, Slice(1, 2, 3, 4))))
+    ((key, value),) = maps.bpf[b"addresses"].items()
+    assert bytes(key) == bytes([10, 81, 0, 10])
+    assert (value.flags, value.snat_first_port, value.snat_ports) == (6, 1, 2)
+    assert (value.low_first_port, value.low_ports) == (3, 4)
 
 
 def test_slots_go_to_their_services_ring_and_leave_others(kernel: Kernel) -> None:
@@ -166,15 +279,17 @@ def test_settings_are_read_as_they_were_written(kernel: Kernel) -> None:
     assert kernel.read_settings().public_ifindex == 0
     settings = Settings(
         hash_seed=2**64 - 1,
+        flow_seed=2**63,
         public_ifindex=2,
         private_ifindex=2**31,
         public_mac=bytes(range(6)),
         public_mtu=65_535,
-        l4_services=64,
-        cpus=possible_cpus(),
         outer_prefix=address_word("10.200.0.0"),
+        chained=1,
         new_flows_per_second=10**8,
         new_flows_per_second_per_source=10**7,
+        answers_per_second=1000,
+        timeout=tuple(range(2**32 - 16, 2**32)),
     )
     kernel.write_settings(settings)
     assert kernel.read_settings() == settings
@@ -182,7 +297,7 @@ def test_settings_are_read_as_they_were_written(kernel: Kernel) -> None:
 
 # --------------------------------------------------------------------------- whole plans
 
-FACTS = Facts("lb-0", "10.80.0.10", "10.81.0.10", 7_440_000, 8192, 64)
+FACTS = Facts("lb-0", "10.80.0.10", "10.81.0.10", frozenset({"10.80.0.10"}), 8192, 64)
 STATES = (NodeState.UP, NodeState.UP, NodeState.DRAINING, NodeState.DOWN, NodeState.UP)
 NODES = tuple(
     TableNode(f"n{number}@{address}", f"n{number}", address, state, 100, ())
@@ -197,12 +312,12 @@ TABLE = NodeTable(
         TableService("web", None, 8080, Protocol.TCP, Mode.L4, 80),
         TableService("dns", "10.80.0.100", 53, Protocol.UDP, Mode.L3, 5300, encap=GUE),
         TableService("raw", None, 9, Protocol.TCP, Mode.L2, 9, Affinity.CLIENT),
-        TableService("own", None, 10, Protocol.TCP, Mode.L4, 9, snat=False),
+        TableService("own", None, 10, Protocol.TCP, Mode.L4, 9, snat=False, no_flow=NoFlow.DROP),
     ),
     nodes=NODES,
     bans=(),
     vip_owners=(),
-    snat_slices=(SnatSlice("lb-0", None, 20_000, 4096),),
+    snat_slices=(SnatSlice("lb-0", None, 20_000, 4096, 700, 50),),
 )
 HOPS = {
     NODES[0].address: HOP,
@@ -214,9 +329,9 @@ HOPS = {
 
 
 def plan(kernel: Kernel, held: KernelState, table: NodeTable = TABLE) -> Plan:
-    made = make_plan(held, table, None, HOPS, FACTS, 1000)
-    for write in made.writes:
-        kernel.apply(write)
+    made = make_plan(held, table, None, HOPS, FACTS, None, 1000)
+    after, left_out = kernel.carry_out(made)
+    assert (after, left_out) == (made.after, ())
     return made
 
 
@@ -226,6 +341,8 @@ def test_what_a_plan_left_is_adopted_and_the_next_plan_is_empty(kernel: Kernel) 
     adopted = kernel.adopt()
     assert adopted.seats == first.after.seats
     assert adopted.services == first.after.services
+    assert adopted.addresses == first.after.addresses
+    assert adopted.endpoints == first.after.endpoints
     assert plan(kernel, adopted).writes == ()
 
 
@@ -236,11 +353,11 @@ def test_who_dies_between_two_writes_is_followed_by_one_that_makes_the_rest(
     states = (NodeState.DOWN, NodeState.UP, NodeState.UP, NodeState.UP, NodeState.UP)
     nodes = tuple(replace(node, state=state) for node, state in zip(NODES, states, strict=True))
     table = replace(TABLE, epoch=5, nodes=nodes[:4], services=TABLE.services[:3])
-    wanted = make_plan(kernel.adopt(), table, None, HOPS, FACTS, 1000)
+    wanted = make_plan(kernel.adopt(), table, None, HOPS, FACTS, None, 1000)
     assert len(wanted.writes) > 8
     for done, write in enumerate(wanted.writes, start=1):
         kernel.apply(write)
-        rest = make_plan(kernel.adopt(), table, None, HOPS, FACTS, 1000)
+        rest = make_plan(kernel.adopt(), table, None, HOPS, FACTS, None, 1000)
         assert len(rest.writes) == len(wanted.writes) - done
         assert rest.after.seats == wanted.after.seats
     assert kernel.adopt().services == wanted.after.services

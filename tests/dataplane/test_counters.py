@@ -6,13 +6,14 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bpf.syscall import possible_cpus
 from services.dataplane.counters import Counters, hooks, reasons
 from tests.bpf.harness import Rig, rig, tcp
 
-FIELDS = ("packets_in", "bytes_in", "packets_out", "bytes_out", "flows", "next_port")
+FIELDS = ("packets_in", "bytes_in", "packets_out", "bytes_out", "flows")
 
 
 @pytest.fixture
@@ -84,8 +85,19 @@ def test_only_as_many_seats_as_asked_for_are_read(
     maps: Rig, counters: Counters, count: int
 ) -> None:
     table = maps.table("seat_counters")
-    values = struct.pack("=6Q", *range(6)) * possible_cpus()
+    values = struct.pack("=5Q", *range(5)) * possible_cpus()
     table[table.Key(3)] = table.Leaf.from_buffer_copy(values)
     sums = counters.seats(count)
     assert {len(column) for column in sums.values()} == {count}
     assert int(sums["flows"].sum()) == (4 * possible_cpus() if count > 3 else 0)
+
+
+def test_a_port_s_rest_in_seconds_of_the_first_cursors(maps: Rig, counters: Counters) -> None:
+    table = maps.table("port_cursors")
+    for cursor, rest, taken_at in ((1, 1000, 5), (2, 1000, 0), (3, 0, 7), (8191, 15, 1)):
+        table[table.Key(cursor)] = table.Leaf(next=3, rest=rest, taken_at=taken_at)
+    rests = counters.port_rests(4)
+    assert rests[[1, 3]].tolist() == pytest.approx([67.108864, 0.0])
+    assert np.isnan(rests[[0, 2]]).all()
+    assert len(counters.port_rests(8192)) == 8192
+    assert counters.port_rests(8192)[8191] == pytest.approx(1.00663296)

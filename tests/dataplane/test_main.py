@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bpf.loader import compile_program
+from bpf.loader import LoadedObject, compile_program
 from bpf.pins import PinnedMaps, open_pin, pin
 from bpf.syscall import MapType, create_map, map_shape
-from bus.messages import NodeState
+from bus.messages import Mode, NodeService, NodeState
 from bus.socket import CommandError
 from conf import Paths, load_lb
 from services.dataplane import main
 from services.dataplane.kernel import Kernel
+from services.dataplane.maps import EMPTY
 from services.dataplane.nexthop import NextHop
-from tests.bpf.harness import IMAGES, program
+from tests.bpf.harness import IMAGES, program, source_file
+from tests.dataplane import maps
 from tests.dataplane.machines import (
     CONFIG,
+    NODE_PORT,
     NODES,
     PATIENCE_S,
+    PORT,
     PRIVATE,
     Connection,
     Site,
@@ -83,6 +89,7 @@ def test_tcp_goes_through_is_listed_and_counted(lb: Site) -> None:
     )
     assert counted.snat_ports_used == len(opened) + counted.conntrack_half_open
     assert counted.conntrack_capacity == 4096
+    assert all(seat.snat_port_rest_seconds is not None for seat in counted.seats)
     for seat, node in zip(counted.seats, NODES, strict=True):
         assert seat.flows == sum(each.node == node for each in opened)
         assert min(seat.packets_in, seat.packets_out) >= 3 * seat.flows
@@ -103,6 +110,64 @@ def test_a_node_that_is_dead_from_here_gets_no_new_flow_and_keeps_its_old(lb: Si
     state = lb.until(lambda state: state.seats[0].slots, "back")
     connections(lb)
     assert state.moved_slots_total == 2 * state.seats[0].slots
+
+
+def test_a_client_that_only_waits_is_told_that_its_node_is_dead(lb: Site) -> None:
+    lb.bring_up()
+    opened = connections(lb)
+    nodes = table().nodes
+    silent = replace(observed(nodes[0], NodeState.DOWN), silent=True)
+    lb.publish_view(silent, observed(nodes[1], NodeState.UP))
+    lost = [each for each in opened if each.node == NODES[0]]
+    assert all(each.is_reset() for each in lost)
+    assert all(each.echo() for each in opened if each.node == NODES[1])
+    new_ones_go_to(lb, NODES[1])
+
+
+def test_a_service_that_goes_keeps_its_flows_and_takes_no_new_one(lb: Site) -> None:
+    lb.write_config(CONFIG + SHORT)
+    lb.bring_up()
+    opened = connections(lb)
+    lb.publish(table(2, services=()))
+    lb.until(lambda state: state.epoch == 2, "reloaded")
+    assert all(each.echo() for each in opened)
+    with pytest.raises(ConnectionRefusedError):
+        lb.connect()
+    listed = lb.ask("flows", service="default")
+    assert (listed["total"], {row["service"] for row in listed["flows"]}) == (
+        len(opened),
+        {"default"},
+    )
+    for each in opened:
+        each.close()
+    reader = kernel(lb)
+    lb.until(lambda _: reader.adopt() == EMPTY, "all gone")
+    # It comes back as if it had never been there.
+    lb.publish(table(3))
+    lb.until_ready(3)
+    connections(lb)
+
+
+def test_a_mode_waits_until_the_nodes_are_prepared(lb: Site) -> None:
+    lb.bring_up()
+    reader = kernel(lb)
+
+    def mode() -> Mode:
+        (value,) = reader.adopt().services.values()
+        return value.mode
+
+    service = replace(table().services[0], mode=Mode.L3, port=NODE_PORT)
+    nodes = tuple(
+        replace(node, services=(NodeService("default", NODE_PORT, modes),))
+        for node, modes in zip(table().nodes, [(Mode.L4, Mode.L3), (Mode.L4,)], strict=True)
+    )
+    wanted = table(2, nodes=nodes, services=(replace(service, port=PORT),))
+    lb.publish(wanted)
+    lb.until_ready(2)
+    assert mode() is Mode.L4
+    ready = (NodeService("default", NODE_PORT, (Mode.L4, Mode.L3)),)
+    lb.publish_view(*(replace(observed(node, NodeState.UP), services=ready) for node in nodes))
+    lb.until(lambda _: mode() is Mode.L3, "changed")
 
 
 def test_wrong_commands_are_answered_and_kill_nobody(lb: Site) -> None:
@@ -213,14 +278,19 @@ def test_help_touches_nothing(lb: Site) -> None:
 # --------------------------------------------------------------------------- configuration
 
 
-def kernel(lb: Site) -> Kernel:
+def pinned(lb: Site, buckets: int = 1024) -> LoadedObject:
     """The pinned maps, as the process sees them; by fds of our own."""
-    sizes = {"CONNTRACK_ENTRIES": 8192, "HALF_OPEN_ENTRIES": 8192}
-    maps = PinnedMaps(lb.bpf_dir)
+    sizes = {"FLOW_BUCKETS": buckets, "OLD_FLOW_BUCKETS": 1}
+    held = PinnedMaps(lb.bpf_dir)
     try:
-        return Kernel(compile_program("tc.c", maps=maps, defines=dict(sizes), cache_dir=IMAGES).bpf)
+        source = str(source_file(maps.SOURCE))
+        return compile_program(source, maps=held, defines=dict(sizes), cache_dir=IMAGES)
     finally:
-        maps.close()
+        held.close()
+
+
+def kernel(lb: Site) -> Kernel:
+    return Kernel(pinned(lb).bpf)
 
 
 def test_a_file_gone_bad_changes_nothing_and_a_good_one_is_applied(lb: Site) -> None:
@@ -247,24 +317,50 @@ def test_a_file_gone_bad_changes_nothing_and_a_good_one_is_applied(lb: Site) -> 
     assert (state.hooks, state.seats) == (before.hooks, before.seats)
 
 
+SHORT = 'tcp_time_wait = "1s"\ntcp_closing = "1s"\n'
+
+
+def buckets(lb: Site, name: str = "flows") -> int:
+    fd = must_open(lb, name)
+    try:
+        return map_shape(fd)[3]
+    finally:
+        os.close(fd)
+
+
 def test_what_needs_a_restart_is_said_every_time_and_waits_for_one(lb: Site) -> None:
+    lb.write_config(CONFIG + SHORT)
     process = lb.bring_up()
-    number = map_shape(must_open(lb, "est"))[3]
-    lb.write_config(CONFIG.replace("conntrack_entries = 8192", "conntrack_entries = 16384"))
+    lb.write_config(CONFIG.replace("conntrack_entries = 8192", "conntrack_entries = 16384") + SHORT)
     for _ in range(2):
         assert lb.ask("reload")["restart_needed"] == ["dataplane.conntrack_entries"]
     # Attached again, for whatever reason, it is still as it was started.
     run("ip", "-n", lb.lb, "link", "set", "pub0", "xdp", "off")
     lb.until(lambda _: lb.attached_xdp() is not None, "attached again")
-    assert map_shape(must_open(lb, "est"))[3] == number == 8192
+    assert buckets(lb) == 1024
 
     opened = connections(lb)
     lb.kill(process)
-    lb.start()
+    successor = lb.start()
     lb.until_ready()
-    assert map_shape(must_open(lb, "est"))[3] == 16384
-    assert "maps migrated" in lb.log()
+    assert (buckets(lb), buckets(lb, "old_flows")) == (2048, 1024)
     assert all(each.echo() for each in opened)
+    assert lb.ask("flows")["total"] == len(opened)
+    # The table before lives as long as a flow does in it.
+    fresh = connections(lb)
+    for each in opened[1:]:
+        each.close()
+    seen = lb.until_counted(lambda told: told.version).version
+    lb.until_counted(lambda told: told.version > seen + 8)
+    assert buckets(lb, "old_flows") == 1024
+    assert opened[0].echo()
+    opened[0].close()
+    lb.until(lambda _: "the flow table before this one was empty" in lb.log(), "unchained")
+    assert (buckets(lb), buckets(lb, "old_flows")) == (2048, 1)
+    lb.until_ready()
+    assert all(each.echo() for each in fresh)
+    connections(lb)
+    assert successor.poll() is None
 
 
 def must_open(lb: Site, name: str) -> int:
@@ -394,13 +490,14 @@ def test_a_pin_that_does_not_fit_is_named_while_the_old_programs_forward(lb: Sit
     lb.kill(lb.bring_up())
     opened = connections(lb)
     number = lb.attached_xdp()
-    wrong = create_map("half", MapType.LRU_HASH, 16, 48, 8192, 0)
-    kept = must_open(lb, "half")
-    pin(wrong, lb.bpf_dir / "maps" / "half")
+    wrong = create_map("sources", MapType.LRU_HASH, 4, 24, 65_536, 0)
+    kept = must_open(lb, "sources")
+    pin(wrong, lb.bpf_dir / "maps" / "sources")
 
     process = lb.start()
     state = lb.until(lambda state: state.waiting_for, "waiting")
-    assert state.waiting_for == "maps/half: value_size 48 pinned, 64 declared"
+    assert state.waiting_for.startswith("maps/sources: its layout is another one")
+    assert "value_size 24 pinned, 16 declared" in state.waiting_for
     before = open_files(process.pid)
     lb.until_waited(process)
     assert open_files(process.pid) == before
@@ -408,7 +505,7 @@ def test_a_pin_that_does_not_fit_is_named_while_the_old_programs_forward(lb: Sit
     assert all(each.echo() for each in opened)
     opened += connections(lb)
 
-    pin(kept, lb.bpf_dir / "maps" / "half")
+    pin(kept, lb.bpf_dir / "maps" / "sources")
     lb.until_ready()
     assert lb.attached_xdp() != number
     assert all(each.echo() for each in opened)

@@ -15,11 +15,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
+from services.dataplane.conntrack import REPLY, Sweeper, SweepResult
 
 from bpf.loader import LoadedObject
 from bpf.syscall import run_program, xdp_context
 from services.dataplane import conntrack
-from services.dataplane.conntrack import REPLY, Sweeper, SweepResult
 from tests.bpf.harness import LOOPBACK, Rig, TcVerdict, XdpVerdict, program, rig
 from tests.bpf.scene import FIRST_PORT, SEAT, SERVICE, Scene
 from tests.dataplane.flows import SECOND_NS, Made, entries, finish

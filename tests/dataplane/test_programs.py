@@ -1,10 +1,14 @@
-"""Compiled, attached, pinned: all hooks or none, and the old ones go on until the new are there."""
+"""Compiled, attached, pinned: all hooks or none, and the old ones go on until the new are there.
+
+The programs are small ones over Gale's own maps, which tell whether they find a flow.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,17 +17,30 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute
 
+from bpf import attach
 from bpf.attach import ForeignProgram, InterfaceMissing
+from bpf.chain import FlowTables
 from bpf.loader import LoadedObject
 from bpf.pins import PinMismatch, pin
-from bpf.syscall import MapType, VerifierError, create_map, get_object, map_shape, program_info
+from bpf.syscall import (
+    MapType,
+    VerifierError,
+    create_map,
+    get_object,
+    map_shape,
+    program_info,
+)
 from bus.messages import HookState
 from conf import load_lb
+from services.dataplane import programs as module
 from services.dataplane.machine import look
 from services.dataplane.programs import ProgramPlan, Programs
 from tests.bpf.harness import IMAGES, private_bpffs, private_network, program
+from tests.bpf.two_tables import add_flow, finds, sources
 
-PLAN = ProgramPlan("pub0", "priv0", False, False, 4096, 4096)
+PLAN = ProgramPlan("pub0", "priv0", False, False, 128, 32)
+LARGER = replace(PLAN, conntrack_entries=256)
+LARGEST = replace(PLAN, conntrack_entries=384)
 STRANGER = """
 #include <linux/bpf.h>
 int stranger(struct xdp_md *ctx) { return XDP_PASS; }
@@ -37,9 +54,11 @@ class Host:
     netlink: IPRoute
     bpf_dir: Path
 
-    def attach(self, plan: ProgramPlan = PLAN) -> Programs:
+    def attach(self, plan: ProgramPlan = PLAN, *, old_table_is_empty: bool = False) -> Programs:
         present = look(self.netlink, plan.public, plan.private)
-        programs = Programs(plan, self.bpf_dir, IMAGES, self.netlink)
+        programs = Programs(
+            plan, self.bpf_dir, IMAGES, self.netlink, old_table_is_empty=old_table_is_empty
+        )
         try:
             programs.attach(present)
         except BaseException:
@@ -56,9 +75,23 @@ class Host:
         shown = ("tc", "filter", "show", "dev", name, "ingress")
         return subprocess.run(shown, check=True, capture_output=True, text=True).stdout
 
+    def knows(self, *ports: int) -> bool:
+        """Whether the XDP program on the interface finds these flows."""
+        fd = get_object(self.bpf_dir / "prog" / "xdp_public")
+        try:
+            return all(finds(fd, port) for port in ports)
+        finally:
+            os.close(fd)
+
+    def flow_pins(self) -> dict[str, int]:
+        """Name and buckets."""
+        paths = (self.bpf_dir / "maps").glob("*flows")
+        return {path.name: map_shape(get_object(path))[3] for path in paths}
+
 
 @pytest.fixture
-def host() -> Iterator[Host]:
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.setattr(module, "SOURCES", sources())
     with private_bpffs() as directory, private_network(), IPRoute() as netlink:
         netlink.link("add", ifname="pub0", kind="veth", peer="far0")
         netlink.link("add", ifname="priv0", kind="veth", peer="far1")
@@ -98,13 +131,35 @@ def test_the_plan_is_what_the_configuration_says(tmp_path: Path) -> None:
     plan = ProgramPlan.from_config(load_lb(path))
     assert plan == ProgramPlan("a", "a", True, True, 1024, 512)
     assert plan.one_arm
-    assert plan.defines == {
-        "CONNTRACK_ENTRIES": 1024,
-        "HALF_OPEN_ENTRIES": 512,
-        "GALE_ONE_ARM": 1,
-    }
+    assert plan.defines == {"FLOW_BUCKETS": 128, "HALF_OPEN_WAYS": 8, "GALE_ONE_ARM": 1}
     assert not PLAN.one_arm
     assert "GALE_ONE_ARM" not in PLAN.defines
+
+
+@pytest.mark.parametrize(
+    ("entries", "half_open", "buckets", "ways"),
+    [
+        (524_288, 131_072, 65_536, 4),  # the defaults
+        (64, 16, 16, 4),
+        (128, 32, 16, 4),
+        (129, 32, 17, 4),
+        (1000, 250, 125, 4),
+        (1001, 250, 126, 4),
+        (2**25, 2**23, 2**22, 4),
+        # Of 16 places two are always left to half-open flows, and four never taken by them.
+        (4096, 64, 512, 2),
+        (4096, 639, 512, 2),
+        (4096, 641, 512, 3),
+        (4096, 2944, 512, 12),
+        (4096, 4096, 512, 12),
+        (64, 2**25, 16, 12),
+    ],
+)
+def test_the_flow_table_has_twice_the_places_that_flows_may_take(
+    entries: int, half_open: int, buckets: int, ways: int
+) -> None:
+    plan = replace(PLAN, conntrack_entries=entries, half_open_entries=half_open)
+    assert plan.defines == {"FLOW_BUCKETS": buckets, "HALF_OPEN_WAYS": ways}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +181,8 @@ def test_every_hook_that_is_asked_for_is_taken(
     programs = host.attach(replace(PLAN, **changes))
     assert told(programs.hooks()) == wanted
     assert sorted(host.pins()) == sorted(name for name, *_ in wanted)
-    assert programs.objects.bpf[b"est"].info.max_entries == 4096
+    assert programs.objects.bpf[b"flows"].info.max_entries == 16
+    assert not programs.chained
     programs.close()
     assert len(list((host.bpf_dir / "maps").iterdir())) == len(programs.objects.bpf)
 
@@ -170,12 +226,149 @@ def test_a_second_process_replaces_all_and_keeps_the_maps(host: Host) -> None:
     second.close()
 
 
-def test_another_size_migrates_and_says_which(host: Host) -> None:
+# --------------------------------------------------------------------------- another size
+
+
+def chained(programs: Programs) -> int:
+    return int(programs.objects.bpf[b"settings"][0].chained)
+
+
+def test_another_size_chains_the_flow_table_and_the_programs_find_all(host: Host) -> None:
+    first = host.attach()
+    add_flow(first.objects, 1)
+    assert host.knows(1)
+    assert (chained(first), first.resize_waits) == (0, "")
+    settings = first.objects.bpf[b"settings"]
+    settings[0] = settings.Leaf(hash_seed=3, flow_seed=4)
+    first.close()
+    second = host.attach(LARGER)
+    assert second.flow_tables == FlowTables(32, 16, 32)
+    assert second.chained
+    assert second.resize_waits == ""
+    add_flow(second.objects, 2)
+    assert host.knows(1, 2)
+    leaf = second.objects.bpf[b"settings"][0]
+    assert (leaf.chained, leaf.hash_seed, leaf.flow_seed) == (1, 3, 4)
+    assert second.migrated == ()
+    assert host.flow_pins() == {"flows": 32, "old_flows": 16}
+    second.close()
+    third = host.attach(LARGER)
+    assert host.knows(1, 2)
+    assert third.chained
+    third.close()
+
+
+def test_the_hooks_get_programs_without_the_table_before_once_it_is_empty(host: Host) -> None:
     host.attach().close()
-    programs = host.attach(replace(PLAN, conntrack_entries=8192))
-    assert programs.migrated == ("est",)
-    programs.close()
-    assert map_shape(get_object(host.bpf_dir / "maps" / "est"))[3] == 8192
+    present = host.attach(LARGER)
+    add_flow(present.objects, 1)
+    before = host.pins()
+    following = host.attach(LARGER, old_table_is_empty=True)
+    present.close()
+    assert not following.chained
+    assert chained(following) == 0
+    assert not set(host.pins().values()) & set(before.values())
+    assert told(following.hooks()) == TWO_ARMS
+    assert host.flow_pins() == {"flows": 32, "old_flows": 1}
+    assert host.knows(1)
+    following.close()
+
+
+def test_a_second_size_waits_says_so_and_is_taken_when_it_can_be(host: Host) -> None:
+    host.attach().close()
+    host.attach(LARGER).close()
+    present = host.attach(LARGEST)
+    add_flow(present.objects, 1)
+    assert present.flow_tables == FlowTables(32, 16, 48)
+    assert present.resize_waits == (
+        "the flow table keeps its 32 buckets instead of 48:"
+        " flows still live in the one before it, of 16"
+    )
+    following = host.attach(LARGEST, old_table_is_empty=True)
+    assert following.flow_tables == FlowTables(48, 32, 48)
+    assert following.resize_waits == ""
+    assert chained(following) == 1
+    assert host.knows(1)
+    last = host.attach(LARGEST, old_table_is_empty=True)
+    assert last.flow_tables == FlowTables(48, 1, 48)
+    assert chained(last) == 0
+    assert not host.knows(1)
+    for programs in (present, following, last):
+        programs.close()
+
+
+def test_what_follows_a_chain_is_compiled_with_it(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present = look(host.netlink, "pub0", "priv0")
+    for plan in (PLAN, LARGER):
+        programs = Programs(plan, host.bpf_dir, tmp_path, host.netlink)
+        programs.attach(present)
+        programs.close()
+    waiting = Programs(LARGEST, host.bpf_dir, tmp_path, host.netlink)
+    waiting.attach(present)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    for _ in range(2):
+        following = Programs(LARGEST, host.bpf_dir, tmp_path, host.netlink, old_table_is_empty=True)
+        following.attach(present)
+        following.close()
+    assert host.flow_pins() == {"flows": 48, "old_flows": 1}
+    waiting.close()
+
+
+def test_the_settings_say_chained_from_before_the_first_hook_to_after_the_last(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that has a table before its own must look into it, whichever hook comes first."""
+    seen: list[int] = []
+    attach_tc, attach_xdp = attach.attach_tc, attach.attach_xdp
+    first = host.attach()
+
+    def read() -> None:
+        seen.append(chained(first))
+
+    def tc(*arguments: Any) -> None:
+        read()
+        attach_tc(*arguments)
+        read()
+
+    def xdp(*arguments: Any) -> None:
+        read()
+        attach_xdp(*arguments)
+        read()
+
+    monkeypatch.setattr(attach, "attach_tc", tc)
+    monkeypatch.setattr(attach, "attach_xdp", xdp)
+    host.attach(LARGER).close()
+    assert seen == [1] * 6
+    host.attach(LARGER, old_table_is_empty=True).close()
+    assert seen == [1] * 12
+    host.attach(LARGER).close()
+    assert seen == [1] * 12 + [0] * 6
+    first.close()
+
+
+def test_flows_made_by_programs_of_which_only_some_could_be_attached_are_kept(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = host.attach()
+    add_flow(first.objects, 1)
+    first.close()
+    with monkeypatch.context() as patch:
+
+        def refuse(*_: object) -> None:
+            raise OSError("no memory")
+
+        patch.setattr(attach, "attach_xdp", refuse)
+        for port in (2, 3):
+            present = look(host.netlink, "pub0", "priv0")
+            half = Programs(LARGER, host.bpf_dir, IMAGES, host.netlink)
+            with pytest.raises(OSError, match="no memory"):
+                half.attach(present)
+            add_flow(half.objects, port)
+            half.close()
+    host.attach(LARGER).close()
+    assert host.knows(1, 2, 3)
 
 
 def test_what_was_taken_off_shows(host: Host) -> None:
@@ -252,12 +445,12 @@ def test_strangers_on_the_private_xdp_hook_are_none_of_our_business(host: Host) 
 def test_a_pin_that_does_not_fit_leaves_all_as_it_was_and_no_file_open(host: Host) -> None:
     host.attach().close()
     before = host.pins()
-    wrong = create_map("half", MapType.LRU_HASH, 16, 48, 4096, 0)
-    pin(wrong, host.bpf_dir / "maps" / "half")
+    wrong = create_map("seats_00000000", MapType.ARRAY, 4, 48, 8192, 0)
+    pin(wrong, host.bpf_dir / "maps" / "seats")
     os.close(wrong)
     files = open_files()
     for _ in range(3):
-        with pytest.raises(PinMismatch, match="maps/half: value_size 48 pinned, 64 declared"):
+        with pytest.raises(PinMismatch, match=r"maps/seats: .* value_size 48 pinned, 64 declared"):
             host.attach()
     assert open_files() == files
     nothing_changed(host, before)

@@ -15,6 +15,7 @@ from bus.messages import (
     NodeService,
     NodeState,
     NodeTable,
+    Prepared,
     Protocol,
     Refused,
     TableNode,
@@ -263,6 +264,204 @@ def test_the_same_agent_may_reconnect_as_often_as_it_likes() -> None:
         agent.beat()
         assert isinstance(agent.messages()[-1], Welcome)
     assert agent.state is UP
+
+
+# ----------------------------------------------------------------- silent, or only out of service
+
+
+def test_a_node_that_missed_its_deadline_is_silent_until_it_is_heard() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    assert not rig.observe(agent.id).silent
+    rig.wait(TIMEOUT_MS)
+    assert agent.state is DOWN
+    assert rig.observe(agent.id).silent
+    rig.view_changes = 0
+    agent.beat(NOT_SERVING)
+    assert (agent.state, rig.observe(agent.id).silent) == (DOWN, False)
+    assert rig.view_changes == 1
+    agent.beat()
+    assert (agent.state, rig.observe(agent.id).silent) == (PROBATION, False)
+
+
+def test_a_node_that_says_not_serving_is_silent_only_once_it_says_no_more() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    for _ in range(5):
+        agent.beat(NOT_SERVING, "its server is down")
+        rig.wait(TIMEOUT_MS - 1)
+        assert not rig.observe(agent.id).silent
+    before = len(rig.events)
+    rig.view_changes = 0
+    rig.wait(1)
+    assert rig.observe(agent.id).silent
+    assert rig.observe(agent.id).reason == f"no heartbeat for {TIMEOUT_MS} ms"
+    assert (rig.view_changes, len(rig.events)) == (1, before), "no event: it was down before"
+    assert rig.observe(agent.id).fails == 1
+
+
+def test_a_node_on_probation_and_a_draining_one_fall_silent_too() -> None:
+    rig = Rig()
+    new, drained = Agent(rig, "new"), Agent(rig, "drained").bring_up()
+    drained.beat(SHUTTING_DOWN)
+    new.hello()
+    rig.wait(TIMEOUT_MS)
+    assert [(a.state, rig.observe(a.id).silent) for a in (new, drained)] == [(DOWN, True)] * 2
+
+
+def test_an_old_beat_that_was_queued_breaks_no_silence() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    queued = [agent.make_beat(NOT_SERVING) for _ in range(2)]
+    rig.wait(TIMEOUT_MS)
+    assert rig.observe(agent.id).silent
+    for frames in queued:
+        agent.deliver(frames)
+        assert rig.observe(agent.id).silent
+
+
+def test_a_pause_of_this_process_makes_no_dead_node_silent() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    agent.beat(NOT_SERVING)
+    rig.now_ms += 10 * TIMEOUT_MS
+    rig.registry.lagged(10 * TIMEOUT_MS, rig.now_ms)
+    rig.tick()
+    assert not rig.observe(agent.id).silent
+    rig.wait(TIMEOUT_MS)
+    assert rig.observe(agent.id).silent
+
+
+def test_a_banned_node_is_silent_while_nothing_is_heard_of_it() -> None:
+    rig = Rig(replace(POLICY, black_list_after_fails=1))
+    agent = Agent(rig).bring_up()
+    agent.beat(NOT_SERVING)
+    assert (agent.state, rig.observe(agent.id).silent) == (BANNED, False)
+    rig.wait(TIMEOUT_MS)
+    assert (agent.state, rig.observe(agent.id).silent) == (BANNED, True)
+    assert rig.observe(agent.id).reason == "banned after 1 failures"
+    agent.beat()
+    assert (agent.state, rig.observe(agent.id).silent) == (BANNED, False)
+    rig.wait(60_000)
+    assert (agent.state, rig.observe(agent.id).silent) == (DOWN, True)
+
+
+def test_silence_survives_a_restart_and_is_adopted_from_the_table() -> None:
+    rig = Rig()
+    silent, spoke = Agent(rig, "silent").bring_up(), Agent(rig, "spoke").bring_up()
+    rig.wait(TIMEOUT_MS, beating=[spoke])
+    spoke.beat(NOT_SERVING)
+    rig.restart()
+    assert [rig.observe(agent.id).silent for agent in (silent, spoke)] == [True, False]
+    dead = replace(table_node("dead", DOWN), silent=True)
+    rig.registry.adopt_table(table(dead, table_node("stopped", DOWN)), rig.now_ms)
+    stopped = rig.observe("stopped@10.81.0.20")
+    assert (rig.observe(dead.id).silent, stopped.silent) == (True, False)
+
+
+# ----------------------------------------------------------------- prepared for which modes
+
+
+def beat_prepared(agent: Agent, prepared: tuple[Prepared, ...] | None) -> None:
+    agent.seq += 1
+    sent_ms = agent.rig.now_ms + agent.clock_offset_ms
+    beat = Heartbeat(agent.seq, sent_ms, SERVING, 0.5, "", prepared)
+    agent.deliver(encode_node(beat))
+
+
+def modes_of(rig: Rig, agent: Agent) -> dict[str, tuple[Mode, ...]]:
+    return {service.name: service.modes for service in rig.observe(agent.id).services}
+
+
+TWO = replace(POLICY, services=(offered("a", 1), offered("b", 2)))
+A_IN_L3 = (Prepared((Mode.L3, Mode.L2), ("a",)),)
+
+
+def test_an_agent_that_does_not_say_is_prepared_for_all() -> None:
+    rig = Rig(TWO)
+    agent = Agent(rig).bring_up()
+    assert modes_of(rig, agent) == {"a": (), "b": ()}
+
+
+def test_what_a_node_is_prepared_for_is_in_the_view_until_it_says_otherwise() -> None:
+    rig = Rig(TWO)
+    agent = Agent(rig).bring_up()
+    rig.view_changes = 0
+    beat_prepared(agent, A_IN_L3)
+    said = {"a": (Mode.L2, Mode.L3, Mode.L4), "b": (Mode.L4,)}
+    assert modes_of(rig, agent) == said
+    assert rig.view_changes == 1
+    agent.beat()
+    beat_prepared(agent, A_IN_L3)
+    agent.connect()
+    agent.hello()
+    agent.beat()
+    assert modes_of(rig, agent) == said
+    assert rig.view_changes == 1
+    beat_prepared(agent, ())
+    assert modes_of(rig, agent) == {"a": (Mode.L4,), "b": (Mode.L4,)}
+    assert rig.view_changes == 2
+
+
+def test_the_first_beat_of_a_new_agent_decides() -> None:
+    rig = Rig(TWO)
+    agent = Agent(rig).bring_up()
+    beat_prepared(agent, ())
+    agent.restart()
+    assert modes_of(rig, agent)["a"] == (Mode.L4,)
+    agent.beat()
+    assert modes_of(rig, agent)["a"] == (), "an older agent, which does not say"
+
+
+def test_a_service_that_is_offered_later_is_prepared_when_its_node_says_so() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    beat_prepared(agent, A_IN_L3)
+    rig.configure(services=(offered("a", 1), offered("b", 2)))
+    assert modes_of(rig, agent) == {"a": (Mode.L2, Mode.L3, Mode.L4), "b": (Mode.L4,)}
+
+
+def test_named_services_have_their_modes_and_ports() -> None:
+    rig = Rig(TWO)
+    agent = Agent(rig, services=(NodeService("b", 22), NodeService("a", 11))).bring_up()
+    beat_prepared(agent, A_IN_L3)
+    assert rig.observe(agent.id).services == (
+        NodeService("b", 22, (Mode.L4,)),
+        NodeService("a", 11, (Mode.L2, Mode.L3, Mode.L4)),
+    )
+
+
+def test_modes_survive_a_restart_until_the_agent_speaks() -> None:
+    rig = Rig(TWO)
+    speaks, mute = Agent(rig, "speaks").bring_up(), Agent(rig, "mute").bring_up()
+    beat_prepared(speaks, A_IN_L3)
+    rig.restart()
+    assert modes_of(rig, speaks) == {"a": (Mode.L2, Mode.L3, Mode.L4), "b": (Mode.L4,)}
+    assert modes_of(rig, mute) == {"a": (), "b": ()}
+    for agent in (speaks, mute):
+        agent.connect()
+        agent.hello()
+    beat_prepared(speaks, ())
+    mute.beat()
+    assert modes_of(rig, speaks) == {"a": (Mode.L4,), "b": (Mode.L4,)}
+    assert modes_of(rig, mute) == {"a": (), "b": ()}
+
+
+@pytest.mark.parametrize(
+    "prepared",
+    [
+        (Prepared((Mode.L3,), ("",)),),
+        (Prepared((Mode.L3,), ("a b",)),),
+        (Prepared((Mode.L3,), tuple(f"s{i}" for i in range(1_001))),),
+        tuple(Prepared((Mode.L3,), (f"s{i}",)) for i in range(1_001)),
+    ],
+)
+def test_what_cannot_be_prepared_is_refused(prepared: tuple[Prepared, ...]) -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    beat_prepared(agent, prepared)
+    assert rig.registry.view(rig.now_ms).rejected == {"bad_heartbeat": 1}
+    assert modes_of(rig, agent) == {"default": ()}
 
 
 # ----------------------------------------------------------------- bans

@@ -232,6 +232,15 @@ class Histories(RuleBasedStateMachine):
             silent_ms = self.rig.now_ms - max(machine.sent_ms, machine.steady_since_ms)
             if not machine.alive and silent_ms > 20 * TIMEOUT_MS:
                 assert machine.agent.state in (NodeState.DOWN, NodeState.BANNED)
+                assert self.rig.observe(machine.agent.id).silent
+
+    @invariant()
+    def who_beats_is_not_silent(self) -> None:
+        for machine in self.machines:
+            observed = self.rig.observe(machine.agent.id)
+            assert not observed.silent or observed.state in (NodeState.DOWN, NodeState.BANNED)
+            if self.paused_since_ms is None and self.rig.now_ms - machine.sent_ms < TIMEOUT_MS:
+                assert not observed.silent
 
 
 TestHistories = Histories.TestCase

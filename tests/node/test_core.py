@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -15,6 +15,7 @@ from bus.messages import (
     NodeService,
     NodeState,
     OfferedService,
+    Prepared,
     Protocol,
     Refused,
     ServingStatus,
@@ -38,6 +39,7 @@ from services.node.core import (
     Phase,
     _Session,
 )
+from services.node.direct import NOTHING_NEEDED, Need
 
 SERVING = ServingStatus.SERVING
 NOT_SERVING = ServingStatus.NOT_SERVING
@@ -131,7 +133,7 @@ def test_a_connection_is_greeted_and_beats_begin_when_welcomed_and_checked() -> 
     rig.hear(welcome())
     assert rig.beats() == [], "nothing is said of what was not looked at"
     rig.check()
-    assert rig.beats() == [Heartbeat(1, 1_000, SERVING, 0.0, "")]
+    assert rig.beats() == [Heartbeat(1, 1_000, SERVING, 0.0, "", ())]
 
 
 def test_beats_go_out_at_the_interval_the_lb_asks_for_now() -> None:
@@ -496,6 +498,65 @@ def test_who_cannot_be_prepared_does_not_serve() -> None:
     rig.agent.prepared(True, "", rig.now_ms)
     rig.collect()
     assert rig.beats()[-1].status is SERVING
+
+
+VIP = "10.80.0.100"
+ON_LO = Need(frozenset({VIP}))
+UNWRAPPED = Need(frozenset({VIP}), frozenset({VIP}), 20)
+IN_L3 = (Prepared((Mode.L2, Mode.L3), ("default",)),)
+
+
+def direct(mode: Mode) -> Welcome:
+    offered = replace(offer("default", 8080), vip=VIP, mode=mode)
+    return welcome(services=(offered, offer("other", 9_000)))
+
+
+def test_for_which_modes_it_is_prepared_is_said_at_once_and_once() -> None:
+    rig = Rig(lbs=(LB, OTHER))
+    rig.admit()
+    rig.wait(INTERVAL_MS // 2)
+    for lb in (LB, OTHER):
+        rig.hear(direct(Mode.L3), lb)
+    rig.agent.prepared(False, "", rig.now_ms)
+    rig.sent.clear()
+    rig.agent.prepared(True, "", rig.now_ms, with_what=UNWRAPPED)
+    rig.collect()
+    for lb in (LB, OTHER):
+        assert [(b.sent_ms, b.prepared) for b in rig.beats(lb)] == [(rig.now_ms, IN_L3)]
+    rig.agent.prepared(True, "", rig.now_ms, with_what=UNWRAPPED)
+    rig.wait(3 * INTERVAL_MS)
+    assert [beat.prepared for beat in rig.beats()] == [IN_L3, None, None, None]
+    rig.sent.clear()
+    rig.agent.prepared(True, "", rig.now_ms, with_what=NOTHING_NEEDED)
+    rig.collect()
+    assert [(b.sent_ms, b.prepared) for b in rig.beats()] == [(rig.now_ms, ())]
+
+
+def test_an_lb_that_speaks_is_told_again_for_what_it_is_prepared() -> None:
+    """It may have been started anew meanwhile, or have lost what was said."""
+    rig = Rig()
+    rig.admit()
+    rig.agent.prepared(True, "", rig.now_ms, with_what=UNWRAPPED)
+    rig.hear(direct(Mode.L3))
+    rig.wait(2 * INTERVAL_MS)
+    assert [beat.prepared for beat in rig.beats()] == [IN_L3, None]
+    rig.hear(Refused("say hello first", 0))
+    rig.hear(direct(Mode.L3))
+    rig.wait(2 * INTERVAL_MS)
+    assert [beat.prepared for beat in rig.beats()][2] == IN_L3
+
+
+def test_each_lb_is_told_of_its_own_vips_and_of_what_is_served() -> None:
+    rig = Rig(lbs=(LB, OTHER), named=(CheckPlan("default", 8080),))
+    rig.admit()
+    rig.agent.prepared(True, "", rig.now_ms, with_what=ON_LO)
+    rig.hear(direct(Mode.L2))
+    another = replace(offer("default", 8080), vip="10.80.0.101", mode=Mode.L2)
+    unserved = replace(offer("unserved", 9_000), vip=VIP, mode=Mode.L2)
+    rig.hear(welcome(services=(another, unserved)), OTHER)
+    rig.wait(INTERVAL_MS)
+    assert rig.beats()[0].prepared == (Prepared((Mode.L2,), ("default",)),)
+    assert rig.beats(OTHER)[0].prepared == ()
 
 
 # ----------------------------------------------------------------- configuration

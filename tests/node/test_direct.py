@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from bus.messages import Encapsulation, Mode, OfferedService, Protocol
+from bus.messages import Encapsulation, Mode, OfferedService, Prepared, Protocol
 from services.node.direct import (
     LEAST_MSS,
+    LINGER_MS,
     NOTHING_NEEDED,
     NOTHING_TAKEN,
     Found,
+    Lingering,
     Need,
     Plan,
     Setting,
@@ -20,6 +22,7 @@ from services.node.direct import (
     lacks,
     need_of,
     plan,
+    prepared_for,
 )
 
 VIP, OTHER = "10.80.0.100", "10.80.0.101"
@@ -76,6 +79,62 @@ def offer(
 )
 def test_what_the_offers_need(offers: list[OfferedService], served: set[str], need: Need) -> None:
     assert need_of(offers, frozenset(served)) == need
+
+
+BOTH = Need(frozenset({VIP, OTHER}), frozenset({OTHER}), 20)
+
+
+@pytest.mark.parametrize(
+    ("offers", "served", "done", "prepared"),
+    [
+        ([], set(), L3, ()),
+        ([offer("a", Mode.L4)], set(), NOTHING_NEEDED, ()),
+        ([offer("a", Mode.L3)], set(), NOTHING_NEEDED, ()),
+        ([offer("a", Mode.L3)], set(), L2, (Prepared((Mode.L2,), ("a",)),)),
+        ([offer("a", Mode.L2)], set(), L3, (Prepared((Mode.L2, Mode.L3), ("a",)),)),
+        ([offer("a", Mode.L4)], set(), L3, (Prepared((Mode.L2, Mode.L3), ("a",)),)),
+        ([offer("a", Mode.L3, None)], set(), L3, ()),
+        ([offer("a", Mode.L3), offer("b", Mode.L3)], {"b"}, L2, (Prepared((Mode.L2,), ("b",)),)),
+        (
+            [offer("a", Mode.L2), offer("b", Mode.L3, OTHER), offer("c", Mode.L3, OTHER)],
+            set(),
+            BOTH,
+            (Prepared((Mode.L2, Mode.L3), ("b", "c")), Prepared((Mode.L2,), ("a",))),
+        ),
+    ],
+)
+def test_for_which_modes_the_machine_is_prepared(
+    offers: list[OfferedService], served: set[str], done: Need, prepared: tuple[Prepared, ...]
+) -> None:
+    assert prepared_for(offers, frozenset(served), done) == prepared
+
+
+def test_what_two_needs_have_in_common() -> None:
+    assert L3 & L2 == L2
+    assert replace(L2, header_bytes=20) == BOTH & L3
+    assert L3 & L3 == L3
+    assert L3 & NOTHING_NEEDED == NOTHING_NEEDED
+
+
+def test_what_is_no_longer_needed_lingers() -> None:
+    lingering = Lingering()
+    assert lingering.kept(L3, False, 0) == L3
+    assert lingering.kept(L3, False, 50_000) == L3
+    assert lingering.kept(L2, False, 60_000) == L3
+    other = Need(frozenset({OTHER}))
+    assert lingering.kept(other, False, 60_000 + LINGER_MS - 1) == L3 | other
+    assert lingering.kept(other, False, 60_000 + LINGER_MS) == L2 | other
+    assert lingering.kept(other, False, 60_000 + 2 * LINGER_MS - 2) == L2 | other
+    assert lingering.kept(other, False, 60_000 + 2 * LINGER_MS - 1) == other
+
+
+def test_what_cannot_be_had_does_not_linger() -> None:
+    """Else a node would go on not serving for what nobody asks of it any more."""
+    lingering = Lingering()
+    lingering.kept(L2, False, 0)
+    assert lingering.kept(L2, True, 1_000) == L2
+    assert lingering.kept(NOTHING_NEEDED, True, 2_000) == NOTHING_NEEDED
+    assert lingering.kept(NOTHING_NEEDED, False, 2_001) == NOTHING_NEEDED
 
 
 def test_from_nothing_to_prepared_and_back() -> None:

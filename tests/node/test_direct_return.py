@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bus.messages import NodeState
+from bus.messages import Mode, NodeState
 from services.node.core import LEAVE_SETTLE_MS
 from tests.health.processes import eventually
 from tests.node.host_state import snapshot, tool, write_setting
@@ -155,16 +155,45 @@ def test_stop_takes_back_and_start_prepares_again() -> None:
         check_traffic(at)
 
 
-def test_a_service_that_becomes_l4_needs_nothing_more() -> None:
+def modes(at: Wire) -> tuple[Mode, ...]:
+    node = at.node()
+    return () if node is None else node.services[0].modes
+
+
+def write_as(at: Wire, former: str, mode: str) -> None:
+    text = at.lb_file.read_text().replace(f'mode = "{former}"', f'mode = "{mode}"')
+    at.lb_file.write_text(text.replace('encap = "ipip"\n', ""))
+
+
+def reload_as(at: Wire, former: str, mode: str) -> None:
+    write_as(at, former, mode)
+    at.command("reload")
+
+
+def test_a_service_that_becomes_l4_needs_nothing_more_after_a_while() -> None:
     with wire("l3") as at:
         bring_up(at)
-        at.lb_file.write_text(
-            at.lb_file.read_text()
-            .replace('mode = "l3"', 'mode = "l4"')
-            .replace('encap = "ipip"\n', "")
-        )
-        at.command("reload")
+        eventually(lambda: modes(at) == (Mode.L2, Mode.L3, Mode.L4))
+        reload_as(at, "l3", "l4")
+        eventually(lambda: modes(at) == (Mode.L4,))
+        check_traffic(at)  # as a load balancer sends it that has not changed over yet
         eventually(lambda: at.node_state() == at.before)
+        assert at.state() is NodeState.UP
+
+
+def test_a_node_says_when_it_is_prepared_for_another_mode() -> None:
+    with wire("l3") as at:
+        write_as(at, "l3", "l4")
+        bring_up(at)
+        assert modes(at) == (Mode.L4,)
+        reload_as(at, "l4", "l2")
+        eventually(lambda: modes(at) == (Mode.L2, Mode.L4))
+        assert network(at)["prepared"]["addresses"] == [VIP]
+        reload_as(at, "l2", "l3")
+        eventually(lambda: modes(at) == (Mode.L2, Mode.L3, Mode.L4))
+        check_traffic(at)
+        assert at.state() is NodeState.UP
+        assert NodeState.DOWN not in [event.state for _, event in at.events]
 
 
 def test_who_may_not_touch_the_network_tells_what_is_missing() -> None:

@@ -211,15 +211,16 @@ def test_a_new_configuration_is_a_new_epoch_and_an_equal_one_is_not() -> None:
 
 def test_a_vip_of_a_quorum_of_one_is_its_own() -> None:
     core, _ = bootstrapped("a")
-    vips = (FloatingVip("10.80.0.100", "10.81.0.100"),)
+    vips = (FloatingVip("10.80.0.100", ("10.81.0.100",)),)
     core.reconfigure(quorum_config(table=table_config(vips=vips)), 60)
     work_off(core, 60)
     assert [(vip.address, vip.holder) for vip in core.state().vips] == [("10.80.0.100", "lb-0")]
 
 
-def test_a_departed_lbs_slot_rests_for_the_longest_timeout() -> None:
+@pytest.mark.parametrize("reuse_ms", [SLOT_REUSE_MS, 7 * 24 * 3_600_000])
+def test_a_departed_lbs_slot_rests_for_the_longest_timeout(reuse_ms: int) -> None:
     _, disk = bootstrapped("a")
-    vips = table_config(vips=(FloatingVip("10.80.0.100", "10.81.0.100"),))
+    vips = table_config(vips=(FloatingVip("10.80.0.100", ("10.81.0.100",)),))
     assert disk[-1].table is not None
     with_other = replace(
         disk[-1],
@@ -227,19 +228,21 @@ def test_a_departed_lbs_slot_rests_for_the_longest_timeout() -> None:
             disk[-1].table, snat_slices=(SnatSlice("lb-7", "10.81.0.100", 1_536, 7_808),)
         ),
     )
-    core = Quorum(quorum_config(table=vips), with_other, SEED, 0)
+    config = replace(quorum_config(table=vips), slot_reuse_ms=reuse_ms)
+    core = Quorum(config, with_other, SEED, 0)
     work_off(core, 0)
-    assert core.deadline_ms() == SLOT_REUSE_MS
+    assert core.deadline_ms() == reuse_ms
 
     def owners() -> dict[str, int]:
         return {p.owner: p.first_port for p in table(core).snat_slices if p.address is not None}
 
     assert owners() == {"lb-7": 1_536, "lb-0": 9_344}
-    core.tick(SLOT_REUSE_MS - 1)
-    assert work_off(core, SLOT_REUSE_MS - 1) == []
-    core.tick(SLOT_REUSE_MS)
+    core.tick(reuse_ms - 1)
+    core.reconfigure(config, reuse_ms - 1)
+    assert work_off(core, reuse_ms - 1) == []
+    core.tick(reuse_ms)
     assert core.deadline_ms() is None, "on its way to the disk: nothing to do but wait for it"
-    work_off(core, SLOT_REUSE_MS)
+    work_off(core, reuse_ms)
     assert owners() == {"lb-0": 9_344}
     assert core.deadline_ms() is None
 
@@ -291,7 +294,7 @@ class Machine:
             nodes = (seen(n, state, ban_ms=ms, fails=1) for n, (state, ms) in other.items())
             self.core.report("lb-0", one, view(*nodes, version=self.version), self.now_ms)
         elif kind == "config":
-            vips = (FloatingVip("10.80.0.100", "10.81.0.100"),) if other else ()
+            vips = (FloatingVip("10.80.0.100", ("10.81.0.100",)),) if other else ()
             services = (WEB, ECHO) if one else (WEB,)
             self.config = quorum_config(table=TableConfig(services, vips))
             self.core.reconfigure(self.config, self.now_ms)

@@ -23,12 +23,17 @@ from bus.messages import (
     LocalView,
     NodeState,
     NodeTable,
+    NoFlow,
+    OnNodeDown,
     ProcessEvent,
     QuorumState,
     TableEvent,
     Topic,
 )
 from bus.socket import CommandError, Publisher, Subscriber, request
+from conf import load_lb
+from services.quorum.main import core_config
+from services.quorum.table import SLOT_REUSE_MS, FloatingVip
 from tests.quorum.views import seen, view
 
 TIMEOUT_S = 30.0
@@ -279,6 +284,47 @@ def add_service(rig: Rig) -> None:
 def service_names(rig: Rig) -> list[str]:
     table = rig.table()
     return [] if table is None else [service.name for service in table.services]
+
+
+def test_the_file_says_what_services_and_vips_are(tmp_path: Path) -> None:
+    file = tmp_path / "lb.toml"
+    file.write_text(
+        CONFIG
+        + """
+        [dataplane]
+        tcp_established = "8h"
+        [[virtual_ips]]
+        address = "10.80.0.100"
+        snat_addresses = ["10.81.0.100", "10.81.0.101"]
+        [[services]]
+        name = "plain"
+        port = 80
+        [[services]]
+        name = "special"
+        port = 81
+        snat_addresses = ["10.81.0.110"]
+        on_node_down = "keep"
+        no_flow = "drop"
+        """
+    )
+    config = core_config(load_lb(file))
+    assert config.table.vips == (FloatingVip("10.80.0.100", ("10.81.0.100", "10.81.0.101")),)
+    plain, special = config.table.services
+    assert (plain.snat_addresses, plain.on_node_down, plain.no_flow) == ((), None, NoFlow.RESET)
+    assert special.snat_addresses == ("10.81.0.110",)
+    assert (special.on_node_down, special.no_flow) == (OnNodeDown.KEEP, NoFlow.DROP)
+    assert config.slot_reuse_ms == 8 * 3_600_000
+    file.write_text(CONFIG)
+    assert core_config(load_lb(file)).slot_reuse_ms == SLOT_REUSE_MS
+
+
+@pytest.mark.parametrize(
+    "key", ["tcp_established", "tcp_closing", "tcp_time_wait", "udp", "udp_one_sided"]
+)
+def test_a_slot_rests_for_the_longest_idle_time_of_the_file(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "lb.toml"
+    file.write_text(CONFIG + f'[dataplane]\n{key} = "7h"\n')
+    assert core_config(load_lb(file)).slot_reuse_ms == 7 * 3_600_000
 
 
 @pytest.mark.parametrize("how", ["command", "signal"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -10,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from bus.messages import NodeState
+from bus.messages import NodeState, NoFlow, SnatSlice, VipOwner
 from services.quorum import storage as storage_module
 from services.quorum.core import BLANK, HardState
 from services.quorum.storage import NewerFormatError, Storage
-from services.quorum.table import Report, bootstrap, merge
+from services.quorum.table import FloatingVip, Report, TableConfig, bootstrap, merge
 from tests.quorum.views import seen, table_config, view
 
 BOOT = "1e30b1d5"
@@ -143,6 +144,41 @@ def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(NewerFormatError, match=r"quorum\.state: format 2"):
         Storage(tmp_path, BOOT).load(0)
     assert path.read_bytes() == newer
+
+
+FROM_BEFORE = (
+    '{"term":4,"vote":"lb-0","table":{"term":4,"epoch":2,"hash_seed":7,"services":[{"name":'
+    '"default","address":"10.80.0.100","port":8080,"protocol":"tcp","mode":"l4","node_port":8080,'
+    '"affinity":"flow","encap":"ipip","snat":true}],"nodes":[{"id":"n@10.81.0.20","name":"n",'
+    '"address":"10.81.0.20","state":"down","weight":1,"services":[{"name":"default","port":8080}]}'
+    '],"bans":[],"vip_owners":[{"address":"10.80.0.100","snat_address":"10.81.0.100","owner":'
+    '"lb-0"},{"address":"10.80.0.101","snat_address":null,"owner":null}],"snat_slices":[{"owner":'
+    '"lb-0","address":"10.81.0.100","first_port":1536,"ports":7808}]},"saved_ms":0,"machine_boot":'
+    '"1e30b1d5"}'
+)
+"""As it was written when a VIP had but one SNAT address, and no node was silent."""
+
+
+def test_a_file_from_before_is_read(tmp_path: Path) -> None:
+    checksum = hashlib.sha256(FROM_BEFORE.encode()).hexdigest()
+    path = tmp_path / "quorum.state"
+    path.write_text(f"gale-quorum 1 {checksum}\n{FROM_BEFORE}")
+    state, complaint = Storage(tmp_path, BOOT).load(0)
+    assert (state.term, state.vote, complaint) == (4, "lb-0", "")
+    table = state.table
+    assert table is not None
+    assert table.vip_owners == (
+        VipOwner("10.80.0.100", "10.81.0.100", "lb-0", ("10.81.0.100",)),
+        VipOwner("10.80.0.101", None, None, ()),
+    )
+    assert table.snat_slices == (SnatSlice("lb-0", "10.81.0.100", 1_536, 7_808, 0, 0),)
+    assert (table.services[0].on_node_down, table.services[0].no_flow) == (None, NoFlow.RESET)
+    assert not table.nodes[0].silent
+    vips = tuple(FloatingVip(vip.address, vip.snat_addresses) for vip in table.vip_owners)
+    merged = merge(table, {}, TableConfig(table.services, vips), ["lb-0"], term=4)
+    assert [(s.first_port, s.low_first_port) for s in merged.snat_slices] == [(1_536, 600)] * 2
+    Storage(tmp_path, BOOT).save(HardState(4, "lb-0", merged), 0)
+    assert Storage(tmp_path, BOOT).load(0)[0].table == merged
 
 
 def test_a_full_disk_keeps_the_old_file_and_leaves_no_half_one(tmp_path: Path) -> None:

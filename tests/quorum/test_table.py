@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.messages import LocalView, NodeState, NodeTable
-from services.dataplane.conntrack import LONGEST_TIMEOUT_MS
+from bus.messages import LocalView, Mode, NodeService, NodeState, NodeTable
+from conf.lb import Dataplane
 from services.quorum.table import (
     FIRST_PORT,
     OWN_ADDRESS_PORTS,
@@ -30,6 +30,7 @@ from tests.quorum.views import ECHO, WEB, seen, table_config, view
 
 UP, DRAINING, DOWN = NodeState.UP, NodeState.DRAINING, NodeState.DOWN
 BANNED, PROBATION = NodeState.BANNED, NodeState.PROBATION
+L2, L3, L4 = Mode.L2, Mode.L3, Mode.L4
 SEED = 0xFEED_FACE_CAFE_BEEF
 
 
@@ -113,6 +114,78 @@ def test_an_unsettled_report_is_believed_where_it_speaks() -> None:
     assert states(merged) == {"kept": UP, "lost": DOWN}
 
 
+@pytest.mark.parametrize(
+    ("before", "observed", "after"),
+    [
+        (UP, [(DOWN, True)], True),
+        (UP, [(DOWN, False)], False),
+        (UP, [(BANNED, True)], True),
+        (DOWN, [(DOWN, True)], True),
+        (UP, [(DOWN, True), (DOWN, False)], False),
+        (UP, [(DOWN, True), (DOWN, True), (DOWN, False)], True),
+        (UP, [(BANNED, True), (DOWN, True), (DOWN, False)], True),
+        (UP, [(DOWN, True), (DOWN, False), (DOWN, False)], False),
+        (UP, [(DOWN, True), (PROBATION, False), (PROBATION, False)], True),
+        (UP, [(UP, False), (DOWN, True), (DOWN, True)], True),
+        (UP, [(UP, False), (UP, False), (DOWN, True)], False),
+        (UP, [(DRAINING, False), (DRAINING, False), (DOWN, True)], False),
+        (DOWN, [(PROBATION, False)], False),
+        (None, [(BANNED, True)], True),
+    ],
+)
+def test_a_dead_node_is_silent_if_most_who_call_it_dead_hear_nothing(
+    before: NodeState | None, observed: list[tuple[NodeState, bool]], after: bool
+) -> None:
+    previous = table_of() if before is None else table_of(("n", before))
+    reports = {
+        f"lb-{i}": report(view(replace(seen("n", state), silent=silent)))
+        for i, (state, silent) in enumerate(observed)
+    }
+    merged = merge(previous, reports, table_config(), ["lb-0"], term=1)
+    assert [node.silent for node in merged.nodes] == [after]
+    heard_no_more = merge(merged, {}, table_config(), ["lb-0"], term=1)
+    assert heard_no_more.nodes == merged.nodes
+
+
+def test_a_dead_node_that_falls_silent_is_a_new_epoch_and_said() -> None:
+    spoke = merge(
+        table_of(("n", UP)), {"lb-0": report(view(seen("n", DOWN)))}, table_config(), [], term=1
+    )
+    quiet = {"lb-0": report(view(replace(seen("n", DOWN), silent=True)))}
+    fell_silent = merge(spoke, quiet, table_config(), [], term=1)
+    assert fell_silent.epoch == spoke.epoch + 1
+    assert changes(spoke, fell_silent) == ("n fell silent",)
+    assert changes(fell_silent, spoke) == ("n is heard again",)
+    assert merge(fell_silent, quiet, table_config(), [], term=1) == fell_silent
+
+
+@pytest.mark.parametrize(
+    ("said", "agreed"),
+    [
+        ([()], ()),
+        ([(L4,)], (L4,)),
+        ([(), (L3, L4)], (L3, L4)),
+        ([(L3, L4), ()], (L3, L4)),
+        ([(L3, L4), (L4,)], (L4,)),
+        ([(L2, L3, L4), (L3, L4), (L2, L3, L4)], (L3, L4)),
+        ([(L2,), (L3,)], (L4,)),
+    ],
+)
+def test_a_node_is_prepared_for_what_all_lbs_have_heard(
+    said: list[tuple[Mode, ...]], agreed: tuple[Mode, ...]
+) -> None:
+    def prepared(state: NodeState, modes: tuple[Mode, ...]) -> Report:
+        services = (NodeService("default", 8080, modes), NodeService("echo", 9000))
+        return report(view(replace(seen("n", state), services=services)))
+
+    reports = {f"lb-{i}": prepared(UP, modes) for i, modes in enumerate(said)}
+    reports["lb-9"] = prepared(DOWN, (L2, L4))
+    merged = merge(table_of(("n", UP)), reports, table_config(), ["lb-0"], term=1)
+    expected = (NodeService("default", 8080, agreed), NodeService("echo", 9000))
+    assert merged.nodes[0].services == expected
+    assert merge(merged, reports, table_config(), ["lb-0"], term=1) == merged
+
+
 def test_a_ban_is_the_longest_of_its_electors_and_ages() -> None:
     reports = {
         "lb-0": report(view(seen("n", BANNED, ban_ms=60_000, fails=5)), age_ms=10_000),
@@ -163,9 +236,9 @@ def test_services_come_from_the_configuration_in_one_order() -> None:
 # --------------------------------------------------------------------------- VIPs and slices
 
 VIPS = (
-    FloatingVip("10.80.0.100", "10.81.0.100"),
-    FloatingVip("10.80.0.101", "10.81.0.101"),
-    FloatingVip("10.80.0.102", None),
+    FloatingVip("10.80.0.100", ("10.81.0.100",)),
+    FloatingVip("10.80.0.101", ("10.81.0.101", "10.81.0.102")),
+    FloatingVip("10.80.0.102"),
 )
 
 
@@ -185,6 +258,7 @@ def test_without_floating_addresses_each_lb_has_its_own_address_whole() -> None:
         ("lb-0", None, 1_536, 31_232),
         ("lb-1", None, 1_536, 31_232),
     ]
+    assert {(piece.low_first_port, piece.low_ports) for piece in table.snat_slices} == {(600, 424)}
     assert table.vip_owners == ()
 
 
@@ -193,20 +267,55 @@ def test_the_layout_of_the_slots() -> None:
     assert FIRST_PORT + SLOTS * SLOT_PORTS <= 65_536
     lbs = [f"lb-{i}" for i in range(9)]
     table = merge(bootstrap(1, SEED), {}, table_config(vips=VIPS), lbs, term=1)
-    for address in ("10.81.0.100", "10.81.0.101"):
-        held = sorted(
-            (piece.first_port, piece.first_port + piece.ports)
-            for piece in table.snat_slices
-            if piece.address == address
-        )
+    for address in ("10.81.0.100", "10.81.0.101", "10.81.0.102"):
+        pieces = [piece for piece in table.snat_slices if piece.address == address]
+        pieces.sort(key=lambda piece: piece.first_port)
+        held = [(piece.first_port, piece.first_port + piece.ports) for piece in pieces]
         assert len(held) == SLOTS
         assert held[3][1] == 32_768
         assert all(end <= start for (_, end), (start, _) in pairwise(held))
+        low = [(piece.low_first_port, piece.low_first_port + piece.low_ports) for piece in pieces]
+        assert (low[0], low[-1]) == ((600, 653), (971, 1_024))
+        assert all(end == start for (_, end), (start, _) in pairwise(low))
     assert "lb-8" not in shared_slots(table)
 
 
+def test_the_addresses_of_a_service_are_sliced_as_those_of_a_vip() -> None:
+    alone = replace(WEB, snat_addresses=("10.81.0.111", "10.81.0.110"))
+    along = replace(ECHO, snat_addresses=("10.81.0.100", "10.81.0.110"))
+    config = TableConfig((alone, along), VIPS[:1])
+    table = merge(bootstrap(1, SEED), {}, config, ["lb-0", "lb-1"], term=1)
+    assert [
+        (piece.address, piece.owner, piece.first_port, piece.low_first_port)
+        for piece in table.snat_slices
+        if piece.address is not None
+    ] == [
+        (address, owner, first_port, low_first_port)
+        for address in ("10.81.0.100", "10.81.0.110", "10.81.0.111")
+        for owner, first_port, low_first_port in (("lb-0", 1_536, 600), ("lb-1", 9_344, 653))
+    ]
+    without_vips = TableConfig((alone,), ())
+    own = merge(table, {}, without_vips, ["lb-1"], term=1, released=frozenset({"lb-0"}))
+    assert {(p.address, p.owner, p.first_port) for p in own.snat_slices} == {
+        (None, "lb-1", 1_536),
+        ("10.81.0.110", "lb-1", 9_344),
+        ("10.81.0.111", "lb-1", 9_344),
+    }
+
+
+def test_a_vip_has_all_its_addresses_and_the_first_by_itself() -> None:
+    table = merge(bootstrap(1, SEED), {}, table_config(vips=VIPS), ["lb-0"], term=1)
+    assert [(vip.snat_address, vip.snat_addresses) for vip in table.vip_owners] == [
+        ("10.81.0.100", ("10.81.0.100",)),
+        ("10.81.0.101", ("10.81.0.101", "10.81.0.102")),
+        (None, ()),
+    ]
+
+
 def test_a_slot_rests_longer_than_any_flow_without_packets() -> None:
-    assert SLOT_REUSE_MS >= LONGEST_TIMEOUT_MS
+    fields = Dataplane.model_fields.items()
+    longest_ms = max(field.default for name, field in fields if name.endswith("_ms"))
+    assert SLOT_REUSE_MS >= longest_ms >= 7_440_000
 
 
 def test_a_slot_stays_with_its_lb_and_rests_after_it_left() -> None:
@@ -243,10 +352,15 @@ lb_views = st.dictionaries(
         Report,
         view=st.dictionaries(
             st.sampled_from(["a", "b", "c", "d"]),
-            st.tuples(st.sampled_from(NodeState), st.integers(1, 3), st.integers(0, 90_000)),
+            st.tuples(
+                st.sampled_from(NodeState), st.integers(1, 3), st.integers(0, 90_000), st.booleans()
+            ),
         ).map(
             lambda nodes: view(
-                *(seen(n, state, weight=w, ban_ms=ms) for n, (state, w, ms) in nodes.items())
+                *(
+                    replace(seen(n, state, weight=w, ban_ms=ms), silent=silent)
+                    for n, (state, w, ms, silent) in nodes.items()
+                )
             )
         ),
         settled=st.booleans(),
@@ -303,8 +417,12 @@ def test_bans_and_slices_are_sound(
         table = merge(table, reports, table_config(vips=vips), members, term=1)
         banned = {node.id for node in table.nodes if node.state is BANNED}
         assert {ban.node for ban in table.bans} == banned
+        silent = {node.state for node in table.nodes if node.silent}
+        assert silent <= {DOWN, BANNED}
         held = [(piece.address, piece.first_port) for piece in table.snat_slices if piece.address]
         assert len(set(held)) == len(held)
+        low = [(piece.address, piece.low_first_port) for piece in table.snat_slices]
+        assert len({place for place in low if place[0]}) == len(held)
         assert all(len(slot) == 1 for slot in shared_slots(table).values())
         assert {vip.owner for vip in table.vip_owners} <= set(members)
 

@@ -1,0 +1,315 @@
+/* The life of a flow: what each packet does to its state. Entered and found by flow_table.h.
+ *
+ *     state        packet, and what must hold                                    becomes
+ *     ─────────────────────────────────────────────────────────────────────────────────────────
+ *     none         client's SYN                                                  TCP_OPENING
+ *     OPENING      node's SYN-ACK                                                ANSWERED
+ *                  node's RST of that SYN                                        RESET
+ *                  node's bare ACK (it is in TIME_WAIT), client's RST to that    OPENING
+ *     ANSWERED     client's ACK of what the node has sent                        ESTABLISHED
+ *                  either side's RST with the very number the other waits for    RESET
+ *     ESTABLISHED  FIN where the receiver takes it                               CLOSING
+ *                  RST with the very number, nothing being under way             RESET
+ *                  RST with a number that may be it                              CLOSING, in doubt
+ *                  node's SYN-ACK of a SYN that the client sent on top           ANSWERED
+ *     CLOSING      both FINs acknowledged                                        TIME_WAIT
+ *                  its sender goes on beyond its FIN, or after its RST           ESTABLISHED
+ *     TIME_WAIT,   client's SYN: same node, same port                            OPENING
+ *     RESET        anything else                                                 the same
+ *
+ *     none         client's datagram                                             UDP_ASKED
+ *     UDP_ASKED    node's datagram                                               UDP_ANSWERED
+ *     UDP_ANSWERED client's datagram                                             UDP_ESTABLISHED
+ *
+ * TCP is followed by its numbers (RFC 9293, RFC 5961). Each direction's entry keeps what its
+ * sender has said: how far it has sent (`end`), what it wants next (`acked`) and up to where it
+ * takes data (`edge`). A packet that its receiver would ignore is sent on, for the receiver to
+ * judge, and changes nothing here: numbers are learned only from packets whose sequence and
+ * acknowledgement both lie within a window of what is known, so that who guesses must guess twice;
+ * and what ends a flow is judged by what the *other* side has said, which a forger of this side
+ * cannot touch. An acknowledgement of what was never sent is taken back when it matters.
+ *
+ * A FIN counts if it follows what its sender has sent without a gap, within the receiver's window.
+ * One that came early is known by its acknowledgement, which is one beyond all data. A RST is
+ * certain if the receiver waits for its very number and nothing else is under way to it; within
+ * what is under way it may be accepted or not, so the flow is in doubt, for as long as a closing
+ * flow lives, until its sender says anything else: the dead say nothing.
+ *
+ * Timeouts: RFC 5382 (established 2 h 4 min, everything transitory 4 min), RFC 4787 (UDP 2 min),
+ * TIME_WAIT as Linux has it (60 s), 10 s after a RST; in `settings.timeout`, by state.
+ */
+#ifndef GALE_FLOW_H
+#define GALE_FLOW_H
+
+#include "flow_table.h"
+
+static __always_inline int is_after(__u32 one, __u32 other)
+{
+	return (__s32)(one - other) > 0;
+}
+
+static __always_inline int is_tcp(const struct packet *packet)
+{
+	return packet->key.protocol == IPPROTO_TCP;
+}
+
+/* A SYN alone: the first packet of a connection. */
+static __always_inline int is_syn(const struct packet *packet)
+{
+	return (packet->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK | TCP_FLAG_RST | TCP_FLAG_FIN)) ==
+	       TCP_FLAG_SYN;
+}
+
+static __always_inline int is_syn_ack(const struct packet *packet)
+{
+	return (packet->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK | TCP_FLAG_RST)) ==
+	       (TCP_FLAG_SYN | TCP_FLAG_ACK);
+}
+
+/* Whether the packet may begin a flow. */
+static __always_inline int is_opening(const struct packet *packet)
+{
+	return !is_tcp(packet) || is_syn(packet);
+}
+
+/* What is established is renewed only every TOUCH_TICKS, so it gets that much more. */
+static __always_inline __u32 deadline_of(__u8 state, const struct settings *own, __u32 now)
+{
+	int renewed_seldom = state == FLOW_TCP_ESTABLISHED || state == FLOW_UDP_ESTABLISHED;
+
+	return now + timeout_of(own, state) + (renewed_seldom ? TOUCH_TICKS : 0);
+}
+
+/* --------------------------------------------------------------------- sequence numbers */
+
+/* The largest window that either side may offer reaches so far, as a power of two. */
+static __always_inline __u8 reach_of(__u8 scale, __u8 other_scale)
+{
+	return 16 + (scale > other_scale ? scale : other_scale);
+}
+
+static __always_inline int is_near(__u32 one, __u32 other, __u8 reach)
+{
+	__u32 window = 1U << (reach & 31);
+
+	return one - other + window <= 2 * window;
+}
+
+/* What the packet says of its sender, if its numbers are near what is known of it. This is all that
+ * an ordinary packet changes, in its own direction's entry alone.
+ */
+static __always_inline int learn(const struct packet *packet, struct flow *mine)
+{
+	__u32 end = packet->sequence + packet->payload;
+	__u32 edge = packet->acknowledged + ((__u32)packet->window << (mine->scale & 15));
+
+	if (unlikely(!is_near(packet->sequence, mine->end, mine->reach) ||
+		     !is_near(packet->acknowledged, mine->acked, mine->reach) ||
+		     !(packet->tcp_flags & TCP_FLAG_ACK)))
+		return 0;
+	if (is_after(end, mine->end))
+		mine->end = end;
+	if (is_after(packet->acknowledged, mine->acked))
+		mine->acked = packet->acknowledged;
+	if (is_after(edge, mine->edge))
+		mine->edge = edge;
+	return 1;
+}
+
+/* --------------------------------------------------------------------- what is alive */
+
+/* What `theirs` has sent and `mine` acknowledges now: a FIN that was not seen in its place is told
+ * by the number after it. More than that was never sent: then the acknowledgement was forged.
+ */
+static __always_inline void settle_acknowledged(struct flow *mine, struct flow *theirs)
+{
+	if (likely(!is_after(mine->acked, theirs->end)))
+		return;
+	if (mine->acked == theirs->end + 1 && !(theirs->flags & FLOW_FIN)) {
+		theirs->flags |= FLOW_FIN;
+		theirs->end++;
+	} else {
+		mine->acked = theirs->end;
+	}
+}
+
+/* FIN of the sender of this packet, if its receiver takes it. `sent`: how far the sender had sent
+ * before this packet.
+ */
+static __always_inline void note_fin(const struct packet *packet, struct flow *mine,
+				     const struct flow *theirs, __u32 sent)
+{
+	__u32 fin = packet->sequence + packet->payload;
+
+	if ((mine->flags & FLOW_FIN) || is_after(packet->sequence, sent) ||
+	    is_after(theirs->acked, fin) || is_after(fin, theirs->edge))
+		return;
+	mine->flags |= FLOW_FIN;
+	mine->end = fin + 1;
+}
+
+/* Both FINs are sent and acknowledged. */
+static __always_inline int is_finished(const struct flow *one, const struct flow *other)
+{
+	return (one->flags & other->flags & FLOW_FIN) && !is_after(one->end, other->acked) &&
+	       !is_after(other->end, one->acked);
+}
+
+static __always_inline __u8 state_after_reset(const struct packet *packet, struct flow *mine,
+					      const struct flow *theirs, __u8 state)
+{
+	__u32 number = packet->sequence;
+
+	if (is_after(theirs->acked, number) || is_after(number, mine->end))
+		return state;
+	if (number == theirs->acked && number == mine->end)
+		return FLOW_TCP_RESET;
+	mine->flags |= FLOW_DOUBTED;
+	return FLOW_TCP_CLOSING;
+}
+
+/* The state of an established or closing flow after this packet; numbers and flags of both entries
+ * are brought up to date. The caller holds the lock of the request's bucket, and both are alive.
+ */
+static __always_inline __u8 follow_living(const struct packet *packet, struct flow *mine,
+					  struct flow *theirs, __u8 state)
+{
+	__u32 sent = mine->end;
+	int said_fin = mine->flags & FLOW_FIN;
+
+	if (packet->tcp_flags & TCP_FLAG_RST) {
+		settle_acknowledged(theirs, mine);
+		return state_after_reset(packet, mine, theirs, state);
+	}
+	if ((packet->tcp_flags & TCP_FLAG_SYN) || !learn(packet, mine))
+		return state;
+	mine->flags &= ~FLOW_DOUBTED;
+	/* Who sends beyond its FIN has not sent it: that was a forgery. */
+	if (said_fin && is_after(packet->sequence + packet->payload, sent))
+		mine->flags &= ~FLOW_FIN;
+	settle_acknowledged(mine, theirs);
+	settle_acknowledged(theirs, mine);
+	if (packet->tcp_flags & TCP_FLAG_FIN)
+		note_fin(packet, mine, theirs, sent);
+	if (is_finished(mine, theirs))
+		return FLOW_TCP_TIME_WAIT;
+	return (mine->flags | theirs->flags) & (FLOW_FIN | FLOW_DOUBTED) ? FLOW_TCP_CLOSING
+									 : FLOW_TCP_ESTABLISHED;
+}
+
+/* Both entries of a flow that is alive take note of the packet. */
+static __always_inline void track_living(const struct packet *packet, struct pair *pair,
+					 const struct settings *own, __u32 now)
+{
+	struct flow *mine = pair->mine, *theirs = pair->theirs;
+	__u32 deadline;
+	__u8 state;
+
+	bpf_spin_lock(&pair->request_lock->lock);
+	state = mine->state;
+	if (entry_word(pair->request) == pair->request_word &&
+	    entry_word(pair->reply) == pair->reply_word && is_protected(state) &&
+	    is_protected(theirs->state)) {
+		if (is_tcp(packet))
+			state = follow_living(packet, mine, theirs, state);
+		deadline = deadline_of(state, own, now);
+		mine->state = theirs->state = state;
+		mine->deadline = theirs->deadline = deadline;
+		note_last_hop(packet, mine);
+		note_last_hop(packet, theirs);
+	}
+	bpf_spin_unlock(&pair->request_lock->lock);
+}
+
+/* --------------------------------------------------------------------- the handshake */
+
+/* A node's SYN-ACK must acknowledge the SYN, and of the data that came with it (RFC 7413) as much
+ * as it likes. While a flow is OPENING, its request's `acked` keeps the number after the SYN.
+ */
+static __always_inline int answers_syn(const struct packet *packet, const struct flow *request)
+{
+	return !is_after(request->acked, packet->acknowledged) &&
+	       !is_after(packet->acknowledged, request->end);
+}
+
+static __always_inline void note_syn(const struct packet *packet, struct flow *request)
+{
+	request->acked = packet->sequence + 1;
+	request->end = packet->sequence + 1 + packet->payload;
+	request->scale = packet->scale;
+	request->edge = 0;
+	request->flags = 0;
+}
+
+/* What the node has chosen: the client must acknowledge the number after it. Windows are scaled
+ * only if both sides say so.
+ */
+static __always_inline void note_syn_ack(const struct packet *packet, struct pair *pair)
+{
+	struct flow *request = pair->request, *reply = pair->reply;
+	int scaled = packet->scale != NO_SCALE && request->scale != NO_SCALE;
+
+	request->scale = scaled ? request->scale : 0;
+	reply->scale = scaled ? packet->scale : 0;
+	request->reach = reply->reach = reach_of(request->scale, reply->scale);
+	request->end = packet->acknowledged;
+	request->acked = packet->sequence;
+	request->edge = packet->sequence;
+	reply->end = packet->sequence + 1 + packet->payload;
+	reply->acked = packet->acknowledged;
+	reply->edge = packet->acknowledged + packet->window;
+	request->flags = reply->flags = 0;
+}
+
+/* What the node sends before the client has acknowledged its SYN-ACK (RFC 7413). */
+static __always_inline void note_early(const struct packet *packet, struct flow *reply)
+{
+	int fin = !!(packet->tcp_flags & TCP_FLAG_FIN);
+	__u32 end = packet->sequence + packet->payload + fin;
+
+	if (!is_near(packet->sequence, reply->end, reply->reach) || !is_after(end, reply->end))
+		return;
+	reply->end = end;
+	if (fin)
+		reply->flags |= FLOW_FIN;
+}
+
+/* Whether a client's packet acknowledges what the node has sent, its SYN-ACK at the least: nobody
+ * can who has not seen it. (Its first ACK may have been lost; RFC 7413 lets data follow the
+ * SYN-ACK.)
+ */
+static __always_inline int completes_handshake(const struct packet *packet, const struct pair *pair)
+{
+	return (packet->tcp_flags & TCP_FLAG_ACK) && !(packet->tcp_flags & TCP_FLAG_SYN) &&
+	       is_after(packet->acknowledged, pair->request->acked) &&
+	       !is_after(packet->acknowledged, pair->reply->end);
+}
+
+/* --------------------------------------------------------------------- ordinary packets */
+
+#define UNUSUAL_FLAGS (TCP_FLAG_FIN | TCP_FLAG_SYN | TCP_FLAG_RST)
+
+/* Whether the flow is established, the packet one among many, and nothing is to be looked after.
+ * Learns its numbers, and renews its deadline where that needs no look at the other direction: TCP
+ * that lives is heard both ways, so each direction keeps itself; a stream of datagrams may be
+ * one-way.
+ */
+static __always_inline int is_ordinary(const struct packet *packet, struct flow *flow,
+				       const struct rewrite *to, const struct settings *own,
+				       __u32 now)
+{
+	__s32 left = flow->deadline - now, timeout = timeout_of(own, to->state);
+
+	if (is_tcp(packet)) {
+		if (unlikely(to->state != FLOW_TCP_ESTABLISHED || left <= 0 ||
+			     (packet->tcp_flags & UNUSUAL_FLAGS)))
+			return 0;
+		if (unlikely(left <= timeout))
+			flow->deadline = now + timeout + TOUCH_TICKS;
+		learn(packet, flow);
+		return 1;
+	}
+	return to->state == FLOW_UDP_ESTABLISHED && left > timeout;
+}
+
+#endif

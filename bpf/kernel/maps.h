@@ -1,0 +1,63 @@
+/* All maps, shared by every program and by user space, and pinned by it below `maps/`.
+ *
+ * Sizes come from the configuration as -D. A table of flows of another size is chained behind the
+ * new one until it is empty (pins.py); any other difference is refused by name before a program
+ * is loaded.
+ */
+#ifndef GALE_MAPS_H
+#define GALE_MAPS_H
+
+#include "map_macros.h"
+#include "types.h"
+#include "reasons.h"
+
+/* FLOW_BUCKETS and OLD_FLOW_BUCKETS come with every compilation (bpf/compiler.py). User space gives
+ * a flow table twice the places that flows may take: a bucket is then full once in a hundred when
+ * half of all places are taken.
+ */
+#ifndef HALF_OPEN_WAYS
+#define HALF_OPEN_WAYS 4 /* of a bucket's: the share of half-open flows and one-answer UDP */
+#endif
+#define FLOW_LOCKS 4096
+
+GALE_MAP("array", int, struct settings, settings, 1, 0);
+GALE_MAP("array", int, struct service, services, SERVICE_PLACES, 0);
+GALE_MAP("array", int, struct ring_entry, ring, MAX_SERVICES *RING_ENTRIES, 0);
+GALE_MAP("array", int, struct seat, seats, MAX_SEATS, 0);
+GALE_MAP("array", int, struct port_cursor, port_cursors, MAX_SEATS, 0);
+GALE_MAP("hash", u32, struct address_info, addresses, 1024, 0);
+
+/* Nodes' addresses and ports: what comes from one of them to an SNAT port is an answer, to
+ * somebody.
+ */
+GALE_MAP("hash", struct service_key, u32, endpoints, MAX_SEATS, 0);
+
+/* The flow table, and the one before it after a change of size. Both are mapped into user space's
+ * memory, which reads them and writes nothing. Made with FLOW_BUCKETS and OLD_FLOW_BUCKETS entries.
+ */
+GALE_MAP("array", int, struct flow_bucket, flows, 1, BPF_F_MMAPABLE);
+GALE_MAP("array", int, struct flow_bucket, old_flows, 1, BPF_F_MMAPABLE);
+GALE_MAP("array", int, struct flow_lock, flow_locks, FLOW_LOCKS, 0);
+
+/* Where a new flow is put together: the stack has no room for it, and what has been through a map
+ * the verifier does not follow through every branch that may have made it.
+ */
+GALE_MAP("percpu_array", int, struct draft, drafts, 1, 0);
+
+/* The time in ticks and the jiffies at which it was asked for, as one word. */
+GALE_MAP("array", int, u64, clocks, 1, 0);
+
+/* Guards: on all new flows, on each source's, and on the answers that strangers provoke. */
+GALE_MAP("array", int, struct rate, flow_rate, 1, 0);
+GALE_MAP("array", int, struct rate, answer_rate, 1, 0);
+GALE_MAP("lru_hash", u32, struct rate, sources, 65536, 0);
+
+GALE_MAP("lru_hash", struct fragment_key, struct fragment, fragments, 8192, 0);
+GALE_MAP("array", int, u64, fragment_ids, 1, 0);
+
+GALE_MAP("percpu_array", int, struct seat_counters, seat_counters, MAX_SEATS, 0);
+GALE_MAP("percpu_array", int, u64, verdicts, HOOK_COUNT * 64, 0);
+
+_Static_assert(REASON_COUNT <= 64, "a hook has room for 64 reasons");
+
+#endif

@@ -1,0 +1,42 @@
+/* The amounts by which a rewrite changes checksums: addresses (they count in the header's own and,
+ * as part of the pseudo header, in the transport's) apart from ports.
+ */
+#ifndef GALE_NAT_H
+#define GALE_NAT_H
+
+#include "packet.h"
+#include "checksum.h"
+
+/* What a flow's packets become, and whose they are: bytes 16 to 31 of `struct flow`, copied out
+ * of it in one go so that nobody acts on half of a change.
+ */
+struct rewrite {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 sport;
+	__be16 dport;
+	__u16 seat;
+	__u8 state;
+	__u8 flags;
+};
+
+static __always_inline __u32 address_delta(const struct packet *packet, const struct rewrite *to)
+{
+	return fold(delta32(packet->key.saddr, to->saddr) + delta32(packet->key.daddr, to->daddr));
+}
+
+static __always_inline __u32 port_delta(const struct packet *packet, const struct rewrite *to)
+{
+	return fold(delta16(packet->key.sport, to->sport) + delta16(packet->key.dport, to->dport));
+}
+
+static __always_inline void rewrite_ipv4(struct iphdr *ip, __be32 saddr, __be32 daddr, __u32 delta)
+{
+	ip->saddr = saddr;
+	ip->daddr = daddr;
+	/* A time to live one less takes 0x0100 (network order) from the header's sum. */
+	ip->check = checksum_adjust(ip->check, delta + delta16(bpf_htons(0x0100), 0));
+	ip->ttl--;
+}
+
+#endif

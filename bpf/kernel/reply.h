@@ -1,0 +1,225 @@
+/* A node's packet on its way back (L4): find its flow by the reply's key, undo the rewrite, send it
+ * to the client. In TC by default: there the kernel hands over many segments as one, which is what
+ * makes bulk cheap. `reply_hook = "xdp"` is for cards where native XDP is the better way back: it
+ * leaves to TC what it cannot finish.
+ *
+ * A packet from a node's port to an SNAT port is an answer to somebody. If there is no flow for it
+ * any more it is dropped by name: the host's own stack would answer the node with a RST.
+ */
+#ifndef GALE_REPLY_H
+#define GALE_REPLY_H
+
+#include "answer.h"
+#include "verifier.h"
+#include "ports.h"
+#include "fragment.h"
+#include "icmp.h"
+#include "tcp_options.h"
+
+static __always_inline struct decision send_to_client(context_t *ctx, struct packet *packet,
+						      const struct flow *flow,
+						      const struct rewrite *to,
+						      const struct settings *own, enum reason done)
+{
+	int index = to->seat;
+	struct seat_counters *counters = seat_counters.lookup(&index);
+
+	if (unlikely(packet->first_fragment) &&
+	    note_fragment(packet, to->seat, MODE_L4, 0, to, flow->last_hop))
+		return decide(REASON_drop_fragment_clash);
+	if (counters) {
+		counters->packets_out += packet->segments;
+		counters->bytes_out += packet->bytes;
+	}
+	if (rewrite_l4(ctx, packet, to))
+		return decide(REASON_drop_rewrite_failed);
+	packet->verdict = deliver_to_client(ctx, packet, flow->last_hop, own);
+	return decide(done);
+}
+
+/* The node answers a half-open flow. */
+static __always_inline void follow_answer(const struct packet *packet, struct pair *pair,
+					  const struct rewrite *to, const struct settings *own,
+					  __u32 now)
+{
+	__u8 state = to->state;
+
+	if (!is_tcp(packet)) {
+		state = FLOW_UDP_ANSWERED;
+	} else if (packet->tcp_flags & TCP_FLAG_RST) {
+		if (!answers_syn(packet, pair->request) && state == FLOW_TCP_OPENING)
+			return;
+		if (state == FLOW_TCP_ANSWERED && packet->sequence != pair->reply->end)
+			return;
+		state = FLOW_TCP_RESET;
+	} else if (is_syn_ack(packet)) {
+		state = FLOW_TCP_ANSWERED; /* whichever SYN it answers: the node knows */
+	} else if (state == FLOW_TCP_OPENING) {
+		return; /* a challenge ACK: the client will answer it with a RST, and try again */
+	}
+	if (state == to->state && !is_tcp(packet)) {
+		renew_pair(packet, pair, state, deadline_of(state, own, now));
+		return;
+	}
+	if (change_pair(packet, pair, state, deadline_of(state, own, now)) ||
+	    state != FLOW_TCP_ANSWERED)
+		return;
+	bpf_spin_lock(&pair->request_lock->lock);
+	if (entry_word(pair->request) == pair->request_word) {
+		if (is_syn_ack(packet))
+			note_syn_ack(packet, pair);
+		else
+			note_early(packet, pair->reply);
+	}
+	bpf_spin_unlock(&pair->request_lock->lock);
+}
+
+/* A node that answers a SYN on top of a flow has forgotten that flow: it begins anew. */
+static __always_inline void begin_anew(const struct packet *packet, struct pair *pair,
+				       const struct settings *own, __u32 now)
+{
+	if (change_pair(packet, pair, FLOW_TCP_ANSWERED, deadline_of(FLOW_TCP_ANSWERED, own, now)))
+		return;
+	bpf_spin_lock(&pair->request_lock->lock);
+	if (entry_word(pair->request) == pair->request_word) {
+		pair->request->begin = now;
+		pair->reply->begin = 0;
+		note_syn_ack(packet, pair);
+	}
+	bpf_spin_unlock(&pair->request_lock->lock);
+}
+
+static __always_inline void follow_reply(const struct packet *packet, struct pair *pair,
+					 const struct rewrite *to, const struct settings *own,
+					 __u32 now)
+{
+	if (is_half_open(to->state)) {
+		follow_answer(packet, pair, to, own, now);
+	} else if (is_tcp(packet) && is_syn_ack(packet)) {
+		if (pair->reply->begin && packet->acknowledged == pair->reply->begin)
+			begin_anew(packet, pair, own, now);
+	} else if (is_protected(to->state)) {
+		track_living(packet, pair, own, now);
+	} else if (to->state == FLOW_TCP_TIME_WAIT && (packet->tcp_flags & TCP_FLAG_FIN)) {
+		change_pair(packet, pair, to->state, deadline_of(to->state, own, now));
+	}
+}
+
+static __always_inline struct decision reply_fragment(context_t *ctx, struct packet *packet,
+						      const struct settings *own)
+{
+	struct fragment *first = first_of(packet);
+	struct seat_counters *counters;
+	struct decision refused;
+	int index;
+
+	if (!first)
+		return decide(REASON_pass_fragment_alone);
+	refused = may_reply(ctx, packet, first->last_hop, own);
+	if (is_decided(refused))
+		return refused;
+	index = first->seat;
+	counters = seat_counters.lookup(&index);
+	if (counters) {
+		counters->packets_out += packet->segments;
+		counters->bytes_out += packet->bytes;
+	}
+	translate_fragment(packet, first);
+	packet->verdict = deliver_to_client(ctx, packet, first->last_hop, own);
+	return decide(REASON_fragment_forwarded);
+}
+
+/* About a packet that the client sent. */
+static __always_inline struct decision error_to_client(context_t *ctx, struct packet *packet,
+						       const struct flow *flow,
+						       const struct rewrite *to,
+						       const struct settings *own)
+{
+	struct decision refused = may_reply(ctx, packet, flow->last_hop, own);
+
+	if (!is_decided(refused))
+		refused = translate_error(ctx, packet, to);
+	if (is_decided(refused))
+		return refused;
+	packet->verdict = deliver_to_client(ctx, packet, flow->last_hop, own);
+	return decide(REASON_icmp_to_client);
+}
+
+static __always_inline int is_in(__u16 port, __u16 first, __u16 ports)
+{
+	return (__u16)(port - first) < ports;
+}
+
+/* No flow: from a node's port to one of this LB's SNAT ports it was meant for one. */
+static __always_inline struct decision pass_or_drop_reply(const struct packet *packet)
+{
+	struct service_key endpoint = {
+		.address = packet->key.saddr,
+		.port = packet->key.sport,
+		.protocol = packet->key.protocol,
+	};
+	__be32 address = packet->key.daddr;
+	__u16 port = bpf_ntohs(packet->key.dport);
+	struct address_info *info = addresses.lookup(&address);
+
+	if (!info || !(info->flags & ADDRESS_SNAT) ||
+	    (!is_in(port, info->snat_first_port, info->snat_ports) &&
+	     !is_in(port, info->low_first_port, info->low_ports)))
+		return decide(packet->icmp_error ? REASON_pass_icmp_other : REASON_pass_no_flow);
+	if (!(info->flags & ADDRESS_FLOATING) && !endpoints.lookup(&endpoint))
+		return decide(packet->icmp_error ? REASON_pass_icmp_other : REASON_pass_no_flow);
+	return decide(REASON_drop_no_flow);
+}
+
+static __always_inline struct decision forward_reply(context_t *ctx, struct packet *packet,
+						     const struct settings *own)
+{
+	struct decision refused;
+	struct rewrite to;
+	struct place place;
+	struct pair pair;
+	__u32 now;
+
+	packet->key.direction = DIRECTION_REPLY;
+	if (unlikely(packet->later_fragment))
+		return reply_fragment(ctx, packet, own);
+	if (unlikely(packet->key.protocol == IPPROTO_ICMP) && !adopt_quoted_key(ctx, packet))
+		return decide(REASON_pass_icmp_other);
+	forget_how_it_was_read(packet, own);
+	place = find_flow(&packet->key, own);
+	now = ticks_now();
+	if (unlikely(packet->tcp_flags & TCP_FLAG_SYN))
+		packet->scale = unknown(own, window_scale(ctx, packet));
+	if (!place.flow || has_passed(place.flow->deadline, now) ||
+	    read_rewrite(place.flow, &packet->key, &to))
+		return pass_or_drop_reply(packet);
+	if (unlikely(packet->icmp_error))
+		return error_to_client(ctx, packet, place.flow, &to, own);
+	refused = may_reply(ctx, packet, place.flow->last_hop, own);
+	if (unlikely(is_decided(refused)))
+		return refused;
+	if (unlikely(!is_ordinary(packet, place.flow, &to, own, now))) {
+		if (fetch_pair(packet, &place, &to, &pair))
+			return pass_or_drop_reply(packet);
+		follow_reply(packet, &pair, &to, own, now);
+	}
+	return send_to_client(ctx, packet, place.flow, &to, own, REASON_l4_reply);
+}
+
+static __always_inline enum reason handle_reply(context_t *ctx, struct packet *packet)
+{
+	struct decision decision = parse_packet(ctx, packet);
+	struct settings *own;
+	enum reason reason;
+	int zero = 0;
+
+	if (unlikely(is_decided(decision)))
+		return reason_of(decision);
+	own = settings.lookup(&zero);
+	if (unlikely(!own || !own->public_ifindex))
+		return REASON_pass_not_ready;
+	reason = reason_of(forward_reply(ctx, packet, own));
+	return unlikely(packet->answer) ? give_answer(ctx, packet, own, reason) : reason;
+}
+
+#endif

@@ -1,0 +1,32 @@
+/* What the verifier needs and the reader does not.
+ *
+ * The verifier follows a number that it knows through every branch that may have made it: three
+ * counts of tags, times two kinds of fragment, times two of ICMP, and all that follows is looked at
+ * twelve times, far beyond what it has patience for. Of a number to which something unknown was
+ * added it knows nothing, and looks at what follows once.
+ */
+#ifndef GALE_VERIFIER_H
+#define GALE_VERIFIER_H
+
+#include "packet.h"
+
+/* The same number, as far as anybody but the verifier is concerned. */
+static __always_inline __u64 unknown(const struct settings *own, __u64 number)
+{
+	return number + *(const volatile __u32 *)&own->zero;
+}
+
+/* To be called once the headers are read. */
+static __always_inline void forget_how_it_was_read(struct packet *packet,
+						   const struct settings *own)
+{
+	packet->tags = unknown(own, packet->tags);
+	packet->is_tagged = unknown(own, packet->is_tagged);
+	packet->first_fragment = unknown(own, packet->first_fragment);
+	packet->icmp_error = unknown(own, packet->icmp_error);
+	packet->tcp_flags = unknown(own, packet->tcp_flags);
+	packet->transport_bytes = unknown(own, packet->transport_bytes);
+	packet->payload = unknown(own, packet->payload);
+}
+
+#endif

@@ -1,0 +1,149 @@
+"""What is there once the machine is ready: programs on their hooks, the maps, and who reads them.
+
+One `Forwarding` lives from one attachment of the programs to the next; the process makes another
+when interfaces or hooks have changed, and when the flow table before the present one is empty
+and so not needed any more. It owns everything that works on the flow table, since that belongs to
+these programs' maps: the census and with it the RSTs to clients of dead nodes, and the listings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+from pyroute2 import IPRoute
+
+from bpf.syscall import possible_cpus
+from bpf.table import Table
+from bus.messages import HookState
+from services.dataplane import machine
+from services.dataplane.counters import Counters
+from services.dataplane.flows.census import Census, Counting, Watch
+from services.dataplane.flows.raw import RawSender
+from services.dataplane.flows.resets import Resets, segments
+from services.dataplane.flows.table import Block, FlowTable, TablePair
+from services.dataplane.flows.turns import Questions, Rounds
+from services.dataplane.fronts import SETTLE_MS
+from services.dataplane.kernel import Kernel, Settings
+from services.dataplane.programs import ProgramPlan, Programs
+
+CENSUS_MS = 5_000
+"""The shortest time between two passes over the flow table."""
+RESETS_WAITING = 10_000
+"""The most segments that wait; clients beyond are found by the next pass."""
+
+
+class Forwarding:
+    """Raises what `machine.look`, `Programs` and a raw socket raise: then nothing is left open."""
+
+    def __init__(
+        self,
+        plan: ProgramPlan,
+        bpf_dir: Path,
+        cache_dir: Path,
+        netlink: IPRoute,
+        *,
+        old_table_is_empty: bool = False,
+    ) -> None:
+        self.machine = machine.look(netlink, plan.public, plan.private)
+        self.addresses = machine.addresses(netlink)
+        self.programs = Programs(
+            plan, bpf_dir, cache_dir, netlink, old_table_is_empty=old_table_is_empty
+        )
+        try:
+            self._sender = RawSender(plan.public)
+            self.hooks: tuple[HookState, ...] = self.programs.attach(self.machine)
+            """As they were last seen."""
+        except BaseException:
+            self.programs.close()
+            raise
+
+    def open_maps(self) -> None:
+        """Whatever this raises is a fault of ours, not of the machine."""
+        bpf = self.programs.objects.bpf
+        self.kernel = Kernel(bpf)
+        self.settings = self.kernel.read_settings()
+        self.counters = Counters(bpf, possible_cpus())
+        self.tables = TablePair(_flow_table(bpf[b"flows"]), _flow_table(bpf[b"old_flows"]))
+        self.attached_ms = monotonic_ms()
+        self.watch = Watch()
+        """What the next pass is to look out for."""
+        self.rounds: Rounds[Census] = Rounds(self._pass, CENSUS_MS, self.attached_ms)
+        self.questions = Questions()
+        self._resets = Resets()
+
+    def write_settings(self, settings: Settings) -> None:
+        if settings != self.settings:
+            self.kernel.write_settings(settings)
+            self.settings = settings
+
+    # ------------------------------------------------------------------ the flow table
+
+    @property
+    def census(self) -> Census | None:
+        return self.rounds.result
+
+    @property
+    def flow_capacity(self) -> int:
+        """Flows that fit: half of the places are to be taken, and a flow takes two."""
+        return self.tables.flows.places // 4
+
+    @property
+    def old_table_is_empty(self) -> bool:
+        """No flow lives in the table before, since these programs were attached."""
+        census = self.census
+        return (
+            self.programs.chained
+            and census is not None
+            and census.began_ms >= self.attached_ms + SETTLE_MS
+            and census.old_records == 0
+        )
+
+    def bury(self, seats: frozenset[int], now_ms: int) -> None:
+        """From now on, the flows of these seats and no others are dead: tell their clients."""
+        if self._resets.bury(seats):
+            self.rounds.urge(now_ms)
+
+    def turn(self, now_ms: int) -> bool:
+        """Some milliseconds of work on the flow table; whether a census has been finished."""
+        is_counted = self.rounds.turn(now_ms)
+        self._sender.turn(now_ms)
+        return is_counted
+
+    def next_ms(self, now_ms: int) -> int:
+        """When there is more of it."""
+        moments = [self.rounds.next_ms, now_ms if len(self.questions) else None]
+        moments.append(self._sender.next_ms())
+        return min(moment for moment in moments if moment is not None)
+
+    def _pass(self) -> Generator[None, None, Census]:
+        counting = Counting(monotonic_ms(), self.watch)
+        for block in self.tables.blocks():
+            is_old = block.table is self.tables.old_flows
+            counting.add(block.records, old=is_old)
+            if self._resets.is_needed and len(self._sender) < RESETS_WAITING:
+                self._tell(block, is_old)
+            yield
+        return counting.result()
+
+    def _tell(self, block: Block, is_old: bool) -> None:
+        found = self._resets.find(int(is_old), block.table.places, block.places, block.records)
+        if len(found):
+            self._sender.add(segments(found), found["last_hop"])
+
+    def close(self) -> None:
+        """Give back what is open. Programs and maps are the kernel's."""
+        self.questions.give_up()
+        self._sender.close()
+        self.programs.close()
+
+
+def _flow_table(table: Table) -> FlowTable:
+    return FlowTable(table.map_fd, np.dtype(table.Leaf), table.info.max_entries)
+
+
+def monotonic_ms() -> int:
+    """The moment, by the monotonic clock."""
+    return time.monotonic_ns() // 1_000_000

@@ -1,0 +1,234 @@
+"""What the maps hold, in the plan's words, and the writes that change it. Pure.
+
+`kernel` turns each of these into a C struct and back. Units and orders are people's here: text for
+addresses, numbers of this host for ports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bus.messages import Affinity, Encapsulation, Mode
+from services.dataplane import ring
+from services.dataplane.nexthop import NextHop
+from services.dataplane.words import ServiceKey
+
+LANES = 4
+ENTRIES = -(-ring.SLOTS // LANES)
+"""Entries of the map that one service's ring takes; the last one's spare lanes stay 0."""
+
+NO_SEAT = 0
+
+SeatRing = NDArray[np.uint16]
+"""A service's ring as the map holds it: shape (ENTRIES, LANES), seats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """The value of one entry of the map `seats`."""
+
+    identity: int
+    """`seat_identity` of its service and node."""
+    service_id: int
+    address: str
+    port: int
+    cursor: int
+    """Index of the map `port_cursors`: the same for all seats of this address and port."""
+    up: bool
+    """Takes new flows."""
+    dead: bool
+    """Its node is down: UDP and a SYN choose anew."""
+    reset: bool
+    """... and its other TCP flows are reset."""
+    next_hop: NextHop | None
+    """None: there is no route to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The source ports that this LB takes on an SNAT address."""
+
+    first_port: int
+    ports: int
+    low_first_port: int
+    low_ports: int
+    """For clients whose own port is below 1024."""
+
+
+NO_PORTS = Slice(0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The value of the map `services`."""
+
+    service_id: int
+    identity: int
+    """`service_identity` of its name."""
+    mode: Mode
+    affinity: Affinity
+    encap: Encapsulation
+    snat: bool
+    no_reset: bool
+    """TCP of no flow is dropped instead of answered."""
+    has_flows: bool
+    """Its mode is L4, or was, and there are flows yet: they are looked for first."""
+    retired: bool
+    """Takes no new flow: it is here for those it has."""
+    snat_addresses: tuple[str, ...]
+    """Empty unless the mode is L4 and `snat` is set."""
+    snat_slice: Slice
+    """On each of these addresses. Without ports it takes no new flow."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddressInfo:
+    """The value of the map `addresses`: an address that packets come to."""
+
+    of_service: bool
+    floating: bool
+    """No address of this host."""
+    snat_slice: Slice | None
+    """None: it is no SNAT address of this LB's."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltRing:
+    """A ring before masking, kept because only a change of its members costs time."""
+
+    members: tuple[ring.Member, ...]
+    seed: int
+    ring: ring.Ring
+
+
+@dataclass(frozen=True, slots=True)
+class KernelState:
+    """What the maps hold, read from them at the start and from then on what plans left there."""
+
+    seats: Mapping[int, Seat]
+    services: Mapping[ServiceKey, Service]
+    rings: Mapping[int, SeatRing]
+    """By service id. A ring that is not here is written whole, so those of ids that no service has
+    need not be read."""
+    addresses: Mapping[str, AddressInfo] = field(default_factory=dict)
+    endpoints: Mapping[ServiceKey, int] = field(default_factory=dict)
+    """A node's address and port: the seat."""
+    retired_ms: Mapping[int, int] = field(default_factory=dict)
+    """Since when a seat has been nobody's."""
+    waning_ms: Mapping[ServiceKey, int] = field(default_factory=dict)
+    """Since when what stands at a front takes no new L4 flow, though it did."""
+    unused_ms: Mapping[str, int] = field(default_factory=dict)
+    """Since when no service takes ports of an SNAT address."""
+    ids: Mapping[str, int] = field(default_factory=dict)
+    """By the name of the service: one that found no place in its table has one as well."""
+    built: Mapping[str, BuiltRing] = field(default_factory=dict)
+    """By the name of the service."""
+
+
+EMPTY = KernelState({}, {}, {})
+
+
+def snat_ports(kernel: KernelState) -> int:
+    """How many flows could hold a port: each port of each SNAT address, towards each node's address
+    and port that is served from there.
+    """
+    pairs = {
+        (address, seat.address, seat.port, service.snat_slice)
+        for service in kernel.services.values()
+        for seat in kernel.seats.values()
+        if seat.service_id == service.service_id
+        for address in service.snat_addresses
+    }
+    return sum(own.ports + own.low_ports for _, _, _, own in pairs)
+
+
+# --------------------------------------------------------------------------- writes
+
+
+@dataclass(frozen=True, slots=True)
+class SeatWrite:
+    seat: int
+    value: Seat
+    fresh: bool
+    """The number changes hands: whatever was counted for it belongs to somebody else."""
+    fresh_cursor: bool = False
+    """So does its cursor: what that says of ports is about other ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeatRemoval:
+    seat: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlotsWrite:
+    """One batch: `values[i]` is the entry of the map `ring` at `indices[i]`."""
+
+    service_id: int
+    indices: NDArray[np.uint32]
+    values: NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceWrite:
+    key: ServiceKey
+    value: Service
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRemoval:
+    key: ServiceKey
+
+
+@dataclass(frozen=True, slots=True)
+class AddressWrite:
+    address: str
+    value: AddressInfo
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRemoval:
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointWrite:
+    key: ServiceKey
+    seat: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRemoval:
+    key: ServiceKey
+
+
+Write = (
+    SeatWrite
+    | SeatRemoval
+    | SlotsWrite
+    | ServiceWrite
+    | ServiceRemoval
+    | AddressWrite
+    | AddressRemoval
+    | EndpointWrite
+    | EndpointRemoval
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What holds for this LB alone."""
+
+    lb: str
+    """Its name, as the table's slices have it."""
+    public_address: str
+    private_address: str
+    own_addresses: frozenset[str]
+    """All of this host."""
+    max_seats: int
+    """Entries of the map `seats`; entry 0 is nobody's."""
+    max_services: int
