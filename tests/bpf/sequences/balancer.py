@@ -6,29 +6,21 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bpf.syscall import run_program, tc_context, xdp_context
-from services.dataplane.conntrack import (
-    CLOSED,
-    REQUEST,
-    STATE_NAMES,
-    Sweep,
-    Table,
-    expired,
-    sweep_established,
-    sweep_half,
-)
 from services.dataplane.counters import reasons
-from tests.bpf.harness import LOOPBACK, clear_map
-from tests.bpf.scene import SEAT, Scene
+from services.dataplane.flows.record import REQUEST, FlowState, is_living
+from tests.bpf.harness import LOOPBACK
+from tests.bpf.scene import SEAT, Scene, now_ticks, ticks
 from tests.bpf.sequences.contract import FIRST_PORT, Layout, LiveFlow, Outcome, Verdict
 from tests.bpf.sequences.segments import Address
 
@@ -36,51 +28,43 @@ _SEATS = (SEAT, SEAT + 1, SEAT + 2)
 
 
 class FlowTable:
-    """The connection tracking maps: `est` and `half`, swept as the dataplane's process does."""
+    """The map `flows`, in this process's memory: time passes there by moving every deadline."""
 
     def __init__(self, scene: Scene) -> None:
-        self._scene = scene
-        self._tables = {name: Table(scene.programs.table(name)) for name in ("est", "half")}
+        table = scene.programs.table("flows")
+        size = table.info.value_size * table.info.max_entries
+        self._memory = mmap.mmap(table.map_fd, size)
+        bucket = np.dtype(table.Leaf)
+        self._records: NDArray[Any] = np.frombuffer(self._memory, bucket)["flow"].ravel()
+        self._cursors = scene.programs.table("port_cursors")
 
     def clear(self) -> None:
-        for name in self._tables:
-            clear_map(self._scene.programs.table(name).map_fd)
-        counters = self._scene.programs.table("seat_counters")
+        """Nothing remembered: neither a flow nor which port comes next."""
+        self._memory[:] = bytes(len(self._memory))
         for seat in _SEATS:
-            counters[seat] = counters.Leaf()
+            self._cursors[seat] = self._cursors.Leaf()
 
     def age(self, seconds: float) -> None:
-        """Let that much time go by, and what is due happen."""
-        # First what is due then: on a machine that has not been up for that long, no time stands
-        # for so long ago, and what is aged is seen as younger than it is.
-        then_ns = time.monotonic_ns() + int(seconds * 1e9)
-        self._sweep(sweep_established(self._tables["est"], then_ns))
-        self._sweep(sweep_half(self._tables["half"], then_ns))
-        for name in self._tables:
-            self._scene.age(name, seconds)
+        """Let that much time go by."""
+        used = self._records["state"] != FlowState.FREE
+        self._records["deadline"][used] -= np.uint32(ticks(seconds))
+        requests = used & (self._records["key"]["direction"] == REQUEST)
+        self._records["begin"][requests] -= np.uint32(ticks(seconds))
 
     def live_flows(self) -> list[LiveFlow]:
-        now_ns = time.monotonic_ns()
-        found = []
-        for table in self._tables.values():
-            for keys, flows in table.batches():
-                wanted = (keys["direction"] == REQUEST) & ~expired(keys, flows, now_ns)
-                pairs = zip(keys[wanted], flows[wanted], strict=True)
-                found += [self._flow(key, flow) for key, flow in pairs]
-        return found
+        living = is_living(self._records, now_ticks())
+        requests = self._records[living & (self._records["key"]["direction"] == REQUEST)]
+        return [self._flow(record) for record in requests]
 
-    def _flow(self, key: Any, flow: Any) -> LiveFlow:
+    def _flow(self, record: Any) -> LiveFlow:
+        key = record["key"]
         return LiveFlow(
             client=_stored(key["saddr"], key["sport"]),
             vip=_stored(key["daddr"], key["dport"]),
-            snat=_stored(flow["saddr"], flow["sport"]),
-            node=_stored(flow["daddr"], flow["dport"]),
-            state=STATE_NAMES[min(int(flow["state"]), CLOSED)],
+            snat=_stored(record["saddr"], record["sport"]),
+            node=_stored(record["daddr"], record["dport"]),
+            state=FlowState(record["state"]).word,
         )
-
-    def _sweep(self, sweep: Sweep) -> None:
-        for _ in sweep:
-            pass
 
 
 def _stored(host: Any, port: Any) -> Address:
