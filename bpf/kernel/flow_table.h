@@ -9,8 +9,9 @@
  *
  * A new flow takes, in its bucket, of the places that are free or expired the one nearest to its
  * home; if none is left, or half-open flows hold their share already, the oldest half-open one;
- * else the longest closed one; else it is refused by name. Half-open means what can be forged
- * without seeing an answer: a SYN, a datagram, and a datagram that was answered once.
+ * else it is refused by name. Half-open means what can be forged without seeing an answer: a SYN, a
+ * datagram, and a datagram that was answered once. A closed flow keeps its place until its
+ * deadline, and with it its port: the node may be in TIME_WAIT.
  *
  * Writers. A bucket's keys, and whether a place may be taken, change under the bucket's lock only
  * (of FLOW_LOCKS, shared by buckets). Only one lock can be held at a time, so a pair is entered
@@ -345,7 +346,7 @@ static __always_inline void write_entry(struct flow *flow, const struct flow *re
 enum claim {
 	CLAIM_GRANTED,
 	CLAIM_TAKEN, /* that key is alive and stays */
-	CLAIM_SOFT,  /* that key is half-open, or closed and at rest: it can be taken if need be */
+	CLAIM_SOFT,  /* that key is half-open: it can be taken if need be */
 	CLAIM_FULL,  /* all places of the bucket are held by what is alive and established */
 };
 
@@ -360,19 +361,15 @@ static __always_inline int is_takeable(const struct flow *flow, __u32 now)
 	return flow->state == FLOW_FREE || has_passed(flow->deadline + GRACE_TICKS, now);
 }
 
-/* Whether the entry that has the very key wanted may make room. `force`: also if it is half-open,
- * or closed for a second.
+/* Whether the entry that has the very key wanted may make room. `force`: also if it is half-open.
  */
-static __always_inline enum claim judge_holder(const struct flow *holder,
-					       const struct settings *own, __u32 now, int force)
+static __always_inline enum claim judge_holder(const struct flow *holder, __u32 now, int force)
 {
 	if (is_takeable(holder, now))
 		return CLAIM_GRANTED;
-	if (is_protected(holder->state))
+	if (!is_half_open(holder->state))
 		return CLAIM_TAKEN;
-	if (!force || (is_closed(holder->state) && age_of(holder, own, now) < TICKS_PER_SECOND))
-		return CLAIM_SOFT;
-	return CLAIM_GRANTED;
+	return force ? CLAIM_GRANTED : CLAIM_SOFT;
 }
 
 static __always_inline void look_at(const struct flow *flow, __u32 way, const struct settings *own,
@@ -385,18 +382,13 @@ static __always_inline void look_at(const struct flow *flow, __u32 way, const st
 			offer->free = way;
 		return;
 	}
-	if (is_protected(flow->state))
+	if (!is_half_open(flow->state))
 		return;
 	age = age_of(flow, own, now) + 1;
-	if (is_half_open(flow->state)) {
-		offer->half_count++;
-		if (age > offer->half_age) {
-			offer->half = way;
-			offer->half_age = age;
-		}
-	} else if (age > offer->closed_age) {
-		offer->closed = way;
-		offer->closed_age = age;
+	offer->half_count++;
+	if (age > offer->half_age) {
+		offer->half = way;
+		offer->half_age = age;
 	}
 }
 
@@ -406,7 +398,7 @@ static __always_inline __u32 best_way(const struct flow_offer *offer)
 		return offer->half;
 	if (offer->free != FLOW_WAYS)
 		return offer->free;
-	return offer->half != FLOW_WAYS ? offer->half : offer->closed;
+	return offer->half;
 }
 
 /* Looks for the key in all ways; on the way it collects what else could be had. The way of the key,
@@ -418,7 +410,7 @@ static __always_inline void survey(const struct flow_bucket *bucket, __u32 home,
 {
 	struct flow_offer *offer = &draft->offer;
 
-	*offer = (struct flow_offer){ FLOW_WAYS, FLOW_WAYS, 0, 0, FLOW_WAYS, 0 };
+	*offer = (struct flow_offer){ FLOW_WAYS, FLOW_WAYS, 0, 0 };
 	draft->holder = FLOW_WAYS;
 #pragma unroll
 	for (int i = 0; i < FLOW_WAYS; i++) {
@@ -453,7 +445,7 @@ static __always_inline enum claim claim_place(struct place *place, const struct 
 	way = draft->holder;
 	if (way < FLOW_WAYS) {
 		flow = &bucket->flow[way];
-		claim = judge_holder(flow, own, now, force);
+		claim = judge_holder(flow, now, force);
 		draft->rested = flow->state == FLOW_FREE ? 0 : age_of(flow, own, now);
 	} else {
 		draft->rested = 0;

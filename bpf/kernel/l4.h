@@ -223,15 +223,18 @@ static __always_inline int finds_nothing_to_join(const struct rewrite *to, const
 	return is_over || (is_half_open(to->state) && !(seat->flags & SEAT_UP));
 }
 
-/* Who comes back gets the same port, where the ring still says the same node. */
+/* Who comes back gets the same node and port: while the port rests in any case, later where the
+ * ring still says the same node.
+ */
 static __always_inline int may_reopen(const struct packet *packet, const struct service *service,
 				      const struct settings *own, const struct place *place,
-				      const struct rewrite *to, const struct seat *seat)
+				      const struct rewrite *to, const struct seat *seat, __u32 now)
 {
 	__u64 hash = flow_hash(&packet->key, service->flags, own->hash_seed);
 
 	return service->mode == MODE_L4 && !(service->flags & SERVICE_RETIRED) &&
-	       (seat->flags & SEAT_UP) && !place->is_old && seat_of_hash(service, hash) == to->seat;
+	       (seat->flags & SEAT_UP) && !place->is_old &&
+	       (!has_passed(place->flow->deadline, now) || seat_of_hash(service, hash) == to->seat);
 }
 
 /* What the packet does to a flow that is known, and the reason to count. */
@@ -276,7 +279,7 @@ static __always_inline struct decision join_known(context_t *ctx, struct packet 
 		return UNDECIDED;
 	}
 	opens = opens && finds_nothing_to_join(to, seat, is_over);
-	if (opens && !(is_over && may_reopen(packet, service, own, place, to, seat))) {
+	if (opens && !(is_over && may_reopen(packet, service, own, place, to, seat, now))) {
 		change_entry(packet, pair.request, pair.request_lock, pair.request_word, FLOW_FREE,
 			     now);
 		return UNDECIDED;

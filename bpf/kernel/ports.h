@@ -7,9 +7,9 @@
  * port rests for a whole turn of the slice. Who comes back from the same address and port gets the
  * same node and port again (request.h), which the node's TIME_WAIT welcomes (RFC 6191).
  *
- * Where long flows hold a stretch of the slice, later tries jump. Where everything is held, what is
- * half-open, or closed for a second at least, gives its port away, the one that was taken
- * longest ago; an established flow never does.
+ * Where long flows hold a stretch of the slice, later tries jump. Where everything is held, a
+ * half-open flow gives its port away, that which took it longest ago; an established or a closed
+ * one never does.
  *
  * A client's port below 1024 becomes one below 1024 (RFC 4787, REQ-3a), where the LB has such.
  */
@@ -19,7 +19,7 @@
 #include "flow.h"
 #include "verifier.h"
 
-#define SOFT_TRIES 2 /* so many ports at rest are passed over before one of them is taken */
+#define SOFT_TRIES 2 /* so many half-open flows are passed over before one gives its port away */
 
 struct source {
 	__be32 address;
@@ -78,7 +78,7 @@ static __always_inline enum claim judge_key(const struct flow_key *key, const st
 	/* A place in the table before this one is not given to anybody any more. */
 	if (place.is_old)
 		return is_takeable(place.flow, now) ? CLAIM_GRANTED : CLAIM_TAKEN;
-	return judge_holder(place.flow, own, now, 0);
+	return judge_holder(place.flow, now, 0);
 }
 
 /* Whether the search for a port is over with this one. The draft remembers what it has met. */

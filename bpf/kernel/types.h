@@ -216,8 +216,6 @@ struct flow_offer {
 	__u32 half; /* the oldest half-open one, likewise */
 	__u32 half_age;
 	__u32 half_count;
-	__u32 closed; /* the one closed longest ago, likewise */
-	__u32 closed_age;
 };
 
 /* New flows in the second that began at `since`. */
