@@ -20,7 +20,7 @@ from bpf.syscall import run_program, tc_context, xdp_context
 from services.dataplane.counters import reasons
 from services.dataplane.flows.record import REQUEST, FlowState, is_living
 from tests.bpf.harness import LOOPBACK
-from tests.bpf.scene import SEAT, Scene, now_ticks, ticks
+from tests.bpf.scene import NODE, SEAT, Scene, node_of, now_ticks, ticks
 from tests.bpf.sequences.contract import FIRST_PORT, Layout, LiveFlow, Outcome, Verdict
 from tests.bpf.sequences.segments import Address
 
@@ -94,6 +94,9 @@ class RealBalancer:
             snat_first_port=FIRST_PORT,
             snat_ports=layout.ports,
         )
+        self._scene.snat_slice(FIRST_PORT, layout.ports)
+        for seat in _SEATS:
+            self._scene.endpoint((node_of(seat), NODE[1]))
         self._table.clear()
 
     def request(self, frame: bytes) -> Outcome:
