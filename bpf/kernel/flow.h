@@ -9,8 +9,8 @@
  *     ANSWERED     client's ACK of what the node has sent                        ESTABLISHED
  *                  either side's RST with the very number the other waits for    RESET
  *     ESTABLISHED  FIN where the receiver takes it                               CLOSING
- *                  RST with the very number, nothing being under way             RESET
- *                  RST with a number that may be it                              CLOSING, in doubt
+ *                  RST with the very number                                      RESET
+ *                  RST with a number of what is under way                        CLOSING, in doubt
  *                  node's SYN-ACK of a SYN that the client sent on top           ANSWERED
  *     CLOSING      both FINs acknowledged                                        TIME_WAIT
  *                  its sender goes on beyond its FIN, or after its RST           ESTABLISHED
@@ -31,9 +31,9 @@
  *
  * A FIN counts if it follows what its sender has sent without a gap, within the receiver's window.
  * One that came early is known by its acknowledgement, which is one beyond all data. A RST is
- * certain if the receiver waits for its very number and nothing else is under way to it; within
- * what is under way it may be accepted or not, so the flow is in doubt, for as long as a closing
- * flow lives, until its sender says anything else: the dead say nothing.
+ * taken if the receiver has asked for its very number; within what is under way it may be accepted
+ * or not, so the flow is in doubt, for as long as a closing flow lives, until its sender says
+ * anything else: the dead say nothing.
  *
  * Timeouts: RFC 5382 (established 2 h 4 min, everything transitory 4 min), RFC 4787 (UDP 2 min),
  * TIME_WAIT as Linux has it (60 s), 10 s after a RST; in `settings.timeout`, by state.
@@ -160,10 +160,10 @@ static __always_inline __u8 state_after_reset(const struct packet *packet, struc
 {
 	__u32 number = packet->sequence;
 
+	if (number == theirs->acked)
+		return FLOW_TCP_RESET;
 	if (is_after(theirs->acked, number) || is_after(number, mine->end))
 		return state;
-	if (number == theirs->acked && number == mine->end)
-		return FLOW_TCP_RESET;
 	mine->flags |= FLOW_DOUBTED;
 	return FLOW_TCP_CLOSING;
 }
@@ -301,8 +301,8 @@ static __always_inline int is_ordinary(const struct packet *packet, struct flow 
 	__s32 left = flow->deadline - now, timeout = timeout_of(own, to->state);
 
 	if (is_tcp(packet)) {
-		if (unlikely(to->state != FLOW_TCP_ESTABLISHED || left <= 0 ||
-			     (packet->tcp_flags & UNUSUAL_FLAGS)))
+		if (unlikely(to->state != FLOW_TCP_ESTABLISHED || left <= timeout - IDLE_TICKS ||
+			     left <= 0 || (packet->tcp_flags & UNUSUAL_FLAGS)))
 			return 0;
 		if (unlikely(left <= timeout))
 			flow->deadline = now + timeout + TOUCH_TICKS;

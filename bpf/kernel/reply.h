@@ -89,6 +89,19 @@ static __always_inline void begin_anew(const struct packet *packet, struct pair 
 	bpf_spin_unlock(&pair->request_lock->lock);
 }
 
+/* Whether a SYN-ACK is about a SYN that came on top of the flow, and of its data as much as it
+ * likes (RFC 7413); or about one that came before the RST which ended another.
+ */
+static __always_inline int answers_syn_on_top(const struct packet *packet, const struct pair *pair,
+					      const struct rewrite *to)
+{
+	__u32 after = pair->reply->begin;
+
+	if (to->state == FLOW_TCP_RESET)
+		return packet->acknowledged != pair->reply->acked;
+	return after && packet->acknowledged - after <= 0xffff;
+}
+
 static __always_inline void follow_reply(const struct packet *packet, struct pair *pair,
 					 const struct rewrite *to, const struct settings *own,
 					 __u32 now)
@@ -96,7 +109,7 @@ static __always_inline void follow_reply(const struct packet *packet, struct pai
 	if (is_half_open(to->state)) {
 		follow_answer(packet, pair, to, own, now);
 	} else if (is_tcp(packet) && is_syn_ack(packet)) {
-		if (pair->reply->begin && packet->acknowledged == pair->reply->begin)
+		if (answers_syn_on_top(packet, pair, to))
 			begin_anew(packet, pair, own, now);
 	} else if (is_protected(to->state)) {
 		track_living(packet, pair, own, now);
