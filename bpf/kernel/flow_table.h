@@ -36,6 +36,7 @@
 #include "hash.h"
 
 #define GRACE_TICKS 2
+#define IDLE_TICKS 512 /* half a minute: the first packet after it looks after both directions */
 #define TOUCH_TICKS 64 /* four seconds: how seldom a packet looks at its flow's other direction */
 
 #define barrier() asm volatile("" ::: "memory")
