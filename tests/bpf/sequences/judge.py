@@ -239,9 +239,11 @@ class Judge:
             self._fault("outlived its deadline", describe(track, now))
         for other in self.tracks:
             if other is not track and other.place == place:
-                if now < other.kept_until:
+                # Where all ports are held, a half-open flow gives its own away, and no other does.
+                gives_way = other.kept is Phase.OPENING and self._ports < PLENTY
+                if now < other.kept_until and not gives_way:
                     raise ViolationError("port given away", f"{place} of {describe(other, now)}")
-                other.place = None
+                other.place, other.kept = None, Phase.NONE
 
     def _not_forwarded(self, packet: Packet, track: Track, what: str) -> None:
         now = self._hosts.now
@@ -257,7 +259,7 @@ class Judge:
     def _may_be_refused(self, packet: Packet, track: Track) -> bool:
         """What a flow that is there need not forward."""
         flags = packet.segment.flags
-        if packet.serial == FORGED and flags & SYN and flags & (RST | FIN):
+        if packet.serial == FORGED and flags & SYN and flags & (RST | FIN | ACK):
             return True
         if track.kept is not Phase.OPENING or flags & (SYN | RST):
             return False
