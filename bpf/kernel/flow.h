@@ -82,6 +82,8 @@ static __always_inline __u32 deadline_of(__u8 state, const struct settings *own,
 
 /* --------------------------------------------------------------------- sequence numbers */
 
+#define LONGEST_SEGMENT 0xffff
+
 /* The largest window that either side may offer reaches so far, as a power of two. */
 static __always_inline __u8 reach_of(__u8 scale, __u8 other_scale)
 {
@@ -95,6 +97,16 @@ static __always_inline int is_near(__u32 one, __u32 other, __u8 reach)
 	return one - other + window <= 2 * window;
 }
 
+/* A side acknowledges what it had room for, and perhaps a segment more (it may take one that begins
+ * within its window); or, late, what it has acknowledged before.
+ */
+static __always_inline int is_acknowledgeable(__u32 acknowledged, const struct flow *mine)
+{
+	__u32 room = mine->edge - mine->acked + LONGEST_SEGMENT;
+
+	return acknowledged - mine->acked + room <= 2 * room;
+}
+
 /* What the packet says of its sender, if its numbers are near what is known of it. This is all that
  * an ordinary packet changes, in its own direction's entry alone.
  */
@@ -104,7 +116,7 @@ static __always_inline int learn(const struct packet *packet, struct flow *mine)
 	__u32 edge = packet->acknowledged + ((__u32)packet->window << (mine->scale & 15));
 
 	if (unlikely(!is_near(packet->sequence, mine->end, mine->reach) ||
-		     !is_near(packet->acknowledged, mine->acked, mine->reach) ||
+		     !is_acknowledgeable(packet->acknowledged, mine) ||
 		     !(packet->tcp_flags & TCP_FLAG_ACK)))
 		return 0;
 	if (is_after(end, mine->end))
