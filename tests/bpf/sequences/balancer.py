@@ -54,7 +54,15 @@ class FlowTable:
     def live_flows(self) -> list[LiveFlow]:
         living = is_living(self._records, now_ticks())
         requests = self._records[living & (self._records["key"]["direction"] == REQUEST)]
-        return [self._flow(record) for record in requests]
+        return [self._flow(record) for record in requests if self._is_whole(record)]
+
+    def _is_whole(self, request: Any) -> bool:
+        """Whether its other direction is still its own: a half-open flow may lose it."""
+        if request["other"] >= len(self._records):
+            return False
+        reply = self._records[request["other"]]
+        there = [reply["key"][name] for name in ("saddr", "daddr", "sport", "dport")]
+        return there == [request[name] for name in ("daddr", "saddr", "dport", "sport")]
 
     def _flow(self, record: Any) -> LiveFlow:
         key = record["key"]
