@@ -140,22 +140,28 @@ static __always_inline void settle_acknowledged(struct flow *mine, struct flow *
 	if (mine->acked == theirs->end + 1 && !(theirs->flags & FLOW_FIN)) {
 		theirs->flags |= FLOW_FIN;
 		theirs->end++;
+		mine->flags &= ~FLOW_WATCHED;
 	} else {
 		mine->acked = theirs->end;
 	}
 }
 
 /* FIN of the sender of this packet, if its receiver takes it. `sent`: how far the sender had sent
- * before this packet.
+ * before this packet. Whoever acknowledges a FIN that came before what stands in front of it is
+ * watched for that.
  */
 static __always_inline void note_fin(const struct packet *packet, struct flow *mine,
-				     const struct flow *theirs, __u32 sent)
+				     struct flow *theirs, __u32 sent)
 {
 	__u32 fin = packet->sequence + packet->payload;
 
-	if ((mine->flags & FLOW_FIN) || is_after(packet->sequence, sent) ||
-	    is_after(theirs->acked, fin) || is_after(fin, theirs->edge))
+	if ((mine->flags & FLOW_FIN) || is_after(theirs->acked, fin) || is_after(fin, theirs->edge))
 		return;
+	if (is_after(packet->sequence, sent)) {
+		theirs->flags |= FLOW_WATCHED;
+		return;
+	}
+	theirs->flags &= ~FLOW_WATCHED;
 	mine->flags |= FLOW_FIN;
 	mine->end = fin + 1;
 }
@@ -313,8 +319,9 @@ static __always_inline int is_ordinary(const struct packet *packet, struct flow 
 	__s32 left = flow->deadline - now, timeout = timeout_of(own, to->state);
 
 	if (is_tcp(packet)) {
-		if (unlikely(to->state != FLOW_TCP_ESTABLISHED || left <= timeout - IDLE_TICKS ||
-			     left <= 0 || (packet->tcp_flags & UNUSUAL_FLAGS)))
+		if (unlikely(to->state != FLOW_TCP_ESTABLISHED || to->flags ||
+			     left <= timeout - IDLE_TICKS || left <= 0 ||
+			     (packet->tcp_flags & UNUSUAL_FLAGS)))
 			return 0;
 		if (unlikely(left <= timeout))
 			flow->deadline = now + timeout + TOUCH_TICKS;
