@@ -61,8 +61,10 @@ class FlowTable:
         if request["other"] >= len(self._records):
             return False
         reply = self._records[request["other"]]
-        there = [reply["key"][name] for name in ("saddr", "daddr", "sport", "dport")]
-        return there == [request[name] for name in ("daddr", "saddr", "dport", "sport")]
+        key = request["key"]
+        here = [key[name] for name in ("saddr", "daddr", "sport", "dport")]
+        back = [reply[name] for name in ("daddr", "saddr", "dport", "sport")]
+        return here == back
 
     def _flow(self, record: Any) -> LiveFlow:
         key = record["key"]

@@ -149,6 +149,8 @@ class Track:
     answered before. A load balancer may have remembered the other, or nothing, and go on with the
     numbers of the connection before."""
     has_lapsed: bool = False
+    gave_way: bool = False
+    """It was half-open, all ports were held, and its own went to another client."""
     """It could have been forgotten since it was opened."""
 
     @property
@@ -244,6 +246,7 @@ class Judge:
                 if now < other.kept_until and not gives_way:
                     raise ViolationError("port given away", f"{place} of {describe(other, now)}")
                 other.place, other.kept = None, Phase.NONE
+                other.gave_way |= gives_way
 
     def _not_forwarded(self, packet: Packet, track: Track, what: str) -> None:
         now = self._hosts.now
@@ -370,7 +373,7 @@ class Judge:
             track.gone = Phase.OPENING
         repeats = track.kept is Phase.OPENING and packet.serial == track.serial
         if track.kept in _CLOSED or (was_gone and not repeats):
-            track.has_lapsed = track.is_unsure = False
+            track.has_lapsed = track.is_unsure = track.gave_way = False
             track.asked.clear()
             track.settled = 0
             track.begin(packet.serial, now)

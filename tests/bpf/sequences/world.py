@@ -533,7 +533,7 @@ class World:
             track = self.judge.tracks[client]
             if other is None:
                 other = self._other_end(end)
-            if track.has_lapsed:
+            if track.has_lapsed or track.gave_way:
                 continue
             if other is None:
                 raise ViolationError("not finished", f"client {client} never reached a node")
