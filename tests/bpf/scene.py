@@ -281,10 +281,13 @@ class Scene:
     def snat_slice(self, first: int = FIRST_PORT, ports: int = PORTS) -> None:
         """This LB's slice of SNAT, and NODE as an endpoint whose answers come there."""
         self.address(SNAT, OF_SNAT, snat_first_port=first, snat_ports=ports)
+        self.endpoint(NODE)
+
+    def endpoint(self, node: tuple[str, int]) -> None:
+        """A node's address and port: what comes from there to an SNAT port is an answer."""
         table = self.programs.table("endpoints")
         for protocol in PROTOCOLS.values():
-            key = table.Key(address(NODE[0]), socket.htons(NODE[1]), protocol)
-            table[key] = SEAT
+            table[table.Key(address(node[0]), socket.htons(node[1]), protocol)] = SEAT
 
     # ------------------------------------------------------------------- packets
 
