@@ -23,12 +23,12 @@ from bus.messages import (
     encode_node,
 )
 from services.node.core import (
-    LONGEST_REASON,
     ACTIVITY_STEPS,
     DRAIN_MS,
     HELLO_RETRY_MS,
     LEAVE_LIMIT_MS,
     LEAVE_SETTLE_MS,
+    LONGEST_REASON,
     PATIENCE_HELLOS,
     SESSION_STEPS,
     Activity,
