@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bpf.loader import LoadedObject
 from e2e.bench.tables import Clients, Tables
-from services.dataplane.kernel import mac_bytes
+from services.dataplane.words import mac_bytes
 
 ACK, SYN = 0x10, 0x02
 ALL_FLOWS = 1 << 32
