@@ -15,16 +15,16 @@ the entry of its other direction. Among a million flows on one core that would b
 none, as the machine is slower or faster than a few hundred thousand packets a second; so there is a
 row for each. What is told of established flows is of those that are not due for it, by a deadline
 that lies further ahead than a trial is long. In the other row all are due: another program that
-makes them so, in place, runs ahead of the program under test, in turn with it, by so many flows that
-their entries have left the caches again.
+makes them so, in place, runs ahead of the program under test, in turn with it, by so many flows
+that their entries have left the caches again.
 
 New flows are measured in a table with room for them, emptied after every few thousand packets
 while the clock stands, and once more in one where half-open flows have all of their share, a flood.
 There 131k flows are established besides, of which none may be missing afterwards.
 
 After each trial the programs' own counters must tell of a million packets with exactly the expected
-reason: nothing else would be a measurement of this row. In the flood one of a thousand may be
-refused by a bucket that is full of established flows.
+reason: nothing else would be a measurement of this row. One of a thousand may be an exception,
+whose flow found its bucket full.
 """
 
 from __future__ import annotations
@@ -63,7 +63,6 @@ _SNAT, _FIRST_SNAT_PORT, _SNAT_PORTS = "10.81.0.100", 20_000, 8192
 _BYSTANDERS_FIRST_SNAT_PORT = 30_000
 """Of another load balancer's slice, so that they take no port from the new ones."""
 _LB_MAC, _CLIENT_MAC = "02:00:00:00:00:0b", "02:00:00:00:00:0a"
-_REFUSED = "xdp_public.drop_table_full"
 _AHEAD, _STEP = 1 << 18, 1 << 16
 """Flows; in one cache line each direction these are 32 MB and 8 MB, and more with a bucket's."""
 
@@ -275,12 +274,21 @@ class Bench:
         first_port = _BYSTANDERS_FIRST_SNAT_PORT if row.syn else _FIRST_SNAT_PORT
         self._flows = FlowTable(own, self._wrapper, service, seats, clients, standing, first_port)
         self._generator = self._made_generator()
+        self._stood = 0
         self._prepare()
 
     def _service(self) -> Service:
         encap = Encapsulation.GUE if self._row.gue else Encapsulation.IPIP
         return Service(
-            _VIP, _PORT, Mode(self._row.mode), encap, _SNAT, _FIRST_SNAT_PORT, _SNAT_PORTS
+            _VIP,
+            _PORT,
+            Mode(self._row.mode),
+            encap,
+            snat_address=_SNAT,
+            snat_first_port=_FIRST_SNAT_PORT,
+            snat_ports=_SNAT_PORTS,
+            # A frame that became an answer would have another length than the wrapper's.
+            no_reset=True,
         )
 
     def _made_generator(self) -> Generator:
@@ -297,7 +305,7 @@ class Bench:
             self._flows.fill()
             self._flows.mark("not due", self._row.flows)
         if self._row.course is Course.FULL_TABLE:
-            self._flows.fill()
+            self._stood = self._flows.fill()
             self._timed(self._program, flows.HALF_OPEN_FLOWS)
 
     def trial(self) -> Trial:
@@ -317,7 +325,7 @@ class Bench:
     def _evicted(self) -> int:
         if self._row.course is not Course.FULL_TABLE:
             return 0
-        return flows.DEFAULT_FLOWS - self._flows.standing()
+        return self._stood - self._flows.standing()
 
     def _timed_when_due(self) -> int:
         """The program under test, on flows each of which is made due ahead of it."""
@@ -351,10 +359,9 @@ class Bench:
             for reason, count in after.items()
             if count != before.get(reason, 0)
         }
-        if self._row.course is Course.FULL_TABLE:
-            refused = counted.pop(_REFUSED, 0)
-            counted[self._row.counted] += refused if refused <= self._repeats / 1000 else 0
-        if counted != {self._row.counted: self._repeats}:
+        expected = counted.get(self._row.counted, 0)
+        least = self._repeats * (1 - flows.REFUSED_AT_MOST)
+        if expected < least or sum(counted.values()) != self._repeats:
             raise RuntimeError(f"{self._row.name}: the packets went elsewhere: {counted}")
 
 

@@ -125,42 +125,39 @@ int bench_fill(struct xdp_md *ctx)
 	return enter(frame, &key, draft, own, now) ? XDP_ABORTED : XDP_TX;
 }
 
-/* The two entries of an established flow; `mine` 0: it is not there, or not whole. */
-struct whole {
-	struct flow *mine;
-	struct flow *theirs;
-};
-
-static __always_inline struct whole find_whole(const struct flow_key *key,
-					       const struct settings *own)
+/* The other entry of an established flow that was found at `place`; 0: it is not whole. */
+static __always_inline struct flow *other_half(const struct place *place,
+					       const struct flow_key *key)
 {
-	struct place place = find_flow(key, own);
-	struct whole whole = {};
+	struct flow *other;
 	struct rewrite to;
 
-	if (!place.flow || read_rewrite(place.flow, key, &to) || to.state != FLOW_TCP_ESTABLISHED)
-		return whole;
-	whole.theirs = other_direction(&place, key, &to);
-	if (whole.theirs && whole.theirs->state == to.state)
-		whole.mine = place.flow;
-	return whole;
+	if (!place->flow || read_rewrite(place->flow, key, &to))
+		return 0;
+	other = other_direction(place, key, &to);
+	if (!other || to.state != FLOW_TCP_ESTABLISHED || other->state != FLOW_TCP_ESTABLISHED)
+		return 0;
+	return other;
 }
 
 /* A deadline so many ticks after the moment from which on the flow is due for a touch. */
 static __always_inline int put_off(struct xdp_md *ctx, __u32 ticks)
 {
 	struct flow_key key = {};
+	__u32 now = ticks_now();
 	int zero = 0;
 	struct settings *own = settings.lookup(&zero);
-	struct whole whole;
+	struct place place;
+	struct flow *other;
 
 	if (!own || !read_key(ctx, &key))
 		return XDP_ABORTED;
-	whole = find_whole(&key, own);
-	if (!whole.mine || !whole.theirs)
+	place = find_flow(&key, own);
+	other = other_half(&place, &key);
+	if (!place.flow || !other)
 		return XDP_DROP;
-	whole.mine->deadline = ticks_now() + timeout_of(own, FLOW_TCP_ESTABLISHED) + ticks;
-	whole.theirs->deadline = whole.mine->deadline;
+	place.flow->deadline = now + timeout_of(own, FLOW_TCP_ESTABLISHED) + ticks;
+	other->deadline = place.flow->deadline;
 	return XDP_TX;
 }
 
@@ -180,10 +177,12 @@ int bench_count(struct xdp_md *ctx)
 	int zero = 0;
 	struct filling *filling = fillings.lookup(&zero);
 	struct settings *own = settings.lookup(&zero);
+	struct place place;
 
 	if (!filling || !own || !read_key(ctx, &key))
 		return XDP_ABORTED;
-	if (!find_whole(&key, own).mine)
+	place = find_flow(&key, own);
+	if (!other_half(&place, &key))
 		return XDP_DROP;
 	filling->counted++;
 	return XDP_TX;

@@ -49,6 +49,7 @@ class Generator:
         self._tables = Tables(loaded)
         self._record: NDArray[Any] = self._tables.values("generators", 1)
         self._record["mask"] = flows - 1
+        self._record["turn_bits"] = flows.bit_length() - 1
         self._record["stride"] = stride
         self._record["first_client"] = _host_order(clients.first_client)
         self._record["first_port"] = clients.first_port

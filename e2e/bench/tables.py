@@ -73,6 +73,8 @@ class Service:
     snat_first_port: int = 1024
     snat_ports: int = 8192
     outer_source: str = "10.81.0.10"
+    no_reset: bool = False
+    """TCP of no flow is dropped instead of answered."""
 
 
 class Tables:
@@ -179,7 +181,7 @@ def _service_value(number: int, service: Service) -> maps.Service:
         affinity=Affinity.FLOW,
         encap=service.encap,
         snat=True,
-        no_reset=False,
+        no_reset=service.no_reset,
         has_flows=is_l4,
         retired=False,
         snat_addresses=(service.snat_address,) if is_l4 else (),
