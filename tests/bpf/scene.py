@@ -346,10 +346,12 @@ class Scene:
 
     def change(self, direction: int, **fields: Any) -> None:
         """Alter the living entries of that direction."""
-        self._edit(
-            lambda flow: flow.key.direction == direction,
-            lambda flow: [setattr(flow, name, value) for name, value in fields.items()],
-        )
+
+        def alter(flow: Any) -> None:
+            for name, value in fields.items():
+                setattr(flow, name, value)
+
+        self._edit(lambda flow: flow.key.direction == direction, alter)
 
     def lose(self, direction: int) -> None:
         """As if the places of that direction's entries had been given to others."""
