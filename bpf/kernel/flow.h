@@ -130,25 +130,30 @@ static __always_inline int learn(const struct packet *packet, struct flow *mine)
 
 /* --------------------------------------------------------------------- what is alive */
 
-/* What `theirs` has sent and `mine` acknowledges now: a FIN that was not seen in its place is told
- * by the number after it. More than that was never sent: then the acknowledgement was forged.
+/* A FIN is in its place, whether it was seen there or is known by what came after it. */
+static __always_inline void record_fin(struct flow *mine, struct flow *theirs, __u32 end)
+{
+	mine->flags = (mine->flags | FLOW_FIN) & ~FLOW_WATCHED;
+	theirs->flags &= ~FLOW_WATCHED;
+	mine->end = end;
+}
+
+/* What `theirs` has sent and `mine` acknowledges now. A FIN that came early is known by the number
+ * after it. More than that was never sent: then the acknowledgement was forged.
  */
 static __always_inline void settle_acknowledged(struct flow *mine, struct flow *theirs)
 {
 	if (likely(!is_after(mine->acked, theirs->end)))
 		return;
-	if (mine->acked == theirs->end + 1 && !(theirs->flags & FLOW_FIN)) {
-		theirs->flags |= FLOW_FIN;
-		theirs->end++;
-		mine->flags &= ~FLOW_WATCHED;
-	} else {
+	if (mine->acked == theirs->end + 1 && (mine->flags & FLOW_WATCHED))
+		record_fin(theirs, mine, mine->acked);
+	else
 		mine->acked = theirs->end;
-	}
 }
 
 /* FIN of the sender of this packet, if its receiver takes it. `sent`: how far the sender had sent
- * before this packet. Whoever acknowledges a FIN that came before what stands in front of it is
- * watched for that.
+ * before this packet. If what stands in front of it has not come yet, both sides are watched: each
+ * will say so in its own way.
  */
 static __always_inline void note_fin(const struct packet *packet, struct flow *mine,
 				     struct flow *theirs, __u32 sent)
@@ -157,13 +162,34 @@ static __always_inline void note_fin(const struct packet *packet, struct flow *m
 
 	if ((mine->flags & FLOW_FIN) || is_after(theirs->acked, fin) || is_after(fin, theirs->edge))
 		return;
-	if (is_after(packet->sequence, sent)) {
-		theirs->flags |= FLOW_WATCHED;
+	if (!is_after(packet->sequence, sent)) {
+		record_fin(mine, theirs, fin + 1);
 		return;
 	}
-	theirs->flags &= ~FLOW_WATCHED;
-	mine->flags |= FLOW_FIN;
-	mine->end = fin + 1;
+	mine->flags |= FLOW_WATCHED;
+	theirs->flags |= FLOW_WATCHED;
+}
+
+/* What the packet says of a FIN of its sender that is on record, or was early. `sent` as above. */
+static __always_inline void check_fin(const struct packet *packet, struct flow *mine,
+				      struct flow *theirs, __u32 sent)
+{
+	__u32 end = packet->sequence + packet->payload;
+
+	if (mine->flags & FLOW_FIN) {
+		/* Who goes on where its FIN stood has not sent it: that was a forgery. */
+		if (is_after(end, sent) && !is_after(packet->sequence, sent))
+			mine->flags &= ~FLOW_FIN;
+		else
+			mine->end = sent;
+	} else if (mine->flags & FLOW_WATCHED) {
+		if (packet->sequence == sent + 1 && !packet->payload) {
+			record_fin(mine, theirs, sent + 1);
+		} else if (packet->payload && is_after(end, sent)) {
+			mine->flags &= ~FLOW_WATCHED; /* it was none */
+			theirs->flags &= ~FLOW_WATCHED;
+		}
+	}
 }
 
 /* Both FINs are sent and acknowledged. */
@@ -193,7 +219,6 @@ static __always_inline __u8 follow_living(const struct packet *packet, struct fl
 					  struct flow *theirs, __u8 state)
 {
 	__u32 sent = mine->end;
-	int said_fin = mine->flags & FLOW_FIN;
 
 	if (packet->tcp_flags & TCP_FLAG_RST) {
 		settle_acknowledged(theirs, mine);
@@ -202,9 +227,7 @@ static __always_inline __u8 follow_living(const struct packet *packet, struct fl
 	if ((packet->tcp_flags & TCP_FLAG_SYN) || !learn(packet, mine))
 		return state;
 	mine->flags &= ~FLOW_DOUBTED;
-	/* Who sends beyond its FIN has not sent it: that was a forgery. */
-	if (said_fin && is_after(packet->sequence + packet->payload, sent))
-		mine->flags &= ~FLOW_FIN;
+	check_fin(packet, mine, theirs, sent);
 	settle_acknowledged(mine, theirs);
 	settle_acknowledged(theirs, mine);
 	if (packet->tcp_flags & TCP_FLAG_FIN)

@@ -89,6 +89,8 @@ static __always_inline void begin_anew(const struct packet *packet, struct pair 
 	bpf_spin_unlock(&pair->request_lock->lock);
 }
 
+#define MOST_SYN_DATA 1460 /* a segment's */
+
 /* Whether a SYN-ACK is about a SYN that came on top of the flow, and of its data as much as it
  * likes (RFC 7413); or about one that came before the RST which ended another.
  */
@@ -99,7 +101,7 @@ static __always_inline int answers_syn_on_top(const struct packet *packet, const
 
 	if (to->state == FLOW_TCP_RESET)
 		return packet->acknowledged != pair->reply->acked;
-	return after && packet->acknowledged - after <= 0xffff;
+	return after && packet->acknowledged - after <= MOST_SYN_DATA;
 }
 
 static __always_inline void follow_reply(const struct packet *packet, struct pair *pair,
