@@ -215,6 +215,50 @@ def test_a_stopped_node_gets_no_new_flow_and_in_l4_keeps_its_old_ones(
     assert not again.stop().failures
 
 
+REFUSED = """
+import socket, sys, time
+begin = time.monotonic()
+seen = []
+for kind, port in ((socket.SOCK_STREAM, 8080), (socket.SOCK_DGRAM, 5300)):
+    one = socket.socket(socket.AF_INET, kind)
+    one.settimeout(5)
+    try:
+        one.connect((sys.argv[1], port))
+        one.send(b"anybody?")
+        one.recv(100)
+        seen.append("answered")
+    except ConnectionRefusedError:
+        seen.append("refused")
+    except OSError as error:
+        seen.append(type(error).__name__)
+print(*seen, round(time.monotonic() - begin, 2))
+"""
+
+
+def test_without_any_node_clients_are_refused_at_once(hosts: Hosts, lb: str) -> None:
+    """TCP by RST, UDP by port unreachable: so they turn to somebody else, instead of waiting."""
+    servers = ("server:nginx", "server:udp")
+    try:
+        for node in hosts.nodes:
+            hosts.supervisorctl(node, "stop", *servers)
+        wait_for(lambda: set(node_states(hosts, lb).values()) == {"down"}, "all nodes down")
+        wait_for(lambda: verdicts_of_one(hosts, lb) > 0, "packets to be refused for want of nodes")
+        done = hosts.run(hosts.client, "python3", "-c", REFUSED, hosts.vip())
+        tcp, udp, seconds = done.stdout.split()
+        assert (tcp, udp) == ("refused", "refused"), done.stderr
+        assert float(seconds) < 1
+    finally:
+        for node in hosts.nodes:
+            hosts.supervisorctl(node, "start", *servers)
+        wait_for(lambda: set(node_states(hosts, lb).values()) == {"up"}, "all nodes up again")
+
+
+def verdicts_of_one(hosts: Hosts, lb: str) -> int:
+    """Packets that were refused because no node is left, after one more client has tried."""
+    hosts.run(hosts.client, "python3", "-c", REFUSED, hosts.vip())
+    return verdicts(hosts, lb)["no_node_refused"]
+
+
 @pytest.fixture
 def heavy(hosts: Hosts) -> Iterator[str]:
     """A node of weight 2 among others of weight 1, for as long as the test lasts."""

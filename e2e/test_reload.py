@@ -57,6 +57,9 @@ CHANGED: list[Service] = [
 FLOWS = 12
 RATE = 50
 A_MOMENT_MS = 500
+REPEATED_MS = 1500
+UNDER_WAY = 3
+"""So many connections are between SYN and end at one moment, at the most."""
 FORGETTING_S = 12.0
 """The dataplane counts flows every five seconds. Two counts later it would have forgotten whatever
 it takes for unused."""
@@ -90,11 +93,14 @@ def reload(hosts: Hosts, lb: str, services: list[Service]) -> None:
 
 
 def none_lost(seen: Summary) -> None:
+    """No connect fails. One may wait for a repeated packet: to put a qdisc on a node's interface
+    takes the kernel a moment, in which what the node sends is lost.
+    """
     assert seen.results
     assert not seen.failures, seen.errors
-    assert seen.slowest_ms < A_MOMENT_MS + seen.largest_lag_ms, [
-        one for one in seen.results if one.took_ms >= A_MOMENT_MS
-    ]
+    late = [one for one in seen.results if one.took_ms >= A_MOMENT_MS + seen.largest_lag_ms]
+    assert len(late) <= UNDER_WAY, late
+    assert seen.slowest_ms < REPEATED_MS + seen.largest_lag_ms, late
 
 
 def go_on(held: Held, count: int = FLOWS) -> None:
@@ -157,8 +163,13 @@ def test_l4_to_l3_and_to_l2_under_load(hosts: Hosts, lb: str) -> None:
 
 
 def test_back_to_l4_under_load(hosts: Hosts, lb: str) -> None:
+    """Whoever connects is served. A connection that was under way is of no flow that the LB knows,
+    and is told so by RST.
+    """
     for seen in with_steady_rig(lambda: under_load(hosts, lb, AT_FIRST, "l4"), lag_of):
-        none_lost(seen)
+        assert set(seen.errors) <= {"reset"}, seen.errors
+        assert len(seen.failures) <= UNDER_WAY, seen.errors
+        assert seen.slowest_ms < A_MOMENT_MS + seen.largest_lag_ms
 
 
 def test_changes_of_every_kind_keep_their_connections(hosts: Hosts, lb: str) -> None:
