@@ -281,10 +281,13 @@ class Scene:
     def snat_slice(self, first: int = FIRST_PORT, ports: int = PORTS) -> None:
         """This LB's slice of SNAT, and NODE as an endpoint whose answers come there."""
         self.address(SNAT, OF_SNAT, snat_first_port=first, snat_ports=ports)
+        self.endpoint(NODE)
+
+    def endpoint(self, node: tuple[str, int]) -> None:
+        """A node's address and port: what comes from there to an SNAT port is an answer."""
         table = self.programs.table("endpoints")
         for protocol in PROTOCOLS.values():
-            key = table.Key(address(NODE[0]), socket.htons(NODE[1]), protocol)
-            table[key] = SEAT
+            table[table.Key(address(node[0]), socket.htons(node[1]), protocol)] = SEAT
 
     # ------------------------------------------------------------------- packets
 
@@ -343,10 +346,12 @@ class Scene:
 
     def change(self, direction: int, **fields: Any) -> None:
         """Alter the living entries of that direction."""
-        self._edit(
-            lambda flow: flow.key.direction == direction,
-            lambda flow: [setattr(flow, name, value) for name, value in fields.items()],
-        )
+
+        def alter(flow: Any) -> None:
+            for name, value in fields.items():
+                setattr(flow, name, value)
+
+        self._edit(lambda flow: flow.key.direction == direction, alter)
 
     def lose(self, direction: int) -> None:
         """As if the places of that direction's entries had been given to others."""
@@ -389,6 +394,14 @@ class Scene:
         for key, leaf in list(entries.items()):
             leaf.since = time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE)
             entries[key] = leaf
+
+    def age_flow(self, client_port: int, seconds: float) -> None:
+        """Let that much time go by for one client's flow alone."""
+        port = socket.htons(client_port)
+        self._edit(
+            lambda flow: (flow.dport if flow.key.direction else flow.key.sport) == port,
+            lambda flow: _age(flow, ticks(seconds)),
+        )
 
     def counted_at_seat(self, number: int = SEAT) -> dict[str, int]:
         return {

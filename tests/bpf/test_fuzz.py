@@ -304,7 +304,8 @@ def is_answer(run: Run) -> Truths:
     there, back = run.sent.rows, run.out.rows
     turned: Truths = (there[:, 26:30] == back[:, 30:34]).all(axis=1)
     turned &= (there[:, 30:34] == back[:, 26:30]).all(axis=1)
-    return turned & (there[:, 26:30] != there[:, 30:34]).any(axis=1)
+    turned &= (there[:, 26:30] != there[:, 30:34]).any(axis=1)
+    return turned
 
 
 def _judge_answers(run: Run) -> None:

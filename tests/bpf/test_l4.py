@@ -493,7 +493,7 @@ class TestOneArm:
 
     def test_an_answer_to_what_is_a_services_port_too(self, one_arm: Scene) -> None:
         """The one address is the VIP, and that of SNAT."""
-        slice_ = {"snat_first_port": PORT, "snat_ports": 1}
+        slice_: dict[str, Any] = {"snat_first_port": PORT, "snat_ports": 1}
         one_arm.service("l4", snat_addresses=(VIP,), **slice_)
         one_arm.seat(ifindex=PUBLIC)
         one_arm.snat_slice()
