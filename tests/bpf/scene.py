@@ -395,6 +395,14 @@ class Scene:
             leaf.since = time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE)
             entries[key] = leaf
 
+    def age_flow(self, client_port: int, seconds: float) -> None:
+        """Let that much time go by for one client's flow alone."""
+        port = socket.htons(client_port)
+        self._edit(
+            lambda flow: (flow.dport if flow.key.direction else flow.key.sport) == port,
+            lambda flow: _age(flow, ticks(seconds)),
+        )
+
     def counted_at_seat(self, number: int = SEAT) -> dict[str, int]:
         return {
             name: int(column[number])
