@@ -386,7 +386,9 @@ class Judge:
             self._note_syn_ack_again(packet, track, now)
             return
         is_asked = [_answers(packet.segment, syn) for syn in track.asked]
-        if track.kept is not Phase.OPENING and not any(is_asked):
+        # How much a SYN carried a load balancer need not remember: within a segment it may be one.
+        may_be = any(_answers(packet.segment, syn, SEGMENT) for syn in track.asked)
+        if track.kept is not Phase.OPENING and not may_be:
             return
         if track.kept is not Phase.OPENING:
             track.is_unsure = not is_asked[-1] or len(is_asked) <= track.settled
@@ -531,9 +533,13 @@ def reset_for(segment: Segment) -> Segment | None:
     return Segment(0, segment.end, RST | ACK)
 
 
-def _answers(segment: Segment, syn: Segment) -> bool:
-    """Whether a SYN-ACK acknowledges this SYN, and perhaps what it carried."""
-    return 0 < ahead(segment.ack, syn.seq) <= ahead(syn.end, syn.seq)
+SEGMENT = 1_460
+"""Bytes: the most that a SYN carries."""
+
+
+def _answers(segment: Segment, syn: Segment, at_least: int = 0) -> bool:
+    """Whether a SYN-ACK acknowledges this SYN, and perhaps what it carried, or `at_least` that."""
+    return 0 < ahead(segment.ack, syn.seq) <= max(ahead(syn.end, syn.seq), at_least + 1)
 
 
 def _essence(segment: Segment) -> tuple[int, int, int]:
