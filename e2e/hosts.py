@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from e2e.lab import Lab, Plan, down, exclusive, plan
 from e2e.traffic import Traffic, load_words
 
 T = TypeVar("T")
+RIG_LAG_MS = 100
+"""Who was held up for longer itself has measured nothing."""
 
 
 class Hosts(Protocol):
@@ -50,6 +53,9 @@ class Hosts(Protocol):
     def supervisord_pid(self, who: str) -> int: ...
 
     def start_supervisord(self, who: str) -> None: ...
+
+    def set_cut(self, who: str, *, cut: bool) -> None:
+        """Cut every cable of a machine silently, the carrier stays up; or heal them."""
 
     def api(self, lb: str, path: str) -> Any:
         """GET of an LB's API; raises OSError while it is down."""
@@ -89,6 +95,9 @@ class LabHosts:
 
     def start_supervisord(self, who: str) -> None:
         self.lab.start_supervisord(who)
+
+    def set_cut(self, who: str, *, cut: bool) -> None:
+        self.lab.set_cut(who, cut=cut)
 
     def api(self, lb: str, path: str) -> Any:
         return self.lab.api(lb, path)
@@ -159,6 +168,40 @@ def serves_again(hosts: Hosts, lb: str, process: str, killed_pid: int, killed_at
     return age_ms is not None and asked_at - age_ms / 1000 > killed_at
 
 
-def traffic(hosts: Hosts, rate: float) -> Traffic:
+def traffic(hosts: Hosts, rate: float, port: int = 8080) -> Traffic:
     """Requests from the client to the VIP from now on."""
-    return Traffic(hosts.start(hosts.client, *load_words(hosts.vip(), rate)))
+    return Traffic(hosts.start(hosts.client, *load_words(hosts.vip(), rate, port)))
+
+
+def verdicts(hosts: Hosts, lb: str, hook: str = "") -> Counter[str]:
+    """How many packets were given each reason, at one hook or over all."""
+    counted: Counter[str] = Counter()
+    for sample in hosts.metrics(lb, "gale_verdicts_total"):
+        if hook in ("", sample.labels["hook"]):
+            counted[sample.labels["reason"]] += int(sample.value)
+    return counted
+
+
+def newest_event(hosts: Hosts, lb: str) -> str:
+    """Where the LB's public stream is now: to be handed to `events`."""
+    page = hosts.api(lb, "/v1/events?since=:0&limit=1")
+    return f"{page['boot']}:{page['last_seq']}"
+
+
+def events(hosts: Hosts, lb: str, topic: str, since: str) -> list[dict[str, Any]]:
+    """The messages of one topic that have been published after `since`."""
+    page = hosts.api(lb, f"/v1/events?since={since}&limit=8192")
+    return [event for event in page["events"] if event["topic"] == topic]
+
+
+def with_steady_rig(attempt: Callable[[], T], lag_ms_of: Callable[[T], float]) -> T:
+    """What `attempt` saw while its client kept its schedule; `lag_ms_of` says how well it did.
+
+    A timing from a lagging client says nothing, so it is run again, three times at most; then what
+    it saw is judged all the same.
+    """
+    for _ in range(2):
+        seen = attempt()
+        if lag_ms_of(seen) <= RIG_LAG_MS:
+            return seen
+    return attempt()

@@ -21,25 +21,20 @@ from e2e.hosts import (
     serves_again,
     traffic,
     wait_for,
+    with_steady_rig,
 )
 from e2e.traffic import Summary
 
 PROCESSES = ("dataplane", "health", "quorum", "api")
 RETRANSMISSION_MS = 900
-RIG_LAG_MS = 100
 CHECK_INTERVAL_MS = 500
 CHECK_TIMEOUT_MS = 500
 ALLOWANCE_MS = 100
 DOWNLOAD = "/run/gale-e2e-download"
 
 
-def with_steady_rig(attempt: Callable[[], Summary]) -> Summary:
-    """A run whose own client kept its schedule; a timing from a lagging one says nothing."""
-    for _ in range(2):
-        seen = attempt()
-        if seen.largest_lag_ms <= RIG_LAG_MS:
-            return seen
-    return attempt()
+def steady(attempt: Callable[[], Summary]) -> Summary:
+    return with_steady_rig(attempt, lambda seen: seen.largest_lag_ms)
 
 
 def nothing_lost(seen: Summary) -> None:
@@ -59,7 +54,7 @@ def test_sigkill_of_a_process(hosts: Hosts, lb: str, process: str) -> None:
         time.sleep(0.5)  # its first decisions are under way, and must do no harm either
         return requests.stop()
 
-    nothing_lost(with_steady_rig(attempt))
+    nothing_lost(steady(attempt))
     assert node_states(hosts, lb) == dict.fromkeys(hosts.nodes, "up")
 
 
@@ -78,7 +73,7 @@ def test_a_pause_of_all_four(hosts: Hosts, lb: str) -> None:
         time.sleep(1.5)  # more than checks_timeout: whoever was wrongly missed is down by now
         return requests.stop()
 
-    nothing_lost(with_steady_rig(attempt))
+    nothing_lost(steady(attempt))
     assert node_states(hosts, lb) == dict.fromkeys(hosts.nodes, "up")
 
 
@@ -158,7 +153,7 @@ def test_a_killed_server_is_left_within_one_check(hosts: Hosts, lb: str) -> None
         wait_for(lambda: node_states(hosts, lb)[victim] == "up", f"{victim} up again")
         return seen
 
-    seen = with_steady_rig(attempt)
+    seen = steady(attempt)
     assert seen.failures, "nothing was sent to the node that died"
     assert set(seen.errors) <= {"refused", "reset"}, seen.errors
     assert seen.failing_ms <= CHECK_INTERVAL_MS + ALLOWANCE_MS
@@ -179,7 +174,7 @@ def test_a_hung_server_is_left_within_one_check_and_its_timeout(hosts: Hosts, lb
         wait_for(lambda: node_states(hosts, lb)[victim] == "up", f"{victim} up again")
         return seen
 
-    seen = with_steady_rig(attempt)
+    seen = steady(attempt)
     held = [result.sent_ms for result in seen.results if result.took_ms > RETRANSMISSION_MS]
     assert held, "nothing was sent to the node that hung"
     assert max(held) - min(held) <= CHECK_INTERVAL_MS + CHECK_TIMEOUT_MS + ALLOWANCE_MS

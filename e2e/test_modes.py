@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from e2e.hosts import Hosts, LabHosts, lab_hosts, node_states, traffic, wait_for
+from e2e.hosts import Hosts, LabHosts, lab_hosts, node_states, traffic, verdicts, wait_for
 from e2e.lab import Plan
 from e2e.lab.files import toml_text
 from e2e.lab.plan import PRIVATE, SERVICES
@@ -86,14 +85,6 @@ def hosts(
 @pytest.fixture
 def mode(hosts: Hosts, lb: str) -> str:
     return str(hosts.api(lb, "/v1/status")["mode"])
-
-
-def verdicts(hosts: Hosts, lb: str) -> Counter[str]:
-    """Over all hooks, how many packets were given each reason."""
-    counted: Counter[str] = Counter()
-    for sample in hosts.metrics(lb, "gale_verdicts_total"):
-        counted[sample.labels["reason"]] += int(sample.value)
-    return counted
 
 
 def datagrams(hosts: Hosts, *options: str) -> dict[str, Any]:

@@ -82,6 +82,8 @@ static __always_inline __u32 deadline_of(__u8 state, const struct settings *own,
 
 /* --------------------------------------------------------------------- sequence numbers */
 
+#define LONGEST_SEGMENT 0xffff
+
 /* The largest window that either side may offer reaches so far, as a power of two. */
 static __always_inline __u8 reach_of(__u8 scale, __u8 other_scale)
 {
@@ -95,6 +97,16 @@ static __always_inline int is_near(__u32 one, __u32 other, __u8 reach)
 	return one - other + window <= 2 * window;
 }
 
+/* A side acknowledges what it had room for, and perhaps a segment more (it may take one that begins
+ * within its window); or, late, what it has acknowledged before.
+ */
+static __always_inline int is_acknowledgeable(__u32 acknowledged, const struct flow *mine)
+{
+	__u32 room = mine->edge - mine->acked + LONGEST_SEGMENT;
+
+	return acknowledged - mine->acked + room <= 2 * room;
+}
+
 /* What the packet says of its sender, if its numbers are near what is known of it. This is all that
  * an ordinary packet changes, in its own direction's entry alone.
  */
@@ -104,7 +116,7 @@ static __always_inline int learn(const struct packet *packet, struct flow *mine)
 	__u32 edge = packet->acknowledged + ((__u32)packet->window << (mine->scale & 15));
 
 	if (unlikely(!is_near(packet->sequence, mine->end, mine->reach) ||
-		     !is_near(packet->acknowledged, mine->acked, mine->reach) ||
+		     !is_acknowledgeable(packet->acknowledged, mine) ||
 		     !(packet->tcp_flags & TCP_FLAG_ACK)))
 		return 0;
 	if (is_after(end, mine->end))
@@ -128,22 +140,28 @@ static __always_inline void settle_acknowledged(struct flow *mine, struct flow *
 	if (mine->acked == theirs->end + 1 && !(theirs->flags & FLOW_FIN)) {
 		theirs->flags |= FLOW_FIN;
 		theirs->end++;
+		mine->flags &= ~FLOW_WATCHED;
 	} else {
 		mine->acked = theirs->end;
 	}
 }
 
 /* FIN of the sender of this packet, if its receiver takes it. `sent`: how far the sender had sent
- * before this packet.
+ * before this packet. Whoever acknowledges a FIN that came before what stands in front of it is
+ * watched for that.
  */
 static __always_inline void note_fin(const struct packet *packet, struct flow *mine,
-				     const struct flow *theirs, __u32 sent)
+				     struct flow *theirs, __u32 sent)
 {
 	__u32 fin = packet->sequence + packet->payload;
 
-	if ((mine->flags & FLOW_FIN) || is_after(packet->sequence, sent) ||
-	    is_after(theirs->acked, fin) || is_after(fin, theirs->edge))
+	if ((mine->flags & FLOW_FIN) || is_after(theirs->acked, fin) || is_after(fin, theirs->edge))
 		return;
+	if (is_after(packet->sequence, sent)) {
+		theirs->flags |= FLOW_WATCHED;
+		return;
+	}
+	theirs->flags &= ~FLOW_WATCHED;
 	mine->flags |= FLOW_FIN;
 	mine->end = fin + 1;
 }
@@ -301,8 +319,9 @@ static __always_inline int is_ordinary(const struct packet *packet, struct flow 
 	__s32 left = flow->deadline - now, timeout = timeout_of(own, to->state);
 
 	if (is_tcp(packet)) {
-		if (unlikely(to->state != FLOW_TCP_ESTABLISHED || left <= timeout - IDLE_TICKS ||
-			     left <= 0 || (packet->tcp_flags & UNUSUAL_FLAGS)))
+		if (unlikely(to->state != FLOW_TCP_ESTABLISHED || to->flags ||
+			     left <= timeout - IDLE_TICKS || left <= 0 ||
+			     (packet->tcp_flags & UNUSUAL_FLAGS)))
 			return 0;
 		if (unlikely(left <= timeout))
 			flow->deadline = now + timeout + TOUCH_TICKS;

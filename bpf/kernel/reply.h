@@ -66,10 +66,10 @@ static __always_inline void follow_answer(const struct packet *packet, struct pa
 		return;
 	bpf_spin_lock(&pair->request_lock->lock);
 	if (entry_word(pair->request) == pair->request_word) {
-		if (is_syn_ack(packet))
-			note_syn_ack(packet, pair);
-		else
+		if (!is_syn_ack(packet))
 			note_early(packet, pair->reply);
+		else if (to->state == FLOW_TCP_OPENING || packet->sequence != pair->request->acked)
+			note_syn_ack(packet, pair); /* the first time that it says so */
 	}
 	bpf_spin_unlock(&pair->request_lock->lock);
 }

@@ -171,6 +171,9 @@ struct flow_key {
 
 #define FLOW_FIN 1     /* this direction has sent its FIN; `end` is the number after it */
 #define FLOW_DOUBTED 2 /* this direction sent a RST that its receiver may have accepted */
+#define FLOW_WATCHED                                                                               \
+	4 /* the other's FIN came early: this direction's packets may acknowledge it               \
+	   */
 
 /* One direction of a flow: one cache line, with its key and the whole rewrite. flow_table.h has the
  * rules of who reads and writes it.

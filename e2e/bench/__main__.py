@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from rich.console import Console
@@ -19,23 +20,42 @@ from e2e.lab import LabError
 Progress = Callable[[str], None]
 
 
-def _cost(quick: bool, progress: Progress) -> Result:
-    return cost.run(3, 200_000, progress) if quick else cost.run(7, 1_000_000, progress)
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much of a benchmark is to be run."""
+
+    quick: bool = False
+    rows: tuple[str, ...] = ()
+    """Of `cost`: only those with one of these in their names; none: all."""
+    trials: int | None = None
+    repeats: int | None = None
+    """Of `cost`; None: as many as usual."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether what comes out is for the page."""
+        return self == Extent()
 
 
-def _veth(quick: bool, progress: Progress) -> Result:
-    return veth.run(2, 250_000, progress) if quick else veth.run(5, 1_000_000, progress)
+def _cost(extent: Extent, progress: Progress) -> Result:
+    trials, repeats = (3, 200_000) if extent.quick else (7, 1_000_000)
+    rows = cost.chosen(extent.rows)
+    return cost.run(extent.trials or trials, extent.repeats or repeats, progress, rows)
 
 
-def _tcp(quick: bool, progress: Progress) -> Result:
-    return tcp.run(2, 1, progress) if quick else tcp.run(5, 2, progress)
+def _veth(extent: Extent, progress: Progress) -> Result:
+    return veth.run(2, 250_000, progress) if extent.quick else veth.run(5, 1_000_000, progress)
 
 
-def _connections(quick: bool, progress: Progress) -> Result:
-    return connections.run(3 if quick else 60, progress)
+def _tcp(extent: Extent, progress: Progress) -> Result:
+    return tcp.run(2, 1, progress) if extent.quick else tcp.run(5, 2, progress)
 
 
-BENCHMARKS: dict[str, tuple[str, Callable[[bool, Progress], Result]]] = {
+def _connections(extent: Extent, progress: Progress) -> Result:
+    return connections.run(3 if extent.quick else 60, progress)
+
+
+BENCHMARKS: dict[str, tuple[str, Callable[[Extent, Progress], Result]]] = {
     "cost": ("what a packet costs in each program, run without sending any (2 minutes)", _cost),
     "veth": ("packets per second through veth, beside a bare redirect and nftables (3)", _veth),
     "tcp": ("requests, connections and downloads, beside nftables, HAProxy and nginx (4)", _tcp),
@@ -49,6 +69,9 @@ def main() -> int:
     unknown = ", ".join(set(options.benchmarks) - set(BENCHMARKS))
     if unknown:
         parser.error(f"no such benchmark: {unknown}")
+    extent = Extent(options.quick, tuple(options.rows), options.trials, options.repeats)
+    if options.benchmarks != ["cost"] and extent not in (Extent(), Extent(quick=True)):
+        parser.error("--rows, --trials and --repeats are of `cost` alone")
     if os.geteuid() != 0:
         print("loading BPF programs takes root", file=sys.stderr)
         return 2
@@ -57,23 +80,23 @@ def main() -> int:
     for name in options.benchmarks or BENCHMARKS:
         try:
             with core.urgent():
-                result = _measure(name, options.quick, notes)
-        except (LabError, RuntimeError) as error:
+                result = _measure(name, extent, notes)
+        except (LabError, RuntimeError, ValueError) as error:
             notes.print(str(error), style="red", markup=False, highlight=False)
             return 1
         _show(result)
-        if not options.quick:
+        if extent.is_whole:
             report.write(result, f"python -m e2e.bench {name}")
     notes.print(f"{time.monotonic() - begin:.0f} s")
     return 0
 
 
-def _measure(name: str, quick: bool, notes: Console) -> Result:
+def _measure(name: str, extent: Extent, notes: Console) -> Result:
     _, run = BENCHMARKS[name]
     if not notes.is_terminal:
-        return run(quick, partial(notes.print, style="dim", highlight=False, markup=False))
+        return run(extent, partial(notes.print, style="dim", highlight=False, markup=False))
     with notes.status(name) as status:
-        return run(quick, lambda text: status.update(f"{name}: {text}"))
+        return run(extent, lambda text: status.update(f"{name}: {text}"))
 
 
 def _show(result: Result) -> None:
@@ -99,6 +122,16 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="few and short trials; nothing is written"
     )
+    few = parser.add_argument_group("a part of `cost`, of which nothing is written either")
+    few.add_argument(
+        "--rows",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="only rows with this in their names, and what they are judged by; may be repeated",
+    )
+    few.add_argument("--trials", type=int, metavar="N")
+    few.add_argument("--repeats", type=int, metavar="N", help="packets in a trial")
     return parser
 
 

@@ -2,7 +2,8 @@
  *
  * Flows come in the order counter × stride & mask: all of them, once each, and with a large odd
  * stride in no order a cache could guess. With `mixed`, every other packet opens a flow that never
- * was before.
+ * was before. Each time a flow's turn comes its sender is one byte further: a load balancer that
+ * follows sequence numbers has something to note, as of nearly all packets.
  *
  * A reply is a node's packet of the same flow, in the same order: flow i is at node i % nodes and
  * has that node's SNAT port i / nodes, as flows.c has entered it.
@@ -38,7 +39,7 @@ struct generator {
 	__u32 nodes;	  /* of a reply */
 	__u32 first_node; /* host order */
 	__u32 first_snat_port;
-	__u32 padding;
+	__u32 turn_bits; /* of the counter, down to the number of its turn */
 };
 
 GALE_MAP("array", int, struct generator, generators, 1, 0);
@@ -71,6 +72,11 @@ static __always_inline void write_source(struct headers *headers, const struct g
 				  (headers->ip.saddr & 0xffff));
 }
 
+static __always_inline __be32 sequence(const struct generator *generator, __u32 counter)
+{
+	return bpf_htonl(1 + ((__u64)counter >> (generator->turn_bits & 63)));
+}
+
 static __always_inline int make_packet(void *data, void *end, struct generator *generator)
 {
 	struct headers *headers = data;
@@ -85,6 +91,7 @@ static __always_inline int make_packet(void *data, void *end, struct generator *
 		((__u8 *)&headers->tcp)[TCP_FLAGS] = SYN;
 	}
 	write_source(headers, generator, client + (flow >> PORT_BITS));
+	headers->tcp.seq = sequence(generator, counter);
 	headers->tcp.source = bpf_htons(generator->first_port + (flow & ((1 << PORT_BITS) - 1)));
 	return 0;
 }
@@ -92,12 +99,13 @@ static __always_inline int make_packet(void *data, void *end, struct generator *
 static __always_inline int make_reply(void *data, void *end, struct generator *generator)
 {
 	struct headers *headers = data;
-	__u32 flow = generator->counter++ * generator->stride & generator->mask,
-	      nodes = generator->nodes;
+	__u32 counter = generator->counter++, nodes = generator->nodes;
+	__u32 flow = counter * generator->stride & generator->mask;
 
 	if (!nodes || write_frame(data, end, generator))
 		return -1;
 	write_source(headers, generator, generator->first_node + flow % nodes);
+	headers->tcp.seq = sequence(generator, counter);
 	headers->tcp.dest = bpf_htons(generator->first_snat_port + flow / nodes);
 	return 0;
 }

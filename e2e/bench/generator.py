@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bpf.loader import LoadedObject
 from e2e.bench.tables import Clients, Tables
-from services.dataplane.kernel import mac_bytes
+from services.dataplane.words import mac_bytes
 
 ACK, SYN = 0x10, 0x02
 ALL_FLOWS = 1 << 32
@@ -49,6 +49,7 @@ class Generator:
         self._tables = Tables(loaded)
         self._record: NDArray[Any] = self._tables.values("generators", 1)
         self._record["mask"] = flows - 1
+        self._record["turn_bits"] = flows.bit_length() - 1
         self._record["stride"] = stride
         self._record["first_client"] = _host_order(clients.first_client)
         self._record["first_port"] = clients.first_port

@@ -8,7 +8,7 @@ Established flows are another matter (flows.py).
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpf.loader import LoadedObject
-from bpf.syscall import possible_cpus, write_entries
+from bpf.syscall import write_entries
 from bus.messages import Affinity, Encapsulation, Mode, Protocol
-from services.dataplane import plan, ring
-from services.dataplane.kernel import Kernel, Settings, address_word, mac_bytes
+from conf import LbConfig
+from services.dataplane import maps, ring
+from services.dataplane.kernel import Kernel, Settings
+from services.dataplane.maps import (
+    ENTRIES,
+    LANES,
+    NO_PORTS,
+    NO_SEAT,
+    AddressInfo,
+    AddressWrite,
+    EndpointWrite,
+    SeatWrite,
+    ServiceWrite,
+    Slice,
+    SlotsWrite,
+    Write,
+)
 from services.dataplane.nexthop import NextHop
-from services.dataplane.plan import ENTRIES, LANES, NO_SEAT, SeatWrite, ServiceWrite, SlotsWrite
+from services.dataplane.settings import ANSWERS_PER_SECOND, timeouts
+from services.dataplane.words import ServiceKey, address_word, mac_bytes
 
 TCP = 6
 FIRST_SEAT = NO_SEAT + 1
@@ -30,6 +46,7 @@ PORT_BITS = 15
 """As generator.h has it."""
 _BATCH = 1 << 17
 _HASH_SEED = 0x9E3779B97F4A7C15
+_FLOW_SEED = 0xD1B54A32D192ED03
 _MTU = 1500
 
 
@@ -56,6 +73,8 @@ class Service:
     snat_first_port: int = 1024
     snat_ports: int = 8192
     outer_source: str = "10.81.0.10"
+    no_reset: bool = False
+    """TCP of no flow is dropped instead of answered."""
 
 
 class Tables:
@@ -73,14 +92,12 @@ class Tables:
     ) -> None:
         """Settings, and each service with its nodes and its ring, as the dataplane writes them."""
         kernel = Kernel(self._bpf)
-        l4_services = sum(service.mode is Mode.L4 for service, _ in services)
-        kernel.write_settings(_settings(l4_services, public, private, public_mac))
+        states = len(kernel.read_settings().timeout)
+        kernel.write_settings(_settings(states, public, private, public_mac))
         first = FIRST_SEAT
         for number, (service, seats) in enumerate(services):
-            for place, seat in enumerate(seats, start=first):
-                kernel.apply(SeatWrite(place, _seat_value(number, service, seat), True))
-            kernel.apply(_slots(first, number, len(seats)))
-            kernel.apply(ServiceWrite(*_service_value(number, service)))
+            for write in _writes(first, number, service, seats):
+                kernel.apply(write)
             first += len(seats)
 
     def keys(self, name: str, count: int) -> NDArray[Any]:
@@ -98,22 +115,38 @@ class Tables:
             write_entries(fd, part.tobytes(), raw[start * each : (start + len(part)) * each])
 
 
-def _settings(l4_services: int, public: int, private: int, public_mac: str | None) -> Settings:
+def _settings(states: int, public: int, private: int, public_mac: str | None) -> Settings:
     return Settings(
         hash_seed=_HASH_SEED,
+        flow_seed=_FLOW_SEED,
         public_ifindex=public,
         private_ifindex=private,
         public_mac=mac_bytes(public_mac),
         public_mtu=_MTU,
-        l4_services=l4_services,
-        cpus=possible_cpus(),
         outer_prefix=address_word("10.200.0.0"),
+        chained=0,
         new_flows_per_second=0,
         new_flows_per_second_per_source=0,
+        answers_per_second=ANSWERS_PER_SECOND,
+        # A file that says nothing.
+        timeout=timeouts(LbConfig.model_construct(), states),
     )
 
 
-def _seat_value(number: int, service: Service, seat: Seat) -> plan.Seat:
+def _writes(first: int, number: int, service: Service, seats: Sequence[Seat]) -> Iterator[Write]:
+    for place, seat in enumerate(seats, start=first):
+        value = _seat_value(place, number, service, seat)
+        yield SeatWrite(place, value, fresh=True, fresh_cursor=True)
+        yield EndpointWrite(ServiceKey(seat.address, seat.port, Protocol.TCP), place)
+    yield AddressWrite(service.vip, AddressInfo(True, floating=False, snat_slice=None))
+    if service.mode is Mode.L4:
+        yield AddressWrite(service.snat_address, AddressInfo(False, False, _slice(service)))
+    yield _slots(first, number, len(seats))
+    key = ServiceKey(service.vip, service.port, Protocol.TCP)
+    yield ServiceWrite(key, _service_value(number, service))
+
+
+def _seat_value(place: int, number: int, service: Service, seat: Seat) -> maps.Seat:
     hop = NextHop(
         ifindex=seat.ifindex,
         source_mac=seat.source_mac,
@@ -122,22 +155,38 @@ def _seat_value(number: int, service: Service, seat: Seat) -> plan.Seat:
         gateway=None,
         source=service.outer_source,
     )
-    return plan.Seat(number + 1, number, seat.address, seat.port, True, hop)
+    return maps.Seat(
+        identity=number + 1,
+        service_id=number,
+        address=seat.address,
+        port=seat.port,
+        cursor=place,
+        up=True,
+        dead=False,
+        reset=False,
+        next_hop=hop,
+    )
 
 
-def _service_value(number: int, service: Service) -> tuple[plan.ServiceKey, plan.Service]:
-    value = plan.Service(
+def _slice(service: Service) -> Slice:
+    return Slice(service.snat_first_port, service.snat_ports, 0, 0)
+
+
+def _service_value(number: int, service: Service) -> maps.Service:
+    is_l4 = service.mode is Mode.L4
+    return maps.Service(
         service_id=number,
         identity=number + 1,
         mode=service.mode,
         affinity=Affinity.FLOW,
         encap=service.encap,
         snat=True,
-        snat_address=service.snat_address,
-        snat_first_port=service.snat_first_port,
-        snat_ports=service.snat_ports,
+        no_reset=service.no_reset,
+        has_flows=is_l4,
+        retired=False,
+        snat_addresses=(service.snat_address,) if is_l4 else (),
+        snat_slice=_slice(service) if is_l4 else NO_PORTS,
     )
-    return plan.ServiceKey(service.vip, service.port, Protocol.TCP), value
 
 
 def _slots(first: int, number: int, nodes: int) -> SlotsWrite:

@@ -1,6 +1,6 @@
 """The real servers of a node: one for each port that a service of the LBs leads to.
 
-    tcp/8080    nginx
+    tcp/8080    nginx, and on 8081 too
     tcp/5201    iperf3
     other tcp   echo.py, one process for all of them
     udp         udp.py, likewise
@@ -24,6 +24,9 @@ from e2e.lab import plan
 from e2e.lab.plan import Service
 
 HTTP_PORT = 8080
+SECOND_HTTP_PORT = 8081
+"""For a second service with pages, in the modes where a node's port is the VIP's."""
+HTTP_PORTS = frozenset({HTTP_PORT, SECOND_HTTP_PORT})
 IPERF_PORT = 5201
 TIMES = {"interval": "500ms", "timeout": "500ms"}
 
@@ -63,7 +66,7 @@ http {{
     scgi_temp_path {home}/run/scgi;
     default_type application/octet-stream;
     server {{
-        listen {port} backlog=4096;
+{listen}
         root {www};
         location = / {{
             default_type text/plain;
@@ -78,13 +81,14 @@ def check(service: Service) -> dict[str, Any]:
     """The agent's check of a service's server, for node.toml."""
     if service.protocol == "udp" or service.port == IPERF_PORT:
         return {"type": "udp", **TIMES}
-    if service.port == HTTP_PORT:
+    if service.port in HTTP_PORTS:
         return {"type": "http", "path": "/", **TIMES}
     return {"type": "tcp", **TIMES}
 
 
 def nginx_conf(machine: str, www: Path) -> str:
-    return NGINX_CONF.format(home=plan.home(machine), www=www, machine=machine, port=HTTP_PORT)
+    listen = "\n".join(f"        listen {port} backlog=4096;" for port in sorted(HTTP_PORTS))
+    return NGINX_CONF.format(home=plan.home(machine), www=www, machine=machine, listen=listen)
 
 
 def supervisor_conf(machine: str, services: Iterable[Service]) -> str:
@@ -101,7 +105,7 @@ def _commands(machine: str, services: set[Service]) -> dict[str, str]:
     udp = {service.port for service in services if service.protocol == "udp"}
     commands = {
         "nginx": f"nginx -c {plan.home(machine) / 'nginx.conf'}",
-        "echo": _script("echo.py", machine, tcp - {HTTP_PORT, IPERF_PORT}),
+        "echo": _script("echo.py", machine, tcp - {*HTTP_PORTS, IPERF_PORT}),
         "udp": _script("udp.py", machine, udp | (tcp & {IPERF_PORT})),
     }
     if IPERF_PORT in tcp:

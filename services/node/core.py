@@ -392,7 +392,7 @@ class Agent:
         """Work out what beats say from now on; a change of it goes out at once."""
         status, reason = self._what_beats_say()
         changed = status is not self._status
-        self._status, self._reason = status, reason[:LONGEST_REASON]
+        self._status, self._reason = status, _one_line(reason)[:LONGEST_REASON]
         if changed and status is not None:
             for session in self._sessions.values():
                 if session.phase is Phase.ADMITTED:
@@ -613,3 +613,11 @@ class Agent:
             "heard_ms": now_ms - session.heard_ms if session.heard_ms is not None else None,
             "not_offered": self._not_offered(welcome) if welcome is not None else [],
         }
+
+
+def _one_line(text: str) -> str:
+    """Without the line breaks and control characters that LBs take for a fault of ours: a compiler
+    or a kernel may have been quoted.
+    """
+    words = "".join(letter if letter.isprintable() else " " for letter in text).split()
+    return " ".join(words)

@@ -69,7 +69,7 @@ def scenery(entries: int) -> Iterator[Scene]:
     """Nothing entered yet, and room for so many entries, of which a flow takes two."""
     xdp, tc, own = compile_programs(
         ["xdp.c", "tc.c", str(flows.SOURCE)],
-        defines={"CONNTRACK_ENTRIES": entries},
+        defines=flows.sized(entries),
         cache_dir=IMAGES,
     )
     Tables(xdp).fill([(SERVICE, SEATS)], LOOPBACK, LOOPBACK, LB_MAC)

@@ -110,11 +110,17 @@ def run_tc(fd: int, packet: bytes, ingress_ifindex: int = LOOPBACK, *, repeat: i
 
 
 class Rig:
-    """Gale's own programs over private, shared maps. Get one from `rig`."""
+    """Gale's own programs over private, shared maps. Get one from `rig`.
 
-    def __init__(self, defines: dict[str, str | int]) -> None:
+    `sources`: a folder with a copy of them that was changed on purpose; its images are not kept.
+    """
+
+    def __init__(self, defines: dict[str, str | int], sources: Path | None = None) -> None:
+        folder = SOURCE_DIR if sources is None else sources
         self.xdp_object, self.tc_object = compile_programs(
-            ["xdp.c", "tc.c"], defines=defines, cache_dir=IMAGES
+            [str(folder / "xdp.c"), str(folder / "tc.c")],
+            defines=defines,
+            cache_dir=IMAGES if sources is None else None,
         )
         self._counters = Counters(self.xdp_object.bpf, possible_cpus())
 

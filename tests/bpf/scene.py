@@ -281,10 +281,13 @@ class Scene:
     def snat_slice(self, first: int = FIRST_PORT, ports: int = PORTS) -> None:
         """This LB's slice of SNAT, and NODE as an endpoint whose answers come there."""
         self.address(SNAT, OF_SNAT, snat_first_port=first, snat_ports=ports)
+        self.endpoint(NODE)
+
+    def endpoint(self, node: tuple[str, int]) -> None:
+        """A node's address and port: what comes from there to an SNAT port is an answer."""
         table = self.programs.table("endpoints")
         for protocol in PROTOCOLS.values():
-            key = table.Key(address(NODE[0]), socket.htons(NODE[1]), protocol)
-            table[key] = SEAT
+            table[table.Key(address(node[0]), socket.htons(node[1]), protocol)] = SEAT
 
     # ------------------------------------------------------------------- packets
 
@@ -343,14 +346,25 @@ class Scene:
 
     def change(self, direction: int, **fields: Any) -> None:
         """Alter the living entries of that direction."""
-        self._edit(
-            lambda flow: flow.key.direction == direction,
-            lambda flow: [setattr(flow, name, value) for name, value in fields.items()],
-        )
+
+        def alter(flow: Any) -> None:
+            for name, value in fields.items():
+                setattr(flow, name, value)
+
+        self._edit(lambda flow: flow.key.direction == direction, alter)
 
     def lose(self, direction: int) -> None:
         """As if the places of that direction's entries had been given to others."""
         self.change(direction, state=0, deadline=0)
+
+    def give_away(self, direction: int) -> None:
+        """The places of that direction's entries now belong to flows of others, which live."""
+        self._edit(lambda flow: flow.key.direction == direction, _give_away)
+
+    def entry(self, direction: int) -> Any:
+        """The living entry of that direction, where there is one flow."""
+        (found,) = [flow for key, flow in self.flows() if key.direction == direction]
+        return found
 
     def _edit(self, chosen: Callable[[Any], bool], edit: Callable[[Any], object]) -> None:
         table = self.programs.table("flows")
@@ -374,6 +388,13 @@ class Scene:
                 leaf.since = max(0, leaf.since - int(seconds * SECOND_NS))
             entries[key] = leaf
 
+    def refresh(self, table: str) -> None:
+        """The second that a rate counts in has just begun, with what was counted in it."""
+        entries = self.programs.table(table)
+        for key, leaf in list(entries.items()):
+            leaf.since = time.clock_gettime_ns(CLOCK_MONOTONIC_COARSE)
+            entries[key] = leaf
+
     def counted_at_seat(self, number: int = SEAT) -> dict[str, int]:
         return {
             name: int(column[number])
@@ -394,6 +415,13 @@ def _age(flow: Any, by: int) -> None:
     flow.deadline = (flow.deadline - by) % 2**32
     if flow.key.direction == 0:
         flow.begin = (flow.begin - by) % 2**32
+
+
+def _give_away(flow: Any) -> None:
+    for name in ("saddr", "daddr"):
+        setattr(flow.key, name, getattr(flow.key, name) ^ 0x00F0_0000)
+        setattr(flow, name, getattr(flow, name) ^ 0x00F0_0000)
+    flow.key.version = (flow.key.version + 2) % 2**16
 
 
 def judge(hook: str, packet: bytes, result: Result, reason: str) -> None:

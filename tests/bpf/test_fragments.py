@@ -12,10 +12,13 @@ from tests.bpf.harness import ethernet, tcp, udp
 from tests.bpf.scene import (
     CLIENT,
     GUE,
+    NO_SNAT,
     NODE,
+    OF_SERVICE,
     PUBLIC,
     REPLY_HOOKS,
     REQUEST_HOOKS,
+    SEAT,
     SERVICE,
     SNAT,
     VIP,
@@ -98,9 +101,75 @@ def test_l4_requests(scene: Scene, hook: str, order: tuple[int, ...]) -> None:
         reason = FIRST["l4"] if at == 0 else "fragment_forwarded"
         outcome = scene.expect(hook, frames[at], reason)
         if at == 0:
-            source = (SNAT, int.from_bytes(outcome.packet[34:36]))
-            wanted = Cut(source, NODE, ttl=63).frames()
+            wanted = translated(outcome).frames()
         assert outcome.packet == to_node(hook, wanted[at])
+
+
+def translated(first: Outcome) -> Cut:
+    """The datagram as the node gets it: from a port of the slice, under an id of the LB's own."""
+    source = (SNAT, int.from_bytes(first.packet[34:36]))
+    return Cut(source, NODE, ttl=63, id=int.from_bytes(first.packet[18:20]))
+
+
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+class TestIds:
+    """All clients look alike to a node, so two of them may not use one id (RFC 6864)."""
+
+    def test_of_one_number_become_two(self, scene: Scene, hook: str) -> None:
+        service(scene, "l4")
+        cuts = [Cut((f"192.0.2.{number}", 40000), SERVICE) for number in (1, 2, 3)]
+        made = [translated(scene.expect(hook, cut.frames()[0], "l4_new_flow")) for cut in cuts]
+        assert len({cut.id for cut in made}) == 3
+        for cut, wanted in zip(cuts, made, strict=True):
+            for later in (1, 2):
+                out = to_node(hook, wanted.frames()[later])
+                scene.expect(hook, cut.frames()[later], "fragment_forwarded", out)
+
+    def test_stay_without_snat(self, scene: Scene, hook: str) -> None:
+        scene.service("l4", protocol="udp", flags=NO_SNAT)
+        wanted = Cut(CLIENT, NODE, ttl=63).frames()
+        for at, frame in enumerate(Cut(CLIENT, SERVICE).frames()):
+            reason = "fragment_forwarded" if at else "l4_new_flow"
+            scene.expect(hook, frame, reason, to_node(hook, wanted[at]))
+
+
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+@pytest.mark.parametrize("mode", MODES)
+class TestHijacking:
+    """A stranger's first fragment under another's address and id leads nobody elsewhere."""
+
+    FORGED = Cut((CLIENT[0], 1), SERVICE)
+
+    def test_a_strangers_first_fragment_is_dropped(
+        self, scene: Scene, hook: str, mode: str
+    ) -> None:
+        service(scene, mode)
+        frames = Cut(CLIENT, SERVICE).frames()
+        scene.expect(hook, frames[0], FIRST[mode])
+        sent = scene.expect(hook, frames[1], "fragment_forwarded").packet
+        scene.expect(hook, self.FORGED.frames()[0], "drop_fragment_clash")
+        scene.expect(hook, frames[1], "fragment_forwarded", sent)
+
+    def test_one_of_another_service_too(self, scene: Scene, hook: str, mode: str) -> None:
+        service(scene, mode)
+        scene.service("l2", protocol="udp", at=(VIP, 53), number=1, seats=[SEAT + 1])
+        scene.expect(hook, Cut(CLIENT, SERVICE).frames()[0], FIRST[mode])
+        scene.expect(hook, Cut(CLIENT, (VIP, 53)).frames()[0], "drop_fragment_clash")
+
+    def test_a_second_later_the_id_may_have_come_round(
+        self, scene: Scene, hook: str, mode: str
+    ) -> None:
+        service(scene, mode)
+        scene.expect(hook, Cut(CLIENT, SERVICE).frames()[0], FIRST[mode])
+        scene.age("fragments", 1.1)
+        scene.expect(hook, self.FORGED.frames()[0], FIRST[mode])
+        scene.expect(hook, self.FORGED.frames()[1], "fragment_forwarded")
+
+    def test_the_same_again_is_a_repetition(self, scene: Scene, hook: str, mode: str) -> None:
+        service(scene, mode)
+        first = Cut(CLIENT, SERVICE).frames()[0]
+        scene.expect(hook, first, FIRST[mode])
+        scene.expect(hook, first, "l4_opening" if mode == "l4" else FIRST[mode])
 
 
 @pytest.mark.parametrize("hook", REPLY_HOOKS)
@@ -111,7 +180,7 @@ def test_l4_replies(scene: Scene, hook: str, order: tuple[int, ...]) -> None:
     frames = Cut(NODE, source).frames()
     wanted = Cut(SERVICE, CLIENT, ttl=63).frames()
     for at in order:
-        reason = "l4_promoted" if at == 0 else "fragment_forwarded"
+        reason = "l4_reply" if at == 0 else "fragment_forwarded"
         scene.expect(hook, frames[at], reason, to_client(hook, wanted[at]))
 
 
@@ -120,8 +189,8 @@ def test_l4_replies_on_one_arm(one_arm: Scene) -> None:
     source = (SNAT, one_arm.send("xdp_public", udp(CLIENT, SERVICE, b"q")).ports[0])
     wanted = Cut(SERVICE, CLIENT, ttl=63).frames()
     for at, frame in enumerate(Cut(NODE, source).frames()):
-        reason = "l4_promoted" if at == 0 else "fragment_forwarded"
-        one_arm.expect("tc_public", frame, reason, wanted[at])
+        reason = "l4_reply" if at == 0 else "fragment_forwarded"
+        one_arm.expect("tc_public", frame, reason, to_client("tc_public", wanted[at]))
 
 
 @pytest.mark.parametrize("hook", [*REQUEST_HOOKS, *REPLY_HOOKS])
@@ -130,6 +199,22 @@ class TestAlone:
         service(scene, "l4")
         for frame in reversed(Cut(CLIENT, SERVICE).frames()[1:]):
             scene.expect(hook, frame, "pass_fragment_alone")
+
+    def test_to_a_services_address_it_is_for_nobody(self, scene: Scene, hook: str) -> None:
+        service(scene, "l4")
+        scene.address(VIP, OF_SERVICE)
+        reason = "drop_fragment_alone" if hook in REQUEST_HOOKS else "pass_fragment_alone"
+        for frame in reversed(Cut(CLIENT, SERVICE).frames()[1:]):
+            scene.expect(hook, frame, reason)
+        scene.expect(hook, Cut(CLIENT, (SNAT, 22)).frames()[1], "pass_fragment_alone")
+
+    def test_those_of_the_hosts_own_datagrams_pass(self, scene: Scene, hook: str) -> None:
+        """To an address that is a service's and the host's."""
+        service(scene, "l4")
+        scene.address(VIP, OF_SERVICE)
+        passed = "pass_not_for_service" if hook in REQUEST_HOOKS else "pass_no_flow"
+        for at, frame in enumerate(Cut(CLIENT, (VIP, 500)).frames()):
+            scene.expect(hook, frame, "pass_fragment_alone" if at else passed)
 
     @pytest.mark.parametrize(
         "other",
@@ -228,7 +313,7 @@ class TestTheWayBack:
     def after_first(self, scene: Scene, ttl: int = 64) -> bytes:
         service(scene, "l4")
         source = (SNAT, scene.send("xdp_public", udp(CLIENT, SERVICE, b"q")).ports[0])
-        scene.expect("tc_private", Cut(NODE, source).frames()[0], "l4_promoted")
+        scene.expect("tc_private", Cut(NODE, source).frames()[0], "l4_reply")
         return Cut(NODE, source, ttl=ttl).frames()[1]
 
     def test_time_to_live(self, scene: Scene, hook: str) -> None:
@@ -241,6 +326,14 @@ class TestTheWayBack:
         after = scene.counted_at_seat()
         assert after["packets_out"] == before["packets_out"] + 1
         assert after["bytes_out"] == before["bytes_out"] + len(later)
+
+
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+def test_a_later_fragment_whose_length_lies(scene: Scene, hook: str) -> None:
+    service(scene, "l2")
+    scene.expect("xdp_public", udp(CLIENT, SERVICE, b"12345678", id=7, flags="MF"), "l2_forwarded")
+    later = IP(src=CLIENT[0], dst=VIP, id=7, proto=17, frag=2, len=19) / Raw(bytes(20))
+    scene.expect(hook, ethernet(later), "pass_malformed")
 
 
 @pytest.mark.parametrize("hook", REQUEST_HOOKS)

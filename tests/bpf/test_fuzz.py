@@ -9,8 +9,11 @@ short by their own word, or nothing but noise. Of what comes out must hold:
 - what is forwarded is sent to a known MAC address (XDP) and a known IPv4 address;
 - L2 changes no byte behind the MAC addresses, L3 no byte of the packet that it wraps, and the outer
   header is right;
-- L4 changes addresses, ports, time to live and checksums, and no other byte; every one's complement
-  sum stays what it was: what was right is right, and what was wrong is not mended.
+- L4 changes addresses, ports, time to live and checksums, and no other byte, but for the id of a
+  fragment; every one's complement sum stays what it was: what was right is right, and what was
+  wrong is not mended;
+- what is answered is no RST, and the answer is a RST with the numbers of RFC 9293 or an ICMP error
+  that quotes the packet, sent back whence it came.
 
 `GALE_FUZZ_SEED` and `GALE_FUZZ_PACKETS` repeat or widen a run; every failure names its seed.
 """
@@ -38,6 +41,7 @@ from tests.bpf.scene import (
     GUE,
     NODE,
     NODE_MAC,
+    OF_SERVICE,
     REPLY_HOOKS,
     ROUTER,
     SNAT,
@@ -55,9 +59,12 @@ PACKETS = int(os.environ.get("GALE_FUZZ_PACKETS", "1000000"))
 ROUND = 50_000
 WIDTH = 176
 ICMP_PROTOCOL, IPIP_PROTOCOL, TCP_PROTOCOL, UDP_PROTOCOL = 1, 4, 6, 17
+FIN, SYN, RST, ACK = 1, 2, 4, 16
 Truths = NDArray[np.bool_]
 PORTS = {"l2": 1001, "l3": 1002, "gue": 1003, "l4": 8080}
 NUMBERS = {name: place for place, name in enumerate(PORTS)}
+EMPTY = 1005
+"""The port of a service without a node: each packet to it is refused."""
 LATER = {name: 100 + place for place, name in enumerate(PORTS)}
 """The ids of datagrams whose first fragment has been seen."""
 
@@ -86,6 +93,10 @@ def set_up(scene: Scene) -> Flows:
                 protocol=protocol,
                 number=NUMBERS[mode],
             )
+    for protocol in ("tcp", "udp"):
+        scene.service("l4", at=(VIP, EMPTY), protocol=protocol, number=len(PORTS), seats=[0])
+    scene.address(VIP, OF_SERVICE)
+    scene.snat_slice()
     established = Connection(scene).establish()
     opening = Connection(scene, client=(CLIENT_ADDRESS, 40001))
     opening.syn()
@@ -120,7 +131,11 @@ def requests() -> list[bytes]:
             ethernet(error(CLIENT_ADDRESS, VIP, udp(service, CLIENT, b"seen")[14:])),
         ]
     inner = tcp(CLIENT, (VIP, PORTS["l4"]))
+    for flags in ("S", "A", "PA", "FA", "F", "R"):
+        frames.append(tcp((CLIENT_ADDRESS, 50002), (VIP, PORTS["l4"]), flags, b"x", seq=7, ack=9))
     frames += [
+        tcp(CLIENT, (VIP, EMPTY), "S", b"early"),
+        udp(CLIENT, (VIP, EMPTY), b"question"),
         wrapped(inner, source=CLIENT_ADDRESS, node=VIP),
         wrapped(inner, gue_port=50000, source=CLIENT_ADDRESS, node=VIP),
         ethernet(IP(src=CLIENT_ADDRESS, dst=VIP) / ICMP() / Raw(b"ping")),
@@ -247,6 +262,10 @@ def judge(run: Run, replying: bool) -> dict[str, int]:
     passed = run.only(run.verdicts == kinds["pass"])
     passed.check(same(passed, 0, 0), "passed, but not as it came")
     forwarded = run.only(run.verdicts == kinds["forward"])
+    if not replying:
+        answered = is_answer(forwarded)
+        _judge_answers(forwarded.only(answered))
+        forwarded = forwarded.only(~answered)
     if is_xdp(run.hook):
         target = np.frombuffer(mac(PEER_MAC if replying else NODE_MAC), np.uint8)
         known = (forwarded.out.rows[:, :6] == target).all(axis=1)
@@ -278,6 +297,56 @@ def _judge_requests(run: Run) -> None:
         well = (ones_sums(wrap.out, every, every + 20) == 0) & lengths
         wrap.check(well & addressed(wrap.out, NODE[0]), "a wrong outer header")
     _judge_l4(run.only(ports == PORTS["l4"]), NODE[0])
+
+
+def is_answer(run: Run) -> Truths:
+    """Whether what came out goes from where to whence."""
+    there, back = run.sent.rows, run.out.rows
+    turned: Truths = (there[:, 26:30] == back[:, 30:34]).all(axis=1)
+    turned &= (there[:, 30:34] == back[:, 26:30]).all(axis=1)
+    turned &= (there[:, 26:30] != there[:, 30:34]).any(axis=1)
+    return turned
+
+
+def _judge_answers(run: Run) -> None:
+    there, back = run.sent.rows, run.out.rows
+    turned = (back[:, :6] == there[:, 6:12]) & (back[:, 6:12] == there[:, :6])
+    header = np.frombuffer(b"\x08\x00\x45\0", np.uint8)
+    plain = turned.all(axis=1) & (back[:, 12:16] == header).all(axis=1)
+    start = np.full(len(run.sent), 14)
+    right = ones_sums(run.out, start, start + 20) == 0
+    run.check(plain & right & (back[:, 22] == 64), "a wrong header of an answer")
+    is_segment = there[:, 23] == TCP_PROTOCOL
+    _judge_resets(run.only(is_segment))
+    _judge_unreachables(run.only(~is_segment))
+
+
+def _judge_resets(run: Run) -> None:
+    """By RFC 9293, 3.5.2."""
+    there, back = run.sent.rows, run.out.rows
+    flags = there[:, 47]
+    run.check((flags & RST) == 0, "a RST was answered")
+    has_ack, span = (flags & ACK) != 0, ((flags & SYN) != 0) * 1 + (flags & FIN)
+    payload = np.maximum(words(there, 16) - 20 - (there[:, 46] >> 4) * 4, 0)
+    wanted_ack = (longs(there, 38) + payload + span) % 2**32
+    well = longs(back, 38) == np.where(has_ack, longs(there, 42), 0)
+    well &= longs(back, 42) == np.where(has_ack, 0, wanted_ack)
+    well &= words(back, 46) == np.where(has_ack, 0x5000 | RST, 0x5000 | RST | ACK)
+    well &= (words(back, 34) == words(there, 36)) & (words(back, 36) == words(there, 34))
+    run.check(well & (run.out.sizes == 54), "a RST that its receiver would not take")
+    first = np.full(len(run.sent), 26)
+    sums = ones_sums(run.out, first, first + 28) + TCP_PROTOCOL + 20
+    run.check(sums % 0xFFFF == 0, "a wrong checksum of a RST")
+
+
+def _judge_unreachables(run: Run) -> None:
+    there, back = run.sent.rows, run.out.rows
+    kind = np.frombuffer(b"\x03\x03", np.uint8)
+    well = (back[:, 34:36] == kind).all(axis=1) & (back[:, 23] == ICMP_PROTOCOL)
+    well &= (back[:, 38:42] == 0).all(axis=1) & (back[:, 42:70] == there[:, 14:42]).all(axis=1)
+    first = np.full(len(run.sent), 34)
+    well &= (run.out.sizes == 70) & (ones_sums(run.out, first, first + 36) == 0)
+    run.check(well, "a wrong ICMP error")
 
 
 def _judge_l4(run: Run, host: str) -> None:
@@ -321,6 +390,8 @@ def untouched(run: Run) -> Truths:
     """Whether nothing but MACs, addresses, ports, time to live and checksums differ."""
     places = np.arange(WIDTH)
     may = (places < 12) | (places == 22) | (places >= 24) & (places < 34)
+    is_fragment = (words(run.sent.rows, 20) & 0x3FFF) > 0
+    renamed = is_fragment[:, None] & ((places == 18) | (places == 19))
     behind = places - header_end(run.sent)[:, None]
     protocol = run.sent.rows[:, 23][:, None]
     transport = (behind >= 0) & (behind < 4)
@@ -328,7 +399,9 @@ def untouched(run: Run) -> Truths:
     transport |= (protocol == UDP_PROTOCOL) & (behind >= 6) & (behind < 8)
     quote = (behind >= 2) & (behind < 4) | (behind >= 18) & (behind < 32)
     inside = ~is_later(run.sent)[:, None] & np.where(protocol == ICMP_PROTOCOL, quote, transport)
-    alike: Truths = ((run.sent.rows == run.out.rows[:, :WIDTH]) | may | inside).all(axis=1)
+    alike: Truths = ((run.sent.rows == run.out.rows[:, :WIDTH]) | may | renamed | inside).all(
+        axis=1
+    )
     return alike
 
 
@@ -344,6 +417,10 @@ def same(run: Run, from_in: int, from_out: int) -> Truths:
 
 def words(rows: Bytes, at: int) -> Numbers:
     return rows[:, at].astype(np.int64) << 8 | rows[:, at + 1]
+
+
+def longs(rows: Bytes, at: int) -> Numbers:
+    return words(rows, at) << 16 | words(rows, at + 2)
 
 
 def at_each(batch: Batch, places: Numbers) -> Numbers:
@@ -399,7 +476,7 @@ def test_forwarding(scene: Scene, hook: str) -> None:
     xdp, replying = is_xdp(hook), hook in REPLY_HOOKS
     fd = scene.programs.function(hook)
     first, last = (list(reasons()).index(name) for name in ("forward_first", "drop_first"))
-    spans = {"pass": (2, first), "forward": (first + 1, last), "drop": (last + 1, None)}
+    spans = {"pass": (0, first), "forward": (first + 1, last), "drop": (last + 1, None)}
     totals = dict.fromkeys(spans, 0)
     for seed, count in rounds():
         scene.forget()

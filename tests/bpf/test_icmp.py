@@ -182,13 +182,13 @@ def test_about_no_flow_of_the_service(scene: Scene, connection: Connection, hook
 @pytest.mark.parametrize("hook", REQUEST_HOOKS)
 def test_about_no_service(scene: Scene, connection: Connection, hook: str) -> None:
     quoted = tcp((VIP, 22), CLIENT, "A")[14:]
-    scene.expect(hook, error(ROUTER, VIP, quoted, "time exceeded"), "pass_not_for_service")
+    scene.expect(hook, error(ROUTER, VIP, quoted, "time exceeded"), "pass_icmp_other")
 
 
 @pytest.mark.parametrize("hook", REPLY_HOOKS)
 def test_about_no_reply(scene: Scene, connection: Connection, hook: str) -> None:
     quoted = tcp((SNAT, 22), NODE, "A")[14:]
-    scene.expect(hook, error(NODE[0], SNAT, quoted, "time exceeded"), "pass_no_flow")
+    scene.expect(hook, error(NODE[0], SNAT, quoted, "time exceeded"), "pass_icmp_other")
 
 
 @pytest.mark.parametrize("hook", REQUEST_HOOKS)

@@ -96,7 +96,7 @@ class TestTheWayToTheNode:
 
     def test_no_node_in_the_ring(self, scene: Scene, hook: str) -> None:
         scene.service("l2", seats=[0])
-        scene.expect(hook, self.PACKET, "drop_no_node")
+        scene.expect(hook, self.PACKET, "no_node_refused")
 
     def test_next_hop_unresolved(self, scene: Scene, hook: str) -> None:
         scene.service("l2")

@@ -177,7 +177,7 @@ class TestTheWayToTheNode:
 
     def test_no_node(self, scene: Scene, hook: str, encap: str) -> None:
         scene.service("l3", flags=ENCAPSULATIONS[encap], seats=[0])
-        scene.expect(hook, self.PACKET, "drop_no_node")
+        scene.expect(hook, self.PACKET, "no_node_refused")
 
     def test_next_hop_unresolved(self, scene: Scene, hook: str, encap: str) -> None:
         scene.service("l3", flags=ENCAPSULATIONS[encap])

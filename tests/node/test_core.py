@@ -28,6 +28,7 @@ from services.node.core import (
     HELLO_RETRY_MS,
     LEAVE_LIMIT_MS,
     LEAVE_SETTLE_MS,
+    LONGEST_REASON,
     PATIENCE_HELLOS,
     SESSION_STEPS,
     Activity,
@@ -498,6 +499,18 @@ def test_who_cannot_be_prepared_does_not_serve() -> None:
     rig.agent.prepared(True, "", rig.now_ms)
     rig.collect()
     assert rig.beats()[-1].status is SERVING
+
+
+def test_what_a_compiler_says_is_told_in_one_printable_line() -> None:
+    """An LB refuses a beat with any other text, so the node would fall silent."""
+    rig = Rig()
+    rig.admit()
+    rig.agent.prepared(True, "unwrap.c:89: error\n\topen_packet(\x1b[31m)\n" * 20, rig.now_ms)
+    rig.collect()
+    reason = rig.beats()[-1].reason
+    assert reason.startswith("not prepared: unwrap.c:89: error open_packet( [31m) unwrap.c")
+    assert reason.isprintable()
+    assert len(reason) <= LONGEST_REASON
 
 
 VIP = "10.80.0.100"
