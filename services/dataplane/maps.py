@@ -136,11 +136,13 @@ def snat_ports(kernel: KernelState) -> int:
     """How many flows could hold a port: each port of each SNAT address, towards each node's address
     and port that is served from there.
     """
+    services: dict[int, list[Service]] = {}
+    for service in kernel.services.values():
+        services.setdefault(service.service_id, []).append(service)
     pairs = {
         (address, seat.address, seat.port, service.snat_slice)
-        for service in kernel.services.values()
         for seat in kernel.seats.values()
-        if seat.service_id == service.service_id
+        for service in services.get(seat.service_id, ())
         for address in service.snat_addresses
     }
     return sum(own.ports + own.low_ports for _, _, _, own in pairs)

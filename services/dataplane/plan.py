@@ -234,7 +234,7 @@ def _seat_writes(
         forgets = value.cursor in fresh_cursors - forgotten
         if forgets:
             forgotten.add(value.cursor)
-        loses = old is not None and ((old.up and not value.up) or (value.dead and not old.dead))
+        loses = old is not None and old.up and not value.up
         write = SeatWrite(seat, value, fresh=old is None, fresh_cursor=forgets)
         (late if loses else early).append(write)
     return early, late

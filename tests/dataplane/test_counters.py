@@ -30,7 +30,7 @@ def counters(maps: Rig) -> Counters:
 def test_names_are_those_of_the_headers_in_their_order() -> None:
     assert hooks() == ["xdp_public", "tc_public", "tc_private", "xdp_private"]
     names = list(reasons())
-    assert names[:3] == ["parsed", "too_long", "pass_not_ipv4"]
+    assert names[:2] == ["pass_not_ipv4", "pass_not_for_service"]
     order = [names.index(mark) for mark in ("pass_not_ready", "forward_first", "drop_first")]
     assert order == sorted(order)
     assert len(names) <= 64

@@ -38,6 +38,7 @@ from tests.dataplane.machines import (
     PRIVATE,
     Connection,
     Site,
+    compile_for,
     in_network,
     observed,
     run,
@@ -334,6 +335,8 @@ def buckets(lb: Site, name: str = "flows") -> int:
 
 
 def test_what_needs_a_restart_is_said_every_time_and_waits_for_one(lb: Site) -> None:
+    for old_buckets in (1024, 1):
+        compile_for(16_384, old_buckets=old_buckets)
     lb.write_config(CONFIG + SHORT)
     process = lb.bring_up()
     lb.write_config(CONFIG.replace("conntrack_entries = 8192", "conntrack_entries = 16384") + SHORT)
@@ -384,6 +387,8 @@ def test_a_missing_interface_is_waited_for(lb: Site) -> None:
     lb.until(lambda state: "interface pub0: there is none" in state.waiting_for, "waiting")
     with pytest.raises(CommandError, match="not forwarding yet: waiting for interface pub0"):
         lb.ask("flows")
+    # It was published before the state; who subscribes late gets states first.
+    lb.until(lambda _: lb.degraded, "told")
     assert lb.degraded[-1].reason.startswith("interface pub0")
     lb.plug_in_public()
     assert lb.until_ready().waiting_for == ""
@@ -619,6 +624,7 @@ def cpu_s(pid: int) -> float:
 
 def test_no_turn_of_the_loop_is_long_with_a_quarter_of_a_million_flows(lb: Site) -> None:
     """In this test's own process, turn by turn: census, counters and the longest listing."""
+    compile_for(524_288)
     paths = Paths(lb.directory / "lb.toml", Path(), lb.run_dir, lb.state_dir, lb.bpf_dir)
     lb.write_config(CONFIG.replace("conntrack_entries = 8192", "conntrack_entries = 524288"))
     lb.publish(table())

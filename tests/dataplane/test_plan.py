@@ -52,6 +52,7 @@ from services.dataplane.maps import (
     Slice,
     SlotsWrite,
     Write,
+    snat_ports,
 )
 from services.dataplane.nexthop import NextHop
 from services.dataplane.plan import Plan, make_plan
@@ -699,6 +700,20 @@ def test_seats_of_one_address_and_port_share_a_cursor_as_long_as_one_is_there() 
     assert run(kernel, reused.after, table([node(0), node(1)], both[1:])).writes == ()
 
 
+def test_who_dies_while_a_cursor_is_parted_leaves_no_two_places_with_one() -> None:
+    def served_at(web: int, api: int) -> NodeTable:
+        both = [service("web", node_port=web), service("api", 81, node_port=api)]
+        return table([node(0)], both)
+
+    kernel = Kernel()
+    first = run(kernel, EMPTY, served_at(80, 80))
+    parting = make_plan(first.after, served_at(8080, 8081), None, {}, FACTS, None, 0)
+    kernel.apply(next(write for write in parting.writes if isinstance(write, SeatWrite)))
+    assert [value.cursor for value in kernel.seats.values()] == [1, 1]
+    run(kernel, kernel.adopt(), served_at(8080, 80))
+    assert len({value.cursor for value in kernel.seats.values()}) == 2
+
+
 def test_endpoints_are_every_seat_s_place_once() -> None:
     services = [
         service("web", node_port=80),
@@ -1028,6 +1043,15 @@ def test_an_address_that_one_service_gave_up_stays_while_flows_have_its_ports() 
     kernel.open(front, 7)
     run(kernel, second.after, wanted, census=kernel.census(second, SETTLE_MS))
     assert set(kernel.addresses) == {"10.80.0.100", "10.81.0.102"}
+
+
+def test_ports_are_counted_once_for_each_address_towards_each_place() -> None:
+    kernel = Kernel()
+    both = [service("web", node_port=80), service("api", 81, node_port=80)]
+    dns = service("dns", 53, snat_addresses=("10.81.0.101", "10.81.0.102"))
+    plan = run(kernel, EMPTY, with_slices([node(0), node(1)], *both, dns))
+    own, shared = 31_232 + 424, 7_808 + 53
+    assert snat_ports(plan.after) == 2 * own + 2 * 2 * shared
 
 
 def test_without_a_slice_there_are_no_ports() -> None:

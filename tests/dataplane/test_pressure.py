@@ -94,7 +94,6 @@ TABLE = BUCKETS * WAYS
 """Places of the table; a flow takes two."""
 FLOWS = 500
 FLOOD = 10 * TABLE
-DAY_S = 86_400
 Endpoint = tuple[str, int]
 
 
@@ -418,14 +417,17 @@ def many(stage: Stage) -> list[Flow]:
     return [flow for flow in fresh if flow is not None]
 
 
-def test_closed_flows_give_up_their_ports_when_there_is_need(stages: Callable[..., Stage]) -> None:
+def test_closed_flows_keep_their_ports_while_the_node_may(
+    stages: Callable[..., Stage],
+) -> None:
     stage = stages(ports=PORTS)
     flows = exhausted(stage)
     for flow in flows[: PORTS // 2]:
         stage.close(flow)
-    # For a second they keep them whatever comes: the last segments may be under way yet.
+    # In TIME_WAIT it would answer a SYN from there with an old ACK.
+    stage.let_pass(59)
     assert stage.request(("203.0.113.9", 1), SYN) is None
-    stage.let_pass(1.2)
+    stage.let_pass(2)
     fresh = many(stage)
     assert len(fresh) == PORTS // 2
     assert all(stage.works(flow) for flow in flows[PORTS // 2 :])
@@ -453,15 +455,15 @@ def test_half_open_flows_hold_no_port_that_is_needed(stages: Callable[..., Stage
 def test_a_day_without_the_dataplane_s_process_is_a_day_like_others(
     stages: Callable[..., Stage],
 ) -> None:
-    """Nobody sweeps: more flows than there are places or ports, hour by hour."""
+    """Nobody sweeps: more flows than there are places or ports, every two hours."""
     stage = stages(ports=PORTS)
-    for hour in range(24):
+    for hour in range(12):
         flows = exhausted_by(stage, f"203.0.113.{hour}")
         assert all(stage.works(flow) for flow in flows)
         stage.flood(TABLE, client=f"198.{18 + hour}.0.1")
         for flow in flows[::2]:
             stage.close(flow)
-        stage.let_pass(DAY_S / 24 * 2.1)
+        stage.let_pass(7_500)
     assert stage.census().established == 0
 
 

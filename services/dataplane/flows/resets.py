@@ -2,10 +2,11 @@
 
 When a node goes DOWN and its flows are to be reset, the programs answer every packet of them by a
 RST. But a client that only waits for an answer sends nothing, and would wait for as long as its
-patience lasts. So the dataplane goes through the table and sends a RST for each established or
-closing TCP flow of a dead seat: from the VIP and port that the client knows, with exactly the
-sequence number that the client waits for next, which is what makes it believe it (RFC 5961, 3.2):
-the request's record has it, as the last acknowledgement that came.
+patience lasts. So the dataplane goes through the table and sends a RST for each TCP flow of a dead
+seat whose client takes itself for connected: from the VIP and port that the client knows, with
+exactly the sequence number that the client waits for next, which is what makes it believe it
+(RFC 5961, 3.2). The request's record has it, as the last acknowledgement that came; while none has
+come yet, it has the number of the SYN-ACK, and the client waits for the one after it.
 
 Each flow is told once for each death of its seat: told it was under a version of its record, in
 the n-th death that this process has seen. Nothing is written into the table; the flow ends by its
@@ -33,6 +34,9 @@ _IP_WORDS = 10
 _TCP_CHECKSUM, _IP_CHECKSUM = 18, 5
 _SOURCE, _DESTINATION = 6, 8
 _DEATHS = 0xFFFF
+
+CONNECTED = (FlowState.TCP_ANSWERED, FlowState.TCP_ESTABLISHED, FlowState.TCP_CLOSING)
+"""States in which the client may take itself for connected."""
 
 Segments = NDArray[np.uint8]
 """Shape (n, SEGMENT_BYTES): IPv4 packets, whole."""
@@ -74,9 +78,8 @@ class Resets:
         `table` numbers the tables; `places` are the records' within it.
         """
         deaths = self._death_of[records["seat"]]
-        state = records["state"]
         chosen = deaths > 0
-        chosen &= (state == FlowState.TCP_ESTABLISHED) | (state == FlowState.TCP_CLOSING)
+        chosen &= np.isin(records["state"], CONNECTED)
         chosen &= records["key"]["direction"] == REQUEST
         chosen &= records["key"]["protocol"] == TCP
         if not chosen.any():
@@ -103,7 +106,8 @@ def segments(requests: Records) -> Segments:
     packet[:, 16:20] = _octets(key["saddr"])
     packet[:, 20:22] = _octets(key["dport"])
     packet[:, 22:24] = _octets(key["sport"])
-    packet[:, 24:28] = _octets(requests["acked"].astype(">u4"))
+    is_unheard = requests["state"] == FlowState.TCP_ANSWERED
+    packet[:, 24:28] = _octets((requests["acked"] + is_unheard.astype(np.uint32)).astype(">u4"))
     words[:, 16] = _RST_AND_OFFSET
     words[:, _IP_CHECKSUM] = _checksum(words[:, :_IP_WORDS].sum(axis=1, dtype=np.uint32))
     pseudo = words[:, _SOURCE : _DESTINATION + 2].sum(axis=1, dtype=np.uint32)
