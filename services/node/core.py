@@ -7,11 +7,13 @@
                             ▼  │ when retry_ms is over
                           REFUSED ──welcome (the ban was lifted)──► ADMITTED
 
-and back to ABSENT when its connection goes. Hello is repeated while nobody answers; an LB that
-answers no hello for `PATIENCE_HELLOS` gets a new connection. An LB speaks only when something
-changes, so one that has been quiet for long is greeted again: its welcome shows that it still
-listens. An LB's restart closes the connection, and the next one starts with a hello; should beats
-reach an LB that does not know us, it says so and is greeted at once.
+and back to ABSENT when its connection goes, which only the connection itself can tell: why there is
+none (`unreached`) is often found out when there is one again, and then says nothing. Hello is
+repeated while nobody answers; an LB that answers no hello for `PATIENCE_HELLOS` gets a new
+connection. An LB speaks only when something changes, so one that has been quiet for long is greeted
+again: its welcome shows that it still listens. An LB's restart closes the connection, and the next
+one starts with a hello; should beats reach an LB that does not know us, it says so and is greeted
+at once.
 
 **What a beat says.** The worst of the local checks: a node serves when all of its services do. The
 status is one for the whole node, since an LB takes the node, not a service of it, from its rings: a
@@ -227,13 +229,18 @@ class Agent:
         self._greet(session, now_ms)
 
     def disconnected(self, lb: str, reason: str) -> None:
-        """There is no connection to the LB, for that reason; may be told again and again."""
+        """The connection to the LB is gone, for that reason."""
         session = self._sessions.get(lb)
-        if session is None:
-            return
-        if session.phase is not Phase.ABSENT:
+        if session is not None and session.phase is not Phase.ABSENT:
             self._step(session, Phase.ABSENT, reason)
-        elif session.reason == reason:
+            self._log(session)
+        else:
+            self.unreached(lb, reason)
+
+    def unreached(self, lb: str, reason: str) -> None:
+        """Why there is no connection to the LB, if there is none; may be told again and again."""
+        session = self._sessions.get(lb)
+        if session is None or session.phase is not Phase.ABSENT or session.reason == reason:
             return
         session.reason = reason
         self._log(session)
