@@ -26,6 +26,23 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 FORMAT_VERSION = 1
+LONGEST_REASON = 200
+"""Characters of a reason that an agent gives."""
+MOST_NAMED_SERVICES = 1_000
+"""Services that one node may name."""
+
+
+def one_line(text: str, longest: int = LONGEST_REASON) -> str:
+    """The text as one printable line of at most `longest` characters.
+
+    Compilers, the kernel's verifier and foreign servers write reasons as they like, and reasons end
+    up in messages, logs and on terminals.
+    """
+    if len(text) <= longest and text.isprintable():
+        return text
+    # Beyond a few times the length nothing is looked at: a stranger may send any amount of blanks.
+    shown = "".join(c if c.isprintable() else " " for c in text[: 8 * longest])
+    return " ".join(shown.split())[:longest]
 
 
 class MalformedMessage(ValueError):  # noqa: N818 - it names what came, not a mistake of ours
@@ -536,6 +553,7 @@ class Heartbeat:
     status: ServingStatus
     load: float
     reason: str
+    """One printable line; `one_line` makes one of anything."""
 
 
 @dataclass(frozen=True, slots=True)

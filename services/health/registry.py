@@ -64,6 +64,7 @@ from bus.messages import (
     Topic,
     Welcome,
     decode_node,
+    one_line,
 )
 from services.health.manners import Manners, heartbeat_problem, hello_problem
 from services.health.model import Happened, KeptNode, Node, Output, Policy, Send
@@ -259,7 +260,8 @@ class Registry:
 
     def _not_serving(self, node: Node, reason: str, now_ms: int) -> None:
         node.bad_total += 1
-        self._take_down(node, f"not serving: {reason}" if reason else "not serving", now_ms)
+        why = one_line(reason)
+        self._take_down(node, f"not serving: {why}" if why else "not serving", now_ms)
 
     def _shutting_down(self, node: Node, now_ms: int) -> None:
         if node.state is UP:

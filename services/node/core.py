@@ -61,6 +61,7 @@ from bus.messages import (
     ServingStatus,
     Welcome,
     decode_node,
+    one_line,
 )
 
 DEFAULT_CHECK_MS = 500
@@ -73,7 +74,6 @@ DRAIN_MS = 10_000
 LONGEST_DRAIN_MS = 3_600_000
 LEAVE_SETTLE_MS = 500
 LEAVE_LIMIT_MS = 3_000
-LONGEST_REASON = 200
 USUAL_PORT = 7070
 
 
@@ -297,10 +297,11 @@ class Agent:
         if refused.retry_ms <= 0:
             self._step_to_greeting(session, now_ms)
             return
-        known = session.reason == refused.reason
+        reason = one_line(refused.reason)
+        known = session.reason == reason
         if session.phase is not Phase.REFUSED:
-            self._step(session, Phase.REFUSED, refused.reason)
-        session.reason = refused.reason
+            self._step(session, Phase.REFUSED, reason)
+        session.reason = reason
         session.due_ms = now_ms + refused.retry_ms
         if not known:
             self._log(session)
@@ -374,7 +375,7 @@ class Agent:
         """Work out what beats say from now on; a change of it goes out at once."""
         status, reason = self._what_beats_say()
         changed = status is not self._status
-        self._status, self._reason = status, reason[:LONGEST_REASON]
+        self._status, self._reason = status, one_line(reason)
         if changed and status is not None:
             for session in self._sessions.values():
                 if session.phase is Phase.ADMITTED:

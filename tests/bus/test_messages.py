@@ -28,6 +28,7 @@ from bus.messages import (
     encode,
     encode_node,
     from_json,
+    one_line,
     to_json,
 )
 
@@ -180,3 +181,20 @@ def test_who_subscribes_asks_for_what_is_published() -> None:
         for publisher, topics in wanted.items():
             assert publisher != subscriber
             assert set(topics) <= set(topology.PUBLISHES[publisher])
+
+
+# ----------------------------------------------------------------- reasons
+
+
+@given(st.text(max_size=400), st.integers(1, 300))
+def test_one_line_is_one_printable_line_of_any_text(text: str, longest: int) -> None:
+    line = one_line(text, longest)
+    assert line.isprintable()
+    assert len(line) <= longest
+    assert one_line(line, longest) == line
+
+
+def test_one_line_keeps_the_words_and_what_is_one_line_already() -> None:
+    assert one_line("a  b: ärger") == "a  b: ärger"
+    assert one_line("line 1\n\n  line 2\r\n") == "line 1 line 2"
+    assert one_line("x" * 1_000) == "x" * 200
