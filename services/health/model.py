@@ -93,9 +93,9 @@ class Node:
     ban_until_ms: int = 0
     counted_ms: int | None = None
     """When the last check that counted was sent."""
-    connection: bytes | None = None
+    sessions: dict[bytes, int] = field(default_factory=dict)
+    """By connection, the number of the last beat that came by it; the newest connection last."""
     clock: ClockOffset | None = None
-    seq: int = -1
     former_boot: str | None = None
     scheduled_ms: int | None = None
     """The time of this node's live entry in the heap."""

@@ -31,6 +31,9 @@ Rules that are not seen in the picture:
   `checks_timeout` lasts, the committed table (`adopt_table`). Adopted nodes count as seen at that
   moment: that is their grace. What the state file says goes before what the table says.
 * Who beats without a hello is asked for one: that is how agents find out that this process is new.
+* An agent may have several connections at once: when one was lost and nobody noticed here, or when
+  its file names this LB twice. It is heard on each of the last `MOST_SESSIONS`, answered on each,
+  and beats are numbered by connection: no number says anything about another connection's.
 * A second agent of the same name and address is told so; the one that came first is not let back.
 * A DOWN node that was not heard for `FORGET_MS` is forgotten, with its failures.
 
@@ -93,6 +96,7 @@ TRANSITIONS: dict[tuple[NodeState, NodeState], Topic | None] = {
 
 FORGET_MS = 24 * 3_600_000
 MAX_NODES = 20_000
+MOST_SESSIONS = 4
 SAME_NAME_RETRY_MS = 10_000
 TICK_SPACING_MS = 5
 """Deadlines closer together than this, and 1 ms more for each 250 nodes, are judged together."""
@@ -186,18 +190,25 @@ class Registry:
         return node
 
     def _attach(self, node: Node, connection: bytes, boot: str) -> None:
-        """From now on `connection` speaks for the node, and no other."""
+        """From now on `connection` speaks for this node and no other."""
         former = self._by_connection.get(connection)
         if former is not None and former is not node:
-            former.connection = None
-        if node.connection is not None:
-            self._by_connection.pop(node.connection, None)
-        node.connection = connection
-        self._by_connection[connection] = node
+            del former.sessions[connection]
         if node.clock is None or node.clock.boot != boot:
+            self._detach(node)
             node.former_boot = node.clock.boot if node.clock is not None else None
             node.clock = ClockOffset(boot)
-            node.seq = -1
+        node.sessions[connection] = node.sessions.pop(connection, -1)
+        self._by_connection[connection] = node
+        if len(node.sessions) > MOST_SESSIONS:
+            oldest = next(iter(node.sessions))
+            del node.sessions[oldest], self._by_connection[oldest]
+
+    def _detach(self, node: Node) -> None:
+        """No connection speaks for the node any more."""
+        for connection in node.sessions:
+            del self._by_connection[connection]
+        node.sessions.clear()
 
     def _describe(self, node: Node, address: str, hello: Hello) -> None:
         services = self._served(hello.services)
@@ -218,10 +229,10 @@ class Registry:
         if problem := heartbeat_problem(beat):
             self._fault(connection, problem, now_ms)
             return
-        if beat.seq <= node.seq:
+        if beat.seq <= node.sessions[connection]:
             self.manners.rejected["repeated"] += 1
             return
-        node.seq = beat.seq
+        node.sessions[connection] = beat.seq
         if node.state is BANNED:
             self._answer(node, now_ms)
             return
@@ -385,8 +396,7 @@ class Registry:
 
     def _forget(self, node: Node) -> None:
         del self._nodes[node.id]
-        if node.connection is not None:
-            self._by_connection.pop(node.connection, None)
+        self._detach(node)
         self._output.view_changed = self._output.keep = True
 
     # ----------------------------------------------------------------- transitions
@@ -440,13 +450,13 @@ class Registry:
 
     def _answer(self, node: Node, now_ms: int) -> None:
         """Tell the node's agent where its node stands, and how often to beat."""
-        if node.connection is None:
-            return
+        for connection in node.sessions:
+            self._send(connection, self._answer_to(node, now_ms))
+
+    def _answer_to(self, node: Node, now_ms: int) -> NodeMessage:
         if node.state is BANNED:
-            refused = Refused(node.reason, self._banned_for_ms(node, now_ms))
-            self._send(node.connection, refused)
-            return
-        welcome = Welcome(
+            return Refused(node.reason, self._banned_for_ms(node, now_ms))
+        return Welcome(
             lb=self.policy.lb,
             node_id=node.id,
             checks_timeout_ms=self.policy.checks_timeout_ms,
@@ -454,7 +464,6 @@ class Registry:
             state=node.state,
             services=self.policy.services,
         )
-        self._send(node.connection, welcome)
 
     def _fault(self, connection: bytes, reason: str, now_ms: int) -> None:
         if refused := self.manners.fault(connection, reason, now_ms):

@@ -265,6 +265,17 @@ def test_the_same_agent_may_reconnect_as_often_as_it_likes() -> None:
     assert agent.state is UP
 
 
+def test_a_connection_speaks_for_the_node_it_named_last() -> None:
+    rig = Rig()
+    first = Agent(rig).bring_up()
+    second = Agent(rig, "node-1", connection=first.connection)
+    second.hello()
+    rig.sent.clear()
+    rig.wait(TIMEOUT_MS)
+    assert first.state is DOWN
+    assert {m.node_id for _, m in rig.sent if isinstance(m, Welcome)} == {second.id}
+
+
 # ----------------------------------------------------------------- bans
 
 

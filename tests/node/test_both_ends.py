@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpf.syscall import VerifierError
-from bus.messages import NodeState
-from tests.node.pair import PLAN, Pair
+from bus.messages import NodeState, Topic
+from services.health.registry import MOST_SESSIONS
+from tests.node.pair import LB, PLAN, Pair
 
 DOWN, UP = NodeState.DOWN, NodeState.UP
 VERIFIER = "\n".join(
@@ -45,3 +46,46 @@ def test_whatever_a_check_gives_as_its_reason_is_no_misbehaviour(reason: str) ->
     pair.agent.checked(PLAN, True, "", pair.now_ms)
     pair.run(1_000)
     assert pair.node.state is UP
+
+
+# ----------------------------------------------------------------- sessions
+
+
+def test_an_lb_that_was_taken_out_of_the_file_and_put_back_is_heard_at_once() -> None:
+    pair = Pair().bring_up()
+    pair.run(60_000)
+    pair.configure()
+    pair.run(5_000)
+    assert pair.node.state is DOWN
+    pair.configure(LB)
+    pair.run(500)
+    assert (pair.node.state, pair.rejected) == (UP, {})
+
+
+def test_an_lb_of_another_name_is_the_same_lb_and_the_node_stays_up() -> None:
+    pair = Pair().bring_up()
+    pair.run(60_000)
+    pair.configure("lb-0.local:7070")
+    pair.run(10_000)
+    assert (pair.node.state, pair.rejected) == (UP, {})
+    assert Topic.NODE_DOWN not in pair.topics()
+
+
+def test_an_lb_that_the_file_names_twice_is_no_trouble() -> None:
+    pair = Pair(lbs=(LB, "lb-0.local:7070")).bring_up()
+    pair.run(120_000)
+    assert (pair.node.state, pair.rejected, pair.refusals) == (UP, {}, [])
+    assert Topic.NODE_DOWN not in pair.topics()
+    pair.agent.checked(PLAN, False, "refused", pair.now_ms)
+    pair.run(100)
+    states = [session["state"] for session in pair.agent.status(pair.now_ms)["load_balancers"]]
+    assert states == ["down", "down"], "both entries show where the node stands"
+
+
+def test_connections_that_were_lost_unnoticed_do_not_add_up() -> None:
+    pair = Pair().bring_up()
+    for _ in range(50):
+        pair.connect(LB)
+        pair.run(100)
+    assert (pair.node.state, pair.rejected) == (UP, {})
+    assert len(pair.registry._by_connection) == MOST_SESSIONS
