@@ -483,6 +483,8 @@ class Registry:
     def adopt(self, kept: tuple[KeptNode, ...], elapsed_ms: int, now_ms: int) -> int:
         """Take over what the last run kept `elapsed_ms` ago; says how many nodes were routed to."""
         for node in kept:
+            if node.id in self._nodes:
+                continue
             remaining_ms = max(0, node.ban_remaining_ms - elapsed_ms)
             self._adopt_node(replace(node, ban_remaining_ms=remaining_ms), now_ms)
         return sum(node.state in (UP, DRAINING) for node in self._nodes.values())
@@ -503,19 +505,28 @@ class Registry:
                 self._adopt_ban(ban, known, now_ms)
 
     def _adopt_ban(self, ban: Ban, known: Node | None, now_ms: int) -> None:
+        if ban.remaining_ms <= 0:
+            return
         if known is None:
             name, _, address = ban.node.rpartition("@")
-            weight, services = 1, self._served(())
-        else:
-            name, address = known.name, known.address
-            weight, services = known.weight, known.services
-        banned = KeptNode(
-            ban.node, name, address, BANNED, weight, services, ban.fails, ban.remaining_ms
-        )
-        self._adopt_node(banned, now_ms)
+            services = self._served(())
+            banned = KeptNode(
+                ban.node, name, address, BANNED, 1, services, ban.fails, ban.remaining_ms
+            )
+            self._adopt_node(banned, now_ms)
+            return
+        # The record stays the one it is: its agent may have said hello already.
+        known.state = BANNED
+        known.reason = f"banned after {ban.fails} failures"
+        known.fails, known.passed, known.counted_ms = ban.fails, 0, None
+        known.ban_until_ms = now_ms + ban.remaining_ms
+        self._schedule(known, self._due_ms(known))
+        self._output.view_changed = self._output.keep = True
+        self._answer(known, now_ms)
 
     def _adopt_node(self, kept: KeptNode, now_ms: int) -> None:
-        """Put a node in the state that a restart leaves it in; its deadline starts now."""
+        """Put an unknown node in the state that a restart leaves it in; its deadline starts now."""
+        assert kept.id not in self._nodes, kept.id
         banned_ms = kept.ban_remaining_ms
         routed = kept.state in (UP, DRAINING)
         reason = "adopted after a restart of the health process"

@@ -336,6 +336,15 @@ def test_bans_and_failures_survive_a_restart_with_the_time_that_passed() -> None
     assert later.observe(banned.id).state is DOWN
 
 
+def test_a_node_that_was_kept_twice_is_one_node() -> None:
+    rig = Rig()
+    Agent(rig).bring_up()
+    kept = rig.registry.kept(rig.now_ms)
+    later = Rig()
+    later.registry.adopt(kept * 2, 0, later.now_ms)
+    assert len(later.registry.view(later.now_ms).nodes) == 1
+
+
 def test_a_ban_that_ended_while_nobody_looked_is_over() -> None:
     rig = Rig(replace(POLICY, black_list_after_fails=1))
     agent = Agent(rig).bring_up()
@@ -623,6 +632,35 @@ def test_bans_of_the_table_are_adopted() -> None:
     stranger = Agent(rig, "stranger", "10.81.0.77")
     stranger.hello()
     assert stranger.messages() == [Refused("banned after 5 failures", 20_000)]
+
+
+def test_a_ban_of_the_table_reaches_a_node_that_has_said_hello_already() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    rig.restart()
+    agent.connect()
+    agent.hello()
+    rig.registry.adopt_table(table(bans=(Ban(agent.id, 30_000, 4),)), rig.now_ms)
+    rig.collect()
+    assert agent.messages()[-1] == Refused("banned after 4 failures", 30_000)
+    for _ in range(10):
+        rig.now_ms += PROBATION_MS
+        agent.beat()
+    assert agent.state is BANNED
+    assert isinstance(agent.messages()[-1], Refused), "what is listed is what it is told"
+    rig.wait(30_000)
+    assert agent.state is DOWN
+    agent.bring_up()
+
+
+def test_a_ban_of_the_table_that_is_over_bans_nobody() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    rig.restart()
+    bans = (Ban(agent.id, 0, 4), Ban("stranger@10.81.0.77", 0, 4))
+    rig.registry.adopt_table(table(bans=bans), rig.now_ms)
+    assert [node.id for node in rig.registry.view(rig.now_ms).nodes] == [agent.id]
+    assert agent.state is UP
 
 
 # ----------------------------------------------------------------- configuration
