@@ -83,6 +83,8 @@ class Node:
     lag_mark_ms: int
     """The registry's total lag then; what has come since extends the node's deadline."""
     fails: int = 0
+    fading_from_ms: int = 0
+    """UP: since when it has served towards the next failure's being forgotten."""
     passed: int = 0
     good_total: int = 0
     bad_total: int = 0

@@ -20,6 +20,10 @@ Rules that are not seen in the picture:
   DRAINING or PROBATION has not failed, nor has a node that was adopted after a restart and never
   heard. At `black_list_after_fails` failures the node is BANNED; its beats are ignored and answered
   with the time left. The end of the ban sets the count to 0. -1 never bans.
+* **Failures fade**: for each `black_list_expiry` that a node is UP without a break, one is
+  forgotten; so a restart of its server now and then adds up to no ban. And of the nodes of one
+  service no more than half are banned at a time (a lone node may be): what restarts them one after
+  the other, over and over, is more likely an operator than a fault of each.
 * **Time** is the caller's monotonic clock. When a node was last seen is worked out from the agent's
   own stamps (sighting.py). `lagged` extends every deadline by what this loop was late, until the
   node is seen again: who did not listen does not accuse.
@@ -117,6 +121,8 @@ class Registry:
         self._lags: deque[tuple[int, int]] = deque(maxlen=64)
         self._grace_ends_ms = now_ms + policy.checks_timeout_ms
         self._ticked_ms = now_ms - TICK_SPACING_MS
+        self._census: tuple[Counter[str], Counter[str]] | None = None
+        """By service: how many nodes are known, and how many are banned. None: to be counted."""
         self._version = 0
         self._output = Output()
 
@@ -185,6 +191,7 @@ class Registry:
             lag_mark_ms=self._lag_total_ms,
         )
         self._nodes[node_id] = node
+        self._census = None
         self._schedule(node, self._due_ms(node))
         self._tell(Topic.NODE_JOINED, node, None, now_ms)
         return node
@@ -214,6 +221,7 @@ class Registry:
         services = self._served(hello.services)
         if (node.weight, node.services) != (hello.weight, services):
             self._output.view_changed = self._output.keep = True
+            self._census = None
         node.name = hello.name
         node.address = address
         node.weight = hello.weight
@@ -397,6 +405,7 @@ class Registry:
     def _forget(self, node: Node) -> None:
         del self._nodes[node.id]
         self._detach(node)
+        self._census = None
         self._output.view_changed = self._output.keep = True
 
     # ----------------------------------------------------------------- transitions
@@ -411,18 +420,57 @@ class Registry:
                 self._output.view_changed = True
             return
         failed = node.state is UP and node.heard
+        self._fade(node, now_ms)
         node.fails += failed
-        self._enter(node, DOWN, reason, now_ms)
         limit = self.policy.black_list_after_fails
-        if failed and 0 < limit <= node.fails:
+        due = failed and 0 < limit <= node.fails
+        spared = self._why_spared(node) if due else ""
+        self._enter(node, DOWN, f"{reason}; {spared}" if spared else reason, now_ms)
+        if due and not spared:
             node.ban_until_ms = now_ms + self.policy.black_list_expiry_ms
             self._enter(node, BANNED, f"banned after {node.fails} failures", now_ms)
+
+    def _fade(self, node: Node, now_ms: int) -> None:
+        """Forget one failure for each expiry of a ban that the node has been UP."""
+        if node.state is UP:
+            expiry_ms = self.policy.black_list_expiry_ms
+            faded = (now_ms - node.fading_from_ms) // expiry_ms
+            node.fails = max(0, node.fails - faded)
+            node.fading_from_ms += faded * expiry_ms
+
+    def _why_spared(self, node: Node) -> str:
+        """Why the node is not banned though it has failed often enough; empty: it is."""
+        known, banned = self._counted()
+        for service in node.services:
+            if banned[service.name] >= max(1, known[service.name] // 2):
+                name, count = service.name, f"{banned[service.name]} of {known[service.name]}"
+                return f"not banned after {node.fails} failures: {count} nodes of {name} are"
+        return ""
+
+    def _counted(self) -> tuple[Counter[str], Counter[str]]:
+        if self._census is None:
+            known: Counter[str] = Counter()
+            banned: Counter[str] = Counter()
+            for node in self._nodes.values():
+                names = {service.name for service in node.services}
+                known.update(names)
+                if node.state is BANNED:
+                    banned.update(names)
+            self._census = known, banned
+        return self._census
 
     def _enter(self, node: Node, state: NodeState, reason: str, now_ms: int) -> None:
         previous = node.state
         if (previous, state) not in TRANSITIONS:
             raise IllegalTransitionError(f"{node.id}: {previous} to {state} ({reason})")
+        self._fade(node, now_ms)
         node.state = state
+        node.fading_from_ms = now_ms
+        if previous is BANNED:
+            self._census = None
+        elif state is BANNED and self._census is not None:
+            # Counting all anew for each of very many bans would take too long.
+            self._census[1].update({service.name for service in node.services})
         node.reason = reason
         node.held = False
         self._schedule(node, self._due_ms(node))
@@ -516,6 +564,7 @@ class Registry:
             self._adopt_node(banned, now_ms)
             return
         # The record stays the one it is: its agent may have said hello already.
+        self._census = None
         known.state = BANNED
         known.reason = f"banned after {ban.fails} failures"
         known.fails, known.passed, known.counted_ms = ban.fails, 0, None
@@ -545,13 +594,17 @@ class Registry:
             passed=self.policy.checks_before_routing if routed else 0,
             heard=False,
             ban_until_ms=now_ms + banned_ms,
+            fading_from_ms=now_ms,
         )
         self._nodes[node.id] = node
+        self._census = None
         self._schedule(node, self._due_ms(node))
         self._output.view_changed = self._output.keep = True
 
     def kept(self, now_ms: int) -> tuple[KeptNode, ...]:
         """What a restart must not forget."""
+        for node in self._nodes.values():
+            self._fade(node, now_ms)
         return tuple(
             KeptNode(
                 id=node.id,
@@ -574,6 +627,7 @@ class Registry:
             # Until they hear of it, agents beat at the interval they were told before.
             self.lagged(self.policy.interval_ms(UP), now_ms)
         self.policy = policy
+        self._census = None
         for node in self._nodes.values():
             node.services = self._served(node.named)
             self._answer(node, now_ms)
@@ -598,6 +652,7 @@ class Registry:
         )
 
     def _observation(self, node: Node, now_ms: int) -> NodeObservation:
+        self._fade(node, now_ms)
         return NodeObservation(
             id=node.id,
             name=node.name,

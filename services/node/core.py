@@ -434,13 +434,14 @@ class Agent:
 
     def tick(self, now_ms: int) -> None:
         """Do what is due."""
-        if self.activity is Activity.DRAINING and now_ms >= self._drained_ms:
-            self._turn(Activity.STOPPED, now_ms)
         for session in self._sessions.values():
             if session.phase is Phase.ADMITTED:
                 self._tick_admitted(session, now_ms)
             elif session.phase is not Phase.ABSENT and now_ms >= session.due_ms:
                 self._tick_waiting(session, now_ms)
+        # Only now, so that SHUTTING_DOWN has been said however short the time to drain is.
+        if self.activity is Activity.DRAINING and now_ms >= self._drained_ms:
+            self._turn(Activity.STOPPED, now_ms)
         if self.activity is Activity.LEAVING:
             self._tick_leaving(now_ms)
 

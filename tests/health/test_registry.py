@@ -319,6 +319,89 @@ def test_minus_one_never_bans() -> None:
     assert (seen.state, seen.fails) == (UP, 50)
 
 
+EXPIRY_MS = POLICY.black_list_expiry_ms
+
+
+def test_failures_fade_while_a_node_serves() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    for _ in range(20):  # restarts of the server, each some ban's length after the other
+        agent.fail_and_return()
+        assert agent.state is UP
+        rig.wait(EXPIRY_MS + INTERVAL_MS, beating=[agent])
+        assert rig.observe(agent.id).fails == 0
+    for _ in range(2):
+        agent.fail_and_return()
+    rig.wait(EXPIRY_MS - INTERVAL_MS, beating=[agent])
+    assert rig.observe(agent.id).fails == 2, "not before the whole time is over"
+    rig.wait(2 * INTERVAL_MS, beating=[agent])
+    assert rig.observe(agent.id).fails == 1
+    rig.wait(EXPIRY_MS, beating=[agent])
+    assert rig.observe(agent.id).fails == 0
+    rig.wait(3 * EXPIRY_MS, beating=[agent])
+    assert rig.observe(agent.id).fails == 0, "nothing is saved up for later"
+    agent.fail_and_return()
+    assert rig.observe(agent.id).fails == 1
+
+
+def test_failures_fade_for_time_in_up_alone() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    agent.fail_and_return()
+    agent.beat(NOT_SERVING)
+    for _ in range(200):
+        rig.wait(TIMEOUT_MS // 2)
+        agent.beat(NOT_SERVING)
+    assert rig.observe(agent.id).fails == 2
+
+
+def test_of_one_service_no_more_than_half_are_banned_at_a_time() -> None:
+    rig = Rig()
+    agents = [Agent(rig, f"node-{i}", f"10.81.0.{20 + i}").bring_up() for i in range(5)]
+    for _ in range(POLICY.black_list_after_fails):
+        for agent in agents:
+            agent.fail_and_return()
+    assert [agent.state for agent in agents] == [BANNED, BANNED, UP, UP, UP]
+    spared = [e for t, e in rig.events if t is Topic.NODE_DOWN and "not banned" in e.reason]
+    assert [event.reason for event in spared] == [
+        "not serving; not banned after 3 failures: 2 of 5 nodes of default are"
+    ] * 3
+    rig.wait(EXPIRY_MS, beating=agents[2:])
+    for agent in agents[:2]:
+        agent.bring_up()
+    assert rig.observe(agents[2].id).fails == POLICY.black_list_after_fails - 1
+    agents[2].fail_and_return()
+    assert agents[2].state is BANNED, "there is room again"
+
+
+def test_the_half_is_judged_by_service() -> None:
+    rig = Rig(
+        replace(POLICY, services=(offered("a", 1), offered("b", 2)), black_list_after_fails=1)
+    )
+    both = NodeService("a", 1), NodeService("b", 2)
+    on_a = [Agent(rig, f"a{i}", f"10.0.0.{i}", both[:1]).bring_up() for i in range(2)]
+    on_both = [Agent(rig, f"b{i}", f"10.0.1.{i}", both).bring_up() for i in range(2)]
+    on_both[0].fail_and_return()
+    assert on_both[0].state is BANNED
+    on_both[1].fail_and_return()
+    assert on_both[1].state is UP, "the last of b, though three of four of a would be left"
+    on_a[0].fail_and_return()
+    assert on_a[0].state is BANNED
+    on_a[1].fail_and_return()
+    assert on_a[1].state is UP
+
+
+def test_a_node_that_joins_or_goes_is_counted() -> None:
+    rig = Rig(replace(POLICY, black_list_after_fails=1))
+    agents = [Agent(rig, f"node-{i}", f"10.81.0.{20 + i}").bring_up() for i in range(2)]
+    for agent in agents:
+        agent.fail_and_return()
+    assert [agent.state for agent in agents] == [BANNED, UP]
+    agents += [Agent(rig, f"node-{i}", f"10.81.0.{20 + i}").bring_up() for i in (2, 3)]
+    agents[1].fail_and_return()
+    assert agents[1].state is BANNED
+
+
 def test_bans_and_failures_survive_a_restart_with_the_time_that_passed() -> None:
     rig = Rig()
     banned = Agent(rig).bring_up()

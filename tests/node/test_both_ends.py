@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpf.syscall import VerifierError
 from bus.messages import NodeState, Topic
 from services.health.registry import MOST_SESSIONS
+from services.node.core import Activity
+from tests.health.rig import POLICY
 from tests.node.pair import LB, PLAN, Pair
 
 DOWN, UP = NodeState.DOWN, NodeState.UP
@@ -46,6 +49,38 @@ def test_whatever_a_check_gives_as_its_reason_is_no_misbehaviour(reason: str) ->
     pair.agent.checked(PLAN, True, "", pair.now_ms)
     pair.run(1_000)
     assert pair.node.state is UP
+
+
+# ----------------------------------------------------------------- planned stops
+
+
+def test_planned_restarts_of_the_agent_are_no_failures() -> None:
+    pair = Pair().bring_up()
+    for _ in range(2 * POLICY.black_list_after_fails):
+        pair.agent.leave(pair.now_ms)
+        pair.run(1_000)
+        assert pair.agent.activity is Activity.ENDED
+        pair.run(3_000, agent_lives=False)
+        assert (pair.node.state, pair.node.fails) == (DOWN, 0)
+        pair.start_agent()
+        pair.run(1_000)
+        assert pair.node.state is UP
+
+
+@pytest.mark.parametrize("drain_ms", [0, 1, 300])
+def test_a_stop_by_the_operator_is_no_failure_however_short_the_drain(drain_ms: int) -> None:
+    pair = Pair().bring_up()
+    for _ in range(2 * POLICY.black_list_after_fails):
+        pair.agent.stop(drain_ms, pair.now_ms)
+        pair.agent.tick(pair.now_ms)
+        pair.deliver()
+        pair.run(1_000)
+        assert (pair.node.state, pair.node.fails) == (DOWN, 0)
+        assert pair.topics()[-2:] == [Topic.NODE_DRAINING, Topic.NODE_DOWN]
+        pair.agent.start(pair.now_ms)
+        pair.agent.checked(PLAN, True, "accepts", pair.now_ms)
+        pair.run(1_000)
+        assert pair.node.state is UP
 
 
 # ----------------------------------------------------------------- sessions
