@@ -22,6 +22,7 @@ on. Any other exception is a fault of ours: it ends the process and supervisord 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import socket
@@ -89,9 +90,30 @@ NOT_READY = (
     ForeignProgram,
     PinMismatch,
     NetlinkError,
-    OSError,
 )
-"""Reasons of the machine, which may go: no privilege, no BPF file system, no memory, ..."""
+"""Reasons of the machine, which may go."""
+OF_THE_MACHINE = frozenset(
+    (
+        errno.EPERM,
+        errno.EACCES,
+        errno.EROFS,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.ENODEV,
+        errno.ENETDOWN,
+        errno.EBUSY,
+        errno.EAGAIN,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EIO,
+        errno.EOPNOTSUPP,
+    )
+)
+"""Likewise, of what attaching the programs may say: no privilege, no BPF file system, no memory,
+... Everything else, and everything after attaching, is a fault of ours: it ends the process."""
 REFUSED = (CompileError, VerifierError)
 """Likewise, but trying costs a second of CPU time."""
 
@@ -118,13 +140,15 @@ class Forwarding:
 
     def __init__(self, plan: ProgramPlan, paths: Paths, netlink: IPRoute) -> None:
         self.machine = machine.look(netlink, plan.public, plan.private)
-        self.programs = Programs(plan, paths.bpf_dir, paths.state_dir / PROGRAM_CACHE, netlink)
+        self.programs, self.hooks = _attached(plan, paths, netlink, self.machine)
+        """The programs, and their hooks as they were last seen."""
         try:
-            self.hooks: tuple[HookState, ...] = self.programs.attach(self.machine)
-            """As they were last seen."""
+            self._open()
         except BaseException:
             self.programs.close()
             raise
+
+    def _open(self) -> None:
         bpf = self.programs.objects.bpf
         self.kernel = Kernel(bpf)
         self.settings = self.kernel.read_settings()
@@ -145,6 +169,23 @@ class Forwarding:
         if settings != self.settings:
             self.kernel.write_settings(settings)
             self.settings = settings
+
+
+def _attached(
+    plan: ProgramPlan, paths: Paths, netlink: IPRoute, present: machine.Machine
+) -> tuple[Programs, tuple[HookState, ...]]:
+    """The programs on their hooks; raises one of `NOT_READY` or `REFUSED`, or a fault of ours."""
+    try:
+        programs = Programs(plan, paths.bpf_dir, paths.state_dir / PROGRAM_CACHE, netlink)
+        try:
+            return programs, programs.attach(present)
+        except BaseException:
+            programs.close()
+            raise
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        raise machine.NotReadyError(str(error)) from error
 
 
 class DataplaneProcess:
