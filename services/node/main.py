@@ -138,6 +138,7 @@ class AgentProcess:
 
     def _step(self, ready: dict[Any, int]) -> None:
         """Drain the input, then look at the clock, then do what the core says."""
+        self._watch_threads()
         now_ms = _now_ms()
         if self._wake_read.fileno() in ready:
             self._wake_read.recv(4096)
@@ -157,6 +158,14 @@ class AgentProcess:
         self._prober.plan(self._core.plans(), self._own_address, now_ms)
         while not self._api.asks.empty():
             self._answer(self._api.asks.get(), now_ms)
+
+    def _watch_threads(self) -> None:
+        """A thread that has died is a fault of ours, and nothing to go on without."""
+        for name, thread in (("keeper", self._keeper), ("resolver", self._resolver)):
+            if not thread.alive:
+                raise RuntimeError(f"the {name} has died")
+        if self._api.dead:
+            raise RuntimeError(f"the HTTP API has died at {self._api.dead}")
 
     def _wait_ms(self, now_ms: int) -> int:
         moments = [self._settle_ms, self._core.next_due_ms(), self._prober.next_due_ms()]
@@ -263,8 +272,6 @@ class AgentProcess:
 
     def _keep_prepared(self, now_ms: int) -> None:
         """Order what the LBs' services need here; tell the core what has become of it."""
-        if not self._keeper.alive:
-            raise RuntimeError("the keeper has died")
         config, activity = self._config, self._core.activity
         served = frozenset(service.name for service in config.services)
         if activity is Activity.STOPPED:
