@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from bus.messages import NodeEvent, NodeMessage, NodeService, NodeState, OfferedService, Topic
+from bus.messages import (
+    Duration,
+    IPv4,
+    NodeEvent,
+    NodeMessage,
+    NodeService,
+    NodeState,
+    OfferedService,
+    Stored,
+    Topic,
+    Weight,
+)
 from services.health.sighting import ClockOffset
 
 PROBATION_HASTE = 10
@@ -40,12 +51,12 @@ class KeptNode:
 
     id: str
     name: str
-    address: str
+    address: IPv4
     state: NodeState
-    weight: int
+    weight: Weight
     services: tuple[NodeService, ...]
-    fails: int
-    ban_remaining_ms: int
+    fails: Stored
+    ban_remaining_ms: Duration
 
 
 class Send(NamedTuple):

@@ -71,6 +71,7 @@ from bus.messages import (
     Topic,
     Welcome,
     decode_node,
+    is_ipv4,
     one_line,
 )
 from services.health.manners import Manners, heartbeat_problem, hello_problem
@@ -557,6 +558,8 @@ class Registry:
             return
         if known is None:
             name, _, address = ban.node.rpartition("@")
+            if not is_ipv4(address):
+                return
             services = self._served(())
             banned = KeptNode(
                 ban.node, name, address, BANNED, 1, services, ban.fails, ban.remaining_ms

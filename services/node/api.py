@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import socketserver
 import sys
 import threading
@@ -30,12 +31,17 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from bus.messages import one_line
+
 PATIENCE_S = 2.0
 REQUEST_TIMEOUT_S = 5.0
 MOST_CONNECTIONS = 32
 """Served at once, by each server; who comes then is hung up on."""
 ENDING_S = 0.1
 """How soon a server notices that it is to end."""
+
+
+_DURATION = re.compile(r"[0-9]{1,12}", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -163,8 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer("start", None)
         elif parts.path == "/stop":
             given = parse_qs(parts.query).get("drain_ms", [None])[-1]
-            if given is not None and not (given.isascii() and given.isdigit()):
-                self._refuse(400, f"drain_ms: {given}, expected milliseconds")
+            if given is not None and not _DURATION.fullmatch(given):
+                self._refuse(400, f"drain_ms: {one_line(given)}, expected milliseconds")
             else:
                 self._answer("stop", int(given) if given is not None else None)
         else:

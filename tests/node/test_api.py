@@ -93,6 +93,8 @@ def test_status_start_and_stop_reach_the_loop(loop: Loop) -> None:
         ("POST", "/status", {}, 404),
         ("POST", "/stop?drain_ms=-1", {}, 400),
         ("POST", "/stop?drain_ms=1e3", {}, 400),
+        ("POST", f"/stop?drain_ms={'9' * 5_000}", {}, 400),
+        ("POST", "/stop?drain_ms=1%0A", {}, 400),
         ("POST", "/stop?drain_ms=²", {}, 400),
         ("POST", "/stop", {"Origin": "http://evil.example"}, 403),
         ("DELETE", "/status", {}, 501),
