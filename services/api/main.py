@@ -49,12 +49,13 @@ from bus.socket import (
 )
 from conf import ConfigError, LbConfig, Paths, load_lb
 from services.api.fold import Fold
-from services.api.listener import LOOPBACK, Endpoint, Listener, ipv4_of
+from services.api.listener import Endpoint, Listener
 from services.api.metrics import Scrape
 from services.api.position import PositionFile
 from services.api.routes import application
 from services.api.snapshot import Local
 from services.api.stream import Entry
+from services.machine import LOOPBACK, own_address
 
 SETTLE_MS = 300
 """Three times libzmq's default pause before it reconnects."""
@@ -204,7 +205,7 @@ class ApiProcess:
             mode=self._config.local.mode,
             version=self._version,
             pid=os.getpid(),
-            public_address=ipv4_of(self._config.local.net_interface_public),
+            public_address=own_address(self._config.local.net_interface_public),
             waiting_for="; ".join(filter(None, waits)),
         )
 
@@ -231,7 +232,7 @@ class ApiProcess:
 
     def _private_endpoint(self) -> Endpoint | str:
         interface = self._config.local.net_interface_private
-        address = ipv4_of(interface)
+        address = own_address(interface)
         if address is None:
             return f"{interface}: no IPv4 address yet"
         if address == LOOPBACK:

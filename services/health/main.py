@@ -53,10 +53,11 @@ from bus.messages import (
 )
 from bus.socket import CommandError, CommandServer, Publisher, Subscriber
 from conf import ConfigError, LbConfig, Paths, load_lb
-from services.health.listener import Listener, ipv4_address
+from services.health.listener import Listener
 from services.health.model import Happened, Policy, Send
 from services.health.registry import Registry
 from services.health.statefile import NOTHING, Kept, StateFile
+from services.machine import own_address
 
 REPUBLISH_MS = 500
 SETTLE_MS = 1_000
@@ -329,7 +330,7 @@ class HealthProcess:
 
 def _policy(config: LbConfig) -> Policy:
     """What the registry goes by; a service without an address has this LB's own, as it is now."""
-    own_address = ipv4_address(config.local.net_interface_public)
+    public_address = own_address(config.local.net_interface_public)
     health = config.node_health
     return Policy(
         lb=config.local.name,
@@ -340,7 +341,7 @@ def _policy(config: LbConfig) -> Policy:
         services=tuple(
             OfferedService(
                 name=service.name,
-                vip=service.address or own_address,
+                vip=service.address or public_address,
                 port=service.port,
                 protocol=Protocol(service.protocol),
                 mode=Mode(service.mode),

@@ -20,7 +20,6 @@ this LB decides alone, says so, and shows itself as the only member.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import secrets
 import signal
@@ -51,6 +50,7 @@ from bus.messages import (
 from bus.socket import CommandError, CommandServer, Publisher, Subscriber
 from conf import ConfigError, LbConfig, Paths, load_lb
 from conf.lb import Service
+from services.machine import all_addresses
 from services.quorum.core import HardState, Quorum, QuorumConfig, Ready
 from services.quorum.storage import NewerFormatError, Storage
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig
@@ -287,24 +287,11 @@ def _table_service(service: Service) -> TableService:
 
 def _own_address(config: LbConfig) -> str:
     """This LB's entry in the list: the one that is an address of this machine, or empty."""
+    own = {each.address for each in all_addresses()} if config.quorum.addresses else set()
     for endpoint in config.quorum.addresses:
-        if _is_local(endpoint.host):
+        if endpoint.host in own:
             return f"{endpoint.host}:{endpoint.port}"
     return ""
-
-
-def _is_local(host: str) -> bool:
-    """Whether `host` is an IP address of this machine: only those can be bound to."""
-    try:
-        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
-    except ValueError:
-        return False
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError:
-            return False
-    return True
 
 
 def _warn_if_not_alone(config: LbConfig) -> None:
