@@ -52,7 +52,7 @@ from bus.messages import (
     encode_node,
 )
 from bus.socket import CommandError, CommandServer, Publisher, Subscriber
-from conf import ConfigError, LbConfig, Paths, load_lb
+from conf import ConfigError, LbConfig, Paths, load_lb, taken
 from services.health.listener import Listener
 from services.health.model import Happened, Policy, Send
 from services.health.registry import Registry
@@ -93,11 +93,10 @@ class HealthProcess:
 
     def __init__(self, paths: Paths, config: LbConfig) -> None:
         self._config_path = paths.lb_config
-        self._config = config
-        self._name = config.local.name
+        self._config = self._started_with = config
         self._context: zmq.Context[Any] = zmq.Context()
         path = topology.publisher_path(paths.run_dir, topology.HEALTH)
-        self._publisher = Publisher(self._context, path, topology.HEALTH, self._name)
+        self._publisher = Publisher(self._context, path, topology.HEALTH, config.local.name)
         self._commands = CommandServer(
             self._context, topology.command_path(paths.run_dir, topology.HEALTH)
         )
@@ -297,8 +296,7 @@ class HealthProcess:
             for problem in problems:
                 _log.error("the configuration stays as it was", problem=problem)
             return {"applied": False, "problems": problems, "restart_needed": []}
-        restart_needed = ["local.name"] if config.local.name != self._name else []
-        self._config = config
+        self._config, restart_needed = taken(self._started_with, config)
         self._settle(_monotonic_ms())
         _log.info("configuration applied", path=self._config_path, restart_needed=restart_needed)
         return {"applied": True, "problems": [], "restart_needed": restart_needed}
