@@ -8,9 +8,10 @@ Three families travel (design: one word for one thing, one file for what is shar
 * **Node protocol** (`Hello`, `Welcome`, ...): between a node's agent and each LB.
 
 All are frozen, slotted dataclasses. `encode` writes one orjson object; `decode` checks every field
-against its annotation and raises `MalformedMessage`, which is always the *sender's* fault: count
-it, ignore it, and cut the sender off if it goes on. Unknown fields are ignored, so a newer peer may
-add some; an unknown format version is refused, so it may not change the meaning of old ones.
+against its annotation, ranges included, and raises `MalformedMessage`, which is always the
+*sender's* fault: count it, ignore it, and cut the sender off if it goes on. What passes can be
+written into the kernel's maps, added to, and encoded again. Unknown fields are ignored, so a newer
+peer may add some; an unknown format version is refused, so it may not change what old ones mean.
 
 Units stand last in a name. Every `*_ms` is a duration in milliseconds unless its comment says that
 it is a point of the sender's monotonic clock, which nobody but the sender may compare with his own.
@@ -18,18 +19,67 @@ it is a point of the sender's monotonic clock, which nobody but the sender may c
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 FORMAT_VERSION = 1
+LONGEST_REASON = 200
+"""Characters of a reason that an agent gives."""
+MOST_NAMED_SERVICES = 1_000
+"""Services that one node may name."""
+
+
+def is_ipv4(text: str) -> bool:
+    return re.fullmatch(_IPV4, text) is not None
+
+
+def one_line(text: str, longest: int = LONGEST_REASON) -> str:
+    """The text as one printable line of at most `longest` characters.
+
+    Compilers, the kernel's verifier and foreign servers write reasons as they like, and reasons end
+    up in messages, logs and on terminals.
+    """
+    if len(text) <= longest and text.isprintable():
+        return text
+    # Beyond a few times the length nothing is looked at: a stranger may send any amount of blanks.
+    shown = "".join(c if c.isprintable() else " " for c in text[: 8 * longest])
+    return " ".join(shown.split())[:longest]
 
 
 class MalformedMessage(ValueError):  # noqa: N818 - it names what came, not a mistake of ours
     """A message that is not what its type says: the sender's fault, named in one line."""
+
+
+# --------------------------------------------------------------------------- ranges
+
+LARGEST_WHOLE = 2**62
+"""Half of what JSON's writer here takes: what is counted on from it never comes to the end."""
+LARGEST_WEIGHT = 1_000
+LONGEST_MS = 10 * 366 * 86_400_000
+
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_IPV4 = rf"(?:{_OCTET}\.){{3}}{_OCTET}"
+
+Whole = Annotated[int, Field(strict=True, ge=0, le=LARGEST_WHOLE)]
+"""A number of something, a version, or an age."""
+Stored = Annotated[int, Field(strict=True, ge=0, le=LARGEST_WHOLE // 2)]
+"""A `Whole` that its reader goes on counting from."""
+Signed = Annotated[int, Field(strict=True, ge=-LARGEST_WHOLE, le=LARGEST_WHOLE)]
+Word = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
+"""64 bits, as a counter of the kernel's."""
+Duration = Annotated[int, Field(strict=True, ge=0, le=LONGEST_MS)]
+"""Milliseconds that somebody will wait for."""
+Weight = Annotated[int, Field(strict=True, ge=0, le=LARGEST_WEIGHT)]
+Port = Annotated[int, Field(strict=True, ge=1, le=65_535)]
+LowPort = Annotated[int, Field(strict=True, ge=0, le=1_023)]
+"""A port below 1024, or how many of them; 0: none."""
+PortCount = Annotated[int, Field(strict=True, ge=0, le=65_536)]
+IPv4 = Annotated[str, Field(pattern=rf"^{_IPV4}$")]
 
 
 # --------------------------------------------------------------------------- vocabulary
@@ -145,7 +195,7 @@ class NodeService:
     """One service a node serves: by the service's name, on the node's own port."""
 
     name: str
-    port: int
+    port: Port
     modes: tuple[Mode, ...] = ()
     """The modes that the node is prepared for; none: its agent does not say, so all of them."""
 
@@ -156,21 +206,21 @@ class NodeObservation:
 
     id: str
     name: str
-    address: str
+    address: IPv4
     state: NodeState
     reason: str
     """Why it is in that state, in words an operator can act on."""
-    weight: int
+    weight: Weight
     services: tuple[NodeService, ...]
-    fails: int
-    banned_for_ms: int
+    fails: Whole
+    banned_for_ms: Duration
     """What is left of the ban; 0 when there is none."""
-    observed_ms: int
+    observed_ms: Whole
     """How old the newest sign of life is."""
-    checks_passed: int
-    checks_required: int
-    checks_good_total: int
-    checks_bad_total: int
+    checks_passed: Whole
+    checks_required: Whole
+    checks_good_total: Whole
+    checks_bad_total: Whole
     load: float
     silent: bool = False
     """DOWN or BANNED, and nothing is heard of it; False: it says that it does not serve."""
@@ -180,9 +230,9 @@ class NodeObservation:
 class LocalView:
     """`state.view.`: all that this LB sees of its nodes. Published by health."""
 
-    version: int
+    version: Whole
     nodes: tuple[NodeObservation, ...]
-    rejected: dict[str, int]
+    rejected: dict[str, Whole]
     """Messages of agents that were refused, by reason."""
     waiting_for: str = ""
     """What of this machine is missing (the private interface, ...); empty when nothing is."""
@@ -196,15 +246,15 @@ class TableService:
     """A service as agreed. `address` None: each LB's own public address (no floating VIPs)."""
 
     name: str
-    address: str | None
-    port: int
+    address: IPv4 | None
+    port: Port
     protocol: Protocol
     mode: Mode
-    node_port: int
+    node_port: Port
     affinity: Affinity = Affinity.FLOW
     encap: Encapsulation = Encapsulation.IPIP
     snat: bool = True
-    snat_addresses: tuple[str, ...] = ()
+    snat_addresses: tuple[IPv4, ...] = ()
     """Whose ports its flows take; none: its VIP's `VipOwner.snat_addresses`, or if that has none,
     the LB's own private address."""
     on_node_down: OnNodeDown | None = None
@@ -218,9 +268,9 @@ class TableNode:
 
     id: str
     name: str
-    address: str
+    address: IPv4
     state: NodeState
-    weight: int
+    weight: Weight
     services: tuple[NodeService, ...]
     silent: bool = False
     """DOWN or BANNED, and most of the LBs that say so hear nothing of it."""
@@ -231,19 +281,19 @@ class Ban:
     """A node nobody routes to. `remaining_ms` counts from when the message was made."""
 
     node: str
-    remaining_ms: int
-    fails: int
+    remaining_ms: Duration
+    fails: Whole
 
 
 @dataclass(frozen=True, slots=True)
 class VipOwner:
     """A floating VIP and its SNAT addresses are one unit: they move together."""
 
-    address: str
-    snat_address: str | None
+    address: IPv4
+    snat_address: IPv4 | None
     """The first of `snat_addresses`, for readers that know of one only; None: there is none."""
     owner: str | None
-    snat_addresses: tuple[str, ...] = ()
+    snat_addresses: tuple[IPv4, ...] = ()
 
     def __post_init__(self) -> None:
         """Either field makes up for the other: a file or a peer from before knows only one."""
@@ -262,33 +312,53 @@ class SnatSlice:
     """
 
     owner: str
-    address: str | None
-    first_port: int
-    ports: int
-    low_first_port: int = 0
-    low_ports: int = 0
+    address: IPv4 | None
+    first_port: Port
+    ports: PortCount
+    low_first_port: LowPort = 0
+    low_ports: LowPort = 0
+
+
+def _each_node_once(found: tuple[TableNode, ...]) -> tuple[TableNode, ...]:
+    if len({node.id for node in found}) != len(found):
+        raise ValueError("a node is listed twice")
+    return found
+
+
+def _each_service_once(found: tuple[TableService, ...]) -> tuple[TableService, ...]:
+    if len({service.name for service in found}) != len(found):
+        raise ValueError("a service is listed twice")
+    return found
+
+
+def _within_ports(found: SnatSlice) -> SnatSlice:
+    if found.first_port + found.ports > 65_536:
+        raise ValueError(f"{found.ports} ports from {found.first_port} on")
+    if found.low_ports and not 1 <= found.low_first_port <= 1_024 - found.low_ports:
+        raise ValueError(f"{found.low_ports} low ports from {found.low_first_port} on")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class NodeTable:
     """The one replicated register: what all LBs agree on. `(term, epoch)` orders its versions."""
 
-    term: int
-    epoch: int
-    hash_seed: int
+    term: Whole
+    epoch: Whole
+    hash_seed: Word
     """64 bits that seed every ring: the same on all LBs, unpredictable to clients."""
-    services: tuple[TableService, ...]
-    nodes: tuple[TableNode, ...]
+    services: Annotated[tuple[TableService, ...], AfterValidator(_each_service_once)]
+    nodes: Annotated[tuple[TableNode, ...], AfterValidator(_each_node_once)]
     bans: tuple[Ban, ...]
     vip_owners: tuple[VipOwner, ...]
-    snat_slices: tuple[SnatSlice, ...]
+    snat_slices: tuple[Annotated[SnatSlice, AfterValidator(_within_ports)], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class CommittedTable:
     """`state.table.`: the newest table a majority has accepted. Published by quorum."""
 
-    version: int
+    version: Whole
     table: NodeTable
 
 
@@ -302,9 +372,9 @@ class QuorumMember:
     name: str
     address: str
     alive: bool
-    term: int
-    epoch: int
-    heard_ms: int
+    term: Whole
+    epoch: Whole
+    heard_ms: Whole
     """How long ago it was last heard; 0 for this LB itself."""
 
 
@@ -318,16 +388,16 @@ class VipHolder:
 class QuorumState:
     """`state.quorum.`: this LB's part in the agreement."""
 
-    version: int
+    version: Whole
     name: str
     role: Role
-    term: int
+    term: Whole
     leader: str | None
-    epoch: int
+    epoch: Whole
     quorum: bool
     """Whether a majority is heard."""
-    lease_remaining_ms: int
-    lease_changes: int
+    lease_remaining_ms: Whole
+    lease_changes: Whole
     vips: tuple[VipHolder, ...]
     members: tuple[QuorumMember, ...]
     waiting_for: str
@@ -354,10 +424,10 @@ class HookState:
 class SeatState:
     """A node's seat at a service: one entry of the ring's table."""
 
-    seat: int
+    seat: Whole
     service: str
     node: str
-    slots: int
+    slots: Whole
     share: float
     """The part of the service's slots, 0 to 1."""
     resolved: bool
@@ -368,14 +438,14 @@ class SeatState:
 class DataplaneState:
     """`state.dataplane.`: what the kernel has been told."""
 
-    version: int
+    version: Whole
     ready: bool
-    epoch: int
+    epoch: Whole
     mode: Mode
     hooks: tuple[HookState, ...]
     seats: tuple[SeatState, ...]
     services: tuple[str, ...]
-    moved_slots_total: int
+    moved_slots_total: Whole
     waiting_for: str
 
 
@@ -385,11 +455,11 @@ class SeatCounters:
 
     service: str
     node: str
-    packets_in: int
-    bytes_in: int
-    packets_out: int
-    bytes_out: int
-    flows: int
+    packets_in: Word
+    bytes_in: Word
+    packets_out: Word
+    bytes_out: Word
+    flows: Word
     snat_port_rest_seconds: float | None = None
     """How long the SNAT port that was taken last towards this node had rested; None: none was."""
 
@@ -398,15 +468,15 @@ class SeatCounters:
 class Counters:
     """`state.counters.`: once a second."""
 
-    version: int
+    version: Whole
     seats: tuple[SeatCounters, ...]
-    verdicts: dict[str, int]
+    verdicts: dict[str, Word]
     """`hook.reason` → packets: each packet that a program sees counts one reason (reasons.h)."""
-    conntrack_established: int
-    conntrack_half_open: int
-    conntrack_capacity: int
-    snat_ports_used: int
-    snat_ports_capacity: int
+    conntrack_established: Whole
+    conntrack_half_open: Whole
+    conntrack_capacity: Whole
+    snat_ports_used: Whole
+    snat_ports_capacity: Whole
     census_ms: float
     """What the last pass over the flow table cost, in CPU time."""
 
@@ -424,8 +494,8 @@ class NodeEvent:
     state: NodeState
     previous: NodeState | None
     reason: str
-    fails: int
-    banned_for_ms: int
+    fails: Whole
+    banned_for_ms: Duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,7 +504,7 @@ class VipEvent:
 
     address: str
     holder: str | None
-    term: int
+    term: Whole
     reason: str
 
 
@@ -442,7 +512,7 @@ class VipEvent:
 class QuorumEvent:
     """`quorum.leader.`, `quorum.lost.`, `quorum.regained.`, `quorum.peer_refused.`"""
 
-    term: int
+    term: Whole
     leader: str | None
     peer: str | None
     reason: str
@@ -452,9 +522,9 @@ class QuorumEvent:
 class TableEvent:
     """`table.committed.`"""
 
-    term: int
-    epoch: int
-    nodes_up: int
+    term: Whole
+    epoch: Whole
+    nodes_up: Whole
     changes: tuple[str, ...]
     """One line per change: `node-1 up -> down`."""
 
@@ -474,7 +544,7 @@ class ProcessEvent:
     """`process.started.`"""
 
     process: str
-    pid: int
+    pid: Whole
     version: str
     adopted: str
     """What it found and took over, in words; empty when it started from nothing."""
@@ -534,10 +604,10 @@ class Reply:
 class Hello:
     """Agent → LB, first on every connection. `boot` is new at each start of the agent."""
 
-    v: int
+    v: Signed
     name: str
     boot: str
-    weight: int
+    weight: Signed
     services: tuple[NodeService, ...]
     """What the agent's file names; empty: every service of the LB, on the port the LB says."""
 
@@ -547,11 +617,11 @@ class OfferedService:
     """A service as the LB describes it to an agent, with what the node must do to serve it."""
 
     name: str
-    vip: str | None
-    port: int
+    vip: IPv4 | None
+    port: Port
     protocol: Protocol
     mode: Mode
-    node_port: int
+    node_port: Port
     encap: Encapsulation
 
 
@@ -564,8 +634,8 @@ class Welcome:
 
     lb: str
     node_id: str
-    checks_timeout_ms: int
-    interval_ms: int
+    checks_timeout_ms: Whole
+    interval_ms: Whole
     state: NodeState
     services: tuple[OfferedService, ...]
 
@@ -582,11 +652,12 @@ class Prepared:
 class Heartbeat:
     """Agent → LB. `sent_ms` is a point of the agent's own monotonic clock."""
 
-    seq: int
-    sent_ms: int
+    seq: Whole
+    sent_ms: Signed
     status: ServingStatus
     load: float
     reason: str
+    """One printable line; `one_line` makes one of anything."""
     prepared: tuple[Prepared, ...] | None = None
     """Services that are not named here the node could take in mode L4 alone. None: all is as it was
     said on this connection before; from an agent that never says it, prepared for everything."""
@@ -597,7 +668,7 @@ class Refused:
     """LB → agent: not admitted, or banned; try again no sooner than `retry_ms`."""
 
     reason: str
-    retry_ms: int
+    retry_ms: Duration
 
 
 NODE_PROTOCOL: dict[str, type[Any]] = {
@@ -626,6 +697,17 @@ class Envelope:
     time_ms: int
     """Wall clock in milliseconds since 1970; for people, never for decisions."""
     data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """Of an envelope, what is neither its topic nor its data."""
+
+    source: str
+    host: str
+    boot: str
+    seq: Whole
+    time_ms: Signed
 
 
 T = TypeVar("T")
@@ -691,19 +773,9 @@ def decode(frames: list[bytes]) -> Envelope:
         raise MalformedMessage(str(error)) from None
     if not isinstance(body, dict) or body.get("v") != FORMAT_VERSION:
         raise MalformedMessage("not a message of format version 1")
-    data = from_plain(PAYLOADS[topic], body.get("data"))
-    try:
-        return Envelope(
-            topic=topic,
-            source=str(body["source"]),
-            host=str(body["host"]),
-            boot=str(body["boot"]),
-            seq=int(body["seq"]),
-            time_ms=int(body["time_ms"]),
-            data=data,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise MalformedMessage(f"envelope: {error}") from None
+    data = from_plain(PAYLOADS[topic], body.pop("data", None))
+    head = from_plain(_Head, body)
+    return Envelope(topic, head.source, head.host, head.boot, head.seq, head.time_ms, data)
 
 
 def encode_node(message: NodeMessage) -> list[bytes]:

@@ -16,6 +16,7 @@ from conf.lb import LbConfig
 from conf.loading import load_either, load_lb, load_node
 from conf.node import NodeConfig
 from conf.paths import Paths
+from conf.reload import taken
 from conf.source import ConfigError, Problem, Source
 from conf.table import Endpoint
 
@@ -30,4 +31,5 @@ __all__ = [
     "load_either",
     "load_lb",
     "load_node",
+    "taken",
 ]

@@ -22,11 +22,15 @@ from conf.values import (
     Port,
     UnwrapHook,
     duration,
+    is_name,
     refusal,
+    shown,
     whole,
 )
 
 HOUR_MS = 3_600_000
+MOST_SERVICES = 1_000
+"""What an LB takes from one node."""
 
 
 class LoadBalancer(Table):
@@ -50,7 +54,7 @@ class Node(Table):
     `unwrap`: where the packets of mode l3 are taken out of their outer header.
     """
 
-    name: Name = Field(default_factory=socket.gethostname)
+    name: Name = Field(default_factory=lambda: socket.gethostname())
     weight: Annotated[int, whole(1, 1000)] = 1
     manage_network: Boolean = True
     unwrap: UnwrapHook = "tc"
@@ -94,6 +98,14 @@ class NodeConfig(Table):
         yield from endpoint_findings(key, self.load_balancer.addresses)
         yield from _repeated_lbs(key, self.load_balancer.addresses)
         yield from _service_findings(self.services)
+        if not is_name(self.node.name):
+            wrong = f"the host's name {shown(self.node.name)} is no name for a node"
+            expected = 'expected one here, such as name = "node-1"'
+            yield Finding(("node", "name"), wrong, expected)
+        if len(self.services) > MOST_SERVICES:
+            wrong = f"{len(self.services)} services"
+            beyond: Key = ("services", MOST_SERVICES, "name")
+            yield Finding(beyond, wrong, f"expected at most {MOST_SERVICES}")
 
 
 def _repeated_lbs(key: Key, addresses: tuple[Endpoint, ...]) -> Iterator[Finding]:

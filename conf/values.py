@@ -152,10 +152,14 @@ def _text(is_right: Callable[[str], Any], noun: str, expected: str) -> BeforeVal
     return BeforeValidator(check)
 
 
+def is_name(value: str) -> bool:
+    return _NAME.fullmatch(value) is not None
+
+
 Name = Annotated[
     str,
     _text(
-        _NAME.fullmatch,
+        is_name,
         "name",
         'letters, digits, ".", "_" or "-", beginning with a letter or digit, at most 63',
     ),

@@ -43,6 +43,7 @@ from bus.messages import (
     QuorumMember,
     QuorumState,
     Topic,
+    Whole,
 )
 from services.api.stream import Entry, EventLog
 
@@ -119,7 +120,7 @@ class Position:
     """How far a process's events have gone out: `seq` within `boot`."""
 
     boot: str
-    seq: int
+    seq: Whole
 
 
 @dataclass(slots=True)

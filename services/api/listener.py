@@ -12,35 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import socket
-import struct
 from collections.abc import Callable, Iterator
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
 
-LOOPBACK = "127.0.0.1"
 RETRY_S = 1.0
 GRACEFUL_END_S = 1
 BACKLOG = 128
-SIOCGIFADDR = 0x8915
 
 Endpoint = tuple[str, int]
 
 _log = structlog.get_logger()
-
-
-def ipv4_of(interface: str) -> str | None:
-    """The interface's own IPv4 address; None while there is no such interface or address."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        name = struct.pack("256s", interface.encode()[:15])
-        try:
-            answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, name)
-        except OSError:
-            return None
-    return socket.inet_ntoa(answer[20:24])
 
 
 class Listener:

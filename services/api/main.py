@@ -18,7 +18,7 @@ socket may use up the edge, so whoever touches the sockets calls `_pump`, which 
 of them has anything left; a timer does the same `TICK_MS` later, should an edge be lost.
 
 **Signals.** TERM ends everything within a second or so, open streams included, exit 0. HUP reads
-the configuration again, as the command `reload` does: ports and interfaces move at once.
+the configuration again, as the command `reload` does: the port moves at once.
 """
 
 from __future__ import annotations
@@ -47,14 +47,15 @@ from bus.socket import (
     Subscriber,
     request,
 )
-from conf import ConfigError, LbConfig, Paths, load_lb
+from conf import ConfigError, LbConfig, Paths, load_lb, taken
 from services.api.fold import Fold
-from services.api.listener import LOOPBACK, Endpoint, Listener, ipv4_of
+from services.api.listener import Endpoint, Listener
 from services.api.metrics import Scrape
 from services.api.position import PositionFile
 from services.api.routes import application
 from services.api.snapshot import Local
 from services.api.stream import Entry
+from services.machine import LOOPBACK, own_address
 
 SETTLE_MS = 300
 """Three times libzmq's default pause before it reconnects."""
@@ -82,9 +83,8 @@ class ApiProcess:
 
     def __init__(self, paths: Paths, config: LbConfig) -> None:
         self._paths = paths
-        self._config = config
+        self._config = self._started_with = config
         self._name = config.local.name
-        self._events_configured = config.bus.events
         self._version = version("gale")
         self._context: zmq.Context[Any] = zmq.Context()
         path = topology.publisher_path(paths.run_dir, topology.API)
@@ -204,7 +204,7 @@ class ApiProcess:
             mode=self._config.local.mode,
             version=self._version,
             pid=os.getpid(),
-            public_address=ipv4_of(self._config.local.net_interface_public),
+            public_address=own_address(self._config.local.net_interface_public),
             waiting_for="; ".join(filter(None, waits)),
         )
 
@@ -231,7 +231,7 @@ class ApiProcess:
 
     def _private_endpoint(self) -> Endpoint | str:
         interface = self._config.local.net_interface_private
-        address = ipv4_of(interface)
+        address = own_address(interface)
         if address is None:
             return f"{interface}: no IPv4 address yet"
         if address == LOOPBACK:
@@ -266,15 +266,7 @@ class ApiProcess:
             for problem in problems:
                 _log.error("the configuration stays as it was", problem=problem)
             return {"applied": False, "problems": problems, "restart_needed": []}
-        restart_needed = [
-            key
-            for key, is_same in (
-                ("local.name", config.local.name == self._name),
-                ("bus.events", config.bus.events == self._events_configured),
-            )
-            if not is_same
-        ]
-        self._config = config
+        self._config, restart_needed = taken(self._started_with, config)
         path = self._paths.lb_config
         _log.info("configuration applied", path=path, restart_needed=restart_needed)
         return {"applied": True, "problems": [], "restart_needed": restart_needed}

@@ -2,12 +2,13 @@
 
 One small JSON file, `{source: {boot, seq}}`, written after each batch of events has been sent, by
 temporary file and rename. It lies in the run directory (a tmpfs): positions in logs that live in
-the other processes' memory need not survive the machine. Missing or damaged, it is as if nothing
-had been sent: events go out twice rather than never.
+the other processes' memory need not survive the machine. Missing, it is as if nothing had been
+sent: events go out twice rather than never. So it is when it is damaged; then it is set aside too.
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import structlog
@@ -35,7 +36,9 @@ class PositionFile:
             return {}
         except (OSError, MalformedMessage) as error:
             _log.warning("starting the event stream anew", path=self._path, problem=str(error))
-            return {}
+        with contextlib.suppress(OSError):  # the next save replaces it anyway
+            self._path.replace(self._path.with_suffix(".damaged"))
+        return {}
 
     def save(self, published: dict[str, Position]) -> None:
         fresh = self._path.with_suffix(".new")

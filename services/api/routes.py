@@ -8,7 +8,8 @@ is 503 with `Retry-After`, never an empty list: no node is something else than n
 comes back with `Last-Event-ID` gets what it missed; one without gets the present state, then what
 changes. Nothing is queued per client: each reads the one log from its own position, so a slow one
 costs no memory, and falls out of the log at worst (it sees the gap by its numbers). With
-`?since=BOOT:SEQ` the same as a JSON page. A boot that is not this one: all that is kept.
+`?since=BOOT:SEQ` the same as a JSON page. A boot that is not this one: all that is kept. A number
+that was never given: what comes from now on, and not `complete`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from bus import topology
+from bus.messages import one_line
 from bus.socket import CommandError
 from services.api import snapshot
 from services.api.fold import Fold
@@ -42,6 +44,8 @@ from services.api.stream import KEPT_MESSAGES, Entry
 KEEP_ALIVE_S = 10.0
 PAGE = 1000
 STREAM_BATCH = 256
+LONGEST_SEQ = 19
+"""Digits of a number of 63 bits."""
 LARGEST_FLOW_PAGE = 10_000
 PROBLEM = "application/problem+json"
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -220,7 +224,8 @@ def _add_events(app: FastAPI, source: Source) -> None:
             return _page(source.fold, *_position(since), limit)
         if last_event_id is not None:
             boot, seq = _position(last_event_id)
-            start = seq if boot == source.fold.log.boot else 0
+            log = source.fold.log
+            start = min(seq, log.last_seq) if boot == log.boot else 0
         else:
             start = source.fold.log.last_seq
             source.show_present_state()
@@ -233,14 +238,14 @@ def _add_events(app: FastAPI, source: Source) -> None:
 
 def _position(text: str) -> tuple[str, int]:
     boot, separator, seq = text.rpartition(":")
-    if not separator or not seq.isascii() or not seq.isdigit():
-        raise HTTPException(HTTPStatus.BAD_REQUEST, f"since: {text} is not BOOT:SEQ")
+    if not separator or not seq.isascii() or not seq.isdigit() or len(seq) > LONGEST_SEQ:
+        raise HTTPException(HTTPStatus.BAD_REQUEST, f"since: {one_line(text)} is not BOOT:SEQ")
     return boot, int(seq)
 
 
 def _page(fold: Fold, boot: str, seq: int, limit: int) -> Response:
     log = fold.log
-    after = seq if boot == log.boot else 0
+    after = min(seq, log.last_seq) if boot == log.boot else 0
     entries = log.after(after, limit)
     last = entries[-1].seq if entries else after
     return _json(
@@ -249,7 +254,7 @@ def _page(fold: Fold, boot: str, seq: int, limit: int) -> Response:
             "first_seq": log.first_seq,
             "last_seq": log.last_seq,
             # Whether nothing is missing between what was asked for and the first one here.
-            "complete": boot == log.boot and after + 1 >= log.first_seq,
+            "complete": boot == log.boot and log.first_seq - 1 <= seq <= log.last_seq,
             "next": f"{log.boot}:{last}",
             "events": [orjson.Fragment(entry.body) for entry in entries],
         }

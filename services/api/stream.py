@@ -98,7 +98,7 @@ class EventLog:
 
     def after(self, seq: int, limit: int = KEPT_MESSAGES) -> list[Entry]:
         """What is kept of the messages that follow number `seq`, oldest first."""
-        skipped = max(0, seq + 1 - self.first_seq)
+        skipped = min(max(0, seq + 1 - self.first_seq), len(self._entries))
         return list(islice(self._entries, skipped, skipped + limit))
 
     def _trim(self) -> None:

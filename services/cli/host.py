@@ -11,10 +11,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyroute2 import IPRoute
-
 from conf import Endpoint, LbConfig, NodeConfig, Problem, Source
 from conf.lines import Key
+from services.machine import all_addresses
 
 
 def host_problems(source: Source, config: LbConfig | NodeConfig) -> tuple[Problem, ...]:
@@ -29,15 +28,10 @@ def host_problems(source: Source, config: LbConfig | NodeConfig) -> tuple[Proble
 
 def own_addresses() -> dict[str, set[str]]:
     """The IPv4 addresses of each interface of this network namespace."""
-    names = dict(socket.if_nameindex())
-    addresses: dict[str, set[str]] = {name: set() for name in names.values()}
-    with IPRoute() as netlink:
-        for message in netlink.get_addr(family=socket.AF_INET):
-            name = names.get(message["index"])
-            address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-            if name is not None and address:
-                addresses[name].add(address)
-    return addresses
+    found: dict[str, set[str]] = {name: set() for _, name in socket.if_nameindex()}
+    for each in all_addresses():
+        found.setdefault(each.interface, set()).add(each.address)
+    return found
 
 
 def _lb_problems(source: Source, config: LbConfig) -> Iterator[Problem]:

@@ -8,8 +8,10 @@ these programs' maps: the census and with it the RSTs to clients of dead nodes, 
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +35,37 @@ CENSUS_MS = 5_000
 """The shortest time between two passes over the flow table."""
 RESETS_WAITING = 10_000
 """The most segments that wait; clients beyond are found by the next pass."""
+OF_THE_MACHINE = frozenset(
+    (
+        errno.EPERM,
+        errno.EACCES,
+        errno.EROFS,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.ENODEV,
+        errno.ENETDOWN,
+        errno.EBUSY,
+        errno.EAGAIN,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EIO,
+        errno.EOPNOTSUPP,
+        errno.EAFNOSUPPORT,
+    )
+)
+"""What attaching the programs may say that is the machine's reason, which may go: no privilege, no
+BPF file system, no memory, no packet sockets, ... Everything else is a fault of ours."""
 
 
 class Forwarding:
-    """Raises what `machine.look`, `Programs` and a raw socket raise: then nothing is left open."""
+    """Raises what `machine.look` and `Programs` raise: then nothing is left open.
+
+    What the machine says by an `OSError` while the programs are being attached is a
+    `machine.NotReadyError`. Any other `OSError` is a fault of ours.
+    """
 
     def __init__(
         self,
@@ -49,18 +78,20 @@ class Forwarding:
     ) -> None:
         self.machine = machine.look(netlink, plan.public, plan.private)
         self.addresses = machine.addresses(netlink)
-        self.programs = Programs(
-            plan, bpf_dir, cache_dir, netlink, old_table_is_empty=old_table_is_empty
-        )
-        try:
-            self._sender = RawSender(plan.public)
-            self.hooks: tuple[HookState, ...] = self.programs.attach(self.machine)
-            """As they were last seen."""
-        except BaseException:
-            self.programs.close()
-            raise
+        with ExitStack() as opened:
+            with _reasons_of_the_machine():
+                self.programs = Programs(
+                    plan, bpf_dir, cache_dir, netlink, old_table_is_empty=old_table_is_empty
+                )
+                opened.callback(self.programs.close)
+                self._sender = RawSender(plan.public)
+                opened.callback(self._sender.close)
+                self.hooks: tuple[HookState, ...] = self.programs.attach(self.machine)
+                """As they were last seen."""
+            self._open_maps()
+            opened.pop_all()
 
-    def open_maps(self) -> None:
+    def _open_maps(self) -> None:
         """Whatever this raises is a fault of ours, not of the machine."""
         bpf = self.programs.objects.bpf
         self.kernel = Kernel(bpf)
@@ -138,6 +169,16 @@ class Forwarding:
         self.questions.give_up()
         self._sender.close()
         self.programs.close()
+
+
+@contextmanager
+def _reasons_of_the_machine() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        raise machine.NotReadyError(str(error)) from error
 
 
 def _flow_table(table: Table) -> FlowTable:

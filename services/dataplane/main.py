@@ -105,9 +105,8 @@ NOT_READY = (
     ForeignProgram,
     PinMismatch,
     NetlinkError,
-    OSError,
 )
-"""Reasons of the machine, which may go: no privilege, no BPF file system, no memory, ..."""
+"""Reasons of the machine, which may go."""
 REFUSED = (CompileError, VerifierError)
 """Likewise, but trying costs a second of CPU time."""
 
@@ -324,7 +323,6 @@ class DataplaneProcess:
             self._wait_for(str(reason))
             self._retry_ms = monotonic_ms() + COMPILE_RETRY_MS
             return
-        forwarding.open_maps()
         self._forwarding = forwarding
         self._waiting_for = ""
         self._held = forwarding.kernel.adopt()
@@ -341,7 +339,7 @@ class DataplaneProcess:
             _log.warning("a new size waits", why=forwarding.programs.resize_waits)
 
     def _attach(self, *, old_table_is_empty: bool = False) -> Forwarding:
-        """Raises one of NOT_READY or REFUSED."""
+        """Raises one of NOT_READY or REFUSED; anything else is a fault of ours."""
         return Forwarding(
             ProgramPlan.from_config(self._started_with),
             self._paths.bpf_dir,
@@ -358,7 +356,6 @@ class DataplaneProcess:
         except (*NOT_READY, *REFUSED) as reason:
             _log.warning("the flow table before this one is empty, and stays", why=str(reason))
             return
-        successor.open_maps()
         # Of the maps only the table before has changed; where services stand must be read.
         successor.kernel.adopt()
         self._forwarding = successor

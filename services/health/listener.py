@@ -14,31 +14,19 @@ to be read.
 from __future__ import annotations
 
 import errno
-import fcntl
-import socket
-import struct
 from typing import Any
 
 import zmq
 
-SIOCGIFADDR = 0x8915
+from services.machine import own_address
+
 PING_MS = 5_000
 PING_PATIENCE_MS = 30_000
 BACKLOG = 4_096
 SEND_QUEUE = 64
 RECEIVE_QUEUE = 1_000
-LARGEST_FRAME = 65_536
-
-
-def ipv4_address(interface: str) -> str | None:
-    """The interface's first IPv4 address; None while it has none, or is not there."""
-    request = struct.pack("256s", interface.encode()[:15])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
-        except OSError:
-            return None
-    return socket.inet_ntoa(answer[20:24])
+LARGEST_FRAME = 128 << 10
+"""A hello that names a thousand services by the longest names takes 90 kB."""
 
 
 class Listener:
@@ -61,7 +49,7 @@ class Listener:
 
     def settle(self, interface: str, port: int) -> None:
         """Be bound to the interface's present address, or say what that lacks."""
-        address = ipv4_address(interface)
+        address = own_address(interface)
         if address is None:
             # An address that is gone for good needs no unbinding now: nobody can reach it.
             self.waiting_for = f"an IPv4 address on {interface} (local.net_interface_private)"

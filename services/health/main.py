@@ -52,11 +52,12 @@ from bus.messages import (
     encode_node,
 )
 from bus.socket import CommandError, CommandServer, Publisher, Subscriber
-from conf import ConfigError, LbConfig, Paths, load_lb
-from services.health.listener import Listener, ipv4_address
+from conf import ConfigError, LbConfig, Paths, load_lb, taken
+from services.health.listener import Listener
 from services.health.model import Happened, Policy, Send
 from services.health.registry import Registry
 from services.health.statefile import NOTHING, Kept, StateFile
+from services.machine import own_address
 
 REPUBLISH_MS = 500
 SETTLE_MS = 1_000
@@ -92,11 +93,10 @@ class HealthProcess:
 
     def __init__(self, paths: Paths, config: LbConfig) -> None:
         self._config_path = paths.lb_config
-        self._config = config
-        self._name = config.local.name
+        self._config = self._started_with = config
         self._context: zmq.Context[Any] = zmq.Context()
         path = topology.publisher_path(paths.run_dir, topology.HEALTH)
-        self._publisher = Publisher(self._context, path, topology.HEALTH, self._name)
+        self._publisher = Publisher(self._context, path, topology.HEALTH, config.local.name)
         self._commands = CommandServer(
             self._context, topology.command_path(paths.run_dir, topology.HEALTH)
         )
@@ -296,8 +296,7 @@ class HealthProcess:
             for problem in problems:
                 _log.error("the configuration stays as it was", problem=problem)
             return {"applied": False, "problems": problems, "restart_needed": []}
-        restart_needed = ["local.name"] if config.local.name != self._name else []
-        self._config = config
+        self._config, restart_needed = taken(self._started_with, config)
         self._settle(_monotonic_ms())
         _log.info("configuration applied", path=self._config_path, restart_needed=restart_needed)
         return {"applied": True, "problems": [], "restart_needed": restart_needed}
@@ -329,7 +328,7 @@ class HealthProcess:
 
 def _policy(config: LbConfig) -> Policy:
     """What the registry goes by; a service without an address has this LB's own, as it is now."""
-    own_address = ipv4_address(config.local.net_interface_public)
+    public_address = own_address(config.local.net_interface_public)
     health = config.node_health
     return Policy(
         lb=config.local.name,
@@ -340,7 +339,7 @@ def _policy(config: LbConfig) -> Policy:
         services=tuple(
             OfferedService(
                 name=service.name,
-                vip=service.address or own_address,
+                vip=service.address or public_address,
                 port=service.port,
                 protocol=Protocol(service.protocol),
                 mode=Mode(service.mode),

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
-from bus.messages import Heartbeat, Hello, Refused
+from bus.messages import LARGEST_WEIGHT, MOST_NAMED_SERVICES, Heartbeat, Hello, Refused
 
 TOLERATED = 8
 WINDOW_MS = 10_000
@@ -65,11 +65,7 @@ class Manners:
 
 # --------------------------------------------------------------------------- well typed, and wrong
 
-LONGEST_TEXT = 200
 LONGEST_NAME = 64
-MOST_SERVICES = 64
-MOST_PREPARED = 1_000
-LARGEST_WEIGHT = 1_000
 LARGEST_LOAD = 1e6
 
 
@@ -81,22 +77,22 @@ def hello_problem(hello: Hello) -> str | None:
         return "boot: expected the identity of this start of the agent"
     if not 1 <= hello.weight <= LARGEST_WEIGHT:
         return f"weight: {hello.weight}, expected 1 to {LARGEST_WEIGHT}"
-    if len(hello.services) > MOST_SERVICES:
-        return f"services: {len(hello.services)}, expected at most {MOST_SERVICES}"
-    for service in hello.services:
-        if not _is_name(service.name) or not 0 < service.port < 65_536:
-            return "services: expected a name and a port from 1 to 65535"
+    if len(hello.services) > MOST_NAMED_SERVICES:
+        return f"services: {len(hello.services)}, expected at most {MOST_NAMED_SERVICES}"
+    if not all(_is_name(service.name) for service in hello.services):
+        return "services: expected names as the node's own"
     return None
 
 
 def heartbeat_problem(beat: Heartbeat) -> str | None:
-    """The name of the fault of a beat whose types are right; None: there is none."""
+    """The name of the fault of a beat whose types are right; None: there is none.
+
+    Its reason is never one: what its author did not make one line of, the reader does.
+    """
     if not 0 <= beat.load <= LARGEST_LOAD:  # and so neither infinite nor not a number
         return "bad_heartbeat"
-    if len(beat.reason) > LONGEST_TEXT or (beat.reason and not beat.reason.isprintable()):
-        return "bad_heartbeat"
     prepared = [name for each in beat.prepared or () for name in each.services]
-    if len(prepared) > MOST_PREPARED or not all(map(_is_name, prepared)):
+    if len(prepared) > MOST_NAMED_SERVICES or not all(map(_is_name, prepared)):
         return "bad_heartbeat"
     return None
 

@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bus.messages import (
+    Duration,
+    IPv4,
     Mode,
     NodeEvent,
     NodeMessage,
     NodeService,
     NodeState,
     OfferedService,
+    Stored,
     Topic,
+    Weight,
 )
 from services.health.sighting import ClockOffset
 
@@ -48,12 +52,12 @@ class KeptNode:
 
     id: str
     name: str
-    address: str
+    address: IPv4
     state: NodeState
-    weight: int
+    weight: Weight
     services: tuple[NodeService, ...]
-    fails: int
-    ban_remaining_ms: int
+    fails: Stored
+    ban_remaining_ms: Duration
     silent: bool = False
 
 
@@ -93,6 +97,8 @@ class Node:
     lag_mark_ms: int
     """The registry's total lag then; what has come since extends the node's deadline."""
     fails: int = 0
+    fading_from_ms: int = 0
+    """UP: since when it has served towards the next failure's being forgotten."""
     passed: int = 0
     good_total: int = 0
     bad_total: int = 0
@@ -105,10 +111,12 @@ class Node:
     ban_until_ms: int = 0
     counted_ms: int | None = None
     """When the last check that counted was sent."""
-    connection: bytes | None = None
+    sessions: dict[bytes, int] = field(default_factory=dict)
+    """By connection, the number of the last beat that came by it; the newest connection last."""
     clock: ClockOffset | None = None
-    seq: int = -1
     former_boot: str | None = None
+    has_beaten: bool = False
+    """Whether a beat has come since its agent started."""
     prepared: dict[str, tuple[Mode, ...]] | None = None
     """By service, where that is more than L4; None: its agent does not say."""
     scheduled_ms: int | None = None

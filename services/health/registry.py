@@ -20,6 +20,10 @@ Rules that are not seen in the picture:
   DRAINING or PROBATION has not failed, nor has a node that was adopted after a restart and never
   heard. At `black_list_after_fails` failures the node is BANNED; its beats are ignored and answered
   with the time left. The end of the ban sets the count to 0. -1 never bans.
+* **Failures fade**: for each `black_list_expiry` that a node is UP without a break, one is
+  forgotten; so a restart of its server now and then adds up to no ban. And of the nodes of one
+  service no more than half are banned at a time (a lone node may be): what restarts them one after
+  the other, over and over, is more likely an operator than a fault of each.
 * **Time** is the caller's monotonic clock. When a node was last seen is worked out from the agent's
   own stamps (sighting.py). `lagged` extends every deadline by what this loop was late, until the
   node is seen again: who did not listen does not accuse.
@@ -37,6 +41,9 @@ Rules that are not seen in the picture:
   changes. It goes out with the services of the view; an agent that never says so is taken for one
   that is prepared for all. After a restart of the agent its first beat decides.
 * Who beats without a hello is asked for one: that is how agents find out that this process is new.
+* An agent may have several connections at once: when one was lost and nobody noticed here, or when
+  its file names this LB twice. It is heard on each of the last `MOST_SESSIONS`, answered on each,
+  and beats are numbered by connection: no number says anything about another connection's.
 * A second agent of the same name and address is told so; the one that came first is not let back.
 * A DOWN node that was not heard for `FORGET_MS` is forgotten, with its failures.
 
@@ -74,6 +81,8 @@ from bus.messages import (
     Topic,
     Welcome,
     decode_node,
+    is_ipv4,
+    one_line,
 )
 from services.health.manners import Manners, heartbeat_problem, hello_problem
 from services.health.model import Happened, KeptNode, Node, Output, Policy, Send
@@ -105,6 +114,7 @@ L4_ALONE = (Mode.L4,)
 
 FORGET_MS = 24 * 3_600_000
 MAX_NODES = 20_000
+MOST_SESSIONS = 4
 SAME_NAME_RETRY_MS = 10_000
 TICK_SPACING_MS = 5
 """Deadlines closer together than this, and 1 ms more for each 250 nodes, are judged together."""
@@ -125,6 +135,8 @@ class Registry:
         self._lags: deque[tuple[int, int]] = deque(maxlen=64)
         self._grace_ends_ms = now_ms + policy.checks_timeout_ms
         self._ticked_ms = now_ms - TICK_SPACING_MS
+        self._census: tuple[Counter[str], Counter[str]] | None = None
+        """By service: how many nodes are known, and how many are banned. None: to be counted."""
         self._version = 0
         self._output = Output()
 
@@ -193,28 +205,38 @@ class Registry:
             lag_mark_ms=self._lag_total_ms,
         )
         self._nodes[node_id] = node
+        self._census = None
         self._schedule(node, self._due_ms(node))
         self._tell(Topic.NODE_JOINED, node, None, now_ms)
         return node
 
     def _attach(self, node: Node, connection: bytes, boot: str) -> None:
-        """From now on `connection` speaks for the node, and no other."""
+        """From now on `connection` speaks for this node and no other."""
         former = self._by_connection.get(connection)
         if former is not None and former is not node:
-            former.connection = None
-        if node.connection is not None:
-            self._by_connection.pop(node.connection, None)
-        node.connection = connection
-        self._by_connection[connection] = node
+            del former.sessions[connection]
         if node.clock is None or node.clock.boot != boot:
+            self._detach(node)
             node.former_boot = node.clock.boot if node.clock is not None else None
             node.clock = ClockOffset(boot)
-            node.seq = -1
+            node.has_beaten = False
+        node.sessions[connection] = node.sessions.pop(connection, -1)
+        self._by_connection[connection] = node
+        if len(node.sessions) > MOST_SESSIONS:
+            oldest = next(iter(node.sessions))
+            del node.sessions[oldest], self._by_connection[oldest]
+
+    def _detach(self, node: Node) -> None:
+        """No connection speaks for the node any more."""
+        for connection in node.sessions:
+            del self._by_connection[connection]
+        node.sessions.clear()
 
     def _describe(self, node: Node, address: str, hello: Hello) -> None:
         services = self._served(hello.services, node.prepared)
         if (node.weight, node.services) != (hello.weight, services):
             self._output.view_changed = self._output.keep = True
+            self._census = None
         node.name = hello.name
         node.address = address
         node.weight = hello.weight
@@ -230,12 +252,14 @@ class Registry:
         if problem := heartbeat_problem(beat):
             self._fault(connection, problem, now_ms)
             return
-        if beat.seq <= node.seq:
+        if beat.seq <= node.sessions[connection]:
             self.manners.rejected["repeated"] += 1
             return
-        if beat.prepared is not None or node.seq < 0:
+        node.sessions[connection] = beat.seq
+        # Nothing new on a new connection says nothing; on the first of a new agent it does.
+        if beat.prepared is not None or not node.has_beaten:
             self._prepared(node, beat.prepared)
-        node.seq = beat.seq
+        node.has_beaten = True
         sent_ms = node.clock.sent_on_our_clock(beat.sent_ms, now_ms)
         self._heard(node, beat, sent_ms, now_ms)
         if node.state is BANNED:
@@ -296,7 +320,8 @@ class Registry:
 
     def _not_serving(self, node: Node, reason: str, now_ms: int) -> None:
         node.bad_total += 1
-        self._take_down(node, f"not serving: {reason}" if reason else "not serving", now_ms)
+        why = one_line(reason)
+        self._take_down(node, f"not serving: {why}" if why else "not serving", now_ms)
 
     def _shutting_down(self, node: Node, now_ms: int) -> None:
         if node.state is UP:
@@ -436,8 +461,8 @@ class Registry:
 
     def _forget(self, node: Node) -> None:
         del self._nodes[node.id]
-        if node.connection is not None:
-            self._by_connection.pop(node.connection, None)
+        self._detach(node)
+        self._census = None
         self._output.view_changed = self._output.keep = True
 
     # ----------------------------------------------------------------- transitions
@@ -452,18 +477,57 @@ class Registry:
                 self._output.view_changed = True
             return
         failed = node.state is UP and node.heard
+        self._fade(node, now_ms)
         node.fails += failed
-        self._enter(node, DOWN, reason, now_ms)
         limit = self.policy.black_list_after_fails
-        if failed and 0 < limit <= node.fails:
+        due = failed and 0 < limit <= node.fails
+        spared = self._why_spared(node) if due else ""
+        self._enter(node, DOWN, f"{reason}; {spared}" if spared else reason, now_ms)
+        if due and not spared:
             node.ban_until_ms = now_ms + self.policy.black_list_expiry_ms
             self._enter(node, BANNED, f"banned after {node.fails} failures", now_ms)
+
+    def _fade(self, node: Node, now_ms: int) -> None:
+        """Forget one failure for each expiry of a ban that the node has been UP."""
+        if node.state is UP:
+            expiry_ms = self.policy.black_list_expiry_ms
+            faded = (now_ms - node.fading_from_ms) // expiry_ms
+            node.fails = max(0, node.fails - faded)
+            node.fading_from_ms += faded * expiry_ms
+
+    def _why_spared(self, node: Node) -> str:
+        """Why the node is not banned though it has failed often enough; empty: it is."""
+        known, banned = self._counted()
+        for service in node.services:
+            if banned[service.name] >= max(1, known[service.name] // 2):
+                name, count = service.name, f"{banned[service.name]} of {known[service.name]}"
+                return f"not banned after {node.fails} failures: {count} nodes of {name} are"
+        return ""
+
+    def _counted(self) -> tuple[Counter[str], Counter[str]]:
+        if self._census is None:
+            known: Counter[str] = Counter()
+            banned: Counter[str] = Counter()
+            for node in self._nodes.values():
+                names = {service.name for service in node.services}
+                known.update(names)
+                if node.state is BANNED:
+                    banned.update(names)
+            self._census = known, banned
+        return self._census
 
     def _enter(self, node: Node, state: NodeState, reason: str, now_ms: int) -> None:
         previous = node.state
         if (previous, state) not in TRANSITIONS:
             raise IllegalTransitionError(f"{node.id}: {previous} to {state} ({reason})")
+        self._fade(node, now_ms)
         node.state = state
+        node.fading_from_ms = now_ms
+        if previous is BANNED:
+            self._census = None
+        elif state is BANNED and self._census is not None:
+            # Counting all anew for each of very many bans would take too long.
+            self._census[1].update({service.name for service in node.services})
         node.reason = reason
         node.held = False
         self._schedule(node, self._due_ms(node))
@@ -491,13 +555,13 @@ class Registry:
 
     def _answer(self, node: Node, now_ms: int) -> None:
         """Tell the node's agent where its node stands, and how often to beat."""
-        if node.connection is None:
-            return
+        for connection in node.sessions:
+            self._send(connection, self._answer_to(node, now_ms))
+
+    def _answer_to(self, node: Node, now_ms: int) -> NodeMessage:
         if node.state is BANNED:
-            refused = Refused(node.reason, self._banned_for_ms(node, now_ms))
-            self._send(node.connection, refused)
-            return
-        welcome = Welcome(
+            return Refused(node.reason, self._banned_for_ms(node, now_ms))
+        return Welcome(
             lb=self.policy.lb,
             node_id=node.id,
             checks_timeout_ms=self.policy.checks_timeout_ms,
@@ -505,7 +569,6 @@ class Registry:
             state=node.state,
             services=self.policy.services,
         )
-        self._send(node.connection, welcome)
 
     def _fault(self, connection: bytes, reason: str, now_ms: int) -> None:
         if refused := self.manners.fault(connection, reason, now_ms):
@@ -531,6 +594,8 @@ class Registry:
     def adopt(self, kept: tuple[KeptNode, ...], elapsed_ms: int, now_ms: int) -> int:
         """Take over what the last run kept `elapsed_ms` ago; says how many nodes were routed to."""
         for node in kept:
+            if node.id in self._nodes:
+                continue
             remaining_ms = max(0, node.ban_remaining_ms - elapsed_ms)
             self._adopt_node(replace(node, ban_remaining_ms=remaining_ms), now_ms)
         return sum(node.state in (UP, DRAINING) for node in self._nodes.values())
@@ -548,19 +613,31 @@ class Registry:
                 self._adopt_ban(ban, known, now_ms)
 
     def _adopt_ban(self, ban: Ban, known: Node | None, now_ms: int) -> None:
+        if ban.remaining_ms <= 0:
+            return
         if known is None:
             name, _, address = ban.node.rpartition("@")
-            weight, services, silent = 1, self._served((), None), False
-        else:
-            name, address, silent = known.name, known.address, known.silent
-            weight, services = known.weight, known.services
-        banned = KeptNode(
-            ban.node, name, address, BANNED, weight, services, ban.fails, ban.remaining_ms, silent
-        )
-        self._adopt_node(banned, now_ms)
+            if not is_ipv4(address):
+                return
+            services = self._served((), None)
+            banned = KeptNode(
+                ban.node, name, address, BANNED, 1, services, ban.fails, ban.remaining_ms
+            )
+            self._adopt_node(banned, now_ms)
+            return
+        # The record stays the one it is: its agent may have said hello already.
+        self._census = None
+        known.state = BANNED
+        known.reason = f"banned after {ban.fails} failures"
+        known.fails, known.passed, known.counted_ms = ban.fails, 0, None
+        known.ban_until_ms = now_ms + ban.remaining_ms
+        self._schedule(known, self._due_ms(known))
+        self._output.view_changed = self._output.keep = True
+        self._answer(known, now_ms)
 
     def _adopt_node(self, kept: KeptNode, now_ms: int) -> None:
-        """Put a node in the state that a restart leaves it in; its deadline starts now."""
+        """Put an unknown node in the state that a restart leaves it in; its deadline starts now."""
+        assert kept.id not in self._nodes, kept.id
         banned_ms = kept.ban_remaining_ms
         routed = kept.state in (UP, DRAINING)
         reason = "adopted after a restart of the health process"
@@ -582,13 +659,17 @@ class Registry:
             heard=False,
             silent=kept.silent and not routed,
             ban_until_ms=now_ms + banned_ms,
+            fading_from_ms=now_ms,
         )
         self._nodes[node.id] = node
+        self._census = None
         self._schedule(node, self._due_ms(node))
         self._output.view_changed = self._output.keep = True
 
     def kept(self, now_ms: int) -> tuple[KeptNode, ...]:
         """What a restart must not forget."""
+        for node in self._nodes.values():
+            self._fade(node, now_ms)
         return tuple(
             KeptNode(
                 id=node.id,
@@ -612,6 +693,7 @@ class Registry:
             # Until they hear of it, agents beat at the interval they were told before.
             self.lagged(self.policy.interval_ms(UP), now_ms)
         self.policy = policy
+        self._census = None
         for node in self._nodes.values():
             node.services = self._served(node.named, node.prepared)
             self._answer(node, now_ms)
@@ -636,6 +718,7 @@ class Registry:
         )
 
     def _observation(self, node: Node, now_ms: int) -> NodeObservation:
+        self._fade(node, now_ms)
         return NodeObservation(
             id=node.id,
             name=node.name,

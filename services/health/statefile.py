@@ -9,8 +9,9 @@ which the peers' bans make good.
 How much of a ban has passed since the save is told by the monotonic clock, or, if the machine was
 booted since, by the wall clock, which may be wrong but never makes a ban longer.
 
-A damaged file, or one of another format, is set aside as `health.json.damaged`, named in the log,
-and the registry starts from nothing: the committed table is still there to be adopted.
+A damaged file, one of another format, or one with a number beyond all sense is set aside as
+`health.json.damaged`, named in the log, and the registry starts from nothing: the committed table
+is still there to be adopted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bus.messages import MalformedMessage, from_json, to_json
+from bus.messages import MalformedMessage, Signed, Whole, from_json, to_json
 from services.health.model import KeptNode
 
 FILE_NAME = "health.json"
@@ -39,10 +40,10 @@ NOTHING = Kept((), 0, "")
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    v: int
+    v: Whole
     machine_boot: str
-    monotonic_ms: int
-    time_ms: int
+    monotonic_ms: Signed
+    time_ms: Signed
     nodes: tuple[KeptNode, ...]
 
 

@@ -4,19 +4,26 @@ Python's own http.server, in threads: four small answers a minute do not justify
 50 MB on every node. A thread never touches the agent: it puts an `Ask` into a queue, wakes the
 loop, and waits for the answer; if none comes in `PATIENCE_S`, the loop is stuck and 503 says so.
 
-It listens on loopback, and on the address that the LBs know this machine by. Neither is a place for
-strangers: as with the LBs, without keys the private network is trusted. Browsers are not: a request
-that changes something is refused when it carries an Origin, so no web page can stop a node.
+It listens on loopback, and on the address that the LBs know this machine by, where everybody on the
+private network may look. What changes something is taken from this machine alone, and then not from
+a browser: a request that carries an Origin is refused, so no web page can stop a node.
+
+The loop is never kept waiting: no name is looked up when a server is made, one that is no longer
+wanted ends in a thread of its own, and there is an end to how many connections are served at once.
 """
 
 from __future__ import annotations
 
 import json
 import queue
+import re
+import socketserver
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -24,8 +31,17 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from bus.messages import one_line
+
 PATIENCE_S = 2.0
 REQUEST_TIMEOUT_S = 5.0
+MOST_CONNECTIONS = 32
+"""Served at once, by each server; who comes then is hung up on."""
+ENDING_S = 0.1
+"""How soon a server notices that it is to end."""
+
+
+_DURATION = re.compile(r"[0-9]{1,12}", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -43,24 +59,31 @@ class NodeApi:
     def __init__(self, wake: Callable[[], None]) -> None:
         self.asks: queue.SimpleQueue[Ask] = queue.SimpleQueue()
         self._wake = wake
-        self._servers: dict[tuple[str, int], ThreadingHTTPServer] = {}
+        self._servers: dict[tuple[str, int], _Server] = {}
 
     def listen(self, addresses: set[str], port: int) -> str:
         """Listen on these addresses and no others; returns what went wrong, or nothing."""
         wanted = {(address, port) for address in addresses}
         for gone in set(self._servers) - wanted:
-            self._close(self._servers.pop(gone))
+            self._servers.pop(gone).end()
         problem = ""
         for place in sorted(wanted - set(self._servers)):
             try:
-                self._servers[place] = self._open(place)
+                self._servers[place] = _Server(self, place)
             except OSError as error:
                 problem = f"HTTP API on {place[0]}:{place[1]}: {error.strerror}"
         return problem
 
+    @property
+    def dead(self) -> str:
+        """Where a server has ended by a mistake of ours; empty: nowhere."""
+        ended = [place for place, server in self._servers.items() if not server.thread.is_alive()]
+        return ", ".join(f"{address}:{port}" for address, port in ended)
+
     def close(self) -> None:
-        for server in self._servers.values():
-            self._close(server)
+        """End all servers, and wait for that."""
+        for ending in [server.end() for server in self._servers.values()]:
+            ending.join()
         self._servers.clear()
 
     def ask(self, verb: str, drain_ms: int | None = None) -> dict[str, Any]:
@@ -70,25 +93,62 @@ class NodeApi:
         self._wake()
         return asked.answer.get(timeout=PATIENCE_S)
 
-    def _open(self, place: tuple[str, int]) -> ThreadingHTTPServer:
-        api = self
 
-        class Handler(_Handler):
-            node_api = api
+class _Server(ThreadingHTTPServer):
+    """One address, in a thread of its own."""
 
-        server = ThreadingHTTPServer(place, Handler)
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
-        return server
+    daemon_threads = True
+    request_queue_size = 2 * MOST_CONNECTIONS
 
-    @staticmethod
-    def _close(server: ThreadingHTTPServer) -> None:
-        server.shutdown()
-        server.server_close()
+    def __init__(self, api: NodeApi, place: tuple[str, int]) -> None:
+        self.api = api
+        self._room = threading.Semaphore(MOST_CONNECTIONS)
+        super().__init__(place, _Handler)
+        self.thread = threading.Thread(
+            target=self.serve_forever, args=(ENDING_S,), name="http", daemon=True
+        )
+        self.thread.start()
+
+    def server_bind(self) -> None:
+        # Not HTTPServer's: it would look up the address's name, for as long as DNS likes.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def end(self) -> threading.Thread:
+        """Have it end; who likes may wait for the thread that sees to that."""
+
+        def finish() -> None:
+            self.shutdown()
+            self.server_close()
+
+        ending = threading.Thread(target=finish, name="http-end", daemon=True)
+        ending.start()
+        return ending
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread to be had: nobody else will give the place back
+            self._room.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Peers hang up, and a thread that cannot write to one says nothing; the rest is ours."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    node_api: NodeApi
+    server: _Server
     timeout = REQUEST_TIMEOUT_S
     server_version = "gale-agent"
 
@@ -101,25 +161,32 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         parts = urlsplit(self.path)
-        if self.headers.get("Origin") is not None:
+        if not self._is_from_here():
+            self._refuse(403, "changes are taken from this machine alone")
+        elif self.headers.get("Origin") is not None:
             self._refuse(403, "changes are not taken from web pages")
         elif parts.path == "/start":
             self._answer("start", None)
         elif parts.path == "/stop":
             given = parse_qs(parts.query).get("drain_ms", [None])[-1]
-            if given is not None and not (given.isascii() and given.isdigit()):
-                self._refuse(400, f"drain_ms: {given}, expected milliseconds")
+            if given is not None and not _DURATION.fullmatch(given):
+                self._refuse(400, f"drain_ms: {one_line(given)}, expected milliseconds")
             else:
                 self._answer("stop", int(given) if given is not None else None)
         else:
             self._refuse(404, f"no {parts.path}, expected POST /start or /stop")
+
+    def _is_from_here(self) -> bool:
+        """Whether the other end is this machine, by loopback or by an address of its own."""
+        peer = self.client_address[0]
+        return ip_address(peer).is_loopback or peer == self.connection.getsockname()[0]
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """The agent's log tells what happened to the node; not who asked."""
 
     def _answer(self, verb: str, drain_ms: int | None, *, as_metrics: bool = False) -> None:
         try:
-            status = self.node_api.ask(verb, drain_ms)
+            status = self.server.api.ask(verb, drain_ms)
         except queue.Empty:
             self._refuse(503, "the agent's loop does not answer")
             return

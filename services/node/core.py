@@ -7,11 +7,13 @@
                             ▼  │ when retry_ms is over
                           REFUSED ──welcome (the ban was lifted)──► ADMITTED
 
-and back to ABSENT when its connection goes. Hello is repeated while nobody answers; an LB that
-answers no hello for `PATIENCE_HELLOS` gets a new connection. An LB speaks only when something
-changes, so one that has been quiet for long is greeted again: its welcome shows that it still
-listens. An LB's restart closes the connection, and the next one starts with a hello; should beats
-reach an LB that does not know us, it says so and is greeted at once.
+and back to ABSENT when its connection goes, which only the connection itself can tell: why there is
+none (`unreached`) is often found out when there is one again, and then says nothing. Hello is
+repeated while nobody answers; an LB that answers no hello for `PATIENCE_HELLOS` gets a new
+connection. An LB speaks only when something changes, so one that has been quiet for long is greeted
+again: its welcome shows that it still listens. An LB's restart closes the connection, and the next
+one starts with a hello; should beats reach an LB that does not know us, it says so and is greeted
+at once.
 
 **What a beat says.** The worst of the local checks: a node serves when all of its services do. The
 status is one for the whole node, since an LB takes the node, not a service of it, from its rings: a
@@ -61,6 +63,7 @@ from bus.messages import (
     ServingStatus,
     Welcome,
     decode_node,
+    one_line,
 )
 from services.node.direct import NOTHING_NEEDED, Need, prepared_for
 
@@ -74,7 +77,6 @@ DRAIN_MS = 10_000
 LONGEST_DRAIN_MS = 3_600_000
 LEAVE_SETTLE_MS = 500
 LEAVE_LIMIT_MS = 3_000
-LONGEST_REASON = 200
 USUAL_PORT = 7070
 
 
@@ -233,13 +235,18 @@ class Agent:
         self._greet(session, now_ms)
 
     def disconnected(self, lb: str, reason: str) -> None:
-        """There is no connection to the LB, for that reason; may be told again and again."""
+        """The connection to the LB is gone, for that reason."""
         session = self._sessions.get(lb)
-        if session is None:
-            return
-        if session.phase is not Phase.ABSENT:
+        if session is not None and session.phase is not Phase.ABSENT:
             self._step(session, Phase.ABSENT, reason)
-        elif session.reason == reason:
+            self._log(session)
+        else:
+            self.unreached(lb, reason)
+
+    def unreached(self, lb: str, reason: str) -> None:
+        """Why there is no connection to the LB, if there is none; may be told again and again."""
+        session = self._sessions.get(lb)
+        if session is None or session.phase is not Phase.ABSENT or session.reason == reason:
             return
         session.reason = reason
         self._log(session)
@@ -297,10 +304,11 @@ class Agent:
         if refused.retry_ms <= 0:
             self._step_to_greeting(session, now_ms)
             return
-        known = session.reason == refused.reason
+        reason = one_line(refused.reason)
+        known = session.reason == reason
         if session.phase is not Phase.REFUSED:
-            self._step(session, Phase.REFUSED, refused.reason)
-        session.reason = refused.reason
+            self._step(session, Phase.REFUSED, reason)
+        session.reason = reason
         session.due_ms = now_ms + refused.retry_ms
         if not known:
             self._log(session)
@@ -392,7 +400,7 @@ class Agent:
         """Work out what beats say from now on; a change of it goes out at once."""
         status, reason = self._what_beats_say()
         changed = status is not self._status
-        self._status, self._reason = status, _one_line(reason)[:LONGEST_REASON]
+        self._status, self._reason = status, one_line(reason)
         if changed and status is not None:
             for session in self._sessions.values():
                 if session.phase is Phase.ADMITTED:
@@ -451,13 +459,14 @@ class Agent:
 
     def tick(self, now_ms: int) -> None:
         """Do what is due."""
-        if self.activity is Activity.DRAINING and now_ms >= self._drained_ms:
-            self._turn(Activity.STOPPED, now_ms)
         for session in self._sessions.values():
             if session.phase is Phase.ADMITTED:
                 self._tick_admitted(session, now_ms)
             elif session.phase is not Phase.ABSENT and now_ms >= session.due_ms:
                 self._tick_waiting(session, now_ms)
+        # Only now, so that SHUTTING_DOWN has been said however short the time to drain is.
+        if self.activity is Activity.DRAINING and now_ms >= self._drained_ms:
+            self._turn(Activity.STOPPED, now_ms)
         if self.activity is Activity.LEAVING:
             self._tick_leaving(now_ms)
 
@@ -613,11 +622,3 @@ class Agent:
             "heard_ms": now_ms - session.heard_ms if session.heard_ms is not None else None,
             "not_offered": self._not_offered(welcome) if welcome is not None else [],
         }
-
-
-def _one_line(text: str) -> str:
-    """Without the line breaks and control characters that LBs take for a fault of ours: a compiler
-    or a kernel may have been quoted.
-    """
-    words = "".join(letter if letter.isprintable() else " " for letter in text).split()
-    return " ".join(words)

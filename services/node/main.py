@@ -47,12 +47,21 @@ from services.node.core import (
 from services.node.direct import NOTHING_NEEDED, NOTHING_TAKEN, Lingering, need_of
 from services.node.host import Order, open_flows
 from services.node.keeper import Keeper
-from services.node.link import Link, News, Place
+from services.node.link import (
+    CONNECT_TIMEOUT_MS,
+    FAR_CONNECT_TIMEOUT_MS,
+    RECONNECT_MS,
+    Link,
+    News,
+    Place,
+)
 from services.node.resolve import Resolver
 
 SETTLE_MS = 1_000
 SUSPECT_MS = 5_000
 """How often a port that cannot be reached is asked why."""
+LONGEST_RENEWAL_MS = 1_000
+"""The pause before a new connection doubles up to this while each ends before the LB speaks."""
 LOOPBACK = "127.0.0.1"
 PROGRAM_CACHE = "programs"
 
@@ -96,7 +105,11 @@ class AgentProcess:
         self._api = NodeApi(self._wake)
         self._endpoints: dict[str, Endpoint] = {}
         self._links: dict[str, Link] = {}
-        self._suspected: dict[CheckPlan, str] = {}
+        self._link_from_ms: dict[str, int] = {}
+        self._renewal_ms: dict[str, int] = {}
+        self._suspected: dict[CheckPlan, tuple[str, int]] = {}
+        """Whose port is being asked, and since when."""
+        self._far: set[str] = set()
         self._suspect_from_ms: dict[str, int] = {}
         self._own_address = LOOPBACK
         self._api_problem = ""
@@ -110,10 +123,14 @@ class AgentProcess:
         while self._core.activity is not Activity.ENDED:
             ready = dict(self._poller.poll(self._wait_ms(_now_ms())))
             self._step(ready)
+        self.close()
+        _log.info("stopped", process="agent")
+
+    def close(self) -> None:
+        """Take back what was prepared, as far as it was ordered, and give back sockets."""
         report = self._keeper.finish()
         for missing in report.missing if report is not None else ():
             _log.error("not taken back", problem=missing)
-        _log.info("stopped", process="agent")
         self._api.close()
         self._prober.close()
         for link in self._links.values():
@@ -122,6 +139,7 @@ class AgentProcess:
 
     def _step(self, ready: dict[Any, int]) -> None:
         """Drain the input, then look at the clock, then do what the core says."""
+        self._watch_threads()
         now_ms = _now_ms()
         if self._wake_read.fileno() in ready:
             self._wake_read.recv(4096)
@@ -134,13 +152,21 @@ class AgentProcess:
             self._checked(result, now_ms)
         if now_ms >= self._settle_ms or self._wake_read.fileno() in ready:
             self._settle_ms = now_ms + SETTLE_MS
-            self._settle()
+            self._settle(now_ms)
         self._keep_prepared(now_ms)
         self._core.tick(now_ms)
         self._work_off()
         self._prober.plan(self._core.plans(), self._own_address, now_ms)
         while not self._api.asks.empty():
             self._answer(self._api.asks.get(), now_ms)
+
+    def _watch_threads(self) -> None:
+        """A thread that has died is a fault of ours, and nothing to go on without."""
+        for name, thread in (("keeper", self._keeper), ("resolver", self._resolver)):
+            if not thread.alive:
+                raise RuntimeError(f"the {name} has died")
+        if self._api.dead:
+            raise RuntimeError(f"the HTTP API has died at {self._api.dead}")
 
     def _wait_ms(self, now_ms: int) -> int:
         moments = [self._settle_ms, self._core.next_due_ms(), self._prober.next_due_ms()]
@@ -155,12 +181,12 @@ class AgentProcess:
             self._drop_link(lb)
         self._resolver.want(tuple(endpoint.host for endpoint in addresses))
 
-    def _settle(self) -> None:
+    def _settle(self, now_ms: int) -> None:
         """Once a second, and when a name has been resolved: links, own address, HTTP API."""
         for lb, endpoint in self._endpoints.items():
             address = self._resolver.address(endpoint.host)
             if address is None:
-                self._core.disconnected(lb, self._resolver.failure(endpoint.host))
+                self._core.unreached(lb, self._resolver.failure(endpoint.host))
                 continue
             place = Place(address, endpoint.port)
             link = self._links.get(lb)
@@ -169,7 +195,7 @@ class AgentProcess:
                 self._core.disconnected(lb, f"{endpoint.host} is now {address}")
                 link = None
             if link is None:
-                self._add_link(lb, place)
+                self._add_link(lb, place, now_ms)
         self._own_address = self._find_own_address()
         self._core.load = round(os.getloadavg()[0] / (os.cpu_count() or 1), 3)
         wanted = {LOOPBACK, self._own_address}
@@ -178,8 +204,13 @@ class AgentProcess:
             _log.warning("waiting", waiting_for=problem)
         self._api_problem = problem
 
-    def _add_link(self, lb: str, place: Place) -> None:
-        link = self._links[lb] = Link(self._context, place)
+    def _add_link(self, lb: str, place: Place, now_ms: int) -> None:
+        from_ms = self._link_from_ms.get(lb, now_ms)
+        if now_ms < from_ms:
+            self._settle_ms = min(self._settle_ms, from_ms)
+            return
+        timeout_ms = FAR_CONNECT_TIMEOUT_MS if lb in self._far else CONNECT_TIMEOUT_MS
+        link = self._links[lb] = Link(self._context, place, timeout_ms)
         self._poller.register(link.socket, zmq.POLLIN)
         self._poller.register(link.monitor, zmq.POLLIN)
 
@@ -202,8 +233,20 @@ class AgentProcess:
                 self._suspect(lb, link.place, now_ms)
             else:
                 self._core.disconnected(lb, f"the connection to {link.place.endpoint} was lost")
+        if link.spent:
+            self._renew(lb, now_ms)
+            return
         for frames in link.receive():
+            self._renewal_ms.pop(lb, None)
             self._core.receive(lb, frames, now_ms)
+
+    def _renew(self, lb: str, now_ms: int) -> None:
+        """Have another connection made, after a pause: this one may never come back by itself."""
+        self._drop_link(lb)
+        pause_ms = self._renewal_ms.get(lb, RECONNECT_MS)
+        self._renewal_ms[lb] = min(2 * pause_ms, LONGEST_RENEWAL_MS)
+        self._link_from_ms[lb] = now_ms + pause_ms
+        self._settle_ms = min(self._settle_ms, now_ms + pause_ms)
 
     def _suspect(self, lb: str, place: Place, now_ms: int) -> None:
         """The port cannot be reached: find out whether it refuses, as a wrong one does."""
@@ -211,7 +254,7 @@ class AgentProcess:
             return
         self._suspect_from_ms[lb] = now_ms + SUSPECT_MS
         plan = CheckPlan(f"load balancer {lb}", place.port, CheckKind.TCP)
-        self._suspected[plan] = lb
+        self._suspected[plan] = lb, now_ms
         self._prober.probe(plan, place.address, now_ms)
 
     def _find_own_address(self) -> str:
@@ -230,8 +273,6 @@ class AgentProcess:
 
     def _keep_prepared(self, now_ms: int) -> None:
         """Order what the LBs' services need here; tell the core what has become of it."""
-        if not self._keeper.alive:
-            raise RuntimeError("the keeper has died")
         config, activity = self._config, self._core.activity
         served = frozenset(service.name for service in config.services)
         need = need_of(self._core.offers(), served)
@@ -277,15 +318,22 @@ class AgentProcess:
     # ----------------------------------------------------------------- checks and output
 
     def _checked(self, result: Result, now_ms: int) -> None:
-        lb = self._suspected.pop(result.plan, None)
-        if lb is None:
+        suspicion = self._suspected.pop(result.plan, None)
+        if suspicion is None:
             self._core.checked(result.plan, result.good, result.reason, now_ms)
-        elif not result.good and lb in self._links:
-            place = self._links[lb].place
-            if "refused" in result.reason:
-                self._core.disconnected(lb, _wrong_port(place, "refuses connections"))
-            else:
-                self._core.disconnected(lb, f"{place.endpoint} cannot be reached: {result.reason}")
+            return
+        lb, asked_ms = suspicion
+        link = self._links.get(lb)
+        if link is None:
+            return
+        if result.good:
+            if now_ms - asked_ms >= CONNECT_TIMEOUT_MS and not link.stands and lb not in self._far:
+                self._far.add(lb)
+                self._renew(lb, now_ms)
+        elif "refused" in result.reason:
+            self._core.unreached(lb, _wrong_port(link.place, "refuses connections"))
+        else:
+            self._core.unreached(lb, f"{link.place.endpoint} cannot be reached: {result.reason}")
 
     def _work_off(self) -> None:
         output = self._core.take_output()

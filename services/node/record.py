@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bus.messages import MalformedMessage, from_json, to_json
+from bus.messages import MalformedMessage, Signed, Whole, from_json, to_json
 from services.node.direct import NOTHING_TAKEN, Need, Setting, Taken
 
 FILE_NAME = "prepared.json"
@@ -20,8 +20,8 @@ FILE_NAME = "prepared.json"
 @dataclass(frozen=True, slots=True)
 class _Setting:
     name: str
-    before: int
-    ours: int
+    before: Signed
+    ours: Signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class _Record:
     where: str
     needed: tuple[str, ...]
     tunnelled: tuple[str, ...]
-    header_bytes: int
+    header_bytes: Whole
     addresses: tuple[str, ...]
     settings: tuple[_Setting, ...]
     hooks: tuple[tuple[str, str], ...]

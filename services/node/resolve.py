@@ -4,7 +4,8 @@ A name that cannot be resolved stalls whoever asks for it, for seconds: here nob
 end in `.local` are asked for by multicast DNS (zeroconf), and by the system's resolver if nobody
 answers, since that may know mDNS too; all others by the system's resolver. What is not an IP
 address is asked for again every `REFRESH_S`, or `RETRY_S` while it is unknown, for addresses move.
-The last answer stays valid while newer ones fail.
+The last answer stays valid while newer ones fail. Whatever a resolver raises is a failure of that
+name, and of no other; should the thread die nevertheless, `alive` says so.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import time
 from collections.abc import Callable
 
 import zeroconf
+
+from bus.messages import one_line
 
 REFRESH_S = 30.0
 RETRY_S = 2.0
@@ -48,6 +51,11 @@ class Resolver:
         """The host's address, if it is one or is known by now."""
         return host if is_address(host) else self._addresses.get(host)
 
+    @property
+    def alive(self) -> bool:
+        """False: a mistake of ours has ended the thread."""
+        return self._thread is None or self._thread.is_alive()
+
     def failure(self, host: str) -> str:
         """Why the host has no address yet."""
         return self._failures.get(host, f"{host}: being resolved")
@@ -68,8 +76,9 @@ class Resolver:
         """Ask for one name; returns how long to wait before asking again."""
         try:
             address = resolve(name)
-        except OSError as error:
-            self._failures[name] = f"{name} cannot be resolved: {error.strerror or error}"
+        except Exception as error:  # resolvers raise more than they tell: UnicodeError, ...
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            self._failures[name] = f"{name} cannot be resolved: {one_line(why)}"
             self._wake()
             return RETRY_S
         if self._addresses.get(name) != address:
@@ -101,7 +110,7 @@ def _ask_multicast(name: str, interfaces: list[str] | None) -> str | None:
     host = f"{name.rstrip('.')}."
     try:
         asker = zeroconf.Zeroconf(interfaces=interfaces or zeroconf.InterfaceChoice.All)
-    except OSError:
+    except (OSError, RuntimeError):
         return None  # no interface that could be asked from: the next try may find one
     try:
         # Public by its documentation, and missing from its __all__.

@@ -20,7 +20,6 @@ this LB decides alone, says so, and shows itself as the only member.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import secrets
 import signal
@@ -49,8 +48,9 @@ from bus.messages import (
     Topic,
 )
 from bus.socket import CommandError, CommandServer, Publisher, Subscriber
-from conf import ConfigError, LbConfig, Paths, load_lb
+from conf import ConfigError, LbConfig, Paths, load_lb, taken
 from conf.lb import Service
+from services.machine import all_addresses
 from services.quorum.core import HardState, Quorum, QuorumConfig, Ready
 from services.quorum.storage import NewerFormatError, Storage
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig
@@ -84,6 +84,7 @@ class QuorumProcess:
 
     def __init__(self, paths: Paths, config: LbConfig) -> None:
         self._config_path = paths.lb_config
+        self._started_with = config
         self._name = config.local.name
         self._context: zmq.Context[Any] = zmq.Context()
         path = topology.publisher_path(paths.run_dir, topology.QUORUM)
@@ -203,7 +204,7 @@ class QuorumProcess:
             for problem in problems:
                 _log.error("the configuration stays as it was", problem=problem)
             return {"applied": False, "problems": problems, "restart_needed": []}
-        restart_needed = ["local.name"] if config.local.name != self._name else []
+        config, restart_needed = taken(self._started_with, config)
         self._core.reconfigure(core_config(config), _monotonic_ms())
         _warn_if_not_alone(config)
         _log.info("configuration applied", path=self._config_path, restart_needed=restart_needed)
@@ -287,24 +288,14 @@ def _table_service(service: Service) -> TableService:
 
 def _own_address(config: LbConfig) -> str:
     """This LB's entry in the list: the one that is an address of this machine, or empty."""
+    try:
+        own = {each.address for each in all_addresses()} if config.quorum.addresses else set()
+    except OSError:
+        return ""
     for endpoint in config.quorum.addresses:
-        if _is_local(endpoint.host):
+        if endpoint.host in own:
             return f"{endpoint.host}:{endpoint.port}"
     return ""
-
-
-def _is_local(host: str) -> bool:
-    """Whether `host` is an IP address of this machine: only those can be bound to."""
-    try:
-        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
-    except ValueError:
-        return False
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError:
-            return False
-    return True
 
 
 def _warn_if_not_alone(config: LbConfig) -> None:

@@ -19,16 +19,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bus.messages import MalformedMessage, NodeTable, from_json, to_json
+from bus.messages import (
+    LARGEST_WHOLE,
+    MalformedMessage,
+    NodeTable,
+    Signed,
+    Stored,
+    from_json,
+    to_json,
+)
 from services.quorum.core import BLANK, HardState
 from services.quorum.table import aged
 
 FILE_NAME = "quorum.state"
 MAGIC = "gale-quorum"
 FORMAT = 1
+_FORMAT_NUMBER = re.compile(r"[0-9]{1,9}")
+_LARGEST_STORED = LARGEST_WHOLE // 2
 
 
 class NewerFormatError(RuntimeError):
@@ -43,10 +54,10 @@ class _DamagedError(ValueError):
 class _Record:
     """The JSON part of the file."""
 
-    term: int
+    term: Stored
     vote: str | None
     table: NodeTable | None
-    saved_ms: int
+    saved_ms: Signed
     machine_boot: str
 
 
@@ -97,7 +108,7 @@ class Storage:
     def _parse(self, raw: bytes) -> _Record:
         head, _, body = raw.partition(b"\n")
         words = head.decode(errors="replace").split(" ")
-        if len(words) != 3 or words[0] != MAGIC or not words[1].isdecimal():
+        if len(words) != 3 or words[0] != MAGIC or not _FORMAT_NUMBER.fullmatch(words[1]):
             raise _DamagedError(f"does not start with '{MAGIC} {FORMAT} <checksum>'")
         if int(words[1]) > FORMAT:
             raise NewerFormatError(
@@ -107,9 +118,13 @@ class Storage:
         if hashlib.sha256(body).hexdigest() != words[2]:
             raise _DamagedError(f"the checksum does not match its {len(body)} bytes")
         try:
-            return from_json(_Record, body)
+            record = from_json(_Record, body)
         except MalformedMessage as error:
             raise _DamagedError(str(error)) from None
+        table = record.table
+        if table is not None and max(table.term, table.epoch) > _LARGEST_STORED:
+            raise _DamagedError(f"term {table.term}, epoch {table.epoch}: nothing follows these")
+        return record
 
 
 def _write_durably(path: Path, content: bytes) -> None:

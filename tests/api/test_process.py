@@ -102,6 +102,11 @@ def test_flows_without_a_dataplane_time_out(gale: Gale) -> None:
         ("/v1/flows?limit=many", 400),
         ("/v1/events?since=nonsense", 400),
         ("/v1/events?since=boot:-1", 400),
+        ("/v1/events?since=boot:99999999999999999999", 400),
+        (f"/v1/events?since=boot:{'9' * 5_000}", 400),
+        ("/v1/events?since=boot:²", 400),
+        (f"/v1/flows?limit={2**63}", 400),
+        (f"/v1/flows?limit={'9' * 5_000}", 400),
         ("/v1/events?since=boot:1&limit=0", 400),
     ],
 )
@@ -323,8 +328,11 @@ def test_a_page_of_what_was_missed(ready: Gale) -> None:
     first = events_since(ready, f"{boot}:0&limit=2")
     second = events_since(ready, f"{first['next']}&limit=3")
     assert whole["events"][:5] == first["events"] + second["events"]
-    end = events_since(ready, f"{boot}:{whole['last_seq'] + 1000}")
-    assert end["events"] == []
+    for ahead in (whole["last_seq"] + 1_000, 2**63 - 1, 10**19 - 1):
+        end = events_since(ready, f"{boot}:{ahead}")
+        assert (end["events"], end["complete"]) == ([], False)
+        assert end["next"] == f"{boot}:{end['last_seq']}", "where one who asks again misses nothing"
+    assert events_since(ready, f"{boot}:{end['last_seq']}")["complete"] is True
 
 
 def events_since(gale: Gale, since: str) -> Any:

@@ -48,6 +48,7 @@ def test_a_message_on_the_wire() -> None:
 def test_an_empty_log_has_nothing_after_anything() -> None:
     log = EventLog("b")
     assert (log.first_seq, log.last_seq, log.after(0), log.after(7)) == (1, 0, [], [])
+    assert log.after(2**63 - 1) == log.after(2**200) == []
 
 
 @given(st.integers(0, 30), st.integers(0, 40), st.integers(1, 10))

@@ -552,6 +552,14 @@ BAD_FILES = [
         "services[1].name",
         "once",
     ),
+    Bad(
+        "more services than an LB takes of a node",
+        NODE
+        + "".join(f'[[services]]\nname = "s{i}"\nport = 1\n' for i in range(1_000))
+        + '[[services]]\nname = "one-too-many" #!\nport = 1\n',
+        "services[1000].name",
+        "at most 1000",
+    ),
     # ------------------------------------------------------------- no TOML at all
     Bad(
         "unquoted",

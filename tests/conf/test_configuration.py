@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from conf import Endpoint, LbConfig, NodeConfig, Paths, load_lb, load_node
+from conf import ConfigError, Endpoint, LbConfig, NodeConfig, Paths, load_lb, load_node
 from conf.loading import kind_of
 from conf.source import Problem, Source, key_text
 from conf.values import duration_text
@@ -364,3 +364,12 @@ def test_paths_move_as_a_whole() -> None:
     assert (paths.run_dir, paths.state_dir) == (Path("/x/run"), Path("/x/state"))
     assert paths.bpf_dir == Path("/x/bpf")
     assert Paths.from_environment({"GALE_RUN_DIR": ""}) == Paths()
+
+
+def test_a_host_name_that_is_no_name_is_refused_unless_another_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "my node")
+    with pytest.raises(ConfigError, match=r'node.name: the host.s name "my node" is no name'):
+        _node(tmp_path, "")
+    assert _node(tmp_path, '[node]\nname = "n1"\n').node.name == "n1"

@@ -196,6 +196,26 @@ def test_a_good_file_is_applied_and_a_bad_one_is_not() -> None:
         assert at.state() is UP
 
 
+def test_a_new_name_is_told_nobody_before_the_restart() -> None:
+    with site() as at:
+        health, _ = at.bring_up()
+        at.lb_file.write_text(at.lb_file.read_text().replace('"lb-0"', '"lb-new"'))
+        at.lb_file.write_text(at.lb_file.read_text().replace('"2000ms"', '"3s"'))
+        assert at.command("reload")["restart_needed"] == ["local.name"]
+
+        def told() -> tuple[str, int]:
+            status = at.agent_status()
+            assert status is not None
+            lb = status["load_balancers"][0]
+            return lb["name"], lb["interval_ms"]
+
+        eventually(lambda: told() == ("lb-0", 1_500), "the rest of the file is applied")
+        health.terminate()
+        health.wait(30)
+        at.start_health()
+        eventually(lambda: told() == ("lb-new", 1_500), "the name of the file")
+
+
 def test_an_unknown_command_is_an_error() -> None:
     with site() as at:
         at.start_health()
@@ -226,12 +246,17 @@ def test_a_bad_file_at_the_start_is_named_and_ends_in_2(module: str) -> None:
 
 def test_a_missing_interface_is_waited_for_and_said() -> None:
     with site(interface="gale-missing") as at:
-        at.start_health()
+        health = at.start_health()
         view = eventually(lambda: (view := at.look()) and view.waiting_for and view)
         assert view.waiting_for == "an IPv4 address on gale-missing (local.net_interface_private)"
         at.interface = "lo"
         at.write_lb_file()
-        assert at.command("reload")["applied"]
+        answer = at.command("reload")
+        assert answer["restart_needed"] == ["local.net_interface_private"]
+        assert at.look() is not None
+        health.terminate()
+        health.wait(30)
+        at.start_health()
         eventually(lambda: (view := at.look()) and not view.waiting_for)
 
 

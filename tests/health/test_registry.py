@@ -266,6 +266,17 @@ def test_the_same_agent_may_reconnect_as_often_as_it_likes() -> None:
     assert agent.state is UP
 
 
+def test_a_connection_speaks_for_the_node_it_named_last() -> None:
+    rig = Rig()
+    first = Agent(rig).bring_up()
+    second = Agent(rig, "node-1", connection=first.connection)
+    second.hello()
+    rig.sent.clear()
+    rig.wait(TIMEOUT_MS)
+    assert first.state is DOWN
+    assert {m.node_id for _, m in rig.sent if isinstance(m, Welcome)} == {second.id}
+
+
 # ----------------------------------------------------------------- silent, or only out of service
 
 
@@ -507,6 +518,89 @@ def test_minus_one_never_bans() -> None:
     assert (seen.state, seen.fails) == (UP, 50)
 
 
+EXPIRY_MS = POLICY.black_list_expiry_ms
+
+
+def test_failures_fade_while_a_node_serves() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    for _ in range(20):  # restarts of the server, each some ban's length after the other
+        agent.fail_and_return()
+        assert agent.state is UP
+        rig.wait(EXPIRY_MS + INTERVAL_MS, beating=[agent])
+        assert rig.observe(agent.id).fails == 0
+    for _ in range(2):
+        agent.fail_and_return()
+    rig.wait(EXPIRY_MS - INTERVAL_MS, beating=[agent])
+    assert rig.observe(agent.id).fails == 2, "not before the whole time is over"
+    rig.wait(2 * INTERVAL_MS, beating=[agent])
+    assert rig.observe(agent.id).fails == 1
+    rig.wait(EXPIRY_MS, beating=[agent])
+    assert rig.observe(agent.id).fails == 0
+    rig.wait(3 * EXPIRY_MS, beating=[agent])
+    assert rig.observe(agent.id).fails == 0, "nothing is saved up for later"
+    agent.fail_and_return()
+    assert rig.observe(agent.id).fails == 1
+
+
+def test_failures_fade_for_time_in_up_alone() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    agent.fail_and_return()
+    agent.beat(NOT_SERVING)
+    for _ in range(200):
+        rig.wait(TIMEOUT_MS // 2)
+        agent.beat(NOT_SERVING)
+    assert rig.observe(agent.id).fails == 2
+
+
+def test_of_one_service_no_more_than_half_are_banned_at_a_time() -> None:
+    rig = Rig()
+    agents = [Agent(rig, f"node-{i}", f"10.81.0.{20 + i}").bring_up() for i in range(5)]
+    for _ in range(POLICY.black_list_after_fails):
+        for agent in agents:
+            agent.fail_and_return()
+    assert [agent.state for agent in agents] == [BANNED, BANNED, UP, UP, UP]
+    spared = [e for t, e in rig.events if t is Topic.NODE_DOWN and "not banned" in e.reason]
+    assert [event.reason for event in spared] == [
+        "not serving; not banned after 3 failures: 2 of 5 nodes of default are"
+    ] * 3
+    rig.wait(EXPIRY_MS, beating=agents[2:])
+    for agent in agents[:2]:
+        agent.bring_up()
+    assert rig.observe(agents[2].id).fails == POLICY.black_list_after_fails - 1
+    agents[2].fail_and_return()
+    assert agents[2].state is BANNED, "there is room again"
+
+
+def test_the_half_is_judged_by_service() -> None:
+    rig = Rig(
+        replace(POLICY, services=(offered("a", 1), offered("b", 2)), black_list_after_fails=1)
+    )
+    both = NodeService("a", 1), NodeService("b", 2)
+    on_a = [Agent(rig, f"a{i}", f"10.0.0.{i}", both[:1]).bring_up() for i in range(2)]
+    on_both = [Agent(rig, f"b{i}", f"10.0.1.{i}", both).bring_up() for i in range(2)]
+    on_both[0].fail_and_return()
+    assert on_both[0].state is BANNED
+    on_both[1].fail_and_return()
+    assert on_both[1].state is UP, "the last of b, though three of four of a would be left"
+    on_a[0].fail_and_return()
+    assert on_a[0].state is BANNED
+    on_a[1].fail_and_return()
+    assert on_a[1].state is UP
+
+
+def test_a_node_that_joins_or_goes_is_counted() -> None:
+    rig = Rig(replace(POLICY, black_list_after_fails=1))
+    agents = [Agent(rig, f"node-{i}", f"10.81.0.{20 + i}").bring_up() for i in range(2)]
+    for agent in agents:
+        agent.fail_and_return()
+    assert [agent.state for agent in agents] == [BANNED, UP]
+    agents += [Agent(rig, f"node-{i}", f"10.81.0.{20 + i}").bring_up() for i in (2, 3)]
+    agents[1].fail_and_return()
+    assert agents[1].state is BANNED
+
+
 def test_bans_and_failures_survive_a_restart_with_the_time_that_passed() -> None:
     rig = Rig()
     banned = Agent(rig).bring_up()
@@ -522,6 +616,15 @@ def test_bans_and_failures_survive_a_restart_with_the_time_that_passed() -> None
     assert later.observe(failed_once.id).fails == 1
     later.wait(left_ms)
     assert later.observe(banned.id).state is DOWN
+
+
+def test_a_node_that_was_kept_twice_is_one_node() -> None:
+    rig = Rig()
+    Agent(rig).bring_up()
+    kept = rig.registry.kept(rig.now_ms)
+    later = Rig()
+    later.registry.adopt(kept * 2, 0, later.now_ms)
+    assert len(later.registry.view(later.now_ms).nodes) == 1
 
 
 def test_a_ban_that_ended_while_nobody_looked_is_over() -> None:
@@ -813,6 +916,35 @@ def test_bans_of_the_table_are_adopted() -> None:
     assert stranger.messages() == [Refused("banned after 5 failures", 20_000)]
 
 
+def test_a_ban_of_the_table_reaches_a_node_that_has_said_hello_already() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    rig.restart()
+    agent.connect()
+    agent.hello()
+    rig.registry.adopt_table(table(bans=(Ban(agent.id, 30_000, 4),)), rig.now_ms)
+    rig.collect()
+    assert agent.messages()[-1] == Refused("banned after 4 failures", 30_000)
+    for _ in range(10):
+        rig.now_ms += PROBATION_MS
+        agent.beat()
+    assert agent.state is BANNED
+    assert isinstance(agent.messages()[-1], Refused), "what is listed is what it is told"
+    rig.wait(30_000)
+    assert agent.state is DOWN
+    agent.bring_up()
+
+
+def test_a_ban_of_the_table_that_is_over_bans_nobody() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    rig.restart()
+    bans = (Ban(agent.id, 0, 4), Ban("stranger@10.81.0.77", 0, 4))
+    rig.registry.adopt_table(table(bans=bans), rig.now_ms)
+    assert [node.id for node in rig.registry.view(rig.now_ms).nodes] == [agent.id]
+    assert agent.state is UP
+
+
 # ----------------------------------------------------------------- configuration
 
 
@@ -941,9 +1073,9 @@ def test_a_fault_now_and_then_is_borne() -> None:
         (Hello(1, "n", "", 1, ()), "bad_hello"),
         (Hello(1, "n", "b", 0, ()), "bad_hello"),
         (Hello(1, "n", "b", 1_001, ()), "bad_hello"),
-        (Hello(1, "n", "b", 1, (NodeService("s", 0),)), "bad_hello"),
-        (Hello(1, "n", "b", 1, (NodeService("s", 65_536),)), "bad_hello"),
-        (Hello(1, "n", "b", 1, (NodeService("s", 1),) * 65), "bad_hello"),
+        (Hello(1, "n", "b", 1, (NodeService("s", 0),)), "malformed"),
+        (Hello(1, "n", "b", 1, (NodeService("s", 65_536),)), "malformed"),
+        (Hello(1, "n", "b", 1, (NodeService("s", 1),) * 1_001), "bad_hello"),
         (Welcome("lb", "n", 1, 1, UP, ()), "unexpected_kind"),
         (Refused("no", 1), "unexpected_kind"),
     ],
@@ -957,14 +1089,32 @@ def test_what_is_well_typed_and_wrong_is_refused_by_name(
     assert (view.nodes, view.rejected) == ((), {reason: 1})
 
 
-@pytest.mark.parametrize(("load", "reason"), [(-1.0, ""), (1e9, ""), (0.0, "x" * 201), (0, "\n")])
-def test_a_beat_that_is_wrong_is_not_a_check(load: float, reason: str) -> None:
+@pytest.mark.parametrize("load", [-1.0, 1e9])
+def test_a_beat_that_is_wrong_is_not_a_check(load: float) -> None:
     rig = Rig()
     agent = Agent(rig)
     agent.hello()
-    agent.deliver(encode_node(Heartbeat(1, 1, SERVING, load, reason)))
+    agent.deliver(encode_node(Heartbeat(1, 1, SERVING, load, "")))
     assert rig.observe(agent.id).checks_passed == 0
     assert rig.registry.view(rig.now_ms).rejected == {"bad_heartbeat": 1}
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("two\nlines\x1b[2J\u2028and a half", "two lines [2J and a half"),
+        ("x" * 201, "x" * 200),
+        (" \t\n", ""),
+        ("\n" * 10_000 + "late", ""),
+    ],
+)
+def test_a_reason_that_is_no_line_is_made_one_and_is_no_fault(reason: str, shown: str) -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    for _ in range(20):
+        agent.beat(NOT_SERVING, reason)
+    assert rig.observe(agent.id).reason == (f"not serving: {shown}" if shown else "not serving")
+    assert rig.registry.view(rig.now_ms).rejected == {}
 
 
 def test_a_load_that_is_no_number_is_refused() -> None:

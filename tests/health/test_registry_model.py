@@ -41,6 +41,7 @@ class Machine:
     """Good checks in a row that the registry was handed in time."""
     last_read: ServingStatus | None = None
     failures: int = 0
+    up_since_ms: int | None = None
     banned_until_ms: int = 0
     queue: list[tuple[list[bytes], ServingStatus, int]] = field(default_factory=list)
 
@@ -120,6 +121,11 @@ class Histories(RuleBasedStateMachine):
     def wait_a_round_time(self, duration_ms: int) -> None:
         self.pass_time(duration_ms)
 
+    @rule()
+    @precondition(lambda self: self.paused_since_ms is None)
+    def wait_for_more_than_a_ban(self) -> None:
+        self.pass_time(POLICY.black_list_expiry_ms + TIMEOUT_MS)
+
     @rule(index=st.integers(0, 3), status=st.sampled_from(ServingStatus))
     def change_status(self, index: int, status: ServingStatus) -> None:
         machine = self.machines[index % len(self.machines)]
@@ -166,6 +172,9 @@ class Histories(RuleBasedStateMachine):
         self.rig.restart()
         for machine in self.machines:
             machine.good_run = 0
+            if machine.up_since_ms is not None:
+                self.leave_up(machine)
+                machine.up_since_ms = self.rig.now_ms
             if machine.alive:
                 machine.agent.connect()
                 machine.agent.hello()
@@ -180,9 +189,22 @@ class Histories(RuleBasedStateMachine):
             self.check_event(machines[event.id], topic, event)
         self.seen_events = len(self.rig.events)
 
+    def leave_up(self, machine: Machine) -> None:
+        if machine.up_since_ms is not None:
+            served_ms = self.rig.now_ms - machine.up_since_ms
+            faded = served_ms // POLICY.black_list_expiry_ms
+            machine.failures = max(0, machine.failures - faded)
+        machine.up_since_ms = None
+
+    @property
+    def most_banned(self) -> int:
+        return max(1, len(self.machines) // 2)
+
     def check_event(self, machine: Machine, topic: Topic, event: NodeEvent) -> None:
         now_ms = self.rig.now_ms
+        self.leave_up(machine)
         if topic is Topic.NODE_UP:
+            machine.up_since_ms = now_ms
             assert now_ms >= machine.banned_until_ms
             assert now_ms - machine.sent_ms < TIMEOUT_MS, "a dead node was revived"
             if event.previous is NodeState.PROBATION:
@@ -210,7 +232,12 @@ class Histories(RuleBasedStateMachine):
         for machine in self.machines:
             if self.rig.now_ms < machine.banned_until_ms:
                 assert machine.agent.state is NodeState.BANNED
-            assert machine.failures <= POLICY.black_list_after_fails
+        banned = sum(self.rig.now_ms < machine.banned_until_ms for machine in self.machines)
+        assert banned <= self.most_banned
+        for machine in self.machines:
+            # Who has failed often enough is banned, or was spared when it failed last.
+            due = machine.failures > POLICY.black_list_after_fails
+            assert not due or len(self.machines) > 1
 
     @invariant()
     def who_serves_steadily_is_up(self) -> None:

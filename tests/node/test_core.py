@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from bus.messages import (
+    LONGEST_REASON,
     Encapsulation,
     Heartbeat,
     Hello,
@@ -208,6 +209,13 @@ def test_a_refusal_is_honoured_to_the_millisecond() -> None:
     rig.wait(1_000)
     rig.hear(welcome(NodeState.DOWN))
     assert rig.phase() == "admitted", "the ban was lifted"
+
+
+def test_what_an_lb_gives_as_its_reason_is_one_line_here() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.hear(Refused("no\n\x1b[2Jroom", 30_000))
+    assert rig.log[-1] == f"{LB}: no [2Jroom"
 
 
 def test_an_lb_that_is_quiet_is_greeted_again_and_given_up_if_it_does_not_answer() -> None:

@@ -6,8 +6,11 @@ import signal
 import socket
 from typing import Any
 
+import pytest
+
 from bus.messages import NodeState, Topic
 from tests.health.processes import Site, eventually, free_port, site
+from tests.node.lb import fake_lb
 
 
 def session(at: Site) -> dict[str, Any]:
@@ -100,6 +103,31 @@ def test_hup_reads_the_file_again_and_a_bad_one_changes_nothing() -> None:
         agent.send_signal(signal.SIGHUP)
         eventually(lambda: (node := at.node()) and node.weight == 7)
         assert Topic.NODE_DOWN not in at.topics()
+
+
+class DeadThread:
+    alive = False
+
+
+@pytest.mark.parametrize("name", ["keeper", "resolver"])
+def test_a_thread_that_has_died_ends_the_agent(name: str) -> None:
+    with fake_lb() as lb:
+        lb.turn()
+        living = getattr(lb.agent, f"_{name}")
+        setattr(lb.agent, f"_{name}", DeadThread())
+        with pytest.raises(RuntimeError, match=f"the {name} has died"):
+            lb.turn()
+        setattr(lb.agent, f"_{name}", living)
+
+
+def test_a_server_of_the_api_that_has_died_ends_the_agent() -> None:
+    with fake_lb() as lb:
+        lb.until(lambda: lb.agent._api._servers)
+        server = next(iter(lb.agent._api._servers.values()))
+        server.shutdown()
+        server.thread.join(30)
+        with pytest.raises(RuntimeError, match=f"the HTTP API has died at .*:{lb.at.api_port}"):
+            lb.turn()
 
 
 def test_who_serves_nobody_leaves_at_once() -> None:

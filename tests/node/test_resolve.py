@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import threading
 import uuid
 from threading import Event
 
@@ -12,6 +14,8 @@ import zeroconf
 from services.node import resolve as resolve_module
 from services.node.resolve import Resolver, is_address, resolve
 from tests.health.processes import eventually
+from tests.node.host_state import tool
+from tests.node.wire import inside
 
 
 def test_what_is_an_address_needs_no_thread() -> None:
@@ -56,6 +60,48 @@ def test_a_name_that_is_unknown_says_so_and_is_asked_for_again(
     eventually(lambda: len(asked) > 5)
     assert resolver.address("lb.example") == "10.0.0.7", "the last answer stays"
     resolver.want(())
+
+
+@pytest.mark.parametrize(
+    "error", [UnicodeError("label\ntoo long"), RuntimeError("no"), KeyError(), OSError(5, "io")]
+)
+def test_whatever_a_resolver_raises_is_that_names_failure(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def scripted(name: str) -> str:
+        if name == "bad.example":
+            raise error
+        return "10.0.0.7"
+
+    monkeypatch.setattr(resolve_module, "resolve", scripted)
+    woken = Event()
+    resolver = Resolver(woken.set)
+    resolver.want(("bad.example", "good.example"))
+    eventually(lambda: resolver.address("good.example") == "10.0.0.7")
+    assert resolver.failure("bad.example").startswith("bad.example cannot be resolved: ")
+    assert resolver.failure("bad.example").isprintable()
+    assert resolver.alive
+
+
+def test_a_machine_without_any_address_asks_nobody_and_goes_on() -> None:
+    name = f"gale-alone-{os.getpid()}"
+    tool("ip", "netns", "add", name)
+    try:
+        with inside(name), pytest.raises(OSError, match=r"."):
+            resolve("nobody-here.local")
+    finally:
+        tool("ip", "netns", "del", name)
+
+
+def test_a_thread_that_has_died_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(resolve_module, "RETRY_S", "no number")
+    resolver = Resolver(lambda: None)
+    assert resolver.alive
+    monkeypatch.setattr(resolve_module, "resolve", lambda _: [])
+    monkeypatch.setattr(resolve_module, "REFRESH_S", "no number")
+    resolver.want(("lb.example",))
+    eventually(lambda: not resolver.alive)
 
 
 def test_a_local_name_is_found_by_multicast() -> None:

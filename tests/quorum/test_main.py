@@ -363,6 +363,12 @@ def test_a_new_name_needs_a_restart(rig: Rig) -> None:
     assert rig.reload()["restart_needed"] == ["local.name"]
     rig.sees(view(seen("a", UP)))
     rig.wait_states({"a": UP})
+    table = rig.table()
+    assert table is not None
+    assert {owned.owner for owned in table.snat_slices} == {"lb-test"}
+    quorum = rig.quorum()
+    assert quorum is not None
+    assert (quorum.name, quorum.leader) == ("lb-test", "lb-test")
     rig.kill()
     rig.start()
     state = rig.wait(lambda: s if (s := rig.quorum()) and s.epoch == 2 else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -134,6 +135,50 @@ def test_an_altered_byte_is_seen(tmp_path: Path, at: int) -> None:
     state, complaint = Storage(tmp_path, BOOT).load(0)
     assert state == BLANK
     assert str(path) in complaint
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("term", 2**63 - 1),
+        ("term", -1),
+        ("saved_ms", 2**64),
+        ("table.hash_seed", 2**64),
+        ("table.hash_seed", -1),
+        ("table.epoch", 2**63 - 1),
+        ("table.epoch", 2**62),
+        ("table.term", 2**63),
+        ("table.nodes.0.weight", 2**40),
+        ("table.nodes.0.address", "fe80::1"),
+        ("table.snat_slices.0.first_port", 70_000),
+    ],
+)
+def test_an_absurd_number_is_set_aside_whatever_the_checksum_says(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    Storage(tmp_path, BOOT).save(hard_state(4), 0)
+    path = tmp_path / "quorum.state"
+    body = json.loads(path.read_bytes().partition(b"\n")[2])
+    holder = body
+    *parents, last = key.split(".")
+    for part in parents:
+        holder = holder[int(part) if part.isdigit() else part]
+    assert last in holder
+    holder[last] = value
+    raw = json.dumps(body).encode()
+    path.write_bytes(f"gale-quorum 1 {hashlib.sha256(raw).hexdigest()}\n".encode() + raw)
+    state, complaint = Storage(tmp_path, BOOT).load(0)
+    assert state == BLANK
+    assert complaint.startswith(f"{path}: ")
+    assert (tmp_path / "quorum.state.damaged").exists()
+
+
+@pytest.mark.parametrize("number", ["9" * 5_000, "²", "१", "-1", ""])
+def test_a_format_that_is_no_number_is_damage(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "quorum.state"
+    path.write_text(f"gale-quorum {number} abc\n{{}}")
+    assert Storage(tmp_path, BOOT).load(0)[0] == BLANK
+    assert (tmp_path / "quorum.state.damaged").exists()
 
 
 def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:

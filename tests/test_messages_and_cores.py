@@ -1,0 +1,174 @@
+"""What decodes harms no core: arbitrary valid messages through each of them, to the ends of ranges.
+
+A core that is handed them must neither raise nor say anything that the others could not decode: a
+view or a table is refused as a whole, so one node's odd value would take all nodes with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bus.messages import (
+    PAYLOADS,
+    Envelope,
+    IPv4,
+    LocalView,
+    NodeMessage,
+    NodeTable,
+    Stored,
+    TableService,
+    Topic,
+    decode,
+    decode_node,
+    encode,
+    encode_node,
+    from_json,
+    to_json,
+)
+from services.api import snapshot
+from services.api.fold import Fold
+from services.api.metrics import Scrape, exposition
+from services.api.snapshot import Local
+from services.dataplane.maps import EMPTY, Facts
+from services.dataplane.plan import make_plan
+from services.health.model import KeptNode
+from services.health.registry import Registry
+from services.node.core import Agent, AgentConfig, CheckPlan
+from services.node.direct import need_of
+from services.quorum.core import BLANK, HardState, Quorum, QuorumConfig
+from services.quorum.table import FloatingVip, TableConfig
+from tests.bus.strategies import envelopes, node_messages, values
+from tests.health.rig import POLICY
+
+FEW = settings(max_examples=60)
+ADDRESSES = ("10.0.0.1", "10.0.0.2")
+
+
+def survives(topic: Topic, data: Any) -> None:
+    """A process that publishes this is understood by all others."""
+    envelope = Envelope(topic, "s", "h", "b", 1, 1, data)
+    assert decode(encode(envelope)) == envelope
+
+
+@FEW
+@given(st.lists(st.tuples(st.integers(0, 2), node_messages()), max_size=12), values(NodeTable))
+def test_the_registry(said: list[tuple[int, NodeMessage]], table: NodeTable) -> None:
+    registry, now_ms = Registry(POLICY, 0), 0
+    registry.adopt_table(table, now_ms)
+    for connection, message in said:
+        now_ms += 400
+        address = ADDRESSES[connection % 2]
+        registry.receive(b"\0%d" % connection, address, encode_node(message), now_ms)
+        registry.tick(now_ms)
+        output = registry.take_output()
+        for send in output.messages:
+            assert decode_node(encode_node(send.message)) == send.message
+        for topic, event in output.events:
+            survives(topic, event)
+        survives(Topic.STATE_VIEW, registry.view(now_ms))
+    again = Registry(POLICY, now_ms)
+    again.adopt(registry.kept(now_ms), 0, now_ms)
+    survives(Topic.STATE_VIEW, again.view(now_ms))
+
+
+@FEW
+@given(values(tuple[KeptNode, ...]), st.integers(0, 2**62))
+def test_the_registry_and_what_was_kept(kept: tuple[KeptNode, ...], elapsed_ms: int) -> None:
+    registry = Registry(POLICY, 0)
+    registry.adopt(kept, elapsed_ms, 0)
+    for now_ms in (0, 5_000, 50_000, 500_000):
+        registry.tick(now_ms)
+        registry.next_due_ms()
+        survives(Topic.STATE_VIEW, registry.view(now_ms))
+        for topic, event in registry.take_output().events:
+            survives(topic, event)
+
+
+@FEW
+@given(st.lists(node_messages(), max_size=12))
+def test_the_agent(heard: list[NodeMessage]) -> None:
+    agent = Agent(AgentConfig("n", 1, ("lb",), ()), "boot", 0)
+    agent.connected("lb", 0)
+    now_ms = 0
+    for message in heard:
+        now_ms += 300
+        agent.receive("lb", encode_node(message), now_ms)
+        for plan in agent.plans():
+            assert isinstance(plan, CheckPlan)
+            agent.checked(plan, True, "", now_ms)
+        need_of(agent.offers(), frozenset())
+        agent.tick(now_ms)
+        for send in agent.take_output().messages:
+            assert decode_node(encode_node(send.message)) == send.message
+        to_json(agent.status(now_ms))
+
+
+def _name(service: TableService) -> str:
+    return service.name
+
+
+def configurations() -> st.SearchStrategy[TableConfig]:
+    vip = st.builds(FloatingVip, values(IPv4), values(tuple[IPv4, ...]))
+    return st.builds(
+        TableConfig,
+        services=st.lists(values(TableService), max_size=3, unique_by=_name).map(tuple),
+        vips=st.lists(vip, max_size=2).map(tuple),
+    )
+
+
+def stored() -> st.SearchStrategy[HardState]:
+    """What the state file may hold."""
+    table = values(NodeTable).filter(lambda table: max(table.term, table.epoch) <= 2**61)
+    return st.builds(HardState, values(Stored), st.none() | st.just("lb-0"), st.none() | table)
+
+
+@FEW
+@given(st.lists(values(LocalView), max_size=4), configurations(), st.just(BLANK) | stored())
+def test_the_quorum(views: list[LocalView], config: TableConfig, state: HardState) -> None:
+    core = Quorum(QuorumConfig("lb-0", "", config, 1_000, 1_000), state, 2**64 - 1, 0)
+    now_ms = 0
+    for version, view in enumerate(views):
+        now_ms += 600
+        core.report("lb-0", f"boot-{version}", view, now_ms)
+        core.tick(now_ms)
+        while (ready := core.ready(now_ms)) is not None:
+            if ready.committed is not None:
+                survives(Topic.STATE_TABLE, ready.committed)
+            for topic, event in ready.events:
+                survives(topic, event)
+            core.advance(ready, now_ms)
+        survives(Topic.STATE_QUORUM, core.state())
+
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(values(NodeTable), st.none() | values(LocalView)), max_size=3))
+def test_the_plan(told: list[tuple[NodeTable, LocalView | None]]) -> None:
+    own = frozenset({"10.0.0.1", "10.0.1.1"})
+    facts = Facts("lb-0", "10.0.0.1", "10.0.1.1", own, 4096, 64)
+    held = EMPTY
+    for now_ms, (table, view) in enumerate(told):
+        held = make_plan(held, table, view, {}, facts, None, now_ms).after
+
+
+@FEW
+@given(st.lists(envelopes(), max_size=8))
+def test_the_api(received: list[Envelope]) -> None:
+    fold = Fold("boot", {})
+    local = Local("lb-0", "l4", "0", 1, None, "")
+    for envelope in received:
+        data = from_json(PAYLOADS[envelope.topic], to_json(envelope.data))
+        assert data == envelope.data
+        for entry in fold.receive(envelope, 1):
+            assert entry.body
+    for shape in (
+        snapshot.status(fold, local, 2),
+        snapshot.nodes(fold, 2),
+        snapshot.services(fold, local, 2),
+        snapshot.quorum(fold, 2),
+    ):
+        to_json(shape)
+    assert exposition(lambda: Scrape(fold, local, {}, {}, 2))()
+    to_json(fold.published)
