@@ -29,7 +29,6 @@ from services.node.core import (
     HELLO_RETRY_MS,
     LEAVE_LIMIT_MS,
     LEAVE_SETTLE_MS,
-    LONGEST_REASON,
     PATIENCE_HELLOS,
     SESSION_STEPS,
     Activity,
