@@ -9,10 +9,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyroute2 import IPRoute
 
+from bpf import attach
 from bpf.attach import (
     Flavour,
     ForeignProgram,
@@ -206,6 +208,25 @@ def test_a_foreign_xdp_program_is_refused_by_name_and_left_alone(machine: Machin
     assert f"id {program_info(foreign).id} " in tool("ip", "-d", "link", "show", "a")
 
 
+def test_what_was_attached_meanwhile_is_refused(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at what is there and the change: only what was seen is replaced."""
+    attach_xdp(machine.netlink, "a", machine.xdp(), machine.xdp_pin)
+    index, foreign = socket.if_nametoindex("a"), machine.xdp("stranger")
+    change = attach._pin_and_set_xdp
+
+    def too_late(*arguments: Any) -> None:
+        forced = {"attrs": [("IFLA_XDP_FD", foreign), ("IFLA_XDP_FLAGS", 1 << 2)]}
+        machine.netlink.link("set", index=index, IFLA_XDP=forced)
+        change(*arguments)
+
+    monkeypatch.setattr(attach, "_pin_and_set_xdp", too_late)
+    with pytest.raises(ForeignProgram):
+        attach_xdp(machine.netlink, "a", machine.xdp("gale_xdp_new"), machine.xdp_pin)
+    assert "stranger" in xdp_state(machine.netlink, "a", machine.xdp_pin).detail
+
+
 def test_what_a_crash_between_attaching_and_renaming_left_is_ours(machine: Machine) -> None:
     old, new = machine.xdp("stranger"), machine.xdp("gale_xdp_new")
     # The name must not help here: it is known to root only.
@@ -311,6 +332,13 @@ def test_foreign_filters_of_other_priorities_are_left_alone(machine: Machine) ->
     attach_tc(machine.netlink, "a", machine.tc(), machine.tc_pin)
     assert detach_tc(machine.netlink, "a", machine.tc_pin) is True
     assert "pref 7 u32" in tool("tc", "filter", "show", "dev", "a", "ingress")
+
+
+def test_the_qdisc_stays_for_an_egress_filter_of_others(machine: Machine) -> None:
+    attach_tc(machine.netlink, "a", machine.tc(), machine.tc_pin)
+    tool("tc", "filter", "add", "dev", "a", "egress", "prio", "7", "u32", "match", "u32", "0", "0")
+    assert detach_tc(machine.netlink, "a", machine.tc_pin) is True
+    assert "pref 7 u32" in tool("tc", "filter", "show", "dev", "a", "egress")
 
 
 def test_detaching_tc_leaves_nothing(machine: Machine) -> None:
