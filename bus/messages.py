@@ -461,7 +461,8 @@ class SeatCounters:
     bytes_out: Word
     flows: Word
     snat_port_rest_seconds: float | None = None
-    """How long the SNAT port that was taken last towards this node had rested; None: none was."""
+    """How long the SNAT port that was taken last towards this node had rested; None: none has been
+    taken again yet."""
 
 
 @dataclass(frozen=True, slots=True)

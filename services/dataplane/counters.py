@@ -77,12 +77,12 @@ class Counters:
         return {name: sums[:, place] for place, name in enumerate(self._fields)}
 
     def port_rests(self, count: int) -> NDArray[np.float64]:
-        """Seconds, of the first `count` cursors; NaN where no port was ever taken."""
+        """Seconds, of the first `count` cursors; NaN where no port was ever taken again."""
         leaf = np.dtype(self._cursors.Leaf)
         raw = b"".join(values for _, values in read_entries(self._cursors.map_fd, count))
         cursors = np.frombuffer(raw, leaf)
-        seconds = cursors["rest"] * (TICK_MS / 1000)
-        return np.where(cursors["taken_at"] > 0, seconds, np.nan)
+        # While ports are taken for the first time nobody can say how long they had rested.
+        return np.where(cursors["rest"] > 0, cursors["rest"] * (TICK_MS / 1000), np.nan)
 
     def _sums(self, fd: int, value_size: int, count: int | None = None) -> NDArray[np.uint64]:
         batches = [

@@ -94,10 +94,12 @@ def test_only_as_many_seats_as_asked_for_are_read(
 
 def test_a_port_s_rest_in_seconds_of_the_first_cursors(maps: Rig, counters: Counters) -> None:
     table = maps.table("port_cursors")
-    for cursor, rest, taken_at in ((1, 1000, 5), (2, 1000, 0), (3, 0, 7), (8191, 15, 1)):
-        table[table.Key(cursor)] = table.Leaf(next=3, rest=rest, taken_at=taken_at)
+    for cursor, rest in ((1, 1000), (3, 1), (8191, 15)):
+        table[table.Key(cursor)] = table.Leaf(next=3, rest=rest, taken_at=5)
+    # Ports were taken, but none of them for the second time.
+    table[table.Key(2)] = table.Leaf(next=3, rest=0, taken_at=5)
     rests = counters.port_rests(4)
-    assert rests[[1, 3]].tolist() == pytest.approx([67.108864, 0.0])
+    assert rests[[1, 3]].tolist() == pytest.approx([67.108864, 0.067108864])
     assert np.isnan(rests[[0, 2]]).all()
     assert len(counters.port_rests(8192)) == 8192
     assert counters.port_rests(8192)[8191] == pytest.approx(1.00663296)

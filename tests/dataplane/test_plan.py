@@ -823,6 +823,10 @@ def test_a_removed_service_keeps_its_flows_and_takes_none() -> None:
         assert run(kernel, gone.after, with_slices([node(0)]), census=census).writes == ()
     assert flow is not None
     kernel.flows.clear()
+    # A SYN may have been under way while the service was being retired.
+    early = kernel.census(gone, SETTLE_MS - 1)
+    assert not gone.can_free(early)
+    assert run(kernel, gone.after, with_slices([node(0)]), census=early).writes == ()
     census = kernel.census(gone, SETTLE_MS)
     assert gone.can_free(census)
     run(kernel, gone.after, with_slices([node(0)]), census=census)
