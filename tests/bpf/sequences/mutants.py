@@ -2,9 +2,9 @@
 
     python -m tests.bpf.sequences.mutants [NAME …]
 
-A mutant is a place in a header of bpf/ and what is to stand there instead. It is made in a copy of
-the sources, compiled, and played until the first seed that fails with it and not without. Exit
-status 1: some were not caught within `SEEDS`, or their place is not in the sources any more.
+A mutant is a place in a header of bpf/kernel/ and what is to stand there instead. It is made in a
+copy of the sources, compiled, and played until the first seed that fails with it and not without.
+Exit status 1: some were not caught within `SEEDS`, or their place is not in the sources any more.
 """
 
 from __future__ import annotations
@@ -38,16 +38,138 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
-        "the node's first number is acknowledged one too high",
-        "reply.h",
-        "request->expected = packet->sequence + 1;",
-        "request->expected = packet->sequence + 2;",
+        "any RST ends a flow",
+        "flow.h",
+        "\tif (number == theirs->acked)\n\t\treturn FLOW_TCP_RESET;",
+        "\tif (1)\n\t\treturn FLOW_TCP_RESET;",
     ),
     Mutant(
-        "a reply's port checksum is not undone",
-        "conntrack.h",
-        "other.port_delta = ~flow->port_delta;",
-        "other.port_delta = flow->port_delta;",
+        "no RST ends a flow",
+        "flow.h",
+        "\tif (number == theirs->acked)\n\t\treturn FLOW_TCP_RESET;",
+        "\tif (0)\n\t\treturn FLOW_TCP_RESET;",
+    ),
+    Mutant(
+        "a RST in doubt stays in doubt",
+        "flow.h",
+        "\tmine->flags &= ~FLOW_DOUBTED;\n",
+        "\t/* nothing */\n",
+    ),
+    Mutant(
+        "any FIN counts",
+        "flow.h",
+        "\tif ((mine->flags & FLOW_FIN) || is_after(theirs->acked, fin) || "
+        "is_after(fin, theirs->edge))\n"
+        "\t\treturn;",
+        "\tif (mine->flags & FLOW_FIN)\n\t\treturn;",
+    ),
+    Mutant(
+        "two FINs are the end, acknowledged or not",
+        "flow.h",
+        "\treturn (one->flags & other->flags & FLOW_FIN) && !is_after(one->end, other->acked) &&\n"
+        "\t       !is_after(other->end, one->acked);",
+        "\treturn one->flags & other->flags & FLOW_FIN;",
+    ),
+    Mutant(
+        "an early FIN is forgotten",
+        "flow.h",
+        "\tmine->flags |= FLOW_WATCHED;\n\ttheirs->flags |= FLOW_WATCHED;\n",
+        "\ttheirs->flags &= ~FLOW_WATCHED;\n",
+    ),
+    Mutant(
+        "numbers are learned from anybody",
+        "flow.h",
+        "\tif (unlikely(!is_near(packet->sequence, mine->end, mine->reach) ||\n"
+        "\t\t     !is_acknowledgeable(packet->acknowledged, mine) ||",
+        "\tif (unlikely(",
+    ),
+    Mutant(
+        "acknowledgements are not learned",
+        "flow.h",
+        "\t\tmine->acked = packet->acknowledged;\n\tif (is_after(edge",
+        "\t\t;\n\tif (is_after(edge",
+    ),
+    Mutant(
+        "what is sent is not learned",
+        "flow.h",
+        "\tif (is_after(end, mine->end))\n\t\tmine->end = end;",
+        "\t/* nothing */",
+    ),
+    Mutant(
+        "any acknowledgement completes the handshake",
+        "flow.h",
+        "\t       is_after(packet->acknowledged, pair->request->acked) &&\n"
+        "\t       !is_after(packet->acknowledged, pair->reply->end);",
+        "\t       1;",
+    ),
+    Mutant(
+        "only the very next number completes the handshake",
+        "flow.h",
+        "\t       !is_after(packet->acknowledged, pair->reply->end);",
+        "\t       packet->acknowledged == pair->request->acked + 1;",
+    ),
+    Mutant(
+        "windows are not scaled",
+        "flow.h",
+        "\t__u32 edge = packet->acknowledged + ((__u32)packet->window << (mine->scale & 15));",
+        "\t__u32 edge = packet->acknowledged + (__u32)packet->window;",
+    ),
+    Mutant(
+        "a SYN on a living flow begins it anew",
+        "reply.h",
+        "\treturn after && packet->acknowledged - after <= MOST_SYN_DATA;",
+        "\treturn 1;",
+    ),
+    Mutant(
+        "a SYN-ACK on a living flow never begins it anew",
+        "reply.h",
+        "\treturn after && packet->acknowledged - after <= MOST_SYN_DATA;",
+        "\treturn 0;",
+    ),
+    Mutant(
+        "a closed flow's port is given away",
+        "flow_table.h",
+        "\tif (!is_half_open(holder->state))\n\t\treturn CLAIM_TAKEN;",
+        "\tif (is_protected(holder->state))\n\t\treturn CLAIM_TAKEN;",
+    ),
+    Mutant(
+        "any flow's port is given away",
+        "flow_table.h",
+        "\tif (!is_half_open(holder->state))\n\t\treturn CLAIM_TAKEN;\n",
+        "\t/* nothing */\n",
+    ),
+    Mutant(
+        "a deadline is not looked at",
+        "flow_table.h",
+        "static __always_inline int has_passed(__u32 moment, __u32 now)\n"
+        "{\n"
+        "\treturn (__s32)(moment - now) <= 0;",
+        "static __always_inline int has_passed(__u32 moment, __u32 now)\n{\n\treturn 0;",
+    ),
+    Mutant(
+        "what is busy is not renewed",
+        "flow.h",
+        "\t\t\tflow->deadline = now + timeout + TOUCH_TICKS;",
+        "\t\t\t;",
+    ),
+    Mutant(
+        "who comes back gets another port",
+        "l4.h",
+        "\t       (seat->flags & SEAT_UP) && !place->is_old &&",
+        "\t       0 &&",
+    ),
+    Mutant(
+        "a client's RST in the handshake forgets the flow",
+        "l4.h",
+        "\t\tif (state == FLOW_TCP_ANSWERED && packet->sequence == pair->reply->acked)",
+        "\t\tif (1)",
+    ),
+    Mutant(
+        "the node's port is not put back",
+        "nat.h",
+        "\treturn fold(delta16(packet->key.sport, to->sport) + "
+        "delta16(packet->key.dport, to->dport));",
+        "\treturn fold(delta16(packet->key.sport, to->sport));",
     ),
 )
 
