@@ -381,14 +381,16 @@ class Judge:
             track.kept_from = now
         track.asked.append(packet.segment)
 
+    def may_answer_syn(self, client: int, segment: Segment) -> bool:
+        """Whether this could be a node's answer to a SYN of that client's, data and all."""
+        return any(_answers(segment, syn, SEGMENT) for syn in self.tracks[client].asked)
+
     def _note_syn_ack(self, packet: Packet, track: Track, now: float) -> None:
         if packet.segment.seq == track.iss:
             self._note_syn_ack_again(packet, track, now)
             return
         is_asked = [_answers(packet.segment, syn) for syn in track.asked]
-        # How much a SYN carried a load balancer need not remember: within a segment it may be one.
-        may_be = any(_answers(packet.segment, syn, SEGMENT) for syn in track.asked)
-        if track.kept is not Phase.OPENING and not may_be:
+        if track.kept is not Phase.OPENING and not any(is_asked):
             return
         if track.kept is not Phase.OPENING:
             track.is_unsure = not is_asked[-1] or len(is_asked) <= track.settled
@@ -534,7 +536,7 @@ def reset_for(segment: Segment) -> Segment | None:
 
 
 SEGMENT = 1_460
-"""Bytes: the most that a SYN carries."""
+"""Bytes: the most that a SYN carries. How much it was a load balancer need not remember."""
 
 
 def _answers(segment: Segment, syn: Segment, at_least: int = 0) -> bool:

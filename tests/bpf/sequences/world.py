@@ -402,6 +402,8 @@ class World:
         known.append(self.judge.tracks[client].acked[1 - side] or 0)
         if receiver and not _is_fair(segment, seq_way, ack_way, receiver, known):
             return
+        if side == NODE and flags & SYN and self.judge.may_answer_syn(client, segment):
+            return
         if flags & ACK:
             self._forged_ack[side] = segment.ack
         packet = Packet(segment, side, client, FORGED, 0, self.now)
