@@ -216,7 +216,8 @@ static __always_inline int read_rewrite(const struct flow *flow, const struct fl
 	copy[0] = volatile_word(&flow->saddr);
 	copy[1] = volatile_word((const void *)&flow->saddr + sizeof(__u64));
 	barrier();
-	return IS_BEING_WRITTEN(word) || !SAME_BUT_VERSION(word, word_of_ports(key)) ||
+	return IS_BEING_WRITTEN(word) || volatile_word(flow) != word_of_addresses(key) ||
+			       !SAME_BUT_VERSION(word, word_of_ports(key)) ||
 			       entry_word(flow) != word
 		       ? -1
 		       : 0;
@@ -402,10 +403,10 @@ static __always_inline __u32 best_way(const struct flow_offer *offer)
 	return offer->half;
 }
 
-/* Looks for the key in all ways; on the way it collects what else could be had. The way of the key,
- * or FLOW_WAYS. The caller holds the lock.
+/* Looks for the key in all ways; on the way it collects what else could be had, without the place
+ * that the flow's other direction has just taken. The caller holds the lock.
  */
-static __always_inline void survey(const struct flow_bucket *bucket, __u32 home,
+static __always_inline void survey(const struct flow_bucket *bucket, const struct place *place,
 				   const struct flow_key *key, const struct settings *own,
 				   __u32 now, struct draft *draft)
 {
@@ -415,11 +416,11 @@ static __always_inline void survey(const struct flow_bucket *bucket, __u32 home,
 	draft->holder = FLOW_WAYS;
 #pragma unroll
 	for (int i = 0; i < FLOW_WAYS; i++) {
-		__u32 way = (home + i) % FLOW_WAYS;
+		__u32 way = (place->home + i) % FLOW_WAYS;
 
 		if (has_key(&bucket->flow[way], key))
 			draft->holder = way;
-		else
+		else if (place->bucket * FLOW_WAYS + way != draft->request.other)
 			look_at(&bucket->flow[way], way, own, now, offer);
 	}
 }
@@ -442,7 +443,7 @@ static __always_inline enum claim claim_place(struct place *place, const struct 
 	if (!bucket || !lock)
 		return CLAIM_FULL;
 	bpf_spin_lock(&lock->lock);
-	survey(bucket, place->home, key, own, now, draft);
+	survey(bucket, place, key, own, now, draft);
 	way = draft->holder;
 	if (way < FLOW_WAYS) {
 		flow = &bucket->flow[way];

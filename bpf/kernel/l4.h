@@ -360,7 +360,7 @@ static __always_inline struct decision follow_flow(context_t *ctx, struct packet
 	if (unlikely(packet->icmp_error))
 		return has_passed(flow->deadline, now) ? decide(REASON_pass_icmp_other)
 						       : error_to_node(ctx, packet, to, seat);
-	if (unlikely((seat->flags & SEAT_RESET) && is_protected(to->state) && !is_opening(packet) &&
+	if (unlikely((seat->flags & SEAT_RESET) && is_connected(to->state) && !is_opening(packet) &&
 		     !has_passed(flow->deadline, now)))
 		return tell_of_death(packet, place, to, now);
 	if (likely(!(seat->flags & SEAT_DEAD) && (comes_from(packet, flow) || packet->is_tagged))) {

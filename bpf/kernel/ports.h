@@ -115,8 +115,7 @@ static __always_inline void choose_port(const struct service *service, const str
 	draft->soft_count = 0;
 	draft->force = 1;
 	if (is_port_found(service, own, next_number(cursor, low), now, low, draft) ||
-	    is_port_found(service, own, next_number(cursor, low), now, low, draft) ||
-	    is_port_found(service, own, next_number(cursor, low), now, low, draft) ||
+	    is_port_found(service, own, bpf_get_prandom_u32(), now, low, draft) ||
 	    is_port_found(service, own, bpf_get_prandom_u32(), now, low, draft))
 		return;
 	is_port_found(service, own, bpf_get_prandom_u32(), now, low, draft);
@@ -147,6 +146,7 @@ static __always_inline struct decision reserve_port(const struct packet *packet,
 	}
 	draft->request.saddr = source.address;
 	draft->request.sport = source.port;
+	draft->request.other = ~0U; /* no place yet */
 	key = reply_key(&draft->request);
 	*place = place_of(&key, own);
 	claim = claim_place(place, &key, draft, DIRECTION_REPLY, own, now, draft->force);
