@@ -532,7 +532,7 @@ def test_both_generations_take_the_same_locks(bpf_dir: Path) -> None:
     new = Start(bpf_dir, 32)
     old.knows(1)
     new.knows(1)
-    assert new.loaded.bpf[b"flow_locks"][0].scratch == 2
+    assert new.loaded.bpf[b"flow_locks"][0].padding == 2
     old.end()
     new.end()
 

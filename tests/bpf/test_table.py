@@ -266,7 +266,7 @@ def test_a_flow_is_where_c_has_it() -> None:
 
 FLOW_FIELDS = [
     *("key", "saddr", "daddr", "sport", "dport", "seat", "state", "flags", "other", "deadline"),
-    *("end", "acked", "edge", "begin", "last_hop", "scale", "padding"),
+    *("end", "acked", "edge", "begin", "last_hop", "scale", "reach"),
 ]
 FLOW_SOURCE = """
 #include <linux/bpf.h>
