@@ -403,8 +403,8 @@ static __always_inline __u32 best_way(const struct flow_offer *offer)
 	return offer->half;
 }
 
-/* Looks for the key in all ways; on the way it collects what else could be had, without the place
- * that the flow's other direction has just taken. The caller holds the lock.
+/* Looks for the key in all ways; on the way it collects what else could be had, but not
+ * the place that the flow's other direction has just taken. The caller holds the lock.
  */
 static __always_inline void survey(const struct flow_bucket *bucket, const struct place *place,
 				   const struct flow_key *key, const struct settings *own,
@@ -420,7 +420,9 @@ static __always_inline void survey(const struct flow_bucket *bucket, const struc
 
 		if (has_key(&bucket->flow[way], key))
 			draft->holder = way;
-		else if (place->bucket * FLOW_WAYS + way != draft->request.other)
+		else if (place->bucket * FLOW_WAYS + way == draft->request.other)
+			offer->half_count++; /* the other half of this very flow */
+		else
 			look_at(&bucket->flow[way], way, own, now, offer);
 	}
 }
