@@ -115,6 +115,7 @@ static __always_inline void choose_port(const struct service *service, const str
 	draft->soft_count = 0;
 	draft->force = 1;
 	if (is_port_found(service, own, next_number(cursor, low), now, low, draft) ||
+	    is_port_found(service, own, next_number(cursor, low), now, low, draft) ||
 	    is_port_found(service, own, bpf_get_prandom_u32(), now, low, draft) ||
 	    is_port_found(service, own, bpf_get_prandom_u32(), now, low, draft))
 		return;
