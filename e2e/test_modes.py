@@ -149,7 +149,7 @@ def test_a_fragment_before_its_first_is_counted_by_name(hosts: Hosts, lb: str) -
     out_of_order = datagrams(hosts, "--raw-fragments", "second-first")
     assert out_of_order["lost"] == 1
     wait_for(
-        lambda: verdicts(hosts, lb)["pass_fragment_alone"] > before["pass_fragment_alone"],
+        lambda: verdicts(hosts, lb)["drop_fragment_alone"] > before["drop_fragment_alone"],
         "the fragment to be counted",
     )
 
