@@ -60,6 +60,7 @@ from bus.messages import (
 )
 from bus.socket import CommandError, CommandServer, Publisher, Subscriber
 from conf import ConfigError, LbConfig, Paths, load_lb
+from services import logs
 from services.dataplane import conntrack, counters, machine
 from services.dataplane.kernel import Kernel, NoPlaceError, Settings, address_word
 from services.dataplane.netlink import NextHopMonitor
@@ -124,7 +125,7 @@ def main() -> None:
     """Console script `gale-dataplane`."""
     description = "Gale's dataplane process."
     argparse.ArgumentParser(prog="gale-dataplane", description=description).parse_args()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logs.set_up()
     paths = Paths.from_environment()
     try:
         config = load_lb(paths.lb_config)

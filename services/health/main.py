@@ -53,6 +53,7 @@ from bus.messages import (
 )
 from bus.socket import CommandError, CommandServer, Publisher, Subscriber
 from conf import ConfigError, LbConfig, Paths, load_lb, taken
+from services import logs
 from services.health.connections import Connections
 from services.health.listener import Listener
 from services.health.model import Happened, Policy, Send
@@ -78,7 +79,7 @@ _log = structlog.get_logger()
 def main() -> None:
     """Console script `gale-health`."""
     argparse.ArgumentParser(prog="gale-health", description="Gale's health process.").parse_args()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logs.set_up()
     paths = Paths.from_environment()
     try:
         config = load_lb(paths.lb_config)

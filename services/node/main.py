@@ -33,6 +33,7 @@ import zmq
 
 from bus.messages import encode_node
 from conf import ConfigError, Endpoint, NodeConfig, Paths, load_node
+from services import logs
 from services.node.api import Ask, NodeApi
 from services.node.checks import Prober, Result
 from services.node.core import (
@@ -71,7 +72,7 @@ _log = structlog.get_logger()
 def main() -> None:
     """Console script `gale-agent`."""
     argparse.ArgumentParser(prog="gale-agent", description="Gale's agent on a node.").parse_args()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logs.set_up()
     paths = Paths.from_environment()
     try:
         config = load_node(paths.node_config)
