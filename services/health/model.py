@@ -57,6 +57,7 @@ class KeptNode:
     services: tuple[NodeService, ...]
     fails: Stored
     ban_remaining_ms: Duration
+    was_up: bool = True
 
 
 class Send(NamedTuple):
@@ -100,6 +101,8 @@ class Node:
     good_total: int = 0
     bad_total: int = 0
     load: float = 0.0
+    was_up: bool = False
+    """Whether it has ever been UP, here or before a restart."""
     heard: bool = True
     """False from adoption until its own agent has spoken."""
     held: bool = False
