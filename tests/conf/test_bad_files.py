@@ -7,6 +7,7 @@ file, and the table needs no counted lines that go stale.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -471,6 +472,22 @@ def test_names_of_bad_files_differ() -> None:
     names = [bad.name for bad in BAD_FILES]
     assert len(names) >= 40
     assert len(set(names)) == len(names)
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    fifo = tmp_path / "lb.toml"
+    os.mkfifo(fifo)
+    for path in (fifo, tmp_path, Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=r"1: file: cannot be read .*no regular file"):
+            Source.read(path)
+
+
+def test_a_file_that_is_far_too_long_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "lb.toml"
+    with file.open("wb") as opened:
+        opened.truncate(1 << 34)
+    with pytest.raises(ConfigError, match="longer than 4 MiB"):
+        Source.read(file)
 
 
 def test_file_that_is_not_there(tmp_path: Path) -> None:
