@@ -1,5 +1,7 @@
 """`gale status` and `gale quorum`: this LB and the cluster at a glance.
 
+`gale status` says no (1) when the LB is not ready, so that a script may ask.
+
 `--watch` shows it anew every second until it is interrupted, through restarts of the API: a screen
 that went away at the first hiccup would be of no use in the very moment it is wanted for. With
 `--json` it prints one object per line.
@@ -17,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from services.cli.client import ApiError, Client, ask, client_of, refused
-from services.cli.invocation import Invocation, print_json
+from services.cli.invocation import NO, WELL, Invocation, print_json
 from services.cli.nodes import front
 from services.cli.tables import STATE_STYLES, console, count, show, span, table
 
@@ -37,10 +39,12 @@ def status(
         raise refused(error) from None
     if watch:
         _watch(client, answer, as_json=invocation.json)
-    elif invocation.json:
+        return
+    if invocation.json:
         print_json(answer)
     else:
         show(_picture(answer))
+    raise typer.Exit(WELL if answer["ready"] else NO)
 
 
 def quorum(context: typer.Context) -> None:
