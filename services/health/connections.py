@@ -39,7 +39,7 @@ SPARE_DESCRIPTORS = 256
 BURST_BYTES = 512 << 10
 BYTES_PER_S = 64 << 10
 LOOK_MS = 2_000
-TURN_MS = 100
+TURN_MS = 20
 GROWTH_BYTES = 32 << 20
 MOST_EVENTS = 2_000
 """Read in one turn, so that a storm of connections does not keep the loop from the beats."""
@@ -66,7 +66,7 @@ class _Connection:
 
 
 class Connections:
-    """Of one ROUTER. Call `turn` once in every turn of the loop."""
+    """Of one ROUTER. Call `turn` in every turn of the loop, and within long ones."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Connections:
         self._open: OrderedDict[int, _Connection] = OrderedDict()
         """By descriptor; the one that was looked at longest ago first."""
         self._of_address: Counter[str] = Counter()
-        self._turn_ms = now_ms
+        self._turned_ms = now_ms
         self._resident = _resident_bytes()
         self._router = router
         router.monitor(_ENDPOINT, _WATCHED)
@@ -105,17 +105,17 @@ class Connections:
                 self._accepted(int(event["value"]), now_ms)
             else:
                 self._gone(int(event["value"]))
-        if now_ms < self._turn_ms:
+        since_ms = now_ms - self._turned_ms
+        if since_ms < TURN_MS:
             return
-        self._turn_ms = now_ms + TURN_MS
+        self._turned_ms = now_ms
         resident = _resident_bytes()
         if resident >= self._resident + GROWTH_BYTES:
             self._look(len(self._open), now_ms)
-            resident = _resident_bytes()
             self._resident = resident
         else:
             self._resident = min(self._resident, resident)
-            self._look(-(-len(self._open) * TURN_MS // LOOK_MS), now_ms)
+            self._look(-(-len(self._open) * min(since_ms, LOOK_MS) // LOOK_MS), now_ms)
 
     def close(self) -> None:
         self._router.disable_monitor()

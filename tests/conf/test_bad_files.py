@@ -496,7 +496,7 @@ def test_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_directory_instead_of_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"1: file: .*directory"):
+    with pytest.raises(ConfigError, match=r"1: file: .*no regular file"):
         Source.read(tmp_path)
 
 

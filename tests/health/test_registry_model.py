@@ -257,7 +257,9 @@ class Histories(RuleBasedStateMachine):
             return
         for machine in self.machines:
             silent_ms = self.rig.now_ms - max(machine.sent_ms, machine.steady_since_ms)
-            if not machine.alive and silent_ms > 20 * TIMEOUT_MS:
+            # One that never was UP is forgotten by then.
+            known = self.rig.knows(machine.agent.id)
+            if not machine.alive and silent_ms > 20 * TIMEOUT_MS and known:
                 assert machine.agent.state in (NodeState.DOWN, NodeState.BANNED)
 
 
