@@ -25,8 +25,8 @@ from tests.bpf.scene import (
     Outcome,
     Scene,
     is_xdp,
-    to_client,
     routed,
+    to_client,
     to_node,
     wrapped,
 )
