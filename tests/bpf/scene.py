@@ -475,7 +475,7 @@ def to_client(hook: str, frame: bytes) -> bytes:
 
 
 def routed(frame: bytes) -> bytes:
-    """The frame after a router's hop: one less to live, in a header that scapy has summed up anew."""
+    """The frame after a router's hop: one less to live, in a header summed up anew by scapy."""
     end = 14 + (frame[14] & 0x0F) * 4
     header = IP(frame[14:end])
     header.ttl -= 1

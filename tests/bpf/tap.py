@@ -102,8 +102,8 @@ class Taps:
     ) -> dict[str, int]:
         """A frame arrives; `hook.reason` → packets, of what was counted meanwhile.
 
-        `partial`: its transport checksum is yet to be finished, as always when merged. `linear`: how
-        many bytes lie in one piece, the others elsewhere; 0: as the kernel likes it.
+        `partial`: its transport checksum is yet to be finished, as always when merged. `linear`:
+        how many bytes lie in one piece, the others elsewhere; 0: as the kernel likes it.
         """
         before = self.scene.counted()
         head = _HEADER.pack(0, 0, linear, 0, 0, 0)

@@ -410,7 +410,7 @@ def _reset(seq: int) -> bytes:
 
 # --------------------------------------------------------------------------- VLANs
 
-TAGS = {
+TAGS: dict[str, list[Packet]] = {
     "untagged": [],
     "7": [Dot1Q(vlan=7)],
     "8": [Dot1Q(vlan=8)],
