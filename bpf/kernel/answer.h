@@ -19,6 +19,7 @@
 
 #include "ctx.h"
 #include "rate.h"
+#include "tcp.h"
 
 #define QUOTED_BYTES 28 /* the header and the first eight bytes behind it */
 #define QUOTED_TCP_BYTES 40
@@ -177,7 +178,8 @@ static __always_inline __u32 pseudo_header_sum(const struct iphdr *ip, __u16 byt
 	       bpf_htons(ip->protocol) + bpf_htons(bytes);
 }
 
-static __always_inline int send_reset(context_t *ctx, struct packet *packet)
+static __always_inline int send_reset(context_t *ctx, struct packet *packet,
+				      const struct settings *own)
 {
 	struct ethhdr from = *packet->ethernet;
 	__be32 client = packet->ip->saddr, vip = packet->ip->daddr;
@@ -187,7 +189,7 @@ static __always_inline int send_reset(context_t *ctx, struct packet *packet)
 	__u32 sum;
 
 	if (packet->ip->ihl != 5 || packet->tags || packet->later_fragment ||
-	    (packet->tcp_flags & TCP_FLAG_RST))
+	    (packet->tcp_flags & TCP_FLAG_RST) || read_numbers(ctx, packet, own))
 		return -1;
 	is_partial = has_partial_checksum(ctx, packet);
 	if (cut_to(ctx, sizeof(struct ethhdr) + sizeof(*answer)))
@@ -239,7 +241,7 @@ static __always_inline int send_answer(context_t *ctx, struct packet *packet,
 				       const struct settings *own)
 {
 	if (packet->answer == ANSWER_RESET)
-		return send_reset(ctx, packet);
+		return send_reset(ctx, packet, own);
 	if (packet->answer == ANSWER_TOO_BIG &&
 	    !(packet->ip->frag_off & bpf_htons(IP_DONT_FRAGMENT)))
 		return -1;
