@@ -44,10 +44,16 @@ static __always_inline struct decision parse_packet(context_t *ctx, struct packe
 	return decision;
 }
 
+/* Whether the frame was sent to the interface's MAC address. */
+static __always_inline int is_for_us(context_t *ctx, const struct packet *packet, const __u8 *mac)
+{
+	return has_destination(packet, mac);
+}
+
 /* Of a packet that stands for many, the length of one of them on the wire, as IP counts it. */
 static __always_inline __u32 longest_segment(context_t *ctx, const struct packet *packet)
 {
-	return bpf_ntohs(packet->ip->tot_len);
+	return packet->ip_bytes;
 }
 
 /* --------------------------------------------------------------------- sending it on */
@@ -74,14 +80,9 @@ static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet
 static __always_inline struct decision can_reach_client(const struct packet *packet,
 							const __u8 *last_hop)
 {
-	__u8 known = 0;
-
-#pragma unroll
-	for (int i = 0; i < ETH_ALEN; i++)
-		known |= last_hop[i];
 	if (unlikely(packet->tags))
 		return decide(REASON_slow_vlan);
-	if (unlikely(!known))
+	if (unlikely(!is_known(last_hop)))
 		return decide(REASON_slow_next_hop);
 	return unlikely(packet->ip->ihl != 5) ? decide(REASON_slow_ip_options) : UNDECIDED;
 }
@@ -94,9 +95,13 @@ static __always_inline int deliver_to_client(context_t *ctx, struct packet *pack
 	return bpf_redirect(own->public_ifindex, 0);
 }
 
-/* IP options make headers of a length that the programs would have to carry along. */
+/* IP options make headers of a length that the programs would have to carry along. Which VLAN the
+ * client is in, TC keeps in mind.
+ */
 static __always_inline struct decision can_translate(const struct packet *packet)
 {
+	if (unlikely(packet->is_tagged))
+		return decide(REASON_slow_vlan);
 	return unlikely(packet->ip->ihl != 5) ? decide(REASON_slow_ip_options) : UNDECIDED;
 }
 
@@ -151,6 +156,16 @@ static __always_inline int put_outer(context_t *ctx, struct packet *packet, void
 
 static __always_inline void strip_tags(context_t *ctx, const struct packet *packet)
 {
+}
+
+static __always_inline void read_tags(context_t *ctx, const struct packet *packet,
+				      struct vlan_client *client)
+{
+}
+
+static __always_inline int put_on_tags(context_t *ctx, const struct vlan_client *client)
+{
+	return -1;
 }
 
 /* Whether TC is to answer this packet: it has tags beside the bytes, where they are in nobody's

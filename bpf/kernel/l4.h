@@ -12,6 +12,7 @@
 #include "icmp.h"
 #include "rate.h"
 #include "tcp.h"
+#include "vlan.h"
 #include "verifier.h"
 
 /* A packet that is to be sent on: as what, where to, and what is counted. `seat` 0: not yet. */
@@ -29,6 +30,8 @@ static __always_inline struct decision send_to_node(context_t *ctx, struct packe
 	if (unlikely(packet->first_fragment) &&
 	    note_fragment(packet, sending->to.seat, MODE_L4, 0, &sending->to, 0))
 		return decide(REASON_drop_fragment_clash);
+	if (unlikely(packet->is_tagged))
+		note_vlan_client(ctx, packet);
 	sending->counters->packets_in += packet->segments;
 	sending->counters->bytes_in += packet->bytes;
 	if (rewrite_l4(ctx, packet, &sending->to))
@@ -363,7 +366,7 @@ static __always_inline struct decision follow_flow(context_t *ctx, struct packet
 	if (unlikely((seat->flags & SEAT_RESET) && is_connected(to->state) && !is_opening(packet) &&
 		     !has_passed(flow->deadline, now)))
 		return tell_of_death(packet, place, to, now);
-	if (likely(!(seat->flags & SEAT_DEAD) && (comes_from(packet, flow) || packet->is_tagged))) {
+	if (likely(!(seat->flags & SEAT_DEAD) && comes_from(packet, flow))) {
 		refused = may_translate(ctx, packet, seat);
 		if (unlikely(is_decided(refused)))
 			return refused;

@@ -55,6 +55,9 @@ GALE_MAP("lru_hash", u32, struct rate, sources, 65536, 0);
 GALE_MAP("lru_hash", struct fragment_key, struct fragment, fragments, 8192, 0);
 GALE_MAP("array", int, u64, fragment_ids, 1, 0);
 
+/* By the key of the client's packets; none of those that carry no tag. */
+GALE_MAP("lru_hash", struct flow_key, struct vlan_client, vlan_clients, 16384, 0);
+
 GALE_MAP("percpu_array", int, struct seat_counters, seat_counters, MAX_SEATS, 0);
 GALE_MAP("percpu_array", int, u64, verdicts, HOOK_COUNT * 64, 0);
 

@@ -15,6 +15,7 @@
 #include "fragment.h"
 #include "icmp.h"
 #include "tcp.h"
+#include "vlan.h"
 
 static __always_inline struct decision send_to_client(context_t *ctx, struct packet *packet,
 						      const struct flow *flow,
@@ -33,7 +34,7 @@ static __always_inline struct decision send_to_client(context_t *ctx, struct pac
 	}
 	if (rewrite_l4(ctx, packet, to))
 		return decide(REASON_drop_rewrite_failed);
-	packet->verdict = deliver_to_client(ctx, packet, flow->last_hop, own);
+	packet->verdict = send_back(ctx, packet, flow->last_hop, to, own);
 	return decide(done);
 }
 
@@ -141,7 +142,7 @@ static __always_inline struct decision reply_fragment(context_t *ctx, struct pac
 		counters->bytes_out += packet->bytes;
 	}
 	translate_fragment(packet, first);
-	packet->verdict = deliver_to_client(ctx, packet, first->last_hop, own);
+	packet->verdict = send_back(ctx, packet, first->last_hop, 0, own);
 	return decide(REASON_fragment_forwarded);
 }
 
@@ -157,7 +158,7 @@ static __always_inline struct decision error_to_client(context_t *ctx, struct pa
 		refused = translate_error(ctx, packet, to);
 	if (is_decided(refused))
 		return refused;
-	packet->verdict = deliver_to_client(ctx, packet, flow->last_hop, own);
+	packet->verdict = send_back(ctx, packet, flow->last_hop, to, own);
 	return decide(REASON_icmp_to_client);
 }
 
@@ -238,6 +239,8 @@ static __always_inline enum reason handle_reply(context_t *ctx, struct packet *p
 	own = settings.lookup(&zero);
 	if (unlikely(!own || !own->public_ifindex))
 		return REASON_pass_not_ready;
+	if (unlikely(!is_for_us(ctx, packet, own->private_mac)))
+		return REASON_pass_other_mac;
 	reason = reason_of(forward_reply(ctx, packet, own));
 	return unlikely(packet->answer) ? give_answer(ctx, packet, own, reason) : reason;
 }

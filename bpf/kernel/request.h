@@ -71,6 +71,8 @@ static __always_inline enum reason handle_request(context_t *ctx, struct packet 
 	own = settings.lookup(&zero);
 	if (unlikely(!own || !own->public_ifindex))
 		return REASON_pass_not_ready;
+	if (unlikely(!is_for_us(ctx, packet, own->public_mac)))
+		return REASON_pass_other_mac;
 	reason = reason_of(forward_request(ctx, packet, own));
 	return unlikely(packet->answer) ? give_answer(ctx, packet, own, reason) : reason;
 }

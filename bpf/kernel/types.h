@@ -49,8 +49,12 @@ struct settings {
 	__u64 flow_seed; /* of the flow table's hash: drawn once, when the table is made */
 	__u32 public_ifindex;
 	__u32 private_ifindex;
+	__u8 public_mac[6]; /* a frame that comes there is ours if it is addressed so */
 	__u16 public_mtu;
-	__u8 public_mac[6];
+	__u8 private_mac[6];
+	__u16 padding;
+	__be32 public_address; /* as whom this LB itself speaks there */
+	__be32 private_address;
 	__be32 outer_prefix;	    /* IP in IP: a /16 the outer sources are spread over; 0: none */
 	__u32 chained;		    /* 1: flows may still stand in the table before this one */
 	__u32 new_flows_per_second; /* L4, on this LB as a whole; 0: no limit */
@@ -251,11 +255,24 @@ struct fragment {
 	__u16 padding;
 };
 
+/* Where the packets of a client in a VLAN came from: its replies go back into that VLAN. Tags as
+ * they stand in a frame, the outer one first; protocol 0: no more of them.
+ */
+struct vlan_client {
+	__u8 mac[6];
+	__be16 outer_protocol;
+	__u16 outer_id;
+	__be16 inner_protocol;
+	__u16 inner_id;
+	__u16 padding;
+};
+
 /* A new entry while it is put together: one for each CPU. */
 struct draft {
 	struct flow request;
 	struct flow_offer offer;
 	struct fragment fragment;
+	struct vlan_client vlan_client;
 	__u32 holder; /* the way that has the key wanted; FLOW_WAYS: none */
 	__u32 padding;
 	__s64 number; /* of the port chosen; -1: none */

@@ -270,7 +270,7 @@ class Bench:
         )
         self._counters = Counters(xdp.bpf, possible_cpus())
         service, seats = self._service(), _seats()
-        Tables(xdp).fill([(service, seats)], LOOPBACK, LOOPBACK)
+        Tables(xdp).fill([(service, seats)], LOOPBACK, LOOPBACK, _LB_MAC, _LB_MAC)
         clients = BYSTANDERS if row.syn else CLIENTS
         first_port = _BYSTANDERS_FIRST_SNAT_PORT if row.syn else _FIRST_SNAT_PORT
         self._flows = FlowTable(own, self._wrapper, service, seats, clients, standing, first_port)

@@ -88,12 +88,16 @@ class Tables:
         services: Sequence[tuple[Service, Sequence[Seat]]],
         public: int,
         private: int,
-        public_mac: str | None = None,
+        public_mac: str,
+        private_mac: str,
     ) -> None:
-        """Settings, and each service with its nodes and its ring, as the dataplane writes them."""
+        """Settings, and each service with its nodes and its ring, as the dataplane writes them.
+
+        What is sent to another MAC address than the interface's is for nobody here.
+        """
         kernel = Kernel(self._bpf)
         states = len(kernel.read_settings().timeout)
-        kernel.write_settings(_settings(states, public, private, public_mac))
+        kernel.write_settings(_settings(states, public, private, public_mac, private_mac))
         first = FIRST_SEAT
         for number, (service, seats) in enumerate(services):
             for write in _writes(first, number, service, seats):
@@ -115,7 +119,9 @@ class Tables:
             write_entries(fd, part.tobytes(), raw[start * each : (start + len(part)) * each])
 
 
-def _settings(states: int, public: int, private: int, public_mac: str | None) -> Settings:
+def _settings(
+    states: int, public: int, private: int, public_mac: str, private_mac: str
+) -> Settings:
     return Settings(
         hash_seed=_HASH_SEED,
         flow_seed=_FLOW_SEED,
@@ -123,6 +129,9 @@ def _settings(states: int, public: int, private: int, public_mac: str | None) ->
         private_ifindex=private,
         public_mac=mac_bytes(public_mac),
         public_mtu=_MTU,
+        private_mac=mac_bytes(private_mac),
+        public_address=0,
+        private_address=0,
         outer_prefix=address_word("10.200.0.0"),
         chained=0,
         new_flows_per_second=0,

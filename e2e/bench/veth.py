@@ -298,7 +298,7 @@ class Bench:
         seats = [
             Seat(_node(number), PORT, private, self._sink_mac, mac) for number in range(self._nodes)
         ]
-        tables.fill([(service, seats)], public, private)
+        tables.fill([(service, seats)], public, private, wire.mac_of(self._lb, _PUB), mac)
         if self._established():
             wrapper, count = Wrapper(self._images), self._established()
             FlowTable(table, wrapper, service, seats, CLIENTS, count, FIRST_SNAT_PORT).fill()

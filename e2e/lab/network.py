@@ -20,7 +20,10 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from bpf.loader import compile_program
+from bpf.syscall import pin_object
 from e2e.lab import plan
 from e2e.lab.plan import Link, Plan
 
@@ -64,7 +67,12 @@ def build(lab: Plan, outer_room: int) -> None:
     for machine in lab.machines:
         _set_forwarding(machine)
         for link in lab.links(machine):
-            _plug_in(link, lab.mtu + (outer_room if link.network is plan.PRIVATE else 0))
+            mtu = lab.mtu + (outer_room if link.network is plan.PRIVATE else 0)
+            is_public = plan.is_lb(machine) and link.network is plan.PUBLIC
+            plug_in = _plug_in_without_xdp if lab.no_xdp and is_public else _plug_in
+            plug_in(link, mtu)
+            if lab.vlan and is_public:
+                _tag(link)
         _route(lab, machine)
 
 
@@ -100,6 +108,44 @@ def _plug_in(link: Link, mtu: int) -> None:
         command([*plan.enter(plan.SWITCH), "ethtool", "-K", port, "gro", "on"])
         if link.network is plan.PUBLIC:
             command([*plan.enter(plan.SWITCH), "ethtool", "-K", port, "tx", "off"])
+
+
+def _plug_in_without_xdp(link: Link, mtu: int) -> None:
+    """The interface stands on the cable, and nobody's offloads are off: no XDP hook is fed."""
+    interface, port = link.network.interface, link.port
+    inside = plan.namespace(link.machine)
+    _ip(
+        plan.SWITCH,
+        [
+            f"link add {port} mtu {mtu} type veth peer name {plan.CABLE} mtu {mtu} netns {inside}",
+            f"link set {port} master {link.network.bridge} up",
+        ],
+    )
+    _ip(
+        link.machine,
+        [
+            f"link set {plan.CABLE} up",
+            f"link add link {plan.CABLE} name {interface} type macvlan mode private",
+            f"link set {interface} up",
+            f"address add {link.address}/24 dev {interface}",
+        ],
+    )
+
+
+def _tag(link: Link) -> None:
+    """Have the switch's port carry a VLAN, by two programs (tags.c): the kernel of a lab may have
+    neither VLAN devices nor bridges that know of VLANs.
+    """
+    source = Path(__file__).with_name("tags.c")
+    loaded = compile_program(str(source), defines={"LAB_VLAN": plan.VLAN_ID})
+    command([*plan.enter(plan.SWITCH), "tc", "qdisc", "add", "dev", link.port, "clsact"])
+    for way, name in (("egress", "lab_put_on_tag"), ("ingress", "lab_take_off_tag")):
+        pin = plan.home(link.machine) / "bpf" / name
+        pin_object(loaded.function(name, "tc"), pin)
+        words = ["filter", "add", "dev", link.port, way, "bpf", "da", "object-pinned", str(pin)]
+        command([*plan.enter(plan.SWITCH), "tc", *words])
+        pin.unlink()
+    loaded.close()
 
 
 def _set_forwarding(machine: str) -> None:

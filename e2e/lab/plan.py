@@ -79,6 +79,9 @@ SERVICES = (
     Service("udp", 5300, "udp"),
 )
 """Unless an extra file says otherwise; every node serves all of them, on the VIP's port."""
+CABLE = "cable0"
+"""An LB's public cable where its public interface is another device on top of it."""
+VLAN_ID = 7
 OUTER_BYTES_ROOM = 100
 """By how much packets on the private network may be longer where a service is of mode L3, so that
 a whole packet of a client fits through with its outer header (20 bytes of IPIP, 32 of GUE)."""
@@ -92,6 +95,10 @@ class Plan:
     nodes: int = 3
     mode: str = "l4"
     mtu: int = 1500
+    no_xdp: bool = False
+    """The LBs' public interface is a macvlan, which takes no XDP: TC has all the work."""
+    vlan: bool = False
+    """Between the switch and the LBs' public interface IPv4 goes with a tag, both ways."""
 
     def as_plain(self) -> dict[str, Any]:
         return asdict(self)

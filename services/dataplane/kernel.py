@@ -77,6 +77,11 @@ class Settings:
     private_ifindex: int
     public_mac: bytes
     public_mtu: int
+    private_mac: bytes
+    public_address: int
+    """As `address_word` has it: as whom this LB itself speaks to clients."""
+    private_address: int
+    """Likewise, to nodes."""
     outer_prefix: int
     """As `address_word` has it; 0: none."""
     chained: int
@@ -124,8 +129,8 @@ class Kernel:
     def read_settings(self) -> Settings:
         leaf = self._settings[self._settings.Key(0)]
         values = {field.name: getattr(leaf, field.name) for field in fields(Settings)}
-        arrays = {"public_mac": bytes(leaf.public_mac), "timeout": tuple(leaf.timeout)}
-        return Settings(**values | arrays)
+        macs = {name: bytes(values[name]) for name in ("public_mac", "private_mac")}
+        return Settings(**values | macs | {"timeout": tuple(leaf.timeout)})
 
     def write_settings(self, settings: Settings) -> None:
         _write(self._settings, self._settings.Key(0), asdict(settings))

@@ -29,6 +29,9 @@ def of_machine(present: Machine) -> dict[str, Any]:
         "private_ifindex": present.private.ifindex,
         "public_mac": present.public.mac,
         "public_mtu": min(present.public.mtu, LONGEST_PACKET_BYTES),
+        "private_mac": present.private.mac,
+        "public_address": address_word(present.public.address),
+        "private_address": address_word(present.private.address),
     }
 
 

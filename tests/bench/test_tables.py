@@ -72,7 +72,7 @@ def scenery(entries: int) -> Iterator[Scene]:
         defines=flows.sized(entries),
         cache_dir=IMAGES,
     )
-    Tables(xdp).fill([(SERVICE, SEATS)], LOOPBACK, LOOPBACK, LB_MAC)
+    Tables(xdp).fill([(SERVICE, SEATS)], LOOPBACK, LOOPBACK, LB_MAC, LB_MAC)
     wrapper = Wrapper(IMAGES)
     table = FlowTable(own, wrapper, SERVICE, SEATS, CLIENTS, FLOWS, FIRST_SNAT_PORT)
     yield Scene(xdp, tc, own, table, wrapper)

@@ -511,6 +511,7 @@ def test_unwrapping(kind: Literal["xdp", "tc"]) -> None:
     for seed, count in rounds():
         sent = spoil(base, count, np.random.default_rng(seed))
         sent = sent.only(takes(sent, kind == "xdp"))
+        sent.rows[:, 15] &= 0xFC  # marks of congestion, which go inside, have a test of their own
         run = Run(f"unwrap {kind}", seed, sent, *run_batch(fd, sent, xdp=kind == "xdp"))
         run.check(run.verdicts == KINDS[kind == "xdp"]["pass"], "not passed on")
         ipip = same(run, 34, 14) & (sent.rows[:, 23] == IPIP_PROTOCOL)
