@@ -30,8 +30,8 @@ import httpx
 import typer
 from rich.text import Text
 
+from bpf.attach import OUR_PRIORITY, UNWRAPPER
 from conf import LbConfig, NodeConfig, Paths, Source, load_either
-from services.cli.attachments import OUR_PRIORITY
 from services.cli.host import host_problems
 from services.cli.invocation import NO, WELL, Invocation, print_json
 from services.cli.machine import (
@@ -63,7 +63,6 @@ STRICT = 1
 ARP_IGNORE = "net/ipv4/conf/all/arp_ignore"
 ARP_ANNOUNCE = "net/ipv4/conf/all/arp_announce"
 LOOPBACK = "lo"
-UNWRAPPER = "gale_unwrap"
 
 
 class Level(StrEnum):

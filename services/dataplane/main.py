@@ -360,6 +360,8 @@ class DataplaneProcess:
         self._watch(frozenset(seat.address for seat in self._held.seats.values()), now_ms)
         for hook in forwarding.hooks:
             self._announce(hook)
+        if forwarding.programs.taken_off:
+            _log.info("taken off, wanted no longer", programs=forwarding.programs.taken_off)
         if forwarding.programs.migrated:
             _log.info("maps migrated to a new size", maps=forwarding.programs.migrated)
         if forwarding.programs.resize_waits:

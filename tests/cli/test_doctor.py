@@ -12,9 +12,9 @@ from typing import Any
 import orjson
 import pytest
 
+from bpf.attachments import Attachment, Owner
 from conf import LbConfig, load_lb
 from services.cli import doctor as doctor_module
-from services.cli.attachments import Attachment
 from services.cli.doctor import (
     ARP_ANNOUNCE,
     ARP_IGNORE,
@@ -283,9 +283,11 @@ def test_link(more: dict[str, Any], wanted: list[str]) -> None:
 
 
 def test_programs() -> None:
-    ours = Attachment("pub0", "xdp", "native", 3, "gale_xdp_public", True)
-    foreign = replace(ours, name="", ours=False)
-    filters = [Attachment("pub0", "tc", "bpf", 0, "other", False, prio, 1) for prio in (1, 2)]
+    ours = Attachment("pub0", "xdp", "native", 3, "gale_xdp_public", Owner.LB)
+    foreign = replace(ours, name="", owner=Owner.STRANGER)
+    filters = [
+        Attachment("pub0", "tc", "bpf", 0, "other", Owner.STRANGER, prio, 1) for prio in (1, 2)
+    ]
     there = link("pub0", old_ingress=True, attached=(ours, foreign, *filters))
     assert levels(program_findings(there)) == ["fail", "ok", "fail", "fail", "warn"]
 
@@ -440,7 +442,7 @@ def on_lo(*addresses: str) -> Link:
 
 
 def unwrapping(**more: Any) -> Link:
-    attached = Attachment("priv0", "tc", "bpf", 0, "gale_unwrap", True, 1, 1)
+    attached = Attachment("priv0", "tc", "bpf", 0, "gale_unwrap", Owner.NODE, 1, 1)
     return link("priv0", attached=(attached,), **more)
 
 
