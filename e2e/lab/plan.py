@@ -92,6 +92,9 @@ class Plan:
     nodes: int = 3
     mode: str = "l4"
     mtu: int = 1500
+    devices: tuple[str, ...] = ()
+    """Of what kind each LB's interfaces are, `PUBLIC/PRIVATE` (see `devices`); the last one holds
+    for all further LBs. None: veth/veth."""
 
     def as_plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -117,6 +120,14 @@ class Plan:
         if is_lb(machine):
             return (Link(machine, PUBLIC, 10 + number), Link(machine, PRIVATE, 10 + number))
         return (Link(machine, PRIVATE, 20 + number),)
+
+    def device(self, link: Link) -> str:
+        """Of what kind this interface is."""
+        if not (is_lb(link.machine) and self.devices):
+            return "veth"
+        number = min(self.lb_names.index(link.machine), len(self.devices) - 1)
+        public, private = self.devices[number].split("/")
+        return public if link.network is PUBLIC else private
 
     def vip(self, lb: str) -> str:
         """Without floating VIPs an LB's own public address is its VIP."""
