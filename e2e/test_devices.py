@@ -8,13 +8,12 @@ datagrams; and that the status says who sends, XDP or TC, and why.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from e2e import whole
 from e2e.hosts import LabHosts, lab_hosts, verdicts, wait_for
 from e2e.lab import Plan
 from e2e.lab.devices import known
@@ -23,23 +22,6 @@ PAIRS = ("veth/bridge", "bridge/macvlan", "macvlan/tap", "tap/veth", "vlan/bond"
 PRESENT = tuple(pair for pair in PAIRS if set(pair.split("/")) <= known())
 NATIVE_XDP = {"veth", "tap", "bond"}
 TAKES_FRAMES = {"veth", "tap", "bond"}
-FETCH = """
-fetch() { curl --silent --max-time 20 --noproxy '*' "http://$1:8080/$2"; }
-for i in $(seq 12); do fetch "$1" ""; done | sort -u | xargs
-[ "$(fetch "$1" 1m.bin | sha256sum | cut -c-64)" = "$(fetch "$1" 1m.bin.sha256 | cut -c-64)" ] \\
-    && echo whole
-"""
-UPLOAD = """
-import os, socket, sys, threading
-flow = socket.create_connection((sys.argv[1], 9000), timeout=20)
-stream = flow.makefile("rb")
-stream.readline()
-sent = os.urandom(1_000_000)
-threading.Thread(target=flow.sendall, args=[sent]).start()
-assert stream.read(len(sent)) == sent
-print("whole")
-"""
-UDP_CLIENT = Path(__file__).with_name("datagrams.py").read_text()
 
 
 @pytest.fixture(scope="module", params=["l2", "l3", "l4"])
@@ -64,23 +46,12 @@ def kinds(hosts: LabHosts, lb: str) -> tuple[str, str]:
     return hosts.lab.plan.device(public), hosts.lab.plan.device(private)
 
 
-def test_pages_and_a_download(hosts: LabHosts, lb: str) -> None:
+def test_what_is_fetched_and_sent_arrives_whole(hosts: LabHosts, lb: str) -> None:
     vip = hosts.lab.plan.vip(lb)
-    done = hosts.run(hosts.client, "bash", "-c", FETCH, "fetch", vip)
-    assert done.stdout.split() == [*hosts.nodes, "whole"], done.stderr
-
-
-def test_an_upload_comes_back_whole(hosts: LabHosts, lb: str) -> None:
-    done = hosts.run(hosts.client, "python3", "-c", UPLOAD, hosts.lab.plan.vip(lb))
-    assert done.stdout.split() == ["whole"], done.stderr
-
-
-@pytest.mark.parametrize("size", [40, 4000])
-def test_datagrams(hosts: LabHosts, lb: str, size: int) -> None:
-    words = ("python3", "-c", UDP_CLIENT, hosts.lab.plan.vip(lb), "5300")
-    done = hosts.run(hosts.client, *words, "--count", "20", "--bytes", str(size))
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["lost"] == 0
+    whole.pages_and_a_download(hosts, vip)
+    whole.upload(hosts, vip)
+    for size in (40, 4000):
+        whole.datagrams(hosts, vip, size)
 
 
 def test_the_status_says_who_sends_and_so_it_is(
