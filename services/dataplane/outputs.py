@@ -62,8 +62,12 @@ def marked(
     next_hops: Mapping[str, NextHop | None], features: Mapping[int, int] | None, senders: Senders
 ) -> dict[str, NextHop | None]:
     """The same next hops, each saying whether TC must send to it."""
+    devices = {hop.ifindex for hop in next_hops.values() if hop is not None}
+    left_to_tc = {ifindex for ifindex in devices if by_tc(ifindex, features, senders)}
     return {
-        address: hop and replace(hop, by_tc=by_tc(hop.ifindex, features, senders))
+        address: hop
+        if hop is None or hop.by_tc == (hop.ifindex in left_to_tc)
+        else replace(hop, by_tc=hop.ifindex in left_to_tc)
         for address, hop in next_hops.items()
     }
 
