@@ -435,6 +435,18 @@ class SeatState:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputState:
+    """A device that packets leave by, and who sends them there."""
+
+    interface: str
+    carries: str
+    """requests, or replies (of mode L4)."""
+    hook: str
+    """xdp or tc."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneState:
     """`state.dataplane.`: what the kernel has been told."""
 
@@ -447,6 +459,7 @@ class DataplaneState:
     services: tuple[str, ...]
     moved_slots_total: Whole
     waiting_for: str
+    outputs: tuple[OutputState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

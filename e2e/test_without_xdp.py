@@ -30,7 +30,7 @@ def hosts(
     ours = [{"name": one.name, "port": one.port, "protocol": one.protocol} for one in SERVICES]
     extra.write_text(toml_text({"services": [*ours, IPERF]}))
     mode, _, vlan = request.param.partition(" in a ")
-    lab = Plan(nodes=2, mode=mode, no_xdp=True, vlan=bool(vlan))
+    lab = Plan(nodes=2, mode=mode, devices=("macvlan/veth",), vlan=bool(vlan))
     with lab_hosts(lab, say, extra) as machines:
         yield machines
 

@@ -251,8 +251,10 @@ static __always_inline int send_answer(context_t *ctx, struct packet *packet,
 static __always_inline enum reason give_answer(context_t *ctx, struct packet *packet,
 					       const struct settings *own, enum reason reason)
 {
-	if (is_answered_by_tc(packet))
-		return REASON_slow_vlan;
+	struct decision refused = can_answer(ctx, packet, own);
+
+	if (is_decided(refused))
+		return reason_of(refused);
 	if (packet->answer != ANSWER_TOO_BIG && !may_answer(own))
 		return REASON_drop_answer_rate;
 	return send_answer(ctx, packet, own) ? reason_without_answer(reason) : reason;

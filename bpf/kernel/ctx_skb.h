@@ -203,7 +203,8 @@ static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet
  * source address.
  */
 static __always_inline struct decision can_reach_client(const struct packet *packet,
-							const __u8 *last_hop)
+							const __u8 *last_hop,
+							const struct settings *own)
 {
 	return UNDECIDED;
 }
@@ -273,9 +274,10 @@ static __always_inline int put_outer(context_t *ctx, struct packet *packet, void
 	return bpf_skb_store_bytes(ctx, sizeof(struct ethhdr), outer, bytes, 0);
 }
 
-static __always_inline int is_answered_by_tc(const struct packet *packet)
+static __always_inline struct decision can_answer(context_t *ctx, const struct packet *packet,
+						  const struct settings *own)
 {
-	return 0;
+	return UNDECIDED;
 }
 
 /* Cuts the frame to its first `kept` bytes. */

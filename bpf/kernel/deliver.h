@@ -51,7 +51,7 @@ static __always_inline struct decision may_translate(context_t *ctx, struct pack
 static __always_inline struct decision may_reply(context_t *ctx, struct packet *packet,
 						 const __u8 *last_hop, const struct settings *own)
 {
-	struct decision refused = can_reach_client(packet, last_hop);
+	struct decision refused = can_reach_client(packet, last_hop, own);
 
 	if (unlikely(is_decided(refused)))
 		return refused;

@@ -20,6 +20,7 @@
 	REASON(pass_not_ready, "programs are attached, but user space has not set them up yet")    \
 	/* Ours, but XDP cannot finish it: TC does the same work on the next hook. */              \
 	REASON(slow_next_hop, "the next hop is not resolved yet")                                  \
+	REASON(slow_output, "the device it leaves by takes no frames from XDP")                    \
 	REASON(slow_ip_options, "the IPv4 header carries options")                                 \
 	REASON(slow_vlan, "a VLAN tag has to come off, or to be kept in mind")                     \
 	/* Sent on, or answered. */                                                                \

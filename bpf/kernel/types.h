@@ -61,7 +61,9 @@ struct settings {
 	__u32 new_flows_per_second_per_source;
 	__u32 answers_per_second; /* RSTs and unreachables that strangers may provoke */
 	__u32 zero;		  /* always; see `unknown` in verifier.h */
-	__u32 timeout[16];	  /* ticks, by enum flow_state */
+	__u32 public_by_tc;	  /* 1: this device takes no frames from XDP, so TC sends there */
+	__u32 private_by_tc;
+	__u32 timeout[16]; /* ticks, by enum flow_state */
 };
 
 struct service_key {
@@ -107,6 +109,7 @@ struct ring_entry {
 #define SEAT_UP 2	/* takes new flows */
 #define SEAT_DEAD 4	/* its node is down: UDP and a SYN choose anew */
 #define SEAT_RESET 8	/* ... and so its other TCP flows are reset */
+#define SEAT_BY_TC 16	/* the device towards it takes no frames from XDP */
 
 /* One node's place at one service, with all that the fast path needs to reach it. */
 struct seat {

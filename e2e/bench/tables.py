@@ -137,6 +137,8 @@ def _settings(
         new_flows_per_second=0,
         new_flows_per_second_per_source=0,
         answers_per_second=ANSWERS_PER_SECOND,
+        public_by_tc=0,
+        private_by_tc=0,
         # A file that says nothing.
         timeout=timeouts(LbConfig.model_construct(), states),
     )

@@ -33,6 +33,8 @@ PLAN_FILE = plan.ROOT_DIR / "plan.json"
 BLOCK_BYTES = 1 << 20
 FILES = {"1k.bin": 1 << 10, "1m.bin": 1 << 20, "200m.bin": 200 << 20}
 SHIPPED_SUPERVISOR_DIR = plan.CHECKOUT_DIR / "conf" / "supervisor"
+IMAGES_DIR = plan.CHECKOUT_DIR / "build" / "images"
+"""Compiled programs, for all LBs of all labs: compiling is the slowest part of a start."""
 STAND_IN = "EXTRA.toml"
 Table = dict[str, Any]
 
@@ -130,6 +132,9 @@ def _write_machine(machine: str) -> None:
     home = plan.home(machine)
     for directory in ("run", "state", "log", "bpf", "supervisor"):
         (home / directory).mkdir(parents=True)
+    if plan.is_lb(machine):
+        IMAGES_DIR.mkdir(parents=True, exist_ok=True)
+        (home / "state" / "programs").symlink_to(IMAGES_DIR)
     environment = ",".join(f'{name}="{value}"' for name, value in plan.environment(machine).items())
     plan.supervisor_conf(machine).write_text(
         SUPERVISORD_CONF.format(home=home, environment=environment)
@@ -189,6 +194,11 @@ def uses_outer_headers(lab: Plan, overlay: Table) -> bool:
     config = lb_config(lab, lab.lb_names[0], overlay)
     mode = config["local"]["mode"]
     return any(table.get("mode", mode) == "l3" for table in config["services"])
+
+
+def replies_by_xdp(lab: Plan, overlay: Table) -> bool:
+    config = lb_config(lab, lab.lb_names[0], overlay)
+    return bool(config.get("dataplane", {}).get("reply_hook") == "xdp")
 
 
 def node_config(lab: Plan, machine: str, served: tuple[Service, ...]) -> Table:

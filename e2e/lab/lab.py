@@ -96,7 +96,11 @@ class Lab:
         files.write_all(self.plan, overlay)
         say(f"building the network of {len(self.plan.machines)} machines")
         outer = files.uses_outer_headers(self.plan, overlay)
-        network.build(self.plan, plan.OUTER_BYTES_ROOM if outer else 0)
+        network.build(
+            self.plan,
+            plan.OUTER_BYTES_ROOM if outer else 0,
+            replies_by_xdp=files.replies_by_xdp(self.plan, overlay),
+        )
         for machine in (*self.plan.node_names, *self.plan.lb_names):
             say(f"starting supervisord on {machine}")
             self.start_supervisord(machine)

@@ -79,8 +79,6 @@ SERVICES = (
     Service("udp", 5300, "udp"),
 )
 """Unless an extra file says otherwise; every node serves all of them, on the VIP's port."""
-CABLE = "cable0"
-"""An LB's public cable where its public interface is another device on top of it."""
 VLAN_ID = 7
 OUTER_BYTES_ROOM = 100
 """By how much packets on the private network may be longer where a service is of mode L3, so that
@@ -95,10 +93,11 @@ class Plan:
     nodes: int = 3
     mode: str = "l4"
     mtu: int = 1500
-    no_xdp: bool = False
-    """The LBs' public interface is a macvlan, which takes no XDP: TC has all the work."""
     vlan: bool = False
     """Between the switch and the LBs' public interface IPv4 goes with a tag, both ways."""
+    devices: tuple[str, ...] = ()
+    """Of what kind each LB's interfaces are, `PUBLIC/PRIVATE` (see `devices`); the last one holds
+    for all further LBs. None: veth/veth."""
 
     def as_plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -124,6 +123,14 @@ class Plan:
         if is_lb(machine):
             return (Link(machine, PUBLIC, 10 + number), Link(machine, PRIVATE, 10 + number))
         return (Link(machine, PRIVATE, 20 + number),)
+
+    def device(self, link: Link) -> str:
+        """Of what kind this interface is."""
+        if not (is_lb(link.machine) and self.devices):
+            return "veth"
+        number = min(self.lb_names.index(link.machine), len(self.devices) - 1)
+        public, private = self.devices[number].split("/")
+        return public if link.network is PUBLIC else private
 
     def vip(self, lb: str) -> str:
         """Without floating VIPs an LB's own public address is its VIP."""

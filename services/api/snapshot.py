@@ -161,11 +161,22 @@ class HookShape:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputShape:
+    """By which device packets leave, and who sends them: xdp or tc, with the reason."""
+
+    interface: str
+    carries: str
+    hook: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneShape:
     ready: bool
     epoch: int
     """The node table's version the kernel has been told."""
     hooks: list[HookShape]
+    outputs: list[OutputShape]
     conntrack_established: int | None
     conntrack_half_open: int | None
     conntrack_capacity: int | None
@@ -429,6 +440,10 @@ def _dataplane(fold: Fold, now_ms: int) -> DataplaneShape | None:
         hooks=[
             HookShape(hook.program, hook.interface, hook.attached, hook.flavour, hook.detail)
             for hook in state.hooks
+        ],
+        outputs=[
+            OutputShape(output.interface, output.carries, output.hook, output.reason)
+            for output in state.outputs
         ],
         conntrack_established=counters.conntrack_established if counters else None,
         conntrack_half_open=counters.conntrack_half_open if counters else None,

@@ -20,7 +20,8 @@ from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, genlmsg
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
-from services.cli.attachments import Attachment, NoSuchInterfaceError, attachments
+from bpf.attach import InterfaceMissing
+from bpf.attachments import Attachment, attachments
 
 XDP_BASIC, XDP_REDIRECT, XDP_TAKES_REDIRECTED = 1, 2, 4
 """Of what a driver says it can do with XDP (NETDEV_XDP_ACT_*)."""
@@ -123,7 +124,7 @@ def _link(netlink: IPRoute, name: str, bpf_dir: Path) -> Link | None:
             attached=tuple(attachments(netlink, name, bpf_dir)),
             networks=tuple(_network(address) for address in addresses),
         )
-    except (OSError, NetlinkError, NoSuchInterfaceError):
+    except (OSError, NetlinkError, InterfaceMissing):
         return None
 
 

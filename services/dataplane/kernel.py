@@ -55,7 +55,7 @@ from services.dataplane.words import (
 
 SERVICE_PLACES, SERVICE_PROBES = 1024, 4
 SERVICE_HASH_FACTOR, SERVICE_PLACE_SHIFT = 0x9E3779B97F4A7C15, 54
-SEAT_RESOLVED, SEAT_UP, SEAT_DEAD, SEAT_RESET = 1, 2, 4, 8
+SEAT_RESOLVED, SEAT_UP, SEAT_DEAD, SEAT_RESET, SEAT_BY_TC = 1, 2, 4, 8, 16
 SERVICE_AFFINITY_CLIENT, SERVICE_NO_SNAT, SERVICE_GUE = 1, 2, 4
 SERVICE_NO_RESET, SERVICE_HAS_FLOWS, SERVICE_RETIRED = 8, 16, 32
 ADDRESS_OF_SERVICE, ADDRESS_FLOATING, ADDRESS_SNAT = 1, 2, 4
@@ -89,6 +89,9 @@ class Settings:
     new_flows_per_second: int
     new_flows_per_second_per_source: int
     answers_per_second: int
+    public_by_tc: int
+    """1: this device takes no frames from XDP, so TC sends there."""
+    private_by_tc: int
     timeout: tuple[int, ...]
     """Ticks, by state; as many as the array has."""
 
@@ -315,6 +318,7 @@ def _seat(value: Any) -> Seat:
             mtu=int(value["mtu"]),
             gateway=None if gateway == address else gateway,
             source=address_text(value["outer_source"]),
+            by_tc=bool(flags & SEAT_BY_TC),
         )
     return Seat(
         identity=int(value["identity"]),
@@ -344,7 +348,8 @@ def _seat_fields(seat: Seat) -> dict[str, Any]:
         "flags": SEAT_RESOLVED * is_resolved
         | SEAT_UP * seat.up
         | SEAT_DEAD * seat.dead
-        | SEAT_RESET * seat.reset,
+        | SEAT_RESET * seat.reset
+        | SEAT_BY_TC * (hop is not None and hop.by_tc),
     }
     if hop is None:
         return values

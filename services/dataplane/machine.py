@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from services.dataplane.outputs import Device
+
 
 @dataclass(frozen=True, slots=True)
 class Interface:
@@ -44,6 +46,17 @@ def addresses(netlink: IPRoute) -> frozenset[str]:
         str(each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS"))
         for each in netlink.get_addr(family=socket.AF_INET)
     )
+
+
+def device(netlink: IPRoute, ifindex: int) -> Device | None:
+    """Its name and kind; None when it has gone."""
+    try:
+        link = netlink.get_links(ifindex)[0]
+    except NetlinkError:
+        return None
+    info = link.get_attr("IFLA_LINKINFO")
+    kind = info.get_attr("IFLA_INFO_KIND") if info is not None else None
+    return Device(link.get_attr("IFLA_IFNAME"), kind or "")
 
 
 def _interface(netlink: IPRoute, name: str) -> Interface:

@@ -67,13 +67,14 @@ from bus.messages import (
 from bus.socket import CommandError, CommandServer, Later, Publisher, Subscriber
 from conf import ConfigError, LbConfig, Paths, load_lb
 from services import logs
-from services.dataplane import machine
+from services.dataplane import machine, outputs
 from services.dataplane.flows.listing import Rows, Seated, list_flows
 from services.dataplane.forwarding import Forwarding, monotonic_ms
 from services.dataplane.fronts import service_identity
 from services.dataplane.kernel import Settings
 from services.dataplane.maps import EMPTY, Facts, KernelState, ServiceRemoval, snat_ports
 from services.dataplane.mode_change import Waits, modes_in_force, modes_of_nodes
+from services.dataplane.netdev import DeviceMonitor
 from services.dataplane.netlink import NextHopMonitor
 from services.dataplane.nexthop import NextHop
 from services.dataplane.plan import Plan, make_plan
@@ -146,6 +147,10 @@ class DataplaneProcess:
         self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
         self._netlink = IPRoute()
         self._monitor = NextHopMonitor()
+        self._devices = DeviceMonitor()
+        self._by_tc: tuple[bool, ...] = ()
+        """Whether TC must send to the public device, and to the private one."""
+        self._features = self._devices.serve()
         self._next_hops: Mapping[str, NextHop | None] = {}
         self._watched: frozenset[str] = frozenset()
         self._forwarding: Forwarding | None = None
@@ -176,7 +181,7 @@ class DataplaneProcess:
         poller = zmq.Poller()
         for polled in (self._publisher.poll_socket, self._commands.socket, self._subscriber.socket):
             poller.register(polled, zmq.POLLIN)
-        for descriptor in (wake.fileno(), self._monitor.fileno()):
+        for descriptor in (wake.fileno(), self._monitor.fileno(), self._devices.fileno()):
             poller.register(descriptor, zmq.POLLIN)
         self._start(monotonic_ms())
         adopted = f"{len(self._held.seats)} seats" if self._held.seats else ""
@@ -195,6 +200,8 @@ class DataplaneProcess:
             self._forwarding.close()
         for owned in (self._publisher, self._commands, self._subscriber, self._netlink):
             owned.close()
+        for watching in (self._monitor, self._devices):
+            watching.close()
         self._context.term()
 
     def _step(self, now_ms: int) -> None:
@@ -251,9 +258,28 @@ class DataplaneProcess:
             elif isinstance(envelope.data, LocalView):
                 self._stale |= _states(envelope.data) != _states(self._view)
                 self._view = envelope.data
-        next_hops = self._monitor.serve(now_ms)
+        next_hops = self._look_for_ways(now_ms)
         self._stale |= next_hops != self._next_hops
         self._next_hops = next_hops
+        if self._forwarding is not None:
+            present = self._forwarding.machine
+            by_tc = tuple(map(self._is_by_tc, (present.public.ifindex, present.private.ifindex)))
+            self._stale |= by_tc != self._by_tc
+            self._by_tc = by_tc
+
+    def _look_for_ways(self, now_ms: int) -> Mapping[str, NextHop | None]:
+        """The next hops, each with who sends to it."""
+        self._features = self._devices.serve()
+        return outputs.marked(self._monitor.serve(now_ms), self._features, self._senders)
+
+    @property
+    def _senders(self) -> outputs.Senders:
+        forwarding = self._forwarding
+        generic = self._started_with.dataplane.xdp == "generic"
+        return outputs.Senders(generic, forwarding is not None and forwarding.xdp_in_pieces)
+
+    def _is_by_tc(self, ifindex: int) -> bool:
+        return outputs.by_tc(ifindex, self._features, self._senders)
 
     def _command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any] | Later:
         match verb:
@@ -325,15 +351,18 @@ class DataplaneProcess:
             self._retry_ms = monotonic_ms() + COMPILE_RETRY_MS
             return
         self._forwarding = forwarding
+        self._describe_outputs(forwarding)
         self._waiting_for = ""
         self._held = forwarding.kernel.adopt()
         if forwarding.settings.public_ifindex:
             # What was set up goes on, with interfaces that may have other numbers by now.
-            there = of_machine(forwarding.machine)
+            there = of_machine(forwarding.machine, self._is_by_tc)
             forwarding.write_settings(replace(forwarding.settings, **there))
         self._watch(frozenset(seat.address for seat in self._held.seats.values()), now_ms)
         for hook in forwarding.hooks:
             self._announce(hook)
+        if forwarding.programs.taken_off:
+            _log.info("taken off, wanted no longer", programs=forwarding.programs.taken_off)
         if forwarding.programs.migrated:
             _log.info("maps migrated to a new size", maps=forwarding.programs.migrated)
         if forwarding.programs.resize_waits:
@@ -385,6 +414,7 @@ class DataplaneProcess:
         plan = forwarding.programs.plan
         try:
             forwarding.hooks = forwarding.programs.hooks()
+            self._describe_outputs(forwarding)
             present = machine.look(self._netlink, plan.public, plan.private)
             addresses = machine.addresses(self._netlink)
         except (machine.NotReadyError, NetlinkError) as reason:
@@ -401,6 +431,18 @@ class DataplaneProcess:
         self._stale |= addresses != forwarding.addresses
         forwarding.addresses = addresses
         self._waiting_for = ""
+
+    def _describe_outputs(self, forwarding: Forwarding) -> None:
+        present = forwarding.machine
+        hops = {hop.ifindex for hop in self._next_hops.values() if hop is not None}
+        forwarding.outputs = outputs.states(
+            forwarding.hooks,
+            present.public.ifindex,
+            hops or {present.private.ifindex},
+            lambda ifindex: machine.device(self._netlink, ifindex),
+            self._features,
+            self._senders,
+        )
 
     def _plan(self, forwarding: Forwarding, now_ms: int) -> None:
         """Bring the maps to what the table says; nothing to do if nothing has changed."""
@@ -457,7 +499,7 @@ class DataplaneProcess:
         if addresses != self._watched:
             self._watched = addresses
             self._monitor.watch(addresses)
-            self._next_hops = self._monitor.serve(now_ms)
+            self._next_hops = self._look_for_ways(now_ms)
 
     def _facts(self, forwarding: Forwarding) -> Facts:
         return Facts(
@@ -478,6 +520,7 @@ class DataplaneProcess:
             forwarding.settings.flow_seed or randbits(64) or 1,
             chained=forwarding.programs.chained,
             states=len(forwarding.settings.timeout),
+            by_tc=self._is_by_tc,
         )
 
     # ------------------------------------------------------------------ housekeeping
@@ -553,6 +596,7 @@ class DataplaneProcess:
             services=tuple(service.name for service in table.services) if table else (),
             moved_slots_total=self._moved_slots,
             waiting_for=self._waiting_for,
+            outputs=forwarding.outputs if forwarding is not None else (),
         )
         if state == self._published and now_ms < self._republish_ms:
             return

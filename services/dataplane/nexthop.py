@@ -54,6 +54,8 @@ class NextHop:
     """None: the node is on the link itself."""
     source: str | None
     """The address of this LB that the kernel would choose towards the node."""
+    by_tc: bool = False
+    """The device takes no frames from XDP (`outputs`)."""
 
 
 # --------------------------------------------------------------------------- messages of netlink

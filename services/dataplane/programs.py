@@ -6,6 +6,10 @@ source that does not compile, a map whose pin does not fit (`PinMismatch`) and a
 verifier refuses all leave the old programs forwarding. TC is attached before XDP: what a new XDP
 program passes on must find its TC program.
 
+What is attached is a set (bpf/attachments.py): once the new programs are on their hooks, whatever
+of an earlier configuration is on another one is taken off, on all interfaces of the machine. What
+cannot be taken off stands among the hooks, with the reason.
+
 Three pins below `prog/`: `xdp_public`, `tc_public`, `tc_private`. Where public and private
 interface are one, `tc_public` handles both directions and there is no `tc_private`. Without native
 XDP the TC program takes the requests too, and the hook's state says why. With `reply_hook = "xdp"`
@@ -28,6 +32,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from bpf import attach
+from bpf.attachments import TC, XDP, Attachment, Place, set_aside, take_off_rest
 from bpf.chain import FlowTables
 from bpf.loader import LoadedObject, compile_programs, fill_cache
 from bpf.pins import PinnedMaps
@@ -110,9 +115,14 @@ class Programs:
     ) -> None:
         """`old_table_is_empty`: no flow lives in the flow table before the present one."""
         self.plan = plan
+        self._bpf_dir = bpf_dir
         self._pins = bpf_dir / "prog"
         self._netlink = netlink
         self._without_xdp: dict[str, str] = {}
+        self._left: dict[Attachment, str] = {}
+        """What is wanted no longer and could not be taken off, with the reason."""
+        self.taken_off: tuple[str, ...] = ()
+        """What was wanted no longer, in words."""
         self.migrated: tuple[str, ...] = ()
         """The maps that were copied to a new size."""
         self._refuse_foreign()
@@ -155,11 +165,22 @@ class Programs:
 
     def _refuse_foreign(self) -> None:
         """Before anything is compiled or attached: half of the hooks would be worse than none."""
-        plan = self.plan
-        attach.refuse_foreign(self._netlink, plan.public, self._pins / "xdp_public")
+        plan, pins = self.plan, self._pins
+        attach.refuse_foreign(self._netlink, plan.public, pins / "xdp_public", pins / "tc_public")
         if not plan.one_arm:
-            pin = self._pins / "xdp_private" if self._replies_by_xdp else None
-            attach.refuse_foreign(self._netlink, plan.private, pin)
+            pin = pins / "xdp_private" if self._replies_by_xdp else None
+            attach.refuse_foreign(self._netlink, plan.private, pin, pins / "tc_private")
+
+    @property
+    def _wanted(self) -> dict[Place, str]:
+        """By interface and hook, the pin of what is to be there."""
+        plan = self.plan
+        wanted = {(plan.public, XDP): "xdp_public", (plan.public, TC): "tc_public"}
+        if not plan.one_arm:
+            wanted[plan.private, TC] = "tc_private"
+        if self._replies_by_xdp:
+            wanted[plan.private, XDP] = "xdp_private"
+        return {place: pin for place, pin in wanted.items() if pin not in self._without_xdp}
 
     @property
     def objects(self) -> LoadedObject:
@@ -179,6 +200,7 @@ class Programs:
             for pin, name, at in xdp
         ]
         self._maps.prepare()
+        set_aside(netlink, self._bpf_dir, self._wanted)
         if self.chained:
             self._write_chained()
         if not plan.one_arm:
@@ -186,6 +208,9 @@ class Programs:
         attach.attach_tc(netlink, plan.public, tc_public, self._pins / "tc_public")
         for pin, interface, fd in loaded:
             self._attach_xdp(pin, interface, fd)
+        rest = take_off_rest(netlink, self._bpf_dir, self._wanted)
+        self._left = {each: problem for each, problem in rest.items() if problem}
+        self.taken_off = tuple(f"{each.interface}: {each}" for each in rest.keys() - self._left)
         if not self.chained:
             self._write_chained()
         self.migrated = self._maps.migrated
@@ -220,6 +245,9 @@ class Programs:
         states.append(_state(attach.tc_state(netlink, plan.public, self._pins / "tc_public")))
         if not plan.one_arm:
             states.append(_state(attach.tc_state(netlink, plan.private, self._pins / "tc_private")))
+        for each, problem in self._left.items():
+            detail = f"not wanted any more, and it cannot be taken off: {problem}"
+            states.append(HookState(each.name, each.interface, True, each.flavour, detail))
         return tuple(states)
 
     def lost(self, hooks: tuple[HookState, ...]) -> list[str]:

@@ -179,6 +179,17 @@ class Site:
         run("ip", "-n", self.lb, "address", "add", f"{PRIVATE}/24", "dev", "priv0")
         run("ip", "-n", self.lb, "link", "set", "priv0", "up")
 
+    def rebuild_private_as_bridge(self) -> None:
+        """`priv0` of the LB becomes a bridge, which the cable is a port of."""
+        ip = ("ip", "-n", self.lb)
+        run(*ip, "address", "flush", "dev", "priv0")
+        run(*ip, "link", "set", "priv0", "down")
+        run(*ip, "link", "set", "priv0", "name", "cable0")
+        run(*ip, "link", "add", "priv0", "type", "bridge", "stp_state", "0")
+        run(*ip, "link", "set", "cable0", "master", "priv0", "up")
+        run(*ip, "address", "add", f"{PRIVATE}/24", "dev", "priv0")
+        run(*ip, "link", "set", "priv0", "up")
+
     def plug(self, where: str, name: str, address: str) -> None:
         """A cable from the LB to another machine, whose end is ready."""
         run(

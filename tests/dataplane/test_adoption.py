@@ -292,6 +292,8 @@ def test_settings_are_read_as_they_were_written(kernel: Kernel) -> None:
         new_flows_per_second=10**8,
         new_flows_per_second_per_source=10**7,
         answers_per_second=1000,
+        public_by_tc=1,
+        private_by_tc=2,
         timeout=tuple(range(2**32 - 16, 2**32)),
     )
     kernel.write_settings(settings)
