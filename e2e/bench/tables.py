@@ -184,6 +184,8 @@ def _service_value(number: int, service: Service) -> maps.Service:
         no_reset=service.no_reset,
         has_flows=is_l4,
         retired=False,
+        keeps_port=False,
+        ring=number,
         snat_addresses=(service.snat_address,) if is_l4 else (),
         snat_slice=_slice(service) if is_l4 else NO_PORTS,
     )
@@ -191,7 +193,7 @@ def _service_value(number: int, service: Service) -> maps.Service:
 
 def _slots(first: int, number: int, nodes: int) -> SlotsWrite:
     members = [ring.Member(f"node-{node}", 1) for node in range(nodes)]
-    slots = ring.build(members, _HASH_SEED, "benchmark") + first
+    slots = ring.build(members, _HASH_SEED, "benchmark") + first - number
     padded = np.zeros(ENTRIES * LANES, np.uint16)
     padded[: slots.size] = slots
     indices = number * ENTRIES + np.arange(ENTRIES, dtype=np.uint32)

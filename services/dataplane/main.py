@@ -70,13 +70,14 @@ from services.dataplane import machine
 from services.dataplane.flows.listing import Rows, Seated, list_flows
 from services.dataplane.forwarding import Forwarding, monotonic_ms
 from services.dataplane.fronts import service_identity
-from services.dataplane.kernel import Settings
+from services.dataplane.front_table import MOST_FRONTS
+from services.dataplane.kernel import MAX_SERVICES, Settings
 from services.dataplane.maps import EMPTY, Facts, KernelState, ServiceRemoval, snat_ports
 from services.dataplane.mode_change import Waits, modes_in_force, modes_of_nodes
 from services.dataplane.netlink import NextHopMonitor
 from services.dataplane.nexthop import NextHop
 from services.dataplane.plan import Plan, make_plan
-from services.dataplane.programs import ProgramPlan
+from services.dataplane.programs import ProgramPlan, rings_for
 from services.dataplane.settings import of_machine, settings
 
 REPUBLISH_MS = 500
@@ -164,7 +165,7 @@ class DataplaneProcess:
         self._stale = True
         now_ms = monotonic_ms()
         self._retry_ms = self._republish_ms = self._count_ms = self._settle_ms = now_ms
-        self._unchain_ms = now_ms
+        self._unchain_ms = self._grow_ms = now_ms
         self._stopping = self._reload_wanted = False
 
     # ------------------------------------------------------------------ the loop
@@ -345,23 +346,41 @@ class DataplaneProcess:
             self._paths.bpf_dir,
             self._paths.state_dir / PROGRAM_CACHE,
             self._netlink,
+            services=max(
+                len(self._config.services), len(self._table.services) if self._table else 0
+            ),
             old_table_is_empty=old_table_is_empty,
         )
 
     def _unchain(self, forwarding: Forwarding, now_ms: int) -> None:
         """The flow table before this one is empty: attach programs that know nothing of it."""
         self._unchain_ms = now_ms + UNCHAIN_RETRY_MS
+        if self._succeed(forwarding, old_table_is_empty=True):
+            _log.info("the flow table before this one was empty, and is gone")
+
+    def _make_room(self, forwarding: Forwarding, table: NodeTable, now_ms: int) -> Forwarding:
+        """More services than there is room for: attach programs over a larger map of rings."""
+        rings = rings_for(len(table.services))
+        if rings <= forwarding.kernel.max_rings or now_ms < self._grow_ms:
+            return forwarding
+        self._grow_ms = now_ms + COMPILE_RETRY_MS
+        if self._succeed(forwarding):
+            _log.info("the map of rings has grown", services=len(table.services), rings=rings)
+        return self._forwarding or forwarding
+
+    def _succeed(self, forwarding: Forwarding, *, old_table_is_empty: bool = False) -> bool:
+        """Attach programs of another size over the present ones, which go on until then."""
         try:
-            successor = self._attach(old_table_is_empty=True)
+            successor = self._attach(old_table_is_empty=old_table_is_empty)
         except (*NOT_READY, *REFUSED) as reason:
-            _log.warning("the flow table before this one is empty, and stays", why=str(reason))
-            return
-        # Of the maps only the table before has changed; where services stand must be read.
+            _log.warning("programs of another size cannot be attached", why=str(reason))
+            return False
+        # What the maps hold is what it was; where services stand must be read.
         successor.kernel.adopt()
         self._forwarding = successor
         self._stale = True
         forwarding.close()
-        _log.info("the flow table before this one was empty, and is gone")
+        return True
 
     def _wait_for(self, what: str) -> None:
         if what != self._waiting_for:
@@ -406,6 +425,7 @@ class DataplaneProcess:
         self._stale |= self._modes_due_ms is not None and now_ms >= self._modes_due_ms
         if self._table is None or not self._stale:
             return
+        forwarding = self._make_room(forwarding, self._table, now_ms)
         table = self._in_force(self._table, now_ms)
         # A new node's way is known before its seat is written.
         self._watch(self._watched | {node.address for node in table.nodes}, now_ms)
@@ -440,6 +460,8 @@ class DataplaneProcess:
         prepared = modes_of_nodes(table, self._view)
         chosen = modes_in_force(wanted, in_force, prepared, self._mode_waits, now_ms)
         self._mode_waits, self._modes_due_ms = chosen.since_ms, chosen.next_ms
+        if chosen.modes == wanted:
+            return table
         services = (replace(each, mode=chosen.modes[each.name]) for each in table.services)
         return replace(table, services=tuple(services))
 
@@ -465,7 +487,10 @@ class DataplaneProcess:
             private_address=forwarding.machine.private.address,
             own_addresses=forwarding.addresses,
             max_seats=forwarding.kernel.max_seats,
-            max_services=forwarding.kernel.max_services,
+            max_services=MAX_SERVICES,
+            max_rings=forwarding.kernel.max_rings,
+            max_fronts=MOST_FRONTS,
+            max_endpoints=forwarding.kernel.max_endpoints,
         )
 
     def _wanted_settings(self, forwarding: Forwarding, table: NodeTable) -> Settings:

@@ -32,7 +32,7 @@ from scapy.layers.l2 import Ether
 from bpf.syscall import possible_cpus, read_entries, write_entries
 from services.dataplane.counters import Counters, hooks, reasons
 from services.dataplane.flows.record import HALF_OPEN, FlowState
-from services.dataplane.kernel import service_places
+from services.dataplane.front_table import service_places
 from tests.bpf.harness import (
     LOOPBACK,
     PEER_MAC,
@@ -213,6 +213,7 @@ class Scene:
         table = self.programs.table("services")
         values = {
             "id": number,
+            "ring": number,
             "mode": int(mode[1]),
             "flags": flags | (HAS_FLOWS if mode == "l4" else 0),
             "snat_first_port": FIRST_PORT,
@@ -244,7 +245,7 @@ class Scene:
         raise AssertionError("a scene of a handful of services always has a free place")
 
     def ring(self, number: int, seats: Iterable[int]) -> None:
-        wanted = tuple(seats)
+        wanted = tuple(seat and seat - number for seat in seats)
         if self._rings.get(number) == wanted:
             return
         self._rings[number] = wanted
