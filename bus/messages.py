@@ -441,6 +441,8 @@ class SeatState:
     """The part of the service's slots, 0 to 1."""
     resolved: bool
     """Whether the fast path knows the next hop; if not, TC hands over to the kernel's ARP."""
+    reason: str = ""
+    """Why it takes no new flows although its node is well; empty where nothing of that kind is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,7 @@ class DataplaneProcess:
         self._view: LocalView | None = None
         self._held: KernelState = EMPTY
         self._planned: Plan | None = None
+        self._seat_states: tuple[SeatState, ...] = ()
         self._planned_epoch = self._snat_ports = 0
         self._names: dict[int, Seated] = {}
         """Whose seats are or were, as long as flows may name them."""
@@ -436,6 +437,7 @@ class DataplaneProcess:
         forwarding.watch = plan.watch
         forwarding.bury(plan.reset_seats, now_ms)
         self._watch(plan.addresses, now_ms)
+        self._seat_states = plan.states()
         self._name_seats(plan)
         self._tell_left_out(frozenset((*plan.refused, *without_place)))
         self._moved_slots += plan.moved_slots
@@ -467,7 +469,9 @@ class DataplaneProcess:
 
     def _name_seats(self, plan: Plan) -> None:
         kept = {seat: name for seat, name in self._names.items() if seat in plan.after.seats}
-        self._names = kept | {seat.seat: Seated(seat.node, seat.service) for seat in plan.seats}
+        self._names = kept | {
+            seat.seat: Seated(seat.node, seat.service) for seat in self._seat_states
+        }
 
     def _tell_left_out(self, left_out: frozenset[str]) -> None:
         for what in sorted(left_out - self._left_out):
@@ -559,10 +563,6 @@ class DataplaneProcess:
                 )
             )
         return tuple(counted)
-
-    @property
-    def _seat_states(self) -> tuple[SeatState, ...]:
-        return self._planned.seats if self._planned is not None else ()
 
     def _publish_state(self, now_ms: int) -> None:
         forwarding, table = self._forwarding, self._table

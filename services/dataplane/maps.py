@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bus.messages import Affinity, Encapsulation, Mode
+from bus.messages import Affinity, Encapsulation, Mode, NodeTable, TableNode, TableService
 from services.dataplane import ring
 from services.dataplane.nexthop import NextHop
 from services.dataplane.words import ServiceKey
@@ -121,6 +121,26 @@ class BuiltRing:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A node that serves a service."""
+
+    service: TableService
+    node: TableNode
+    port: int
+    """0: the one that the client uses."""
+    identity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """All places of a table, kept because only another table has others."""
+
+    table: NodeTable
+    ids: Mapping[str, int]
+    places: dict[str, list[Place]]
+
+
+@dataclass(frozen=True, slots=True)
 class KernelState:
     """What the maps hold, read from them at the start and from then on what plans left there."""
 
@@ -141,6 +161,9 @@ class KernelState:
     ids: Mapping[str, int] = field(default_factory=dict)
     """By the name of the service: one that found no place in its table has one as well."""
     built: Mapping[RingName, BuiltRing] = field(default_factory=dict)
+
+
+    placed: Placed | None = None
 
 
 EMPTY = KernelState({}, {}, {})

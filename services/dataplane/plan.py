@@ -37,6 +37,8 @@ from services.dataplane.maps import (
     EndpointWrite,
     Facts,
     KernelState,
+    Place,
+    Placed,
     Seat,
     SeatRemoval,
     SeatWrite,
@@ -48,7 +50,7 @@ from services.dataplane.maps import (
 )
 from services.dataplane.nexthop import NextHop
 from services.dataplane.rings import Rings, plan_rings, slot_writes
-from services.dataplane.seats import Place, Seats, endpoints, has_gone, places, plan_seats
+from services.dataplane.seats import Seats, endpoints, has_gone, places, plan_seats
 from services.dataplane.words import ServiceKey
 
 
@@ -58,10 +60,15 @@ class Plan:
     after: KernelState
     moved_slots: int
     """Slots that had a node and now have another, or none."""
-    seats: tuple[SeatState, ...]
-    """Of all seated nodes that the table lists, for `state.dataplane.`."""
+    described: tuple[Mapping[str, list[Place]], Mapping[str, int], Seats, Rings]
     refused: tuple[str, ...]
     """Who was left out, and why; empty when all is well."""
+
+    def states(self) -> tuple[SeatState, ...]:
+        """Of all seated nodes that the table lists, for `state.dataplane.`; worked out anew each
+        time, and no packet waits for it.
+        """
+        return _describe(*self.described)
 
     @property
     def addresses(self) -> frozenset[str]:
@@ -102,7 +109,7 @@ def make_plan(
     An address that `next_hops` says nothing about keeps the next hop the kernel holds for it.
     """
     fronts = plan_fronts(kernel, table, facts, census, now_ms)
-    placed = places(table, fronts.ids)
+    placed = _placed(kernel, table, fronts.ids)
     seats = plan_seats(kernel, placed, fronts.ids, table, view, next_hops, facts, census, now_ms)
     rings = plan_rings(kernel, placed, fronts.ids, seats, table.hash_seed, facts)
     services = _with_rings(fronts.values, rings.of_service)
@@ -119,14 +126,24 @@ def make_plan(
         unused_ms=addresses.unused_ms,
         ids=fronts.ids,
         built=rings.built,
+        placed=Placed(table, fronts.ids, placed),
     )
     return Plan(
         writes=_ordered_writes(kernel, after, seats.fresh_cursors, slots),
         after=after,
         moved_slots=moved,
-        seats=_describe(placed, fronts.ids, seats, rings),
+        described=(placed, fronts.ids, seats, rings),
         refused=(*fronts.refused, *seats.refused, *rings.refused),
     )
+
+
+def _placed(
+    kernel: KernelState, table: NodeTable, ids: Mapping[str, int]
+) -> dict[str, list[Place]]:
+    before = kernel.placed
+    if before is not None and before.table is table and before.ids == ids:
+        return before.places
+    return places(table, ids)
 
 
 def _with_rings(
@@ -193,7 +210,7 @@ def _seat_writes(
     forgotten: set[int] = set()
     for seat, value in seats.items():
         old = kernel.seats.get(seat)
-        if old == value:
+        if old is value or old == value:
             continue
         forgets = value.cursor in fresh_cursors - forgotten
         if forgets:
@@ -219,5 +236,6 @@ def _describe(
                 resolved = hop is not None and hop.destination_mac is not None
                 count = int(counts[seat - number]) if seat - number < len(counts) else 0
                 share = count / ring.SLOTS
-                states.append(SeatState(seat, name, place.node.id, count, share, resolved))
+                reason = seats.reasons.get(place.identity, "")
+                states.append(SeatState(seat, name, place.node.id, count, share, resolved, reason))
     return tuple(states)

@@ -31,11 +31,12 @@ from services.dataplane.maps import (
     BuiltRing,
     Facts,
     KernelState,
+    Place,
     RingName,
     SeatRing,
     SlotsWrite,
 )
-from services.dataplane.seats import Place, Seats
+from services.dataplane.seats import Seats
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from bus.messages import (
 )
 from services.dataplane.flows.census import Census
 from services.dataplane.fronts import SETTLE_MS
-from services.dataplane.maps import NO_SEAT, Facts, KernelState, Seat, Service
+from services.dataplane.maps import NO_SEAT, Facts, KernelState, Place, Seat, Service
 from services.dataplane.nexthop import NextHop
 from services.dataplane.words import ServiceKey
 
@@ -59,17 +59,6 @@ MANY = 16
 
 NodePlace = tuple[str, int]
 """A node's address and port."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A node that serves a service."""
-
-    service: TableService
-    node: TableNode
-    port: int
-    """0: the one that the client uses."""
-    identity: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +81,8 @@ class Seats:
     retired_ms: dict[int, int]
     fresh_cursors: frozenset[int]
     refused: list[str]
+    reasons: dict[int, str]
+    """Why a node that is well takes no new flows; by the identity of the place."""
 
 
 @lru_cache(1 << 17)
@@ -133,6 +124,8 @@ def plan_seats(
     seat_of, refused = _given_seats(kernel, placed, ids, facts)
     retired_ms = _retired(kernel, seat_of, census, now_ms)
     deaths = _deaths(table, view)
+    hops = {value.address: value.next_hop for value in kernel.seats.values()} | dict(next_hops)
+    reasons = _out_of_reach(placed, hops)
     takers = frozenset(
         place.identity
         for place in placed
@@ -140,29 +133,77 @@ def plan_seats(
         and place.node.weight > 0
         and place.node.id not in deaths
         and place.identity in seat_of
+        and place.identity not in reasons
     )
-    held_hops = {value.address: value.next_hop for value in kernel.seats.values()}
     values: dict[int, Seat] = {}
     for place in placed:
         seat = seat_of.get(place.identity)
-        if seat is None:
-            continue
-        death = deaths.get(place.node.id)
-        values[seat] = Seat(
-            identity=place.identity,
-            service_id=ids[place.service.name],
-            address=place.node.address,
-            port=place.port,
-            cursor=0,
-            up=place.identity in takers,
-            dead=death is not None,
-            reset=death is not None and _resets(place.service.on_node_down, death),
-            next_hop=next_hops.get(place.node.address, held_hops.get(place.node.address)),
-        )
+        if seat is not None:
+            up = place.identity in takers
+            death = deaths.get(place.node.id)
+            number = ids[place.service.name]
+            hop = hops.get(place.node.address)
+            values[seat] = _value(kernel.seats.get(seat), place, number, death, hop, up=up)
     values |= _retired_values(kernel, retired_ms, ids, table, deaths, next_hops)
     cursors, fresh = _cursors(kernel.seats, values)
-    values = {seat: replace(value, cursor=cursors[seat]) for seat, value in values.items()}
-    return Seats(seat_of, takers, values, retired_ms, fresh, refused)
+    values = {
+        seat: value if value.cursor == cursors[seat] else replace(value, cursor=cursors[seat])
+        for seat, value in values.items()
+    }
+    refused += dict.fromkeys(reasons.values())
+    return Seats(seat_of, takers, values, retired_ms, fresh, refused, reasons)
+
+
+def _out_of_reach(
+    placed: Iterable[Place], hops: Mapping[str, NextHop | None]
+) -> dict[int, str]:
+    """Why a place cannot be routed to although its node is well; by the place's identity.
+
+    In mode L2 a router on the way would get a packet for the VIP, and send it back to where VIPs
+    are: to us, round and round.
+    """
+    behind = {a: hop.gateway for a, hop in hops.items() if hop is not None and hop.gateway}
+    if not behind:
+        return {}
+    return {
+        place.identity: f"node {place.node.id} at {place.service.name}: it is behind the router"
+        f" {behind[place.node.address]}, and mode l2 reaches only what is on the link"
+        for place in placed
+        if place.service.mode is Mode.L2 and place.node.address in behind
+    }
+
+
+def _value(
+    old: Seat | None,
+    place: Place,
+    service_id: int,
+    death: Death | None,
+    hop: NextHop | None,
+    *,
+    up: bool,
+) -> Seat:
+    """The very same object if nothing of it has changed: most plans are about one node of many."""
+    dead = death is not None
+    reset = death is not None and _resets(place.service.on_node_down, death)
+    address = place.node.address
+    if (
+        old is not None
+        and (old.up, old.dead, old.reset, old.port, old.address)
+        == (up, dead, reset, place.port, address)
+        and (old.next_hop is hop or old.next_hop == hop)
+    ):
+        return old
+    return Seat(
+        identity=place.identity,
+        service_id=service_id,
+        address=address,
+        port=place.port,
+        cursor=0 if old is None else old.cursor,
+        up=up,
+        dead=dead,
+        reset=reset,
+        next_hop=hop,
+    )
 
 
 def _given_seats(
@@ -355,6 +396,8 @@ def endpoints(
     A seat's protocol is its service's, and where it has no port of its own, its ports are. When the
     service has gone, the map still knows.
     """
+    if kernel.ids and _have_same_places(kernel, services, seats):
+        return dict(kernel.endpoints)
     fronts: dict[int, set[tuple[int, Protocol]]] = {}
     for key, service in services.items():
         fronts.setdefault(service.service_id, set()).add((key.port, key.protocol))
@@ -377,3 +420,20 @@ def endpoints(
             if len(found) < facts.max_endpoints:
                 found.setdefault(ServiceKey(value.address, port, protocol), seat)
     return found
+
+
+def _have_same_places(
+    kernel: KernelState, services: Mapping[ServiceKey, Service], seats: Mapping[int, Seat]
+) -> bool:
+    """Whether fronts, and where the seats' nodes serve them, are what the last plan left."""
+    if services.keys() != kernel.services.keys() or seats.keys() != kernel.seats.keys():
+        return False
+    held = kernel.services
+    if any(each.service_id != held[key].service_id for key, each in services.items()):
+        return False
+    return all(
+        value is old
+        or (value.address, value.port, value.service_id)
+        == (old.address, old.port, old.service_id)
+        for value, old in ((value, kernel.seats[seat]) for seat, value in seats.items())
+    )

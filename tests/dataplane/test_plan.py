@@ -403,7 +403,7 @@ def test_a_death_writes_only_entries_with_slots_of_the_dead() -> None:
     wanted = table(node(i) for i in range(4))
     first = run(kernel, EMPTY, wanted)
     before = kernel.region(0).copy()
-    seat = next(s.seat for s in first.seats if s.node == node(2).id)
+    seat = next(s.seat for s in first.states() if s.node == node(2).id)
     after = run(kernel, first.after, wanted, view(2))
     slots, flag = after.writes
     assert isinstance(slots, SlotsWrite)
@@ -457,7 +457,7 @@ def test_all_dead_leaves_every_slot_to_nobody() -> None:
 
 def test_shares_are_told() -> None:
     plan = run(Kernel(), EMPTY, table([node(0), node(1, UP, 3), node(2, DRAINING)]))
-    shares = {told.node: (told.slots, told.share, told.resolved) for told in plan.seats}
+    shares = {told.node: (told.slots, told.share, told.resolved) for told in plan.states()}
     light, heavy = shares[node(0).id], shares[node(1).id]
     assert light[0] + heavy[0] == ring.SLOTS
     assert heavy[1] == pytest.approx(0.75, abs=0.01)
@@ -541,7 +541,7 @@ def test_only_up_and_draining_nodes_are_given_a_seat() -> None:
     kernel = Kernel()
     nodes = [node(0, DOWN), node(1, DRAINING), node(2, BANNED), node(3)]
     plan = run(kernel, EMPTY, table(nodes))
-    assert {told.node for told in plan.seats} == {node(1).id, node(3).id}
+    assert {told.node for told in plan.states()} == {node(1).id, node(3).id}
 
 
 def test_without_a_free_seat_a_node_is_left_out_by_name() -> None:
@@ -956,7 +956,7 @@ def test_of_two_services_at_one_front_the_second_is_refused_by_name() -> None:
     both = [service("web"), service("api", address="10.80.0.10")]
     plan = run(kernel, EMPTY, table([node(0)], both))
     assert plan.refused == ("service api: tcp 10.80.0.10:80 is web's already",)
-    assert [told.service for told in plan.seats] == ["web"]
+    assert [told.service for told in plan.states()] == ["web"]
     assert [value.identity for value in kernel.services.values()] == [service_identity("web")]
 
 
