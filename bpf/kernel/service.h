@@ -15,21 +15,19 @@
 
 #define SERVICE_HASH_FACTOR 0x9e3779b97f4a7c15ULL
 #define SERVICE_SECOND_FACTOR 0xbf58476d1ce4e5b9ULL
-#define SERVICE_BUCKET_SHIFT 50 /* the upper bits: those that every bit of the key has reached */
+#define SERVICE_PLACE_SHIFT 49 /* the upper bits: those that every bit of the key has reached */
 
-static __always_inline struct service *service_in(__u32 bucket, __u64 word)
+/* At this place or the other one of its bucket. */
+static __always_inline struct service *service_at(__u64 hash, __u64 word)
 {
-	struct service *service;
+	int place = hash >> SERVICE_PLACE_SHIFT;
+	struct service *service = services.lookup(&place);
 
-#pragma unroll
-	for (int way = 0; way < SERVICE_WAYS; way++) {
-		int index = bucket * SERVICE_WAYS + way;
-
-		service = services.lookup(&index);
-		if (service && *(__u64 *)service == word)
-			return service;
-	}
-	return 0;
+	if (likely(service && *(__u64 *)service == word))
+		return service;
+	place ^= 1;
+	service = services.lookup(&place);
+	return service && *(__u64 *)service == word ? service : 0;
 }
 
 static __always_inline struct service *find_service(const struct flow_key *key)
@@ -40,12 +38,12 @@ static __always_inline struct service *find_service(const struct flow_key *key)
 		.protocol = key->protocol,
 	};
 	__u64 word = *(__u64 *)&wanted, hash = word * SERVICE_HASH_FACTOR;
-	struct service *service = service_in(hash >> SERVICE_BUCKET_SHIFT, word);
+	struct service *service = service_at(hash, word);
 
 	if (likely(service))
 		return service;
 	hash = (hash ^ hash >> 32) * SERVICE_SECOND_FACTOR;
-	return service_in(hash >> SERVICE_BUCKET_SHIFT, word);
+	return service_at(hash, word);
 }
 
 #endif

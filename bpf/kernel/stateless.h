@@ -22,7 +22,7 @@ static __always_inline int seat_of_hash(const struct service *service, __u64 has
 	struct ring_entry *entry = ring.lookup(&index);
 	__u32 found = entry ? entry->seat_less_id[slot % RING_LANES] : 0;
 
-	return found ? found + service->id : NO_SEAT;
+	return likely(found) ? found + service->id : NO_SEAT;
 }
 
 /* Nobody is left to serve it: its client is told at once. */

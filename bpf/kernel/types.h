@@ -17,7 +17,6 @@
 #define RING_LANES 4	 /* seats in one 8-byte entry of the ring */
 #define RING_ENTRIES 16385
 #define SERVICE_PLACES 32768 /* half of them are ever taken: 16,384 fronts */
-#define SERVICE_WAYS 2
 #define MAX_SEATS 65536
 #define MAX_ENDPOINTS 262144
 #define NO_SEAT 0

@@ -89,12 +89,19 @@ class Tables:
         public: int,
         private: int,
         public_mac: str | None = None,
+        others: int = 0,
     ) -> None:
-        """Settings, and each service with its nodes and its ring, as the dataplane writes them."""
+        """Settings, and each service with its nodes and its ring, as the dataplane writes them.
+        `others`: so many more, which nobody asks for, on 256 addresses.
+        """
         kernel = Kernel(self._bpf)
         states = len(kernel.read_settings().timeout)
         kernel.write_settings(_settings(states, public, private, public_mac))
         first = FIRST_SEAT
+        for number in range(others):
+            key = ServiceKey(f"10.90.0.{number % 256}", 8000 + number // 256, Protocol.TCP)
+            value = _service_value(0, services[0][0])
+            kernel.apply(ServiceWrite(key, value))
         for number, (service, seats) in enumerate(services):
             for write in _writes(first, number, service, seats):
                 kernel.apply(write)

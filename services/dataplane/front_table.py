@@ -19,11 +19,11 @@ from collections import deque
 from bus.messages import Protocol
 from services.dataplane.words import ServiceKey, address_word, port_word
 
-SERVICE_PLACES, SERVICE_WAYS = 32_768, 2
+SERVICE_PLACES = 32_768
 MOST_FRONTS = SERVICE_PLACES // 2
 """Beyond it moves become long."""
 SERVICE_HASH_FACTOR, SERVICE_SECOND_FACTOR = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
-SERVICE_BUCKET_SHIFT = 50
+SERVICE_PLACE_SHIFT = 49
 PROTOCOLS = {Protocol.TCP: 6, Protocol.UDP: 17}
 _MOST_SEEN = 4_096
 _WORD = 2**64 - 1
@@ -42,9 +42,7 @@ def service_places(address: int, port: int, protocol: int) -> tuple[int, ...]:
     first = int.from_bytes(key, sys.byteorder) * SERVICE_HASH_FACTOR & _WORD
     second = (first ^ first >> 32) * SERVICE_SECOND_FACTOR & _WORD
     return tuple(
-        (hashed >> SERVICE_BUCKET_SHIFT) * SERVICE_WAYS + way
-        for hashed in (first, second)
-        for way in range(SERVICE_WAYS)
+        hashed >> SERVICE_PLACE_SHIFT ^ way for hashed in (first, second) for way in (0, 1)
     )
 
 

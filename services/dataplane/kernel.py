@@ -53,8 +53,8 @@ from services.dataplane.words import (
     port_word,
 )
 
-MAX_SERVICES = 1_024
-"""Ids of services; a thousand are promised."""
+MAX_SERVICES = 2_048
+"""Ids of services: for a thousand, and for those that have gone and still have flows."""
 SEAT_RESOLVED, SEAT_UP, SEAT_DEAD, SEAT_RESET = 1, 2, 4, 8
 SERVICE_AFFINITY_CLIENT, SERVICE_NO_SNAT, SERVICE_GUE = 1, 2, 4
 SERVICE_NO_RESET, SERVICE_HAS_FLOWS, SERVICE_RETIRED, SERVICE_KEEPS_PORT = 8, 16, 32, 64

@@ -482,7 +482,7 @@ def test_a_seat_is_the_lowest_free_number_and_stays() -> None:
     kernel = Kernel()
     first = run(kernel, EMPTY, table([node(1), node(2)]))
     second = run(kernel, first.after, table([node(0), node(1), node(2)]))
-    seats = {told.node: told.seat for told in second.seats}
+    seats = {told.node: told.seat for told in second.states()}
     assert seats == {node(1).id: 1, node(2).id: 2, node(0).id: 3}
 
 
@@ -500,7 +500,7 @@ def test_a_vanished_node_s_seat_is_kept_until_a_later_census_met_no_flow_of_it()
     gone = run(kernel, both.after, left, now_ms=100, census=met(99, 2))
     assert kernel.seats[1].address == node(0).address
     assert node(0).address in gone.addresses
-    assert {told.node: told.seat for told in gone.seats}[node(2).id] == 3
+    assert {told.node: told.seat for told in gone.states()}[node(2).id] == 3
     state = gone.after
     for useless in (None, met(100 + SETTLE_MS - 1), met(100 + SETTLE_MS, 1, 2), met(99_999, 1)):
         assert not gone.can_free(useless)
@@ -513,7 +513,7 @@ def test_a_vanished_node_s_seat_is_kept_until_a_later_census_met_no_flow_of_it()
     assert 1 not in kernel.seats
     assert not freed.can_free(free)
     reused = run(kernel, freed.after, table(node(i) for i in (1, 2, 3)))
-    assert {told.node: told.seat for told in reused.seats}[node(3).id] == 1
+    assert {told.node: told.seat for told in reused.states()}[node(3).id] == 1
     assert any(isinstance(w, SeatWrite) and w.seat == 1 and w.fresh for w in reused.writes)
 
 
@@ -522,7 +522,7 @@ def test_a_node_that_returns_before_its_seat_is_given_away_has_it_again() -> Non
     first = run(kernel, EMPTY, table([node(0), node(1)]))
     gone = run(kernel, first.after, table([node(1)]), now_ms=100)
     back = run(kernel, gone.after, table([node(0), node(1)]), now_ms=500)
-    assert {told.node: told.seat for told in back.seats}[node(0).id] == 1
+    assert {told.node: told.seat for told in back.states()}[node(0).id] == 1
     assert kernel.seats[1].up
     later = run(kernel, back.after, table([node(0), node(1)]), census=met(100_000))
     assert later.writes == ()
@@ -772,14 +772,14 @@ def test_next_hops_are_kept_changed_and_unset() -> None:
     kernel = Kernel()
     address = node(0).address
     first = hops_plan(kernel, EMPTY, {address: HOP})
-    assert first.seats[0].resolved
+    assert first.states()[0].resolved
     assert hops_plan(kernel, first.after, {}).writes == ()
     unresolved = hops_plan(kernel, first.after, {address: replace(HOP, destination_mac=None)})
     assert len(unresolved.writes) == 1
-    assert not unresolved.seats[0].resolved
+    assert not unresolved.states()[0].resolved
     lost = hops_plan(kernel, unresolved.after, {address: None})
     assert kernel.seats[1].next_hop is None
-    assert not lost.seats[0].resolved
+    assert not lost.states()[0].resolved
 
 
 def test_a_retired_seat_s_next_hop_is_kept_current() -> None:
