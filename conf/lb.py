@@ -543,6 +543,14 @@ def _front_findings(config: LbConfig, service: Service, index: int) -> Iterator[
 
     local = config.local
     is_one_interface = local.net_interface_private == local.net_interface_public
+    if is_one_interface and not service.address and service.mode != "l4":
+        yield Finding(
+            ("services", index, "mode") if service.says("mode") else ("local", "mode"),
+            f'mode "{service.mode}" on one interface: nodes would take this machine\'s own address,'
+            " by which they reach it, for theirs",
+            'expected mode "l4", a virtual IP, or an interface for each side',
+            rests_on=(("local",), ("services", index), ("virtual_ips",)),
+        )
     if service.address or service.protocol != "tcp" or not is_one_interface:
         return
     # The default service stands in no file: its port is clients_port.

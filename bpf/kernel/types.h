@@ -113,7 +113,7 @@ struct seat {
 	__be16 port; /* 0: the client's (SERVICE_KEEPS_PORT) */
 	__u16 service;
 	__u32 ifindex;	 /* 0: no route to it */
-	__be32 next_hop; /* the gateway's address, or its own */
+	__be32 next_hop; /* the gateway's address, or its own; 0: the gateway has an IPv6 address */
 	__u8 destination_mac[6];
 	__u8 source_mac[6];
 	__u16 mtu;

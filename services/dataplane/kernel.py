@@ -47,6 +47,7 @@ from services.dataplane.words import (
     ServiceKey,
     address_text,
     address_word,
+    is_ipv6,
     mac_bytes,
     mac_text,
     port_number,
@@ -406,7 +407,7 @@ def _seat_fields(seat: Seat) -> dict[str, Any]:
         return values
     return values | {
         "ifindex": hop.ifindex,
-        "next_hop": address_word(hop.gateway or seat.address),
+        "next_hop": 0 if is_ipv6(hop.gateway) else address_word(hop.gateway or seat.address),
         "destination_mac": mac_bytes(hop.destination_mac),
         "source_mac": mac_bytes(hop.source_mac),
         "mtu": hop.mtu,

@@ -76,6 +76,7 @@ from services.dataplane.maps import EMPTY, Facts, KernelState, ServiceRemoval, s
 from services.dataplane.mode_change import Waits, modes_in_force, modes_of_nodes
 from services.dataplane.netlink import NextHopMonitor
 from services.dataplane.nexthop import NextHop
+from services.dataplane.path_mtu import PathMtu
 from services.dataplane.plan import Plan, make_plan
 from services.dataplane.programs import ProgramPlan, rings_for
 from services.dataplane.settings import of_machine, settings
@@ -146,6 +147,7 @@ class DataplaneProcess:
         self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
         self._netlink = IPRoute()
         self._monitor = NextHopMonitor()
+        self._path_mtu = PathMtu()
         self._next_hops: Mapping[str, NextHop | None] = {}
         self._watched: frozenset[str] = frozenset()
         self._forwarding: Forwarding | None = None
@@ -179,6 +181,10 @@ class DataplaneProcess:
             poller.register(polled, zmq.POLLIN)
         for descriptor in (wake.fileno(), self._monitor.fileno()):
             poller.register(descriptor, zmq.POLLIN)
+        if self._path_mtu.deaf:
+            _log.warning("nobody hears of narrow paths to the nodes", why=self._path_mtu.deaf)
+        for descriptor in self._path_mtu.filenos():
+            poller.register(descriptor, zmq.POLLERR)
         self._start(monotonic_ms())
         adopted = f"{len(self._held.seats)} seats" if self._held.seats else ""
         started = ProcessEvent(topology.DATAPLANE, os.getpid(), version("gale"), adopted)
@@ -194,7 +200,13 @@ class DataplaneProcess:
         """Give back sockets and fds. Programs and maps are the kernel's."""
         if self._forwarding is not None:
             self._forwarding.close()
-        for owned in (self._publisher, self._commands, self._subscriber, self._netlink):
+        for owned in (
+            self._publisher,
+            self._commands,
+            self._subscriber,
+            self._netlink,
+            self._path_mtu,
+        ):
             owned.close()
         self._context.term()
 
@@ -252,6 +264,7 @@ class DataplaneProcess:
             elif isinstance(envelope.data, LocalView):
                 self._stale |= _states(envelope.data) != _states(self._view)
                 self._view = envelope.data
+        self._monitor.narrowed(self._path_mtu.drain())
         next_hops = self._monitor.serve(now_ms)
         self._stale |= next_hops != self._next_hops
         self._next_hops = next_hops

@@ -24,6 +24,11 @@ def address_word(address: str | None) -> int:
     return int.from_bytes(packed, sys.byteorder)
 
 
+def is_ipv6(address: str | None) -> bool:
+    """Whether it is one of the other family, which a route's gateway may be (RFC 5549)."""
+    return address is not None and ":" in address
+
+
 def address_text(word: Any) -> str:
     """The address that a word of a map stands for."""
     return ".".join(map(str, int(word).to_bytes(4, sys.byteorder)))
