@@ -15,6 +15,7 @@
 
 #include "ctx.h"
 #include "rate.h"
+#include "tcp.h"
 
 #define QUOTED_BYTES 28 /* the header and the first eight bytes behind it */
 #define ANSWER_TTL 64
@@ -83,7 +84,7 @@ static __always_inline int send_icmp(context_t *ctx, struct packet *packet, __u8
 /* The numbers by which whoever sent the packet accepts the RST (RFC 9293, 3.5.2). */
 static __always_inline void fill_reset(struct tcphdr *tcp, const struct packet *packet)
 {
-	__u32 length = packet->payload + !!(packet->tcp_flags & TCP_FLAG_SYN) +
+	__u32 length = packet->tcp->payload + !!(packet->tcp_flags & TCP_FLAG_SYN) +
 		       !!(packet->tcp_flags & TCP_FLAG_FIN);
 
 	*tcp = (struct tcphdr){
@@ -93,10 +94,10 @@ static __always_inline void fill_reset(struct tcphdr *tcp, const struct packet *
 		.rst = 1,
 	};
 	if (packet->tcp_flags & TCP_FLAG_ACK) {
-		tcp->seq = bpf_htonl(packet->acknowledged);
+		tcp->seq = bpf_htonl(packet->tcp->acknowledged);
 	} else {
 		tcp->ack = 1;
-		tcp->ack_seq = bpf_htonl(packet->sequence + length);
+		tcp->ack_seq = bpf_htonl(packet->tcp->sequence + length);
 	}
 }
 
@@ -116,7 +117,7 @@ static __always_inline int send_reset(context_t *ctx, struct packet *packet)
 	__u32 sum;
 
 	if (packet->ip->ihl != 5 || packet->tags || packet->later_fragment ||
-	    (packet->tcp_flags & TCP_FLAG_RST))
+	    (packet->tcp_flags & TCP_FLAG_RST) || read_numbers(ctx, packet))
 		return -1;
 	is_partial = has_partial_checksum(ctx, packet);
 	if (cut_to(ctx, sizeof(struct ethhdr) + sizeof(*answer)))

@@ -14,7 +14,7 @@ to be read.
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 
@@ -24,9 +24,19 @@ PING_MS = 5_000
 PING_PATIENCE_MS = 30_000
 BACKLOG = 4_096
 SEND_QUEUE = 64
-RECEIVE_QUEUE = 1_000
+RECEIVE_QUEUE = 0
+"""No limit: connections.py says why, and what limits it."""
+MOST_PARTS = 2
+DISCARDED_AT_ONCE = 1_000
 LARGEST_FRAME = 128 << 10
 """A hello that names a thousand services by the longest names takes 90 kB."""
+
+
+class Received(NamedTuple):
+    connection: bytes
+    address: str
+    """Of a hello alone: it costs more to look up than the rest of a heartbeat does."""
+    frames: list[bytes]
 
 
 class Listener:
@@ -35,6 +45,7 @@ class Listener:
     def __init__(self, context: zmq.Context[Any]) -> None:
         self.endpoint: str | None = None
         self.waiting_for = ""
+        self._discarding = False
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
         for option, value in (
             (zmq.LINGER, 0),
@@ -70,6 +81,35 @@ class Listener:
         self.waiting_for = ""
         if former is not None:
             self.socket.unbind(former)
+
+    def receive(self) -> Received | None:
+        """The next message; None: there is none.
+
+        Of one with too many parts no more is kept than shows that; the rest is read and forgotten,
+        some of it in each call, which gives an empty message.
+        """
+        if self._discarding:
+            return self._discard()
+        try:
+            connection = self.socket.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        # A message is here as a whole or not at all, so the rest of it needs no waiting.
+        first = self.socket.recv(zmq.NOBLOCK, copy=False)
+        frames, more = [first.bytes], first.more
+        while more and len(frames) <= MOST_PARTS:
+            frames.append(self.socket.recv(zmq.NOBLOCK))
+            more = bool(self.socket.getsockopt(zmq.RCVMORE))
+        self._discarding = more
+        address = str(first.get("Peer-Address")) if frames[0] == b"hello" else ""
+        return Received(connection, address, frames)
+
+    def _discard(self) -> Received:
+        for _ in range(DISCARDED_AT_ONCE):
+            self._discarding = self.socket.recv(zmq.NOBLOCK, copy=False).more
+            if not self._discarding:
+                break
+        return Received(b"", "", [])
 
     def close(self) -> None:
         self.socket.close(linger=0)

@@ -110,6 +110,9 @@ class Rig:
         nodes = self.registry.view(self.now_ms).nodes
         return next(node for node in nodes if node.id == node_id)
 
+    def knows(self, node_id: str) -> bool:
+        return any(node.id == node_id for node in self.registry.view(self.now_ms).nodes)
+
     def topics(self, node_id: str) -> list[Topic]:
         return [topic for topic, event in self.events if event.id == node_id]
 
