@@ -169,7 +169,7 @@ class Service(Table):
     @property
     def keeps_port(self) -> bool:
         """A range of ports that nodes serve on the same ports."""
-        return self.ports.count > 1 and self.node_ports == self.ports
+        return self.ports.size > 1 and self.node_ports == self.ports
 
 
 class Security(Table):
@@ -236,7 +236,9 @@ class LbConfig(Table):
         if local is None:
             return services  # the file is refused for its [local] anyway
         if not services:
-            services = (Service(name="default", port=local.clients_port),)
+            services = (
+                Service(name="default", port=Ports(local.clients_port, local.clients_port)),
+            )
         address = virtual_ips[0].address if virtual_ips else None
         return tuple(
             service.model_copy(
@@ -454,7 +456,7 @@ def _room_findings(config: LbConfig) -> Iterator[Finding]:
             wrong = f"{len(config.services)} services"
             yield Finding(("services", index), wrong, f"expected at most {MOST_SERVICES}")
             return
-        ports += service.ports.count
+        ports += service.ports.size
         if ports > MOST_PORTS:
             yield Finding(
                 ("services", index, "port"),
@@ -480,7 +482,7 @@ def _overlaps(config: LbConfig) -> Iterator[Finding]:
         yield Finding(
             ("services", index, "port"),
             f"{where} is also another service's",
-            "expected a port of its own" if service.ports.count == 1 else "expected other ports",
+            "expected a port of its own" if service.ports.size == 1 else "expected other ports",
             other=("services", clash[1], "port"),
             rests_on=(("services", index), ("virtual_ips",)),
         )
@@ -521,7 +523,7 @@ def _mode_findings(service: Service, index: int) -> Iterator[Finding]:
             'expected the same port, or mode "l4"',
             rests_on=rests_on,
         )
-    elif service.node_ports.count > 1 and service.node_ports != service.ports:
+    elif service.node_ports.size > 1 and service.node_ports != service.ports:
         yield Finding(
             (*key, "node_port"),
             f"{service.node_ports} is another range than {service.ports}",

@@ -84,11 +84,11 @@ class Ports(NamedTuple):
     last: int
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         return self.last - self.first + 1
 
     def __str__(self) -> str:
-        return str(self.first) if self.count == 1 else f"{self.first}-{self.last}"
+        return str(self.first) if self.size == 1 else f"{self.first}-{self.last}"
 
 
 def _ports(value: Any) -> Ports:

@@ -126,7 +126,8 @@ static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet
 
 	if (seat->ifindex != ctx->ifindex)
 		strip_tags(ctx, packet);
-	if (unlikely(!seat->next_hop)) /* a router of the other family: the kernel's own routes know it */
+	if (unlikely(!seat->next_hop)) /* a router of the other family: the kernel's own routes know
+					  it */
 		return redirect_neighbour(seat->ifindex, 0, 0, 0);
 	return redirect_neighbour(seat->ifindex, &next_hop, sizeof(next_hop), 0);
 }

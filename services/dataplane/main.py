@@ -70,8 +70,8 @@ from services import logs
 from services.dataplane import machine
 from services.dataplane.flows.listing import Rows, Seated, list_flows
 from services.dataplane.forwarding import Forwarding, monotonic_ms
-from services.dataplane.fronts import service_identity
 from services.dataplane.front_table import MOST_FRONTS
+from services.dataplane.fronts import service_identity
 from services.dataplane.kernel import MAX_SERVICES, Settings
 from services.dataplane.maps import EMPTY, Facts, KernelState, ServiceRemoval, snat_ports
 from services.dataplane.mode_change import Waits, modes_in_force, modes_of_nodes

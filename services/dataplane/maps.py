@@ -162,7 +162,6 @@ class KernelState:
     """By the name of the service: one that found no place in its table has one as well."""
     built: Mapping[RingName, BuiltRing] = field(default_factory=dict)
 
-
     placed: Placed | None = None
 
 

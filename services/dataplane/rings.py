@@ -79,22 +79,22 @@ def plan_rings(
     contents: dict[int, SeatRing] = {}
     waiting: list[_Group] = []
     for group in groups:
-        place = _kept(kernel, group, held, holders, contents)
-        if place is None:
+        kept = _kept(kernel, group, held, holders, contents)
+        if kept is None:
             waiting.append(group)
         else:
-            contents[place] = group.content
-            of_service |= dict.fromkeys(group.ids, place)
+            contents[kept] = group.content
+            of_service |= dict.fromkeys(group.ids, kept)
     free = iter([n for n in range(facts.max_rings) if n not in holders and n not in contents])
-    refused = []
+    refused: list[str] = []
     for group in waiting:
-        place = next(free, None)
-        if place is None:
+        found = next(free, None)
+        if found is None:
             why = f"all {facts.max_rings} rings are in use"
             refused += [f"service {name}: {why}" for name in group.names]
         else:
-            contents[place] = group.content
-            of_service |= dict.fromkeys(group.ids, place)
+            contents[found] = group.content
+            of_service |= dict.fromkeys(group.ids, found)
     return Rings(of_service, contents, built, refused)
 
 

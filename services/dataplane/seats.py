@@ -40,8 +40,6 @@ from bus.messages import (
     NodeTable,
     OnNodeDown,
     Protocol,
-    TableNode,
-    TableService,
 )
 from services.dataplane.flows.census import Census
 from services.dataplane.fronts import SETTLE_MS
@@ -154,9 +152,7 @@ def plan_seats(
     return Seats(seat_of, takers, values, retired_ms, fresh, refused, reasons)
 
 
-def _out_of_reach(
-    placed: Iterable[Place], hops: Mapping[str, NextHop | None]
-) -> dict[int, str]:
+def _out_of_reach(placed: Iterable[Place], hops: Mapping[str, NextHop | None]) -> dict[int, str]:
     """Why a place cannot be routed to although its node is well; by the place's identity.
 
     In mode L2 a router on the way would get a packet for the VIP, and send it back to where VIPs
@@ -433,7 +429,6 @@ def _have_same_places(
         return False
     return all(
         value is old
-        or (value.address, value.port, value.service_id)
-        == (old.address, old.port, old.service_id)
+        or (value.address, value.port, value.service_id) == (old.address, old.port, old.service_id)
         for value, old in ((value, kernel.seats[seat]) for seat, value in seats.items())
     )

@@ -71,7 +71,8 @@ def test_places_are_two_pairs() -> None:
     places = service_places(0x0A00_000A, 0x901F, 6)
     assert len(set(places)) == len(places) == 4
     assert all(0 <= place < SERVICE_PLACES for place in places)
-    assert places[1] == places[0] ^ 1 and places[3] == places[2] ^ 1
+    assert places[1] == places[0] ^ 1
+    assert places[3] == places[2] ^ 1
 
 
 def test_what_is_written_is_adopted(kernel: Kernel) -> None:
