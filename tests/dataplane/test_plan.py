@@ -1077,3 +1077,129 @@ def test_without_a_slice_there_are_no_ports() -> None:
     (value,) = kernel.services.values()
     assert value.snat_slice == NO_PORTS
     assert kernel.addresses["10.80.0.10"].snat_slice is None
+
+
+# --------------------------------------------------------------------------- many services
+
+
+def rings_of(plan: Plan) -> dict[str, int]:
+    """The ring that each service goes by."""
+    named = {number: name for name, number in plan.after.ids.items()}
+    return {named[v.service_id]: v.ring for v in plan.after.services.values() if not v.retired}
+
+
+def test_services_of_the_same_nodes_share_a_ring_and_a_death_is_one_write() -> None:
+    kernel = Kernel()
+    three = [service(name, port) for name, port in (("web", 80), ("dns", 81), ("api", 82))]
+    first = run(kernel, EMPTY, table([node(i) for i in range(4)], three))
+    assert set(rings_of(first).values()) == {0}
+    death = run(kernel, first.after, table([node(i) for i in range(4)], three), view(2))
+    assert sum(isinstance(write, SlotsWrite) for write in death.writes) == 1
+    gone = {seat_identity(each.name, node(2).id) for each in three}
+    for each in three:
+        assert not gone & set(kernel.slots(each.name))
+
+
+def test_a_service_that_parts_from_the_others_gets_a_ring_of_its_own() -> None:
+    kernel = Kernel()
+    services = [service("web", 80), service("dns", 81)]
+    everywhere = [node(i, UP, 1, "dns", "web") for i in range(3)]
+    first = run(kernel, EMPTY, table(everywhere, services))
+    parted = [everywhere[0], everywhere[1], node(2, UP, 1, "dns")]
+    second = run(kernel, first.after, table(parted, services))
+    rings = rings_of(second)
+    assert rings["web"] != rings["dns"]
+    # And together again: the ring of the one is the other's once more.
+    third = run(kernel, second.after, table(everywhere, services))
+    assert len(set(rings_of(third).values())) == 1
+    assert kernel.slots("web") == expected_slots(table(everywhere, services), None, "web")
+
+
+def test_too_few_rings_leave_a_service_out_by_name() -> None:
+    services = [service("web", 80), service("dns", 81)]
+    nodes = [node(0, UP, 1, "web"), node(1, UP, 1, "dns")]
+    plan = run(Kernel(), EMPTY, table(nodes, services), facts=replace(FACTS, max_rings=1))
+    assert plan.refused == ("service dns: all 1 rings are in use",)
+    assert {key.port for key in plan.after.services} == {80}
+
+
+def test_one_group_sends_a_client_to_one_node_and_another_elsewhere() -> None:
+    kernel = Kernel()
+    shop = [
+        service(f"s{port}", port, affinity=Affinity.CLIENT, affinity_group=group)
+        for port, group in ((80, "shop"), (81, "shop"), (82, ""), (83, "other"))
+    ]
+    run(kernel, EMPTY, table([node(i) for i in range(3)], shop))
+    nodes = {
+        each.name: [
+            next((i for i in range(3) if seat_identity(each.name, node(i).id) == identity), None)
+            for identity in kernel.slots(each.name)[:2000]
+        ]
+        for each in shop
+    }
+    assert nodes["s80"] == nodes["s81"]
+    assert nodes["s80"] != nodes["s82"] != nodes["s83"] != nodes["s80"]
+
+
+def test_a_range_has_a_front_and_an_endpoint_for_each_port() -> None:
+    kernel = Kernel()
+    ranged = service("web", 9000, ports=10, keeps_port=True)
+    plan = run(kernel, EMPTY, table([node(0)], [ranged, service("one", 80)]))
+    ports = {key.port for key, value in kernel.services.items() if value.keeps_port}
+    assert ports == set(range(9000, 9010))
+    seats = {plan.after.seats[seat].port for seat in kernel.endpoints.values()}
+    assert seats == {0, 80}
+    assert {key.port for key in kernel.endpoints} == {80, *range(9000, 9010)}
+    fewer = replace(ranged, ports=4)
+    less = run(kernel, plan.after, table([node(0)], [fewer, service("one", 80)]))
+    retired = {key.port for key, value in kernel.services.items() if value.retired}
+    assert retired == set(range(9004, 9010))
+    assert {key.port for key in less.watch.fronts} == retired
+
+
+def test_of_two_ranges_that_overlap_the_later_is_left_out_where_they_do() -> None:
+    kernel = Kernel()
+    services = [service("web", 9000, ports=10), service("dns", 9009, ports=2)]
+    plan = run(kernel, EMPTY, table([node(0)], services))
+    assert plan.refused == ("service dns: tcp 10.80.0.10:9009 is web's already",)
+    numbers = {key.port: value.service_id for key, value in kernel.services.items()}
+    assert numbers[9009] == numbers[9000] != numbers[9010]
+
+
+def test_ports_beyond_what_there_is_room_for_are_left_out_by_name() -> None:
+    services = [service("web", 9000, ports=4), service("dns", 53)]
+    plan = run(Kernel(), EMPTY, table([], services), facts=replace(FACTS, max_fronts=4))
+    assert plan.refused == ("service dns: all 4 places for ports are in use",)
+    assert {key.port for key in plan.after.services} == {9000, 9001, 9002, 9003}
+
+
+def test_many_services_of_one_node_lie_behind_each_other() -> None:
+    """More than the lowest free seats are looked for; and where there is no room, anywhere."""
+    kernel = Kernel()
+    services = [service(f"s{port}", port) for port in range(1, 21)]
+    nodes = [node(i) for i in range(3)]
+    plan = run(kernel, EMPTY, table(nodes, services))
+    assert plan.refused == ()
+    assert sorted(kernel.seats) == list(range(1, 61))
+    assert set(rings_of(plan).values()) == {0}
+    full = run(kernel, plan.after, table([*nodes, node(3)], services))
+    assert len(kernel.seats) == FACTS.max_seats - 1
+    assert len(full.refused) == 20 - 3
+
+
+def test_in_mode_l2_a_node_behind_a_router_is_not_routed_to_and_says_why() -> None:
+    kernel = Kernel()
+    services = [service("web", 80, mode=Mode.L2), service("dns", 81, mode=Mode.L3)]
+    wanted = table([node(0), node(1)], services)
+    routed = {node(0).address: HOP, node(1).address: replace(HOP, gateway="10.81.0.254")}
+    plan = make_plan(EMPTY, wanted, None, routed, FACTS, None, 0)
+    for write in plan.writes:
+        kernel.apply(write)
+    far = seat_identity("web", node(1).id)
+    assert far not in kernel.slots("web")
+    assert seat_identity("dns", node(1).id) in kernel.slots("dns")
+    assert [why for why in plan.refused if "behind the router 10.81.0.254" in why]
+    reasons = {(each.service, each.node): each.reason for each in plan.states()}
+    assert "behind the router" in reasons["web", node(1).id]
+    assert not reasons["web", node(0).id]
+    assert not reasons["dns", node(1).id]
