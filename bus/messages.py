@@ -260,6 +260,12 @@ class TableService:
     on_node_down: OnNodeDown | None = None
     """None: RESET for a node that is silent, KEEP for one that is not."""
     no_flow: NoFlow = NoFlow.RESET
+    ports: Annotated[int, Field(strict=True, ge=1, le=65_535)] = 1
+    """How many ports it has, one after the other from `port` on."""
+    keeps_port: bool = False
+    """Nodes serve each of its ports on the same port; then `node_port` is the first."""
+    affinity_group: str = ""
+    """Services of one group send a client to the same node; empty: it belongs to none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +334,9 @@ def _each_node_once(found: tuple[TableNode, ...]) -> tuple[TableNode, ...]:
 def _each_service_once(found: tuple[TableService, ...]) -> tuple[TableService, ...]:
     if len({service.name for service in found}) != len(found):
         raise ValueError("a service is listed twice")
+    for service in found:
+        if service.port + service.ports > 65_536:
+            raise ValueError(f"{service.ports} ports from {service.port} on")
     return found
 
 
@@ -432,6 +441,8 @@ class SeatState:
     """The part of the service's slots, 0 to 1."""
     resolved: bool
     """Whether the fast path knows the next hop; if not, TC hands over to the kernel's ARP."""
+    reason: str = ""
+    """Why it takes no new flows although its node is well; empty where nothing of that kind is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,7 +147,7 @@ def test_the_quorum(views: list[LocalView], config: TableConfig, state: HardStat
 @given(st.lists(st.tuples(values(NodeTable), st.none() | values(LocalView)), max_size=3))
 def test_the_plan(told: list[tuple[NodeTable, LocalView | None]]) -> None:
     own = frozenset({"10.0.0.1", "10.0.1.1"})
-    facts = Facts("lb-0", "10.0.0.1", "10.0.1.1", own, 4096, 64)
+    facts = Facts("lb-0", "10.0.0.1", "10.0.1.1", own, 4096, 64, 64, 64, 4096)
     held = EMPTY
     for now_ms, (table, view) in enumerate(told):
         held = make_plan(held, table, view, {}, facts, None, now_ms).after

@@ -196,6 +196,9 @@ static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet
 
 	if (seat->ifindex != ctx->ifindex)
 		strip_tags(ctx, packet);
+	/* A router of the other family: the kernel's own routes know it. */
+	if (unlikely(!seat->next_hop))
+		return redirect_neighbour(seat->ifindex, 0, 0, 0);
 	return redirect_neighbour(seat->ifindex, &next_hop, sizeof(next_hop), 0);
 }
 

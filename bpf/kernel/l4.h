@@ -101,6 +101,8 @@ static __always_inline struct decision new_l4_flow(context_t *ctx, struct packet
 	if (!cursor)
 		return decide(REASON_drop_no_node);
 	begin_request(packet, seat, index, own, now, &draft->request);
+	if (service->flags & SERVICE_KEEPS_PORT)
+		draft->request.dport = packet->key.dport;
 	decision = open_flow(packet, service, own, cursor, now, place, draft);
 	if (is_decided(decision))
 		return decision;

@@ -16,10 +16,9 @@
 #define RING_SLOTS 65537 /* a prime, as Maglev needs it */
 #define RING_LANES 4	 /* seats in one 8-byte entry of the ring */
 #define RING_ENTRIES 16385
-#define MAX_SERVICES 64
-#define SERVICE_PLACES 1024 /* few of them taken, so that an entry always finds one of its own */
-#define SERVICE_PROBES 4
-#define MAX_SEATS 8192
+#define SERVICE_PLACES 32768 /* half of them are ever taken: 16,384 fronts */
+#define MAX_SEATS 65536
+#define MAX_ENDPOINTS 262144
 #define NO_SEAT 0
 #define TICK_SHIFT 26 /* nanoseconds to ticks */
 #define TICKS_PER_SECOND 15
@@ -74,11 +73,12 @@ struct service_key {
 };
 
 #define SERVICE_AFFINITY_CLIENT 1 /* the client's address alone picks the slot */
-#define SERVICE_NO_SNAT 2    /* L4: nodes see the client's address and answer through this LB */
-#define SERVICE_GUE 4	     /* L3: UDP and GUE instead of IP in IP */
-#define SERVICE_NO_RESET 8   /* TCP of no flow is dropped, not answered */
-#define SERVICE_HAS_FLOWS 16 /* of mode L4, or was until lately: look for flows first */
-#define SERVICE_RETIRED 32   /* takes no new flow: it is here for those it has */
+#define SERVICE_NO_SNAT 2     /* L4: nodes see the client's address and answer through this LB */
+#define SERVICE_GUE 4	      /* L3: UDP and GUE instead of IP in IP */
+#define SERVICE_NO_RESET 8    /* TCP of no flow is dropped, not answered */
+#define SERVICE_HAS_FLOWS 16  /* of mode L4, or was until lately: look for flows first */
+#define SERVICE_RETIRED 32    /* takes no new flow: it is here for those it has */
+#define SERVICE_KEEPS_PORT 64 /* L4, a range of ports: nodes serve it on the same ports */
 
 #define SNAT_ADDRESSES 8
 
@@ -95,14 +95,17 @@ struct service {
 	__u16 snat_ports;      /* on each address */
 	__u16 low_first_port;  /* for clients whose own port is below 1024 */
 	__u16 low_ports;
-	__u32 snat_count; /* of the addresses below; at least 1 where there is a port */
+	__u16 snat_count; /* of the addresses below; at least 1 where there is a port */
+	__u16 ring;	  /* which one: services of the same nodes share one */
 	__u64 identity;	  /* hash of the service's name: a restarted process adopts ids by it */
 	__be32 snat_address[SNAT_ADDRESSES];
 };
 
-/* Four slots of a service's ring: entry id * RING_ENTRIES + slot / 4, lane slot % 4. */
+/* Four slots of a ring: entry ring * RING_ENTRIES + slot / 4, lane slot % 4. The seat is this and
+ * the service's id, so that one ring does for many services, each with seats of its own; 0: none.
+ */
 struct ring_entry {
-	__u16 seat[RING_LANES];
+	__u16 seat_less_id[RING_LANES];
 };
 
 #define SEAT_RESOLVED 1 /* destination_mac is good: XDP may send by itself */
@@ -114,10 +117,10 @@ struct ring_entry {
 /* One node's place at one service, with all that the fast path needs to reach it. */
 struct seat {
 	__be32 address;
-	__be16 port;
+	__be16 port; /* 0: the client's (SERVICE_KEEPS_PORT) */
 	__u16 service;
 	__u32 ifindex;	 /* 0: no route to it */
-	__be32 next_hop; /* the gateway's address, or its own */
+	__be32 next_hop; /* the gateway's address, or its own; 0: the gateway has an IPv6 address */
 	__u8 destination_mac[6];
 	__u8 source_mac[6];
 	__u16 mtu;

@@ -13,7 +13,7 @@ from functools import partial
 from rich.console import Console
 from rich.table import Table
 
-from e2e.bench import connections, core, cost, report, tcp, veth
+from e2e.bench import connections, core, cost, report, tcp, thousand, veth
 from e2e.bench.report import Result
 from e2e.lab import LabError
 
@@ -55,10 +55,15 @@ def _connections(extent: Extent, progress: Progress) -> Result:
     return connections.run(3 if extent.quick else 60, progress)
 
 
+def _services(extent: Extent, progress: Progress) -> Result:
+    return thousand.run(2 if extent.quick else 5, progress)
+
+
 BENCHMARKS: dict[str, tuple[str, Callable[[Extent, Progress], Result]]] = {
     "cost": ("what a packet costs in each program, run without sending any (2 minutes)", _cost),
     "veth": ("packets per second through veth, beside a bare redirect and nftables (3)", _veth),
     "tcp": ("requests, connections and downloads, beside nftables, HAProxy and nginx (4)", _tcp),
+    "services": ("1,000 of them: a start, a reload and a death (half a minute)", _services),
     "connections": ("new ones for a minute, the kernel's settings as they are (4)", _connections),
 }
 

@@ -90,15 +90,21 @@ class Tables:
         private: int,
         public_mac: str,
         private_mac: str,
+        others: int = 0,
     ) -> None:
         """Settings, and each service with its nodes and its ring, as the dataplane writes them.
 
-        What is sent to another MAC address than the interface's is for nobody here.
+        What is sent to another MAC address than the interface's is for nobody here. `others`: so
+        many more, which nobody asks for, on 256 addresses.
         """
         kernel = Kernel(self._bpf)
         states = len(kernel.read_settings().timeout)
         kernel.write_settings(_settings(states, public, private, public_mac, private_mac))
         first = FIRST_SEAT
+        for number in range(others):
+            key = ServiceKey(f"10.90.0.{number % 256}", 8000 + number // 256, Protocol.TCP)
+            value = _service_value(0, services[0][0])
+            kernel.apply(ServiceWrite(key, value))
         for number, (service, seats) in enumerate(services):
             for write in _writes(first, number, service, seats):
                 kernel.apply(write)
@@ -195,6 +201,8 @@ def _service_value(number: int, service: Service) -> maps.Service:
         no_reset=service.no_reset,
         has_flows=is_l4,
         retired=False,
+        keeps_port=False,
+        ring=number,
         snat_addresses=(service.snat_address,) if is_l4 else (),
         snat_slice=_slice(service) if is_l4 else NO_PORTS,
     )
@@ -202,7 +210,7 @@ def _service_value(number: int, service: Service) -> maps.Service:
 
 def _slots(first: int, number: int, nodes: int) -> SlotsWrite:
     members = [ring.Member(f"node-{node}", 1) for node in range(nodes)]
-    slots = ring.build(members, _HASH_SEED, "benchmark") + first
+    slots = ring.build(members, _HASH_SEED, "benchmark") + first - number
     padded = np.zeros(ENTRIES * LANES, np.uint16)
     padded[: slots.size] = slots
     indices = number * ENTRIES + np.arange(ENTRIES, dtype=np.uint32)

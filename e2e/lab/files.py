@@ -174,18 +174,26 @@ def services(lab: Plan, overlay: Table) -> tuple[Service, ...]:
     """What the LBs' file leads the nodes to expect. What is wrong with it, the LBs will say."""
     tables = lb_config(lab, lab.lb_names[0], overlay)["services"]
     return tuple(
-        Service(table["name"], table.get("node_port", table["port"]), table.get("protocol", "tcp"))
+        Service(
+            table["name"],
+            first_port(table.get("node_port", table["port"])),
+            table.get("protocol", "tcp"),
+        )
         for table in tables
         if "name" in table and "port" in table
     )
+
+
+def first_port(value: int | str) -> int:
+    """Of a port, or of a range such as "9000-9099"."""
+    return int(str(value).partition("-")[0])
 
 
 def web_port(lab: Plan, overlay: Table) -> int | None:
     """The VIP's port that leads to the nodes' nginx, if any does."""
     for table in lb_config(lab, lab.lb_names[0], overlay)["services"]:
         if table.get("node_port", table.get("port")) == servers.HTTP_PORT:
-            port: int = table["port"]
-            return port
+            return first_port(table["port"])
     return None
 
 

@@ -109,10 +109,15 @@ class ServiceShape:
     name: str
     address: str | None
     port: int
+    ports: int
+    """How many, one after the other from `port` on."""
     protocol: str
     mode: str
     node_port: int
+    node_ports: int
+    """Likewise; 1: nodes serve all of its ports on one."""
     affinity: str
+    affinity_group: str
     nodes_up: int
     """How many nodes have slots of its ring."""
     nodes: list[SeatShape]
@@ -408,10 +413,13 @@ def _service(
         name=service.name,
         address=service.address or local.public_address,
         port=service.port,
+        ports=service.ports,
         protocol=service.protocol,
         mode=service.mode,
         node_port=service.node_port,
+        node_ports=service.ports if service.keeps_port else 1,
         affinity=service.affinity,
+        affinity_group=service.affinity_group,
         nodes_up=sum(1 for seat in of_service if seat.slots),
         nodes=[seats.shape(seat, ports.get((seat.node, service.name))) for seat in of_service],
         observed_ms=age,

@@ -74,6 +74,7 @@ class Forwarding:
         cache_dir: Path,
         netlink: IPRoute,
         *,
+        services: int = 0,
         old_table_is_empty: bool = False,
     ) -> None:
         self.machine = machine.look(netlink, plan.public, plan.private)
@@ -81,7 +82,12 @@ class Forwarding:
         with ExitStack() as opened:
             with _reasons_of_the_machine():
                 self.programs = Programs(
-                    plan, bpf_dir, cache_dir, netlink, old_table_is_empty=old_table_is_empty
+                    plan,
+                    bpf_dir,
+                    cache_dir,
+                    netlink,
+                    services=services,
+                    old_table_is_empty=old_table_is_empty,
                 )
                 opened.callback(self.programs.close)
                 self._sender = RawSender(plan.public)

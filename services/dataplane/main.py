@@ -70,15 +70,17 @@ from services import logs
 from services.dataplane import machine, outputs
 from services.dataplane.flows.listing import Rows, Seated, list_flows
 from services.dataplane.forwarding import Forwarding, monotonic_ms
+from services.dataplane.front_table import MOST_FRONTS
 from services.dataplane.fronts import service_identity
-from services.dataplane.kernel import Settings
+from services.dataplane.kernel import MAX_SERVICES, Settings
 from services.dataplane.maps import EMPTY, Facts, KernelState, ServiceRemoval, snat_ports
 from services.dataplane.mode_change import Waits, modes_in_force, modes_of_nodes
 from services.dataplane.netdev import DeviceMonitor
 from services.dataplane.netlink import NextHopMonitor
 from services.dataplane.nexthop import NextHop
+from services.dataplane.path_mtu import PathMtu
 from services.dataplane.plan import Plan, make_plan
-from services.dataplane.programs import ProgramPlan
+from services.dataplane.programs import ProgramPlan, rings_for
 from services.dataplane.settings import of_machine, settings
 
 REPUBLISH_MS = 500
@@ -151,6 +153,7 @@ class DataplaneProcess:
         self._by_tc: tuple[bool, ...] = ()
         """Whether TC must send to the public device, and to the private one."""
         self._features = self._devices.serve()
+        self._path_mtu = PathMtu()
         self._next_hops: Mapping[str, NextHop | None] = {}
         self._watched: frozenset[str] = frozenset()
         self._forwarding: Forwarding | None = None
@@ -159,6 +162,7 @@ class DataplaneProcess:
         self._view: LocalView | None = None
         self._held: KernelState = EMPTY
         self._planned: Plan | None = None
+        self._seat_states: tuple[SeatState, ...] = ()
         self._planned_epoch = self._snat_ports = 0
         self._names: dict[int, Seated] = {}
         """Whose seats are or were, as long as flows may name them."""
@@ -170,7 +174,7 @@ class DataplaneProcess:
         self._stale = True
         now_ms = monotonic_ms()
         self._retry_ms = self._republish_ms = self._count_ms = self._settle_ms = now_ms
-        self._unchain_ms = now_ms
+        self._unchain_ms = self._grow_ms = now_ms
         self._stopping = self._reload_wanted = False
 
     # ------------------------------------------------------------------ the loop
@@ -183,6 +187,10 @@ class DataplaneProcess:
             poller.register(polled, zmq.POLLIN)
         for descriptor in (wake.fileno(), self._monitor.fileno(), self._devices.fileno()):
             poller.register(descriptor, zmq.POLLIN)
+        if self._path_mtu.deaf:
+            _log.warning("nobody hears of narrow paths to the nodes", why=self._path_mtu.deaf)
+        for descriptor in self._path_mtu.filenos():
+            poller.register(descriptor, zmq.POLLERR)
         self._start(monotonic_ms())
         adopted = f"{len(self._held.seats)} seats" if self._held.seats else ""
         started = ProcessEvent(topology.DATAPLANE, os.getpid(), version("gale"), adopted)
@@ -198,7 +206,13 @@ class DataplaneProcess:
         """Give back sockets and fds. Programs and maps are the kernel's."""
         if self._forwarding is not None:
             self._forwarding.close()
-        for owned in (self._publisher, self._commands, self._subscriber, self._netlink):
+        for owned in (
+            self._publisher,
+            self._commands,
+            self._subscriber,
+            self._netlink,
+            self._path_mtu,
+        ):
             owned.close()
         for watching in (self._monitor, self._devices):
             watching.close()
@@ -258,6 +272,7 @@ class DataplaneProcess:
             elif isinstance(envelope.data, LocalView):
                 self._stale |= _states(envelope.data) != _states(self._view)
                 self._view = envelope.data
+        self._monitor.narrowed(self._path_mtu.drain())
         next_hops = self._look_for_ways(now_ms)
         self._stale |= next_hops != self._next_hops
         self._next_hops = next_hops
@@ -375,23 +390,41 @@ class DataplaneProcess:
             self._paths.bpf_dir,
             self._paths.state_dir / PROGRAM_CACHE,
             self._netlink,
+            services=max(
+                len(self._config.services), len(self._table.services) if self._table else 0
+            ),
             old_table_is_empty=old_table_is_empty,
         )
 
     def _unchain(self, forwarding: Forwarding, now_ms: int) -> None:
         """The flow table before this one is empty: attach programs that know nothing of it."""
         self._unchain_ms = now_ms + UNCHAIN_RETRY_MS
+        if self._succeed(forwarding, old_table_is_empty=True):
+            _log.info("the flow table before this one was empty, and is gone")
+
+    def _make_room(self, forwarding: Forwarding, table: NodeTable, now_ms: int) -> Forwarding:
+        """More services than there is room for: attach programs over a larger map of rings."""
+        rings = rings_for(len(table.services))
+        if rings <= forwarding.kernel.max_rings or now_ms < self._grow_ms:
+            return forwarding
+        self._grow_ms = now_ms + COMPILE_RETRY_MS
+        if self._succeed(forwarding):
+            _log.info("the map of rings has grown", services=len(table.services), rings=rings)
+        return self._forwarding or forwarding
+
+    def _succeed(self, forwarding: Forwarding, *, old_table_is_empty: bool = False) -> bool:
+        """Attach programs of another size over the present ones, which go on until then."""
         try:
-            successor = self._attach(old_table_is_empty=True)
+            successor = self._attach(old_table_is_empty=old_table_is_empty)
         except (*NOT_READY, *REFUSED) as reason:
-            _log.warning("the flow table before this one is empty, and stays", why=str(reason))
-            return
-        # Of the maps only the table before has changed; where services stand must be read.
+            _log.warning("programs of another size cannot be attached", why=str(reason))
+            return False
+        # What the maps hold is what it was; where services stand must be read.
         successor.kernel.adopt()
         self._forwarding = successor
         self._stale = True
         forwarding.close()
-        _log.info("the flow table before this one was empty, and is gone")
+        return True
 
     def _wait_for(self, what: str) -> None:
         if what != self._waiting_for:
@@ -449,6 +482,7 @@ class DataplaneProcess:
         self._stale |= self._modes_due_ms is not None and now_ms >= self._modes_due_ms
         if self._table is None or not self._stale:
             return
+        forwarding = self._make_room(forwarding, self._table, now_ms)
         table = self._in_force(self._table, now_ms)
         # A new node's way is known before its seat is written.
         self._watch(self._watched | {node.address for node in table.nodes}, now_ms)
@@ -459,6 +493,7 @@ class DataplaneProcess:
         forwarding.watch = plan.watch
         forwarding.bury(plan.reset_seats, now_ms)
         self._watch(plan.addresses, now_ms)
+        self._seat_states = plan.states()
         self._name_seats(plan)
         self._tell_left_out(frozenset((*plan.refused, *without_place)))
         self._moved_slots += plan.moved_slots
@@ -483,12 +518,16 @@ class DataplaneProcess:
         prepared = modes_of_nodes(table, self._view)
         chosen = modes_in_force(wanted, in_force, prepared, self._mode_waits, now_ms)
         self._mode_waits, self._modes_due_ms = chosen.since_ms, chosen.next_ms
+        if chosen.modes == wanted:
+            return table
         services = (replace(each, mode=chosen.modes[each.name]) for each in table.services)
         return replace(table, services=tuple(services))
 
     def _name_seats(self, plan: Plan) -> None:
         kept = {seat: name for seat, name in self._names.items() if seat in plan.after.seats}
-        self._names = kept | {seat.seat: Seated(seat.node, seat.service) for seat in plan.seats}
+        self._names = kept | {
+            seat.seat: Seated(seat.node, seat.service) for seat in self._seat_states
+        }
 
     def _tell_left_out(self, left_out: frozenset[str]) -> None:
         for what in sorted(left_out - self._left_out):
@@ -508,7 +547,10 @@ class DataplaneProcess:
             private_address=forwarding.machine.private.address,
             own_addresses=forwarding.addresses,
             max_seats=forwarding.kernel.max_seats,
-            max_services=forwarding.kernel.max_services,
+            max_services=MAX_SERVICES,
+            max_rings=forwarding.kernel.max_rings,
+            max_fronts=MOST_FRONTS,
+            max_endpoints=forwarding.kernel.max_endpoints,
         )
 
     def _wanted_settings(self, forwarding: Forwarding, table: NodeTable) -> Settings:
@@ -578,10 +620,6 @@ class DataplaneProcess:
                 )
             )
         return tuple(counted)
-
-    @property
-    def _seat_states(self) -> tuple[SeatState, ...]:
-        return self._planned.seats if self._planned is not None else ()
 
     def _publish_state(self, now_ms: int) -> None:
         forwarding, table = self._forwarding, self._table

@@ -13,6 +13,10 @@ that goes down takes its routes with it without a word, so a change of a link ma
 MAC is None: TC takes the packets, and the kernel holds them until ARP has answered. Without a route
 there is no next hop at all.
 
+**The path's MTU.** A router on the way may take less than the link does. What it said of that
+(`PathNarrowed`) the kernel has put into its route by then, so the route is asked for again, and
+from time to time as long as it is narrow.
+
 **Staying fresh.** What XDP sends never passes the kernel's neighbour table, so to the kernel the
 entry looks unused and unconfirmed: it would stay STALE for ever, even if the node's MAC
 changed or the node went. So `due` says whom to use, in the kernel's sense (NTF_USE): a stale
@@ -33,6 +37,10 @@ NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE = 0x02, 0x04, 0x08, 0x10
 NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
 FIXED = NUD_NOARP | NUD_PERMANENT
 USABLE = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | FIXED
+
+NARROW_MS = 60_000
+"""How often a route is asked for again whose path is narrower than its link: the kernel forgets
+that after a while, without a word."""
 
 REFRESH_MS = 5_000
 """How often a neighbour is used, so that the kernel keeps knowing whether it is there."""
@@ -96,7 +104,14 @@ class EverythingChanged:
     """An address or a rule: any route may be another now, or have another source."""
 
 
-Message = Link | LinkGone | Neighbour | RoutesChanged | EverythingChanged
+@dataclass(frozen=True, slots=True)
+class PathNarrowed:
+    """A router said that packets to this address were too long for it."""
+
+    address: str
+
+
+Message = Link | LinkGone | Neighbour | RoutesChanged | EverythingChanged | PathNarrowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +135,7 @@ class NextHopTable:
         self._watched: frozenset[str] = frozenset()
         self._to_ask: set[str] = set()
         self._used_ms: dict[tuple[int, str], int] = {}
+        self._narrow_ms: dict[str, int] = {}
 
     def watch(self, addresses: Iterable[str]) -> None:
         """From now on, the next hops of exactly these addresses are kept."""
@@ -150,6 +166,8 @@ class NextHopTable:
                 self._to_ask |= {a for a in self._watched if ip_address(a) in changed}
             case EverythingChanged():
                 self._to_ask |= self._watched
+            case PathNarrowed(address):
+                self._to_ask |= self._watched & {address}
 
     def _fold_neighbour(self, neighbour: Neighbour) -> None:
         key = (neighbour.ifindex, neighbour.address)
@@ -171,11 +189,25 @@ class NextHopTable:
 
     def due(self, now_ms: int) -> list[tuple[int, str]]:
         """The neighbours, by interface and address, that are to be used now."""
+        self._doubt_narrow(now_ms)
         wanted = self._next_neighbours()
         self._used_ms = {key: used for key, used in self._used_ms.items() if key in wanted}
         due = [key for key in sorted(wanted) if self._due_ms(key, now_ms) <= now_ms]
         self._used_ms.update(dict.fromkeys(due, now_ms))
         return due
+
+    def _doubt_narrow(self, now_ms: int) -> None:
+        """Asked for at the next turn."""
+        narrow = {a for a in self._routes if self._is_narrow(a)}
+        self._narrow_ms = {a: self._narrow_ms.get(a, now_ms + NARROW_MS) for a in narrow}
+        for address in [a for a, due_ms in self._narrow_ms.items() if due_ms <= now_ms]:
+            self._to_ask.add(address)
+            del self._narrow_ms[address]
+
+    def _is_narrow(self, address: str) -> bool:
+        route = self._routes[address]
+        link = None if route is None else self._links.get(route.ifindex)
+        return route is not None and link is not None and (route.mtu or link.mtu) < link.mtu
 
     def next_ms(self, now_ms: int) -> int | None:
         """When `due` next has something to say, if nothing happens before."""

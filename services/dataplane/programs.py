@@ -21,6 +21,8 @@ into both. Once the dataplane has seen that no flow lives in the one before, it 
 ones: they are compiled already, so this takes a moment. `chained` says what `settings.chained` is,
 which `attach` writes in the order that loses nothing: set before the first program is attached that
 has a table before its own, cleared after the last one that had is gone.
+
+The map of rings grows in the same way with the number of services: a larger copy, programs over it.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from bpf.pins import PinnedMaps
 from bus.messages import HookState
 from conf import LbConfig
 from services.dataplane.machine import Machine
+from services.dataplane.maps import ENTRIES
 
 SOURCES = ("xdp.c", "tc.c")
 FLOW_WAYS = 16
@@ -46,6 +49,7 @@ FLOW_WAYS = 16
 LEAST_BUCKETS = 16
 LEAST_HALF_OPEN_WAYS, MOST_HALF_OPEN_WAYS = 2, 12
 """Some places are always for half-open flows, and some never."""
+RING_COUNTS = (16, 80, 320, 1_280)
 FRAGS_MTU = 3_000
 """Above this a driver may hand XDP a packet in pieces, and asks for a program that knows it."""
 
@@ -101,6 +105,13 @@ class ProgramPlan:
         return sizes | ({"GALE_ONE_ARM": 1} if self.one_arm else {})
 
 
+def rings_for(services: int) -> int:
+    """How many rings the map has room for: one for each service, which mostly share a few, and some
+    for those that part from the others. A ring takes 131 kB; the map can only grow.
+    """
+    return next((rings for rings in RING_COUNTS if services <= rings * 4 // 5), RING_COUNTS[-1])
+
+
 class Programs:
     """The loaded programs of this process and the hooks they are on."""
 
@@ -111,9 +122,12 @@ class Programs:
         cache_dir: Path,
         netlink: IPRoute,
         *,
+        services: int = 0,
         old_table_is_empty: bool = False,
     ) -> None:
-        """`old_table_is_empty`: no flow lives in the flow table before the present one."""
+        """`services`: how many there are, for each of which there may have to be a ring.
+        `old_table_is_empty`: no flow lives in the flow table before the present one.
+        """
         self.plan = plan
         self._bpf_dir = bpf_dir
         self._pins = bpf_dir / "prog"
@@ -132,6 +146,7 @@ class Programs:
                 plan.flow_buckets, old_is_empty=old_table_is_empty
             )
             """The flow table's size and that of the one before it."""
+            self._ring_entries = max(rings_for(services) * ENTRIES, self._maps.entries("ring"))
             self._xdp, self._tc = compile_programs(
                 SOURCES,
                 maps=self._maps,
@@ -145,7 +160,7 @@ class Programs:
             raise
 
     def _defines(self, tables: FlowTables) -> dict[str, str | int]:
-        return self.plan.defines | tables.defines
+        return self.plan.defines | tables.defines | {"RING_MAP_ENTRIES": self._ring_entries}
 
     @property
     def chained(self) -> bool:

@@ -285,6 +285,9 @@ def _table_service(service: Service) -> TableService:
         snat_addresses=service.snat_addresses,
         on_node_down=OnNodeDown(down) if down is not None else None,
         no_flow=NoFlow(service.no_flow),
+        ports=service.ports.size,
+        keeps_port=service.keeps_port,
+        affinity_group=service.affinity_group or "",
     )
 
 

@@ -32,7 +32,7 @@ from scapy.layers.l2 import Ether
 from bpf.syscall import possible_cpus, read_entries, write_entries
 from services.dataplane.counters import Counters, hooks, reasons
 from services.dataplane.flows.record import HALF_OPEN, FlowState
-from services.dataplane.kernel import service_places
+from services.dataplane.front_table import service_places
 from tests.bpf.harness import (
     LB_MAC,
     LOOPBACK,
@@ -65,7 +65,7 @@ SEED = 0x0123_4567_89AB_CDEF
 
 RESOLVED, UP = 1, 2
 SEAT_DEAD, SEAT_RESET, SEAT_BY_TC = 4, 8, 16
-AFFINITY_CLIENT, NO_SNAT, GUE, NO_RESET, HAS_FLOWS, RETIRED = 1, 2, 4, 8, 16, 32
+AFFINITY_CLIENT, NO_SNAT, GUE, NO_RESET, HAS_FLOWS, RETIRED, KEEPS_PORT = 1, 2, 4, 8, 16, 32, 64
 OF_SERVICE, FLOATING, OF_SNAT = 1, 2, 4
 RING_ENTRIES, LANES = 16385, 4
 PROTOCOLS = {"tcp": 6, "udp": 17}
@@ -219,6 +219,7 @@ class Scene:
         table = self.programs.table("services")
         values = {
             "id": number,
+            "ring": number,
             "mode": int(mode[1]),
             "flags": flags | (HAS_FLOWS if mode == "l4" else 0),
             "snat_first_port": FIRST_PORT,
@@ -250,7 +251,7 @@ class Scene:
         raise AssertionError("a scene of a handful of services always has a free place")
 
     def ring(self, number: int, seats: Iterable[int]) -> None:
-        wanted = tuple(seats)
+        wanted = tuple(seat and seat - number for seat in seats)
         if self._rings.get(number) == wanted:
             return
         self._rings[number] = wanted

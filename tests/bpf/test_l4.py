@@ -16,6 +16,7 @@ from tests.bpf.scene import (
     CLIENT_ADDRESS,
     FIRST_PORT,
     FLOATING,
+    KEEPS_PORT,
     NO_SNAT,
     NODE,
     OF_SERVICE,
@@ -62,6 +63,16 @@ def test_replies_of_an_established_flow(
 ) -> None:
     wanted = to_client(hook, connection.reply_out(flags, b"odd"))
     scene.expect(hook, connection.reply(flags, b"odd"), "l4_reply", wanted)
+
+
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+def test_a_range_keeps_its_ports(scene: Scene, hook: str) -> None:
+    """Every port of it is a front of the same service."""
+    for port in (9000, 9099):
+        scene.service("l4", at=(SERVICE[0], port), flags=KEEPS_PORT)
+        outcome = scene.send(hook, tcp(CLIENT, (SERVICE[0], port), "S"))
+        assert outcome.reason == "l4_new_flow"
+        assert outcome.ports[1] == port
 
 
 @pytest.mark.parametrize("hook", [*REQUEST_HOOKS, *REPLY_HOOKS])

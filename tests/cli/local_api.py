@@ -46,7 +46,19 @@ NODE = NodeShape(
     services=[SEAT],
 )
 SERVICE = ServiceShape(
-    "default", None, 8080, "tcp", "l4", 80, "flow", nodes_up=2, nodes=[SEAT], observed_ms=10
+    name="default",
+    address=None,
+    port=8080,
+    ports=1,
+    protocol="tcp",
+    mode="l4",
+    node_port=80,
+    node_ports=1,
+    affinity="flow",
+    affinity_group="",
+    nodes_up=2,
+    nodes=[SEAT],
+    observed_ms=10,
 )
 QUORUM = QuorumShape(
     name="lb-0",

@@ -36,7 +36,8 @@ from bus.messages import HookState
 from conf import load_lb
 from services.dataplane import programs as module
 from services.dataplane.machine import look
-from services.dataplane.programs import ProgramPlan, Programs
+from services.dataplane.maps import ENTRIES
+from services.dataplane.programs import ProgramPlan, Programs, rings_for
 from tests.bpf.harness import IMAGES, private_bpffs, private_network, program
 from tests.bpf.two_tables import add_flow, finds, sources
 
@@ -60,10 +61,21 @@ class Host:
     netlink: IPRoute
     bpf_dir: Path
 
-    def attach(self, plan: ProgramPlan = PLAN, *, old_table_is_empty: bool = False) -> Programs:
+    def attach(
+        self,
+        plan: ProgramPlan = PLAN,
+        *,
+        services: int = 0,
+        old_table_is_empty: bool = False,
+    ) -> Programs:
         present = look(self.netlink, plan.public, plan.private)
         programs = Programs(
-            plan, self.bpf_dir, IMAGES, self.netlink, old_table_is_empty=old_table_is_empty
+            plan,
+            self.bpf_dir,
+            IMAGES,
+            self.netlink,
+            services=services,
+            old_table_is_empty=old_table_is_empty,
         )
         try:
             programs.attach(present)
@@ -371,6 +383,34 @@ def test_a_node_agents_programs_stay(host: Host) -> None:
 
 
 # --------------------------------------------------------------------------- another size
+
+
+@pytest.mark.parametrize(
+    ("services", "rings"), [(0, 16), (12, 16), (13, 80), (64, 80), (65, 320), (1_000, 1_280)]
+)
+def test_there_is_a_ring_for_each_service_and_some_to_spare(services: int, rings: int) -> None:
+    assert rings_for(services) == rings
+
+
+def test_the_rings_map_grows_with_what_it_holds_and_never_shrinks(host: Host) -> None:
+    first = host.attach(services=1)
+    assert first.objects.bpf[b"ring"].info.max_entries == 16 * ENTRIES
+    table = first.objects.bpf[b"ring"]
+    last = 16 * ENTRIES - 1
+    leaf = table.Leaf()
+    leaf.seat_less_id[3] = 7
+    table[last] = leaf
+    first.close()
+    second = host.attach(services=13)
+    assert second.migrated == ("ring",)
+    table = second.objects.bpf[b"ring"]
+    assert table.info.max_entries == 80 * ENTRIES
+    assert table[last].seat_less_id[3] == 7
+    second.close()
+    third = host.attach(services=1)
+    assert third.migrated == ()
+    assert third.objects.bpf[b"ring"].info.max_entries == 80 * ENTRIES
+    third.close()
 
 
 def chained(programs: Programs) -> int:
