@@ -1,9 +1,9 @@
 """An LB whose interfaces are bridges, macvlans, VLANs, bonds or taps, in every mode.
 
-One lab per mode, with an LB for each pair of kinds, so that each kind is once the public and once
-the private interface. A pair with a kind that this kernel does not have is not among them. What is
-asked of each: pages of every node, a download with its hash, an upload that comes back whole,
-datagrams; and that the status says who sends, XDP or TC, and why.
+One lab per mode, which has an LB for each pair of kinds, so that each kind is once the public and
+once the private interface. A pair with a kind that this kernel does not have
+is not among them. What is asked of each: pages of every node, a download with its hash, an upload
+that comes back whole, datagrams; and that the status says who sends, XDP or TC, and why.
 """
 
 from __future__ import annotations

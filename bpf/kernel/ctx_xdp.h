@@ -181,6 +181,11 @@ static __always_inline struct decision can_answer(context_t *ctx, const struct p
 {
 	if (unlikely(packet->tags))
 		return decide(REASON_slow_vlan);
+#ifdef GALE_GENERIC_XDP
+	/* Generic XDP comes after the kernel has merged segments, and does not tell. */
+	if (packet->answer == ANSWER_TOO_BIG)
+		return decide(REASON_slow_merged);
+#endif
 	if (unlikely(ctx->ingress_ifindex == own->public_ifindex ? own->public_by_tc
 								 : own->private_by_tc))
 		return decide(REASON_slow_output);

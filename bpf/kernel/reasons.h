@@ -21,6 +21,7 @@
 	/* Ours, but XDP cannot finish it: TC does the same work on the next hook. */              \
 	REASON(slow_next_hop, "the next hop is not resolved yet")                                  \
 	REASON(slow_output, "the device it leaves by takes no frames from XDP")                    \
+	REASON(slow_merged, "too long for its way, unless it is many merged into one: TC knows")   \
 	REASON(slow_ip_options, "the IPv4 header carries options")                                 \
 	REASON(slow_vlan, "a VLAN tag has to come off, or to be kept in mind")                     \
 	/* Sent on, or answered. */                                                                \

@@ -90,6 +90,7 @@ def start_taps(link: Link) -> None:
         [*plan.enter(link.machine), "setsid", "--fork", sys.executable, str(program), *ends],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         check=True,
     )
     deadline = time.monotonic() + TAP_TIMEOUT_S

@@ -8,8 +8,9 @@ seats behind it and the settings say so (`by_tc`): XDP passes their packets on u
 sends them, which it can by any device.
 
 A frame that came in pieces (an MTU of some thousand bytes) needs a device that takes it in pieces.
-Generic XDP works on the kernel's own packets and sends by any device as well. A kernel before 6.3
-cannot be asked: TC sends.
+Generic XDP works on the kernel's own packets and sends by any device as well; only it is not told
+which checksums are yet to be finished, so it is for packets that come off a wire. A kernel before
+6.3 cannot be asked: TC sends.
 """
 
 from __future__ import annotations

@@ -102,7 +102,11 @@ class ProgramPlan:
             "FLOW_BUCKETS": self.flow_buckets,
             "HALF_OPEN_WAYS": self.half_open_ways,
         }
-        return sizes | ({"GALE_ONE_ARM": 1} if self.one_arm else {})
+        if self.one_arm:
+            sizes["GALE_ONE_ARM"] = 1
+        if self.generic_xdp:
+            sizes["GALE_GENERIC_XDP"] = 1
+        return sizes
 
 
 def rings_for(services: int) -> int:

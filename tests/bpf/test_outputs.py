@@ -9,7 +9,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP
 from scapy.packet import Raw
 
-from tests.bpf.harness import ethernet, tcp, udp
+from tests.bpf.harness import SMALL_TABLES, Rig, ethernet, tcp, udp
 from tests.bpf.scene import (
     CLIENT,
     CLIENT_ADDRESS,
@@ -106,6 +106,30 @@ class TestTowardsTheClient:
         scene.expect("xdp_reply", long, "slow_output")
         scene.settings(**ways)
         scene.expect("xdp_reply", long, "drop_too_big")  # without DF nobody is told
+
+
+@pytest.fixture(scope="session")
+def generic() -> Scene:
+    return Scene(Rig({**SMALL_TABLES, "GALE_GENERIC_XDP": 1}))
+
+
+@pytest.mark.parametrize("kind", MODES)
+def test_generic_xdp_leaves_it_to_tc_what_is_too_long(generic: Scene, kind: str) -> None:
+    """It may be many segments that the kernel has merged."""
+    generic.forget()
+    mode, flags = MODES[kind]
+    generic.service(mode, flags=flags)
+    generic.expect("xdp_public", tcp(CLIENT, SERVICE), FORWARDED[kind])
+    payload = bytes(1600)
+    generic.expect("xdp_public", tcp(CLIENT, SERVICE, "PA", payload), "slow_merged")
+
+
+def test_so_it_does_with_replies(generic: Scene) -> None:
+    generic.forget()
+    generic.service("l4")
+    connection = Connection(generic).establish()
+    generic.expect("xdp_reply", connection.reply("PA", bytes(1000)), "l4_reply")
+    generic.expect("xdp_reply", connection.reply("PA", bytes(1600)), "slow_merged")
 
 
 def test_what_is_for_nobody_is_passed_for_its_own_reason(scene: Scene) -> None:

@@ -149,7 +149,8 @@ def test_the_plan_is_what_the_configuration_says(tmp_path: Path) -> None:
     plan = ProgramPlan.from_config(load_lb(path))
     assert plan == ProgramPlan("a", "a", True, True, 1024, 512)
     assert plan.one_arm
-    assert plan.defines == {"FLOW_BUCKETS": 128, "HALF_OPEN_WAYS": 8, "GALE_ONE_ARM": 1}
+    sizes = {"FLOW_BUCKETS": 128, "HALF_OPEN_WAYS": 8}
+    assert plan.defines == sizes | {"GALE_ONE_ARM": 1, "GALE_GENERIC_XDP": 1}
     assert not PLAN.one_arm
     assert "GALE_ONE_ARM" not in PLAN.defines
 
