@@ -252,6 +252,9 @@ static __always_inline int send_answer(context_t *ctx, struct packet *packet,
 static __always_inline enum reason give_answer(context_t *ctx, struct packet *packet,
 					       const struct settings *own, enum reason reason)
 {
+	packet->answer = unknown(own, packet->answer);
+	packet->mtu = unknown(own, packet->mtu);
+	reason = unknown(own, reason);
 	if (is_answered_by_tc(packet))
 		return REASON_slow_vlan;
 	if (packet->answer != ANSWER_TOO_BIG && !may_answer(own))
