@@ -81,7 +81,7 @@ $(READY): pyproject.toml Makefile
 check: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror bpf/kernel/*.[ch] e2e/bench/*.[ch]
+	$(VENV)/bin/clang-format --dry-run --Werror bpf/kernel/*.[ch] e2e/*/*.[ch]
 	$(PYTHON) -m mypy
 
 unit: $(READY)

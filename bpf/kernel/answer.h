@@ -255,6 +255,9 @@ static __always_inline enum reason give_answer(context_t *ctx, struct packet *pa
 
 	if (is_decided(refused))
 		return reason_of(refused);
+	packet->answer = unknown(own, packet->answer);
+	packet->mtu = unknown(own, packet->mtu);
+	reason = unknown(own, reason);
 	if (packet->answer != ANSWER_TOO_BIG && !may_answer(own))
 		return REASON_drop_answer_rate;
 	return send_answer(ctx, packet, own) ? reason_without_answer(reason) : reason;

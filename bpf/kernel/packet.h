@@ -58,7 +58,6 @@ struct packet {
 	struct iphdr *ip;
 	struct flow_key key;
 	__u32 bytes;	/* on the wire, with what lies outside of linear memory */
-	__u32 ip_bytes; /* of the IP packet, which may stand for many */
 	__u32 segments; /* packets on the wire: TC sees many as one */
 	__u8 tcp_flags;
 	__u8 transport_bytes; /* of its header */
@@ -67,13 +66,14 @@ struct packet {
 	__u8 first_fragment;
 	__u8 later_fragment;	 /* has no ports */
 	__u8 icmp_error;	 /* the key is that of the flow it is about */
+	__u32 ip_bytes;		 /* of the IP packet, which may stand for many */
 	int verdict;		 /* what the kernel is told, once a packet has been forwarded */
 	struct tcp_numbers *tcp; /* set once the headers are parsed, filled in by tcp.h */
-	/* Eight bytes that nobody writes where a packet is sent on: so the verifier knows there
-	 * that it is not answered.
+	__u32 mtu;		 /* what it would have to fit into, where it does not */
+	/* enum answer. The eight bytes of the stack that this lies in nobody else writes to, so
+	 * that the verifier knows of a packet that was sent on that it is not answered.
 	 */
-	__u32 mtu;    /* what it would have to fit into, where it does not */
-	__u32 answer; /* enum answer */
+	__u32 answer;
 };
 
 /* Either a reason, which is final, or none yet. A type of its own, so that the one is never taken

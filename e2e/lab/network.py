@@ -128,7 +128,7 @@ def _tag(link: Link) -> None:
     source = Path(__file__).with_name("tags.c")
     loaded = compile_program(str(source), defines={"LAB_VLAN": plan.VLAN_ID})
     command([*plan.enter(plan.SWITCH), "tc", "qdisc", "add", "dev", link.port, "clsact"])
-    for way, name in (("egress", "lab_put_on_tag"), ("ingress", "lab_take_off_tag")):
+    for way, name in (("egress", "lab_tag"), ("ingress", "lab_untag")):
         pin = plan.home(link.machine) / "bpf" / name
         pin_object(loaded.function(name, "tc"), pin)
         words = ["filter", "add", "dev", link.port, way, "bpf", "da", "object-pinned", str(pin)]

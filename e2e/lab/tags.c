@@ -6,7 +6,7 @@
 #include <linux/if_ether.h>
 #include <linux/pkt_cls.h>
 
-int lab_put_on_tag(struct __sk_buff *ctx)
+int lab_tag(struct __sk_buff *ctx)
 {
 	if (ctx->protocol == bpf_htons(ETH_P_IP) &&
 	    bpf_skb_vlan_push(ctx, bpf_htons(ETH_P_8021Q), LAB_VLAN))
@@ -14,7 +14,7 @@ int lab_put_on_tag(struct __sk_buff *ctx)
 	return TC_ACT_OK;
 }
 
-int lab_take_off_tag(struct __sk_buff *ctx)
+int lab_untag(struct __sk_buff *ctx)
 {
 	if (!ctx->vlan_present)
 		return ctx->protocol == bpf_htons(ETH_P_IP) ? TC_ACT_SHOT : TC_ACT_OK;

@@ -237,7 +237,7 @@ def link_findings(link: Link) -> Findings:
         yield Finding(
             Level.WARN,
             link.name,
-            "LRO is on: drivers refuse XDP then, and TC has all the work",
+            "LRO is on: drivers refuse XDP then, and what it has merged TC cannot send on",
             f"ethtool -K {link.name} lro off",
         )
 
