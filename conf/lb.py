@@ -547,7 +547,7 @@ def _front_findings(config: LbConfig, service: Service, index: int) -> Iterator[
     is_one_interface = local.net_interface_private == local.net_interface_public
     if is_one_interface and not service.address and service.mode != "l4":
         yield Finding(
-            ("services", index, "mode") if service.says("mode") else ("local", "mode"),
+            ("services", index, "mode") if config.says("services") else ("local", "mode"),
             f'mode "{service.mode}" on one interface: nodes would take this machine\'s own address,'
             " by which they reach it, for theirs",
             'expected mode "l4", a virtual IP, or an interface for each side',

@@ -39,6 +39,7 @@ from services.dataplane.maps import (
 )
 from services.dataplane.words import ServiceKey
 
+LAST_PORT = 65_535
 SETTLE_MS = 1_000
 """A census counts if it began so long after the last new flow could: packets are under way."""
 
@@ -124,7 +125,7 @@ def _given_fronts(
     for service in table.services:
         address = service.address or facts.public_address
         taken = ""
-        for port in range(service.port, service.port + service.ports):
+        for port in range(service.port, min(service.port + service.ports, LAST_PORT + 1)):
             key = ServiceKey(address, port, service.protocol)
             if key in fronts:
                 taken = taken or f"{key.protocol} {address}:{port} is {fronts[key].name}'s already"
