@@ -4,7 +4,7 @@ The shell of `fold.py`: it owns the sockets and the clock. Of the four processes
 that outsiders talk to, so it decides nothing and holds no capability; killed, it loses no packet,
 no event (its position in the stream is on disk) and at worst the streams that were open.
 
-**In**: states and events of dataplane, health and quorum (`topology.SUBSCRIBES`), the command
+**In**: states and events of dataplane, health and quorum (`topics.SUBSCRIBES`), the command
 `reload`, HTTP. **Out**: `process.started.` on the bus, the public stream at `<run>/events.ipc` (and
 at `bus.events` when configured), commands to the dataplane on behalf of `/v1/flows`.
 
@@ -37,16 +37,19 @@ from typing import Any
 import structlog
 import zmq
 
-from bus import topology
-from bus.messages import ProcessEvent, Topic
-from bus.socket import (
+from bus import topics
+from bus.commands import (
     CommandError,
     CommandServer,
+    request,
+)
+from bus.events import ProcessEvent
+from bus.socket import (
     Publisher,
     PublisherSocket,
     Subscriber,
-    request,
 )
+from bus.topics import Topic
 from conf import ConfigError, LbConfig, Paths, load_lb, taken
 from services.api.fold import Fold
 from services.api.listener import Endpoint, Listener
@@ -87,14 +90,14 @@ class ApiProcess:
         self._name = config.local.name
         self._version = version("gale")
         self._context: zmq.Context[Any] = zmq.Context()
-        path = topology.publisher_path(paths.run_dir, topology.API)
-        self._publisher = Publisher(self._context, path, topology.API, self._name)
+        path = topics.publisher_path(paths.run_dir, topics.API)
+        self._publisher = Publisher(self._context, path, topics.API, self._name)
         self._commands = CommandServer(
-            self._context, topology.command_path(paths.run_dir, topology.API)
+            self._context, topics.command_path(paths.run_dir, topics.API)
         )
-        wanted = topology.SUBSCRIBES[topology.API]
+        wanted = topics.SUBSCRIBES[topics.API]
         self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
-        self._public = PublisherSocket(self._context, topology.events_path(paths.run_dir))
+        self._public = PublisherSocket(self._context, topics.events_path(paths.run_dir))
         self._polled: tuple[zmq.Socket[bytes], ...] = (
             self._publisher.poll_socket,
             self._commands.socket,
@@ -129,7 +132,7 @@ class ApiProcess:
             await asyncio.gather(ticking, *(listener.run() for listener in self._listeners))
             for polled in self._polled:
                 loop.remove_reader(int(polled.getsockopt(zmq.FD)))
-        _log.info("stopped", process=topology.API)
+        _log.info("stopped", process=topics.API)
         for owned in (self._publisher, self._commands, self._subscriber, self._public):
             owned.close()
         self._context.term()
@@ -141,7 +144,7 @@ class ApiProcess:
         entries = self.fold.catch_up(self._subscriber.receive(), self.now_ms())
         self._public.subscriptions()
         self._send(entries)
-        started = ProcessEvent(topology.API, os.getpid(), self._version, adopted)
+        started = ProcessEvent(topics.API, os.getpid(), self._version, adopted)
         envelope = self._publisher.publish(Topic.PROCESS_STARTED, started)
         self._send(self.fold.receive(envelope, self.now_ms()))
 
@@ -155,6 +158,7 @@ class ApiProcess:
             self._send(self.fold.subscribed(prefixes, now_ms))
             for envelope in self._subscriber.receive():
                 self._send(self.fold.receive(envelope, now_ms))
+            self.fold.repeated(self._subscriber.repeated, now_ms)
             if not any(int(polled.getsockopt(zmq.EVENTS)) & zmq.POLLIN for polled in self._polled):
                 return
 
@@ -221,7 +225,7 @@ class ApiProcess:
         return self._wait_for(self._news)
 
     async def command(self, service: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        path = topology.command_path(self._paths.run_dir, service)
+        path = topics.command_path(self._paths.run_dir, service)
         return await asyncio.to_thread(request, self._context, path, verb, arguments)
 
     async def _wait_for(self, news: asyncio.Event) -> bool:

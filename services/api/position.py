@@ -13,7 +13,11 @@ from pathlib import Path
 
 import structlog
 
-from bus.messages import MalformedMessage, from_json, to_json
+from bus.codec import (
+    MalformedMessage,
+    from_json,
+    to_json,
+)
 from services.api.fold import Position
 
 FILE_NAME = "events.position"

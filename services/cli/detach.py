@@ -23,7 +23,7 @@ import typer
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from bus import topology
+from bus import topics
 from conf import Paths
 from services.cli.attachments import NoSuchInterfaceError, attachments, take_off
 from services.cli.invocation import NO, Invocation, print_json
@@ -74,7 +74,7 @@ def detach(
 @contextmanager
 def _dataplane_locked_out(run_dir: Path) -> Iterator[bool]:
     """Hold the lock of the dataplane's publisher; False: a process has it."""
-    path = topology.publisher_path(run_dir, topology.DATAPLANE)
+    path = topics.publisher_path(run_dir, topics.DATAPLANE)
     try:
         descriptor = os.open(f"{path}.lock", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

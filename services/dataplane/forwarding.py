@@ -19,7 +19,7 @@ from pyroute2 import IPRoute
 
 from bpf.syscall import possible_cpus
 from bpf.table import Table
-from bus.messages import HookState
+from bus.states import HookState
 from services.dataplane import machine
 from services.dataplane.counters import Counters
 from services.dataplane.flows.census import Census, Counting, Watch

@@ -26,7 +26,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
-from bus.messages import Mode, NodeTable, NoFlow, TableService
+from bus.states import (
+    NodeTable,
+    TableService,
+)
+from bus.words import (
+    Mode,
+    NoFlow,
+)
 from services.dataplane.flows.census import Census
 from services.dataplane.maps import (
     NO_PORTS,

@@ -21,7 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpf.syscall import read_entries, write_entries
-from bus.messages import Affinity, Encapsulation, Mode, Protocol
+from bus.words import (
+    Affinity,
+    Encapsulation,
+    Mode,
+    Protocol,
+)
 from services.dataplane.maps import (
     ENTRIES,
     LANES,

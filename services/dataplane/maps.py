@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from bus.messages import Affinity, Encapsulation, Mode
+from bus.words import (
+    Affinity,
+    Encapsulation,
+    Mode,
+)
 from services.dataplane import ring
 from services.dataplane.nexthop import NextHop
 from services.dataplane.words import ServiceKey

@@ -31,7 +31,7 @@ from bpf import attach
 from bpf.chain import FlowTables
 from bpf.loader import LoadedObject, compile_programs, fill_cache
 from bpf.pins import PinnedMaps
-from bus.messages import HookState
+from bus.states import HookState
 from conf import LbConfig
 from services.dataplane.machine import Machine
 

@@ -28,14 +28,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
-from bus.messages import (
+from bus.states import (
     LocalView,
-    NodeState,
     NodeTable,
-    OnNodeDown,
-    Protocol,
     TableNode,
     TableService,
+)
+from bus.words import (
+    NodeState,
+    OnNodeDown,
+    Protocol,
 )
 from services.dataplane.flows.census import Census
 from services.dataplane.fronts import SETTLE_MS

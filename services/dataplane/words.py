@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from bus.messages import Protocol
+from bus.words import Protocol
 
 MAC_BYTES = 6
 

@@ -40,18 +40,27 @@ from typing import Any
 import structlog
 import zmq
 
-from bus import topology
-from bus.messages import (
-    CommittedTable,
-    Encapsulation,
-    Mode,
+from bus import tcp, topics
+from bus.commands import (
+    CommandError,
+    CommandServer,
+)
+from bus.events import ProcessEvent
+from bus.node_protocol import (
     OfferedService,
-    ProcessEvent,
-    Protocol,
-    Topic,
     encode_node,
 )
-from bus.socket import CommandError, CommandServer, Publisher, Subscriber
+from bus.socket import (
+    Publisher,
+    Subscriber,
+)
+from bus.states import CommittedTable
+from bus.topics import Topic
+from bus.words import (
+    Encapsulation,
+    Mode,
+    Protocol,
+)
 from conf import ConfigError, LbConfig, Paths, load_lb, taken
 from services.health.listener import Listener
 from services.health.model import Happened, Policy, Send
@@ -65,6 +74,7 @@ GAP_MS = 50
 POLL_MS = 100
 LAG_MS = 100
 """A turn later than this was late; less is the ordinary business of a machine."""
+CHECKS_SHARE = 100
 LAG_SAID_MS = 10_000
 DRAIN_MS = 200
 MOST_UNDRAINED = 5
@@ -95,12 +105,12 @@ class HealthProcess:
         self._config_path = paths.lb_config
         self._config = self._started_with = config
         self._context: zmq.Context[Any] = zmq.Context()
-        path = topology.publisher_path(paths.run_dir, topology.HEALTH)
-        self._publisher = Publisher(self._context, path, topology.HEALTH, config.local.name)
+        path = topics.publisher_path(paths.run_dir, topics.HEALTH)
+        self._publisher = Publisher(self._context, path, topics.HEALTH, config.local.name)
         self._commands = CommandServer(
-            self._context, topology.command_path(paths.run_dir, topology.HEALTH)
+            self._context, topics.command_path(paths.run_dir, topics.HEALTH)
         )
-        wanted = topology.SUBSCRIBES[topology.HEALTH]
+        wanted = topics.SUBSCRIBES[topics.HEALTH]
         self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
         self._listener = Listener(self._context)
         now_ms = _monotonic_ms()
@@ -110,12 +120,12 @@ class HealthProcess:
         self._said_waiting = ""
         self._view_changed = self._keep = True
         self._events: list[Happened] = []
-        self._publish_from_ms = self._republish_ms = self._settle_ms = now_ms
+        self._publish_from_ms = self._republish_ms = self._settle_ms = self._checks_ms = now_ms
         self._undrained = 0
         self._lag_said_ms, self._unsaid_lag_ms = now_ms - LAG_SAID_MS, 0
         self._stopping = self._reload_wanted = False
         adopted = self._adopt(now_ms)
-        started = ProcessEvent(topology.HEALTH, os.getpid(), version("gale"), adopted)
+        started = ProcessEvent(topics.HEALTH, os.getpid(), version("gale"), adopted)
         self._publisher.publish(Topic.PROCESS_STARTED, started)
 
     def run(self) -> None:
@@ -156,7 +166,8 @@ class HealthProcess:
             self._reload()
         for envelope in self._subscriber.receive():
             if isinstance(envelope.data, CommittedTable):
-                self._registry.adopt_table(envelope.data.table, now_ms)
+                age_ms = max(0, now_ms - envelope.head.made_ms)
+                self._registry.adopt_table(envelope.data.table, now_ms, age_ms)
         if now_ms >= self._settle_ms:
             self._settle_ms = now_ms + SETTLE_MS
             self._settle(now_ms)
@@ -186,15 +197,14 @@ class HealthProcess:
             frames = [first.bytes]
             if first.more:
                 frames += router.recv_multipart(zmq.NOBLOCK)
-            # The address is looked up where it counts: it costs more than a heartbeat does.
-            address = str(first.get("Peer-Address")) if frames[0] == b"hello" else ""
+            address = tcp.peer_address(first) if frames[0] == b"hello" else ""
             registry.receive(connection, address, frames, now_ms)
         return False
 
     def _wait_ms(self, now_ms: int) -> int:
         if self._undrained:
             return 0
-        moments = [now_ms + POLL_MS, self._republish_ms, self._settle_ms]
+        moments = [now_ms + POLL_MS, self._republish_ms, self._settle_ms, self._checks_ms]
         if self._view_changed or self._keep or self._events:
             moments.append(self._publish_from_ms)
         if (due_ms := self._registry.next_due_ms()) is not None:
@@ -213,6 +223,15 @@ class HealthProcess:
             self._publish(now_ms)
         for send in output.messages:
             self._send(send)
+        if now_ms >= self._checks_ms:
+            self._publish_checks()
+
+    def _publish_checks(self) -> None:
+        """Read by people alone: so it may cost a hundredth of this process's time, no more."""
+        begun_ms = _monotonic_ms()
+        self._publisher.publish(Topic.STATE_CHECKS, self._registry.checks(begun_ms))
+        done_ms = _monotonic_ms()
+        self._checks_ms = done_ms + max(REPUBLISH_MS, CHECKS_SHARE * (done_ms - begun_ms))
 
     def _publish(self, now_ms: int) -> None:
         if self._keep:
@@ -222,9 +241,12 @@ class HealthProcess:
             what = {"node": event.id, "state": event.state.value, "fails": event.fails}
             _log.info(topic.value.rstrip("."), reason=event.reason, **what)
         self._events.clear()
-        waiting_for = self._disk_trouble or self._listener.waiting_for
-        self._publisher.publish(Topic.STATE_VIEW, self._registry.view(now_ms, waiting_for))
-        self._view_changed = False
+        if self._view_changed:
+            waiting_for = self._disk_trouble or self._listener.waiting_for
+            self._publisher.publish(Topic.STATE_VIEW, self._registry.view(now_ms, waiting_for))
+            self._view_changed = False
+        else:
+            self._publisher.repeat(Topic.STATE_VIEW)
         done_ms = _monotonic_ms()
         self._republish_ms = now_ms + REPUBLISH_MS
         self._publish_from_ms = done_ms + min(max(GAP_MS, 10 * (done_ms - now_ms)), REPUBLISH_MS)
@@ -320,7 +342,7 @@ class HealthProcess:
 
     def _stop(self) -> None:
         self._save(_monotonic_ms())
-        _log.info("stopped", process=topology.HEALTH)
+        _log.info("stopped", process=topics.HEALTH)
         for owned in (self._listener, self._publisher, self._commands, self._subscriber):
             owned.close()
         self._context.term()

@@ -14,7 +14,15 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
-from bus.messages import LARGEST_WEIGHT, MOST_NAMED_SERVICES, Heartbeat, Hello, Refused
+from bus.node_protocol import (
+    Heartbeat,
+    Hello,
+    Refused,
+)
+from bus.words import (
+    LARGEST_WEIGHT,
+    MOST_NAMED_SERVICES,
+)
 
 TOLERATED = 8
 WINDOW_MS = 10_000

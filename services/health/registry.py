@@ -1,4 +1,4 @@
-"""The registry: what this LB knows of its nodes, and what follows from it.
+"""The registry: what this LB knows of its nodes, and what follows from it. Pure.
 
 Each node stands in one of five states. `TRANSITIONS` below is the whole of what may happen; any
 other step raises, since it would be a mistake of this file.
@@ -49,8 +49,8 @@ Rules that are not seen in the picture:
 
 Inputs are methods, with the time; outputs collect in `take_output()`: messages to connections,
 events for the bus, whether the view or what must be kept on disk has changed. A heartbeat that
-changes nothing costs no more than a few field writes: deadlines are looked up when they are due,
-in a heap that holds one live entry per node.
+changes nothing costs no more than a few field writes: it shows in `checks` alone, and deadlines are
+looked up when they are due, in a heap that holds one live entry per node.
 """
 
 from __future__ import annotations
@@ -60,27 +60,32 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bus.messages import (
-    FORMAT_VERSION,
-    Ban,
+from bus.codec import MalformedMessage
+from bus.events import NodeEvent
+from bus.node_protocol import (
+    NODE_VERSION,
     Heartbeat,
     Hello,
-    LocalView,
-    MalformedMessage,
-    Mode,
-    NodeEvent,
     NodeMessage,
-    NodeObservation,
-    NodeService,
-    NodeState,
-    NodeTable,
     Prepared,
     Refused,
-    ServingStatus,
-    TableNode,
-    Topic,
     Welcome,
     decode_node,
+)
+from bus.states import (
+    Ban,
+    LocalChecks,
+    LocalView,
+    NodeService,
+    NodeTable,
+    NodeView,
+    TableNode,
+)
+from bus.topics import Topic
+from bus.words import (
+    Mode,
+    NodeState,
+    ServingStatus,
     is_ipv4,
     one_line,
 )
@@ -137,7 +142,7 @@ class Registry:
         self._ticked_ms = now_ms - TICK_SPACING_MS
         self._census: tuple[Counter[str], Counter[str]] | None = None
         """By service: how many nodes are known, and how many are banned. None: to be counted."""
-        self._version = 0
+        self._version = self._checks_version = 0
         self._output = Output()
 
     # ----------------------------------------------------------------- from the agents
@@ -164,9 +169,9 @@ class Registry:
                 self._fault(connection, "unexpected_kind", now_ms)
 
     def _hello(self, connection: bytes, address: str, hello: Hello, now_ms: int) -> None:
-        if hello.v != FORMAT_VERSION:
+        if hello.v != NODE_VERSION:
             self._fault(connection, "version", now_ms)
-            text = f"node protocol {hello.v}, this load balancer speaks {FORMAT_VERSION}"
+            text = f"node protocol {hello.v}, this load balancer speaks {NODE_VERSION}"
             self._send(connection, Refused(text, SAME_NAME_RETRY_MS))
             return
         if problem := hello_problem(hello):
@@ -489,11 +494,13 @@ class Registry:
 
     def _fade(self, node: Node, now_ms: int) -> None:
         """Forget one failure for each expiry of a ban that the node has been UP."""
-        if node.state is UP:
+        if node.state is UP and node.fails:
             expiry_ms = self.policy.black_list_expiry_ms
             faded = (now_ms - node.fading_from_ms) // expiry_ms
-            node.fails = max(0, node.fails - faded)
             node.fading_from_ms += faded * expiry_ms
+            if faded:
+                node.fails = max(0, node.fails - faded)
+                self._output.view_changed = True
 
     def _why_spared(self, node: Node) -> str:
         """Why the node is not banned though it has failed often enough; empty: it is."""
@@ -600,8 +607,11 @@ class Registry:
             self._adopt_node(replace(node, ban_remaining_ms=remaining_ms), now_ms)
         return sum(node.state in (UP, DRAINING) for node in self._nodes.values())
 
-    def adopt_table(self, table: NodeTable, now_ms: int) -> None:
-        """Take over what the LBs had agreed on; only during the grace after a restart."""
+    def adopt_table(self, table: NodeTable, now_ms: int, age_ms: int = 0) -> None:
+        """Take over what the LBs had agreed on; only during the grace after a restart.
+
+        `age_ms`: since the table was made; the bans in it have that much less time left.
+        """
         if now_ms >= self._grace_ends_ms:
             return
         for node in table.nodes:
@@ -610,7 +620,8 @@ class Registry:
         for ban in table.bans:
             known = self._nodes.get(ban.node)
             if known is None or not (known.heard or known.state is BANNED):
-                self._adopt_ban(ban, known, now_ms)
+                remaining_ms = max(0, ban.remaining_ms - age_ms)
+                self._adopt_ban(replace(ban, remaining_ms=remaining_ms), known, now_ms)
 
     def _adopt_ban(self, ban: Ban, known: Node | None, now_ms: int) -> None:
         if ban.remaining_ms <= 0:
@@ -708,34 +719,44 @@ class Registry:
         return output
 
     def view(self, now_ms: int, waiting_for: str = "") -> LocalView:
-        """All that this LB sees of its nodes, with a version of its own."""
+        """What this LB has decided of its nodes, as a new version: for when that has changed."""
         self._version += 1
         return LocalView(
             version=self._version,
-            nodes=tuple(self._observation(node, now_ms) for node in self._nodes.values()),
-            rejected=dict(self.manners.rejected),
+            nodes=tuple(
+                NodeView(
+                    id=node.id,
+                    name=node.name,
+                    address=node.address,
+                    state=node.state,
+                    reason=node.reason,
+                    weight=node.weight,
+                    services=node.services,
+                    fails=node.fails,
+                    banned_for_ms=self._banned_for_ms(node, now_ms),
+                    silent=node.silent,
+                )
+                for node in self._nodes.values()
+            ),
             waiting_for=waiting_for,
         )
 
-    def _observation(self, node: Node, now_ms: int) -> NodeObservation:
-        self._fade(node, now_ms)
-        return NodeObservation(
-            id=node.id,
-            name=node.name,
-            address=node.address,
-            state=node.state,
-            reason=node.reason,
-            weight=node.weight,
-            services=node.services,
-            fails=node.fails,
-            banned_for_ms=self._banned_for_ms(node, now_ms),
-            observed_ms=max(0, now_ms - node.last_seen_ms),
-            checks_passed=node.passed,
-            checks_required=self.policy.checks_before_routing,
-            checks_good_total=node.good_total,
-            checks_bad_total=node.bad_total,
-            load=node.load,
-            silent=node.silent,
+    def checks(self, now_ms: int) -> LocalChecks:
+        """How the checks of all nodes stand. Failures that have faded by now change the view."""
+        self._checks_version += 1
+        nodes = self._nodes.values()
+        for node in nodes:
+            self._fade(node, now_ms)
+        return LocalChecks(
+            version=self._checks_version,
+            required=self.policy.checks_before_routing,
+            rejected=dict(self.manners.rejected),
+            id=tuple(self._nodes),
+            observed_ms=tuple([max(0, now_ms - node.last_seen_ms) for node in nodes]),
+            passed=tuple([node.passed for node in nodes]),
+            good_total=tuple([node.good_total for node in nodes]),
+            bad_total=tuple([node.bad_total for node in nodes]),
+            load=tuple([node.load for node in nodes]),
         )
 
 

@@ -20,7 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bus.messages import MalformedMessage, Signed, Whole, from_json, to_json
+from bus.codec import (
+    MalformedMessage,
+    from_json,
+    to_json,
+)
+from bus.words import (
+    Signed,
+    Whole,
+)
 from services.health.model import KeptNode
 
 FILE_NAME = "health.json"

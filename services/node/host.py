@@ -24,7 +24,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from bpf.attach import ForeignProgram, InterfaceMissing, NativeXdpUnsupported
 from bpf.loader import CompileError
 from bpf.syscall import VerifierError
-from bus.messages import MalformedMessage
+from bus.codec import MalformedMessage
 from services.node.clamp import clamp
 from services.node.direct import (
     ARP_ANNOUNCE,

@@ -31,7 +31,8 @@ from typing import Any
 import structlog
 import zmq
 
-from bus.messages import encode_node
+from bus import tcp
+from bus.node_protocol import encode_node
 from conf import ConfigError, Endpoint, NodeConfig, Paths, load_node
 from services.node.api import Ask, NodeApi
 from services.node.checks import Prober, Result
@@ -48,9 +49,6 @@ from services.node.direct import NOTHING_NEEDED, NOTHING_TAKEN, Lingering, need_
 from services.node.host import Order, open_flows
 from services.node.keeper import Keeper
 from services.node.link import (
-    CONNECT_TIMEOUT_MS,
-    FAR_CONNECT_TIMEOUT_MS,
-    RECONNECT_MS,
     Link,
     News,
     Place,
@@ -209,7 +207,7 @@ class AgentProcess:
         if now_ms < from_ms:
             self._settle_ms = min(self._settle_ms, from_ms)
             return
-        timeout_ms = FAR_CONNECT_TIMEOUT_MS if lb in self._far else CONNECT_TIMEOUT_MS
+        timeout_ms = tcp.FAR_CONNECT_TIMEOUT_MS if lb in self._far else tcp.CONNECT_TIMEOUT_MS
         link = self._links[lb] = Link(self._context, place, timeout_ms)
         self._poller.register(link.socket, zmq.POLLIN)
         self._poller.register(link.monitor, zmq.POLLIN)
@@ -243,7 +241,7 @@ class AgentProcess:
     def _renew(self, lb: str, now_ms: int) -> None:
         """Have another connection made, after a pause: this one may never come back by itself."""
         self._drop_link(lb)
-        pause_ms = self._renewal_ms.get(lb, RECONNECT_MS)
+        pause_ms = self._renewal_ms.get(lb, tcp.RECONNECT_MS)
         self._renewal_ms[lb] = min(2 * pause_ms, LONGEST_RENEWAL_MS)
         self._link_from_ms[lb] = now_ms + pause_ms
         self._settle_ms = min(self._settle_ms, now_ms + pause_ms)
@@ -327,7 +325,8 @@ class AgentProcess:
         if link is None:
             return
         if result.good:
-            if now_ms - asked_ms >= CONNECT_TIMEOUT_MS and not link.stands and lb not in self._far:
+            slow = now_ms - asked_ms >= tcp.CONNECT_TIMEOUT_MS
+            if slow and not link.stands and lb not in self._far:
                 self._far.add(lb)
                 self._renew(lb, now_ms)
         elif "refused" in result.reason:

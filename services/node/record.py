@@ -11,7 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bus.messages import MalformedMessage, Signed, Whole, from_json, to_json
+from bus.codec import (
+    MalformedMessage,
+    from_json,
+    to_json,
+)
+from bus.words import (
+    Signed,
+    Whole,
+)
 from services.node.direct import NOTHING_TAKEN, Need, Setting, Taken
 
 FILE_NAME = "prepared.json"

@@ -33,21 +33,30 @@ from typing import Any
 import structlog
 import zmq
 
-from bus import topology
-from bus.messages import (
+from bus import topics
+from bus.commands import (
+    CommandError,
+    CommandServer,
+)
+from bus.events import ProcessEvent
+from bus.socket import (
+    Publisher,
+    Subscriber,
+)
+from bus.states import (
+    LocalView,
+    QuorumState,
+    TableService,
+)
+from bus.topics import Topic
+from bus.words import (
     Affinity,
     Encapsulation,
-    LocalView,
     Mode,
     NoFlow,
     OnNodeDown,
-    ProcessEvent,
     Protocol,
-    QuorumState,
-    TableService,
-    Topic,
 )
-from bus.socket import CommandError, CommandServer, Publisher, Subscriber
 from conf import ConfigError, LbConfig, Paths, load_lb, taken
 from conf.lb import Service
 from services.machine import all_addresses
@@ -87,12 +96,12 @@ class QuorumProcess:
         self._started_with = config
         self._name = config.local.name
         self._context: zmq.Context[Any] = zmq.Context()
-        path = topology.publisher_path(paths.run_dir, topology.QUORUM)
-        self._publisher = Publisher(self._context, path, topology.QUORUM, self._name)
+        path = topics.publisher_path(paths.run_dir, topics.QUORUM)
+        self._publisher = Publisher(self._context, path, topics.QUORUM, self._name)
         self._commands = CommandServer(
-            self._context, topology.command_path(paths.run_dir, topology.QUORUM)
+            self._context, topics.command_path(paths.run_dir, topics.QUORUM)
         )
-        wanted = topology.SUBSCRIBES[topology.QUORUM]
+        wanted = topics.SUBSCRIBES[topics.QUORUM]
         self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
         self._storage = Storage(paths.state_dir, MACHINE_BOOT.read_text().strip())
         stored, adopted = _load(self._storage)
@@ -106,7 +115,7 @@ class QuorumProcess:
         self._reload_wanted = False
         self._publisher.publish(
             Topic.PROCESS_STARTED,
-            ProcessEvent(topology.QUORUM, os.getpid(), version("gale"), adopted),
+            ProcessEvent(topics.QUORUM, os.getpid(), version("gale"), adopted),
         )
         _warn_if_not_alone(config)
 
@@ -122,7 +131,7 @@ class QuorumProcess:
             self._step(_monotonic_ms())
             if wake.fileno() in dict(poller.poll(self._wait_ms(_monotonic_ms()))):
                 wake.recv(4096)
-        _log.info("stopped", process=topology.QUORUM)
+        _log.info("stopped", process=topics.QUORUM)
         for owned in (self._publisher, self._commands, self._subscriber):
             owned.close()
         self._context.term()
@@ -134,10 +143,10 @@ class QuorumProcess:
         if self._reload_wanted:
             self._reload_wanted = False
             self._reload()
-        newest = {envelope.source: envelope for envelope in self._subscriber.receive()}
-        for envelope in newest.values():
+        for envelope in self._subscriber.receive():
             if isinstance(envelope.data, LocalView):
-                self._core.report(self._name, envelope.boot, envelope.data, now_ms)
+                age_ms = max(0, now_ms - envelope.head.made_ms)
+                self._core.report(self._name, envelope.boot, envelope.data, now_ms, age_ms)
         self._core.tick(now_ms)
         self._work_off(now_ms)
         self._publish_states(now_ms)
@@ -181,8 +190,7 @@ class QuorumProcess:
             self._state_due_ms = now_ms + min(REPUBLISH_MS, half_lease_ms)
         if now_ms >= self._table_due_ms:
             self._table_due_ms = now_ms + REPUBLISH_MS
-            if (committed := self._core.committed(now_ms)) is not None:
-                self._publisher.publish(Topic.STATE_TABLE, committed)
+            self._publisher.repeat(Topic.STATE_TABLE)
 
     def _wait_ms(self, now_ms: int) -> int:
         due_ms = min(self._state_due_ms, self._table_due_ms)

@@ -23,14 +23,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bus.messages import (
-    LARGEST_WHOLE,
+from bus.codec import (
     MalformedMessage,
-    NodeTable,
-    Signed,
-    Stored,
     from_json,
     to_json,
+)
+from bus.states import NodeTable
+from bus.words import (
+    LARGEST_WHOLE,
+    Signed,
+    Stored,
 )
 from services.quorum.core import BLANK, HardState
 from services.quorum.table import aged

@@ -6,23 +6,28 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from bus.messages import (
-    FORMAT_VERSION,
+from bus.events import NodeEvent
+from bus.node_protocol import (
+    NODE_VERSION,
     Heartbeat,
     Hello,
-    Mode,
-    NodeEvent,
     NodeMessage,
-    NodeObservation,
-    NodeService,
-    NodeState,
     OfferedService,
-    Protocol,
-    ServingStatus,
-    Topic,
     encode_node,
 )
-from bus.messages import Encapsulation as Encap
+from bus.states import (
+    NodeObservation,
+    NodeService,
+)
+from bus.topics import Topic
+from bus.words import Encapsulation as Encap
+from bus.words import (
+    Mode,
+    NodeState,
+    Protocol,
+    ServingStatus,
+)
+from services.api.observed import nodes_state
 from services.health.model import Policy
 from services.health.registry import Registry
 
@@ -107,7 +112,10 @@ class Rig:
             self.tick()
 
     def observe(self, node_id: str) -> NodeObservation:
-        nodes = self.registry.view(self.now_ms).nodes
+        checks = self.registry.checks(self.now_ms)
+        view = self.registry.view(self.now_ms)
+        self.collect()
+        nodes = nodes_state(view, checks, 0, 0).nodes
         return next(node for node in nodes if node.id == node_id)
 
     def topics(self, node_id: str) -> list[Topic]:
@@ -138,7 +146,7 @@ class Agent:
     def connect(self) -> None:
         self.connection = b"\0%d" % next(_connections)
 
-    def hello(self, version: int = FORMAT_VERSION, weight: int = 1) -> None:
+    def hello(self, version: int = NODE_VERSION, weight: int = 1) -> None:
         if not self.connection:
             self.connect()
         message = Hello(version, self.name, self.boot, weight, self.services)

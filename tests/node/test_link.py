@@ -8,7 +8,12 @@ import time
 
 import zmq
 
-from bus.messages import Heartbeat, Hello, NodeState, encode_node
+from bus.node_protocol import (
+    Heartbeat,
+    Hello,
+    encode_node,
+)
+from bus.words import NodeState
 from services.node.core import Phase
 from services.node.link import LARGEST_FRAME, Link, News, Place
 from tests.health.processes import eventually, free_port

@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-from bus.messages import NodeState, NoFlow, SnatSlice, VipOwner
+from bus.states import (
+    SnatSlice,
+    VipOwner,
+)
+from bus.words import (
+    NodeState,
+    NoFlow,
+)
 from services.quorum import storage as storage_module
 from services.quorum.core import BLANK, HardState
 from services.quorum.storage import NewerFormatError, Storage
