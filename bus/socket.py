@@ -70,6 +70,8 @@ from bus.topics import Topic
 KEPT_EVENTS = 1024
 HIGH_WATER_MARK = 2 * KEPT_EVENTS
 """Room for a whole replay, with as much again for what happens meanwhile."""
+LONGEST_SUBSCRIPTION = 256
+"""Bytes that a subscriber may say at once. No topic is longer than 32."""
 RECONNECT_MS = 50
 DIRECTORY_MODE = 0o1770
 """Several users' sockets in one directory: the group may add, nobody may remove another's."""
@@ -124,6 +126,7 @@ class PublisherSocket:
     def __init__(self, context: zmq.Context[Any], path: Path) -> None:
         self.socket: zmq.Socket[bytes] = context.socket(zmq.XPUB)
         self.socket.setsockopt(zmq.XPUB_MANUAL, 1)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, LONGEST_SUBSCRIPTION)
         bounded(self.socket)
         self._endpoint = LocalEndpoint(self.socket, path)
 

@@ -2,8 +2,9 @@
 
 One side binds and serves many (`accepting`), the other connects to one (`connecting`).
 
-**Queues are small.** What a peer does not read is passed over: it is old by the time it is read. A
-message longer than a protocol's longest ends the connection (libzmq's MAXMSGSIZE is per frame).
+**Queues towards a peer are small.** What it does not read is passed over: it is old by the time it
+is read. A message longer than a protocol's longest ends the connection (libzmq's MAXMSGSIZE is per
+frame).
 
 **A cut without a word** is noticed by TCP on the connecting side, which gives up what is not
 acknowledged within `UNACKNOWLEDGED_MS`; libzmq's slow pings see to it that something is always
@@ -36,7 +37,10 @@ PING_PATIENCE_MS = 30_000
 BACKLOG = 4_096
 """Ten thousand agents may return at once."""
 SEND_QUEUE = 64
-RECEIVE_QUEUE = 1_000
+RECEIVE_QUEUE = 0
+"""No limit, on purpose: once libzmq has stopped reading a connection whose queue is full, it does
+not survive that connection's being reset (assertion `!_io_error`, libzmq 4.3.5). What one peer may
+send is bounded by whoever owns the socket."""
 
 
 def accepting(context: zmq.Context[Any], longest_frame: int) -> zmq.Socket[bytes]:

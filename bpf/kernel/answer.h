@@ -15,6 +15,7 @@
 
 #include "ctx.h"
 #include "rate.h"
+#include "tcp.h"
 
 #define QUOTED_BYTES 28 /* the header and the first eight bytes behind it */
 #define ANSWER_TTL 64
@@ -106,7 +107,8 @@ static __always_inline __u32 pseudo_header_sum(const struct iphdr *ip, __u16 byt
 	       bpf_htons(ip->protocol) + bpf_htons(bytes);
 }
 
-static __always_inline int send_reset(context_t *ctx, struct packet *packet)
+static __always_inline int send_reset(context_t *ctx, struct packet *packet,
+				      const struct settings *own)
 {
 	struct ethhdr from = *packet->ethernet;
 	__be32 client = packet->ip->saddr, vip = packet->ip->daddr;
@@ -116,7 +118,7 @@ static __always_inline int send_reset(context_t *ctx, struct packet *packet)
 	__u32 sum;
 
 	if (packet->ip->ihl != 5 || packet->tags || packet->later_fragment ||
-	    (packet->tcp_flags & TCP_FLAG_RST))
+	    (packet->tcp_flags & TCP_FLAG_RST) || read_numbers(ctx, packet, own))
 		return -1;
 	is_partial = has_partial_checksum(ctx, packet);
 	if (cut_to(ctx, sizeof(struct ethhdr) + sizeof(*answer)))
@@ -162,7 +164,8 @@ static __always_inline enum reason reason_without_answer(enum reason reason)
 	}
 }
 
-static __always_inline int send_answer(context_t *ctx, struct packet *packet)
+static __always_inline int send_answer(context_t *ctx, struct packet *packet,
+				       const struct settings *own)
 {
 	switch (packet->answer) {
 	case ANSWER_TOO_BIG:
@@ -170,7 +173,7 @@ static __always_inline int send_answer(context_t *ctx, struct packet *packet)
 			return -1;
 		return send_icmp(ctx, packet, ICMP_FRAG_NEEDED, packet->mtu);
 	case ANSWER_RESET:
-		return send_reset(ctx, packet);
+		return send_reset(ctx, packet, own);
 	default:
 		return send_icmp(ctx, packet, ICMP_PORT_UNREACH, 0);
 	}
@@ -184,7 +187,7 @@ static __always_inline enum reason give_answer(context_t *ctx, struct packet *pa
 		return REASON_slow_vlan;
 	if (packet->answer != ANSWER_TOO_BIG && !may_answer(own))
 		return REASON_drop_answer_rate;
-	return send_answer(ctx, packet) ? reason_without_answer(reason) : reason;
+	return send_answer(ctx, packet, own) ? reason_without_answer(reason) : reason;
 }
 
 #endif

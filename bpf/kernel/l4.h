@@ -11,7 +11,7 @@
 #include "stateless.h"
 #include "icmp.h"
 #include "rate.h"
-#include "tcp_options.h"
+#include "tcp.h"
 #include "verifier.h"
 
 /* A packet that is to be sent on: as what, where to, and what is counted. `seat` 0: not yet. */
@@ -398,11 +398,15 @@ static __always_inline struct decision forward_l4(context_t *ctx, struct packet 
 						  const struct service *service,
 						  const struct settings *own)
 {
-	struct place place = find_flow(&packet->key, own);
 	struct decision decision = UNDECIDED;
 	struct sending sending = {};
-	__u32 now = ticks_now();
+	struct place place;
+	__u32 now;
 
+	if (is_tcp(packet) && read_numbers(ctx, packet, own))
+		return decide(REASON_pass_malformed);
+	place = find_flow(&packet->key, own);
+	now = ticks_now();
 	if (unlikely(packet->tcp_flags & TCP_FLAG_SYN))
 		packet->scale = unknown(own, window_scale(ctx, packet));
 	if (likely(place.flow))

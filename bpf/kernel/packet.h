@@ -41,9 +41,9 @@ struct packet {
 	struct flow_key key;
 	__u32 bytes;	/* of the frame, with what lies outside of linear memory */
 	__u32 segments; /* packets on the wire: TC sees many as one */
-	__u32 sequence;
+	__u32 sequence; /* TCP's numbers, once tcp.h has read them */
 	__u32 acknowledged;
-	__u32 payload; /* bytes behind the transport header */
+	__u32 payload; /* bytes behind the TCP header */
 	__u16 window;  /* as it stands in the header */
 	__u8 tcp_flags;
 	__u8 transport_bytes; /* of its header */
@@ -150,7 +150,6 @@ static __always_inline int transport_fits(const struct packet *packet, __u32 byt
 static __always_inline int parse_tcp(struct cursor *cursor, struct packet *packet)
 {
 	struct tcphdr *tcp = cursor->position;
-	__u32 bytes;
 
 	if ((void *)(tcp + 1) > cursor->end)
 		return -1;
@@ -158,12 +157,6 @@ static __always_inline int parse_tcp(struct cursor *cursor, struct packet *packe
 	packet->key.dport = tcp->dest;
 	packet->tcp_flags = ((__u8 *)tcp)[13];
 	packet->transport_bytes = tcp->doff * 4;
-	packet->sequence = bpf_ntohl(tcp->seq);
-	packet->acknowledged = bpf_ntohl(tcp->ack_seq);
-	packet->window = bpf_ntohs(tcp->window);
-	bytes = network_payload(packet);
-	/* A header longer than its packet is its receiver's business; here it has no payload. */
-	packet->payload = bytes > packet->transport_bytes ? bytes - packet->transport_bytes : 0;
 	return 0;
 }
 

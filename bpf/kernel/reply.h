@@ -14,7 +14,7 @@
 #include "ports.h"
 #include "fragment.h"
 #include "icmp.h"
-#include "tcp_options.h"
+#include "tcp.h"
 
 static __always_inline struct decision send_to_client(context_t *ctx, struct packet *packet,
 						      const struct flow *flow,
@@ -201,6 +201,8 @@ static __always_inline struct decision forward_reply(context_t *ctx, struct pack
 	if (unlikely(packet->key.protocol == IPPROTO_ICMP) && !adopt_quoted_key(ctx, packet))
 		return decide(REASON_pass_icmp_other);
 	forget_how_it_was_read(packet, own);
+	if (is_tcp(packet) && read_numbers(ctx, packet, own))
+		return decide(REASON_pass_malformed);
 	place = find_flow(&packet->key, own);
 	now = ticks_now();
 	if (unlikely(packet->tcp_flags & TCP_FLAG_SYN))

@@ -26,7 +26,6 @@ static __always_inline void forget_how_it_was_read(struct packet *packet,
 	packet->icmp_error = unknown(own, packet->icmp_error);
 	packet->tcp_flags = unknown(own, packet->tcp_flags);
 	packet->transport_bytes = unknown(own, packet->transport_bytes);
-	packet->payload = unknown(own, packet->payload);
 }
 
 #endif

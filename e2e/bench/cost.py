@@ -264,6 +264,7 @@ class Bench:
             defines=flows.table_sizes(standing),
             cache_dir=images,
         )
+        self._loaded = (xdp, tc, own, self._wrapper.loaded)
         self._floor = self._wrapper.floor(row.hook)
         self._program = (
             tc.function("gale_tc_private", "tc")
@@ -353,7 +354,9 @@ class Bench:
         return self._wrapper.run(self._row.hook, program, self._generator, packets)
 
     def close(self) -> None:
-        """Nothing of this outlives its process."""
+        """Give back the programs and maps."""
+        for loaded in self._loaded:
+            loaded.close()
 
     def _check(self, before: dict[str, int], after: dict[str, int]) -> None:
         """Raise unless all packets of the trial went the way this row is about."""
@@ -382,6 +385,7 @@ class Yardstick:
         self._repeats = repeats
         self._wrapper = Wrapper(images)
         loaded = compile_program(str(YARDSTICK), cache_dir=images)
+        self._loaded = (loaded, self._wrapper.loaded)
         self._program = loaded.function("bench_lookup", "xdp")
         frame = tcp_frame(ACK, _CLIENT_MAC, _LB_MAC, _VIP, _PORT)
         self._generator = Generator(self._wrapper.loaded, frame, CLIENTS, row.flows)
@@ -415,4 +419,6 @@ class Yardstick:
         return Trial(floor_ns / self._repeats, program_ns / self._repeats)
 
     def close(self) -> None:
-        """Nothing of this outlives its process."""
+        """Give back the programs and maps."""
+        for loaded in self._loaded:
+            loaded.close()

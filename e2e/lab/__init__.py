@@ -6,7 +6,7 @@ shipped supervisor files and read ordinary configuration files.
 """
 
 from e2e.lab.lab import SUPERVISORD, Lab, down, exclusive
-from e2e.lab.network import LabError
+from e2e.lab.network import ExtraFileError, LabError
 from e2e.lab.plan import Plan
 
-__all__ = ["SUPERVISORD", "Lab", "LabError", "Plan", "down", "exclusive"]
+__all__ = ["SUPERVISORD", "ExtraFileError", "Lab", "LabError", "Plan", "down", "exclusive"]

@@ -18,13 +18,14 @@ import hashlib
 import json
 import random
 import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tomli
-
+from conf import ConfigError, Problem, Source, load_lb, load_node
 from e2e.lab import plan, servers
-from e2e.lab.network import LabError, command
+from e2e.lab.network import ExtraFileError, command
 from e2e.lab.plan import Plan, Service
 
 WWW_DIR = plan.ROOT_DIR / "www"
@@ -32,6 +33,7 @@ PLAN_FILE = plan.ROOT_DIR / "plan.json"
 BLOCK_BYTES = 1 << 20
 FILES = {"1k.bin": 1 << 10, "1m.bin": 1 << 20, "200m.bin": 200 << 20}
 SHIPPED_SUPERVISOR_DIR = plan.CHECKOUT_DIR / "conf" / "supervisor"
+STAND_IN = "EXTRA.toml"
 Table = dict[str, Any]
 
 SUPERVISORD_CONF = """\
@@ -73,13 +75,37 @@ def write_all(lab: Plan, overlay: Table) -> None:
         _write_node(lab, machine, services(lab, overlay))
 
 
-def read_extra(extra: Path | None) -> Table:
+def read_extra(lab: Plan, extra: Path | None) -> Table:
+    """The file to be laid over each LB's, if the LBs and the nodes can be configured with it."""
     if extra is None:
         return {}
     try:
-        return tomli.loads(extra.read_text())
-    except (OSError, tomli.TOMLDecodeError) as error:
-        raise LabError(f"{extra}: {error}") from None
+        overlay = Source.read(extra).data
+        _check(lab, overlay)
+    except ConfigError as error:
+        raise ExtraFileError(str(error).replace(STAND_IN, str(extra))) from None
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ExtraFileError(f"{extra}: this is not laid over an LB's file: {error}") from None
+    return overlay
+
+
+def _check(lab: Plan, overlay: Table) -> None:
+    """Have Gale read what would be written; raises `ConfigError`, or what the writing raises."""
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory) / "file.toml"
+        texts: list[tuple[Callable[[Path], object], str]] = [
+            (load_lb, toml_text(lb_config(lab, name, overlay))) for name in lab.lb_names
+        ]
+        served = services(lab, overlay)
+        texts.append((load_node, toml_text(node_config(lab, lab.node_names[0], served))))
+        for load, text in texts:
+            place.write_text(text)
+            try:
+                load(place)
+            except ConfigError as error:
+                # Its lines are of the whole, which nobody has seen: the keys must do.
+                found = (Problem(STAND_IN, 1, each.key, each.message) for each in error.problems)
+                raise ConfigError(found) from None
 
 
 def _mount(kind: str, where: Path, options: str) -> None:

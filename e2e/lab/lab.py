@@ -90,7 +90,7 @@ class Lab:
 
     def up(self, say: Say, extra: Path | None = None) -> None:
         require_root()
-        overlay = files.read_extra(extra)
+        overlay = files.read_extra(self.plan, extra)
         down(say)
         say("writing configuration and what the servers serve")
         files.write_all(self.plan, overlay)

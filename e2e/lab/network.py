@@ -32,6 +32,10 @@ class LabError(Exception):
     """The lab cannot go on; the message says what to do."""
 
 
+class ExtraFileError(LabError):
+    """The file that is to be laid over the LBs' is not to be used; nothing has been done yet."""
+
+
 def command(words: Sequence[str], stdin: str | None = None) -> str:
     """Run a tool of the host; its output, or LabError with what it complained of."""
     done = subprocess.run(words, input=stdin, capture_output=True, text=True, check=False)

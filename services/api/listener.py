@@ -1,5 +1,10 @@
 """HTTP on one address that may come, go and change: the private interface's, or the loopback's.
 
+**Who is answered.** An address of the private interface can be reached through any other one too,
+as far as the kernel is concerned: by a client whose router leads there. So a connection is served
+only if this machine would itself use the connection's local address to speak to the other end,
+which is so on the private network and behind it, and on loopback. Any other is hung up on unread.
+
 An interface that has no address yet is no error: the listener waits, says so once, and looks again
 every second. When the address or the port changes (`gale reload`), it moves.
 
@@ -14,6 +19,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import structlog
 import uvicorn
@@ -26,6 +32,27 @@ BACKLOG = 128
 Endpoint = tuple[str, int]
 
 _log = structlog.get_logger()
+
+
+class OwnSideSocket(socket.socket):
+    """Accepts those alone to whom this machine would speak from the address they have called."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        while True:
+            connection, peer = super().accept()
+            if _source_towards(peer[0]) == connection.getsockname()[0]:
+                return connection, peer
+            connection.close()
+
+
+def _source_towards(address: str) -> str | None:
+    """The address that this machine would speak to another from; None: there is no way."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))  # of UDP: sends nothing
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
 
 
 class Listener:
@@ -54,7 +81,7 @@ class Listener:
         if isinstance(endpoint, str):
             self._wait_for(endpoint)
             return None
-        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        made = OwnSideSocket(socket.AF_INET, socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             made.bind(endpoint)

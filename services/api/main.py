@@ -51,6 +51,7 @@ from bus.socket import (
 )
 from bus.topics import Topic
 from conf import ConfigError, LbConfig, Paths, load_lb, taken
+from services import logs
 from services.api.fold import Fold
 from services.api.listener import Endpoint, Listener
 from services.api.metrics import Scrape
@@ -71,6 +72,7 @@ _log = structlog.get_logger()
 def main() -> None:
     """Console script `gale-api`."""
     argparse.ArgumentParser(prog="gale-api", description="Gale's API process.").parse_args()
+    logs.set_up()
     paths = Paths.from_environment()
     try:
         config = load_lb(paths.lb_config)

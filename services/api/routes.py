@@ -44,6 +44,7 @@ from services.api.stream import KEPT_MESSAGES, Entry
 KEEP_ALIVE_S = 10.0
 PAGE = 1000
 STREAM_BATCH = 256
+NAMES_SHOWN = 10
 LONGEST_SEQ = 19
 """Digits of a number of 63 bits."""
 LARGEST_FLOW_PAGE = 10_000
@@ -205,8 +206,24 @@ def _add_flows(app: FastAPI, source: Source) -> None:
         limit: Annotated[int, Query(ge=1, le=LARGEST_FLOW_PAGE)] = 100,
     ) -> dict[str, Any]:
         """Conntrack entries, as the dataplane reads them from the kernel now."""
+        now_ms = source.now_ms()
+        offered = snapshot.services(source.fold, source.local(), now_ms)
+        names = {each.name for each in offered.services} if offered is not None else None
+        _refuse_unknown("service", service, names)
+        known = snapshot.nodes(source.fold, now_ms)
+        ids = {each.id for each in known.nodes} if known is not None else None
+        _refuse_unknown("node", node, ids)
         arguments = {"node": node, "service": service, "limit": limit}
         return await source.command(topics.DATAPLANE, "flows", arguments)
+
+
+def _refuse_unknown(kind: str, name: str | None, known: set[str] | None) -> None:
+    """404 for a name that nobody has; as long as nothing is known, any may be right."""
+    if name and known is not None and name not in known:
+        there = ", ".join(sorted(known)[:NAMES_SHOWN]) or "none"
+        more = f" and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
+        detail = f"no {kind} is named {one_line(name)}; there are {there}{more}"
+        raise HTTPException(HTTPStatus.NOT_FOUND, detail)
 
 
 # --------------------------------------------------------------------------- events

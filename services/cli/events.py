@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
+from operator import itemgetter
 from typing import Annotated, Any
 
 import orjson
@@ -70,8 +71,10 @@ def _page(client: Client, since: str, *, as_json: bool) -> None:
     if since != EVERYTHING and not whole["complete"]:
         typer.echo(f"some of what followed {since} is no longer kept", err=True)
     printer = _Printer(as_json=False)
-    for message in whole["events"]:
-        printer.print(message)
+    # The log is in the order of arrival: after a restart of the API, process by process.
+    news = [message for message in whole["events"] if printer.is_news(message)]
+    for message in sorted(news, key=itemgetter("time_ms")):
+        printer.write(message)
 
 
 def _follow(client: Client, since: str | None, printer: _Printer) -> None:
@@ -103,12 +106,17 @@ class _Printer:
         self._seen: dict[str, tuple[str, int]] = {}
 
     def print(self, message: dict[str, Any]) -> None:
-        is_state = message["topic"].startswith("state.")
-        if not is_state and self._was_shown(message):
-            return
+        if self.is_news(message):
+            self.write(message)
+
+    def is_news(self, message: dict[str, Any]) -> bool:
+        """Whether it was not shown before; to be asked once, in the order of the stream."""
+        return message["topic"].startswith("state.") or not self._was_shown(message)
+
+    def write(self, message: dict[str, Any]) -> None:
         if self._as_json:
             typer.echo(orjson.dumps(message).decode())
-        elif not is_state:
+        elif not message["topic"].startswith("state."):
             self._console.print(_line(message))
 
     def _was_shown(self, message: dict[str, Any]) -> bool:

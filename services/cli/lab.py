@@ -86,6 +86,9 @@ def up(
 def _up(lab: ModuleType, built: Any, config: Path | None) -> None:
     try:
         built.up(_say, config)
+    except lab.ExtraFileError as error:
+        _say(str(error))
+        raise typer.Exit(WRONG_USE) from None
     except lab.LabError as error:
         _say(f"{error}\n{LEFT_STANDING}")
         raise typer.Exit(NO) from None

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from conf import ConfigError
-from services.cli.invocation import WRONG_USE, Invocation
+from services.cli.invocation import WELL, WRONG_USE, Invocation
 
 COMMANDS = {
     "check": "services.cli.check:check",
@@ -96,8 +97,17 @@ class LazyCommands(TyperGroup):
 
 
 app = typer.Typer(
-    cls=LazyCommands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+    cls=LazyCommands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gale {version('gale')}")
+        raise typer.Exit(WELL)
 
 
 @app.callback()
@@ -107,6 +117,10 @@ def gale(
         Path | None, typer.Option("-c", metavar="FILE", help="The config, if not /etc/gale's.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not tables.")] = False,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Which Gale it is."),
+    ] = False,
 ) -> None:
     """The Gale load balancer: look at it, ask it, change it.
 

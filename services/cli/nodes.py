@@ -1,4 +1,7 @@
-"""`gale nodes`, `gale services`, `gale flows`: what traffic goes to, and what goes there now."""
+"""`gale nodes`, `gale services`, `gale flows`: what traffic goes to, and what goes there now.
+
+The column `begun` counts the flows that were ever begun; those that are there now, `gale flows`.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,14 @@ def nodes(context: typer.Context) -> None:
         print_json(answer)
         return
     columns = (
-        *("node", "address", "state", "agreed", "weight#", "share#", "flows#", "fails#"),
+        *("node", "address", "state", "agreed", "weight#", "share#", "begun#", "fails#"),
         *("ban left#", "seen#", "id", "reason"),
     )
-    show(table("", columns, [_node_row(node) for node in answer["nodes"]]))
+    stacked = (
+        *(("node", "address"), ("state", "agreed"), ("weight", "share"), ("begun", "fails")),
+        *(("seen", "ban left"), ("id", "reason")),
+    )
+    show(table("", columns, [_node_row(node) for node in answer["nodes"]], stacked))
 
 
 def services(context: typer.Context) -> None:
@@ -35,7 +42,11 @@ def services(context: typer.Context) -> None:
     if invocation.json:
         print_json(answer)
         return
-    columns = ("node", "slots#", "share#", "flows#", "packets in#", "in#", "packets out#", "out#")
+    columns = ("node", "slots#", "share#", "begun#", "packets in#", "in#", "packets out#", "out#")
+    stacked = (
+        *(("node",), ("slots", "share"), ("begun",), ("packets in", "in")),
+        *(("packets out", "out"),),
+    )
     parts: list[Any] = []
     for service in answer["services"]:
         title = (
@@ -43,7 +54,8 @@ def services(context: typer.Context) -> None:
             f" {service['node_port']}, {service['mode']}, by {service['affinity']},"
             f" {service['nodes_up']} nodes"
         )
-        parts.append(table(title, columns, [_seat_row(seat) for seat in service["nodes"]]))
+        rows = [_seat_row(seat) for seat in service["nodes"]]
+        parts.append(table(title, columns, rows, stacked))
     show(*parts)
 
 
@@ -68,7 +80,11 @@ def flows(
         ]
         for flow in answer["flows"]
     ]
-    show(table("", columns, rows))
+    stacked = (
+        *(("protocol", "state"), ("client", "vip"), ("snat", "node"), ("idle", "age")),
+        *(("service",),),
+    )
+    show(table("", columns, rows, stacked))
     total = answer.get("total", len(rows))
     if total > len(rows):
         typer.echo(f"{len(rows)} of {count(total)} flows; --limit shows more")

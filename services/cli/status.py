@@ -1,9 +1,10 @@
 """`gale status` and `gale quorum`: this LB and the cluster at a glance.
 
+`gale status` says no (1) when the LB is not ready, so that a script may ask.
+
 `--watch` shows it anew every second until it is interrupted, through restarts of the API: a screen
 that went away at the first hiccup would be of no use in the very moment it is wanted for. With
-`--json` it prints one object per line. Without it, `gale status` exits with 1 if this LB is not
-ready.
+`--json` it prints one object per line.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from services.cli.client import ApiError, Client, ask, client_of, refused
-from services.cli.invocation import Invocation, print_json
+from services.cli.invocation import NO, WELL, Invocation, print_json
 from services.cli.nodes import front
 from services.cli.tables import STATE_STYLES, console, count, show, span, table
 
@@ -43,8 +44,7 @@ def status(
         print_json(answer)
     else:
         show(_picture(answer))
-    if not answer["ready"]:
-        raise typer.Exit(1)
+    raise typer.Exit(WELL if answer["ready"] else NO)
 
 
 def quorum(context: typer.Context) -> None:

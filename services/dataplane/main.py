@@ -76,6 +76,7 @@ from bus.states import (
 from bus.topics import Topic
 from bus.words import Mode
 from conf import ConfigError, LbConfig, Paths, load_lb
+from services import logs
 from services.dataplane import machine
 from services.dataplane.flows.listing import Rows, Seated, list_flows
 from services.dataplane.forwarding import Forwarding, monotonic_ms
@@ -129,7 +130,7 @@ def main() -> None:
     """Console script `gale-dataplane`."""
     description = "Gale's dataplane process."
     argparse.ArgumentParser(prog="gale-dataplane", description=description).parse_args()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logs.set_up()
     paths = Paths.from_environment()
     try:
         config = load_lb(paths.lb_config)

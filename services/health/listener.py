@@ -10,15 +10,24 @@ The options of the socket stand in `bus.tcp`.
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 
 from bus import tcp
 from services.machine import own_address
 
+MOST_PARTS = 2
+DISCARDED_AT_ONCE = 1_000
 LARGEST_FRAME = 128 << 10
 """A hello that names a thousand services by the longest names takes 90 kB."""
+
+
+class Received(NamedTuple):
+    connection: bytes
+    address: str
+    """Of a hello alone: it costs more to look up than the rest of a heartbeat does."""
+    frames: list[bytes]
 
 
 class Listener:
@@ -27,6 +36,7 @@ class Listener:
     def __init__(self, context: zmq.Context[Any]) -> None:
         self.endpoint: str | None = None
         self.waiting_for = ""
+        self._discarding = False
         self.socket = tcp.accepting(context, LARGEST_FRAME)
 
     def settle(self, interface: str, port: int) -> None:
@@ -52,6 +62,35 @@ class Listener:
         self.waiting_for = ""
         if former is not None:
             self.socket.unbind(former)
+
+    def receive(self) -> Received | None:
+        """The next message; None: there is none.
+
+        Of one with too many parts no more is kept than shows that; the rest is read and forgotten,
+        some of it in each call, which gives an empty message.
+        """
+        if self._discarding:
+            return self._discard()
+        try:
+            connection = self.socket.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        # A message is here as a whole or not at all, so the rest of it needs no waiting.
+        first = self.socket.recv(zmq.NOBLOCK, copy=False)
+        frames, more = [first.bytes], first.more
+        while more and len(frames) <= MOST_PARTS:
+            frames.append(self.socket.recv(zmq.NOBLOCK))
+            more = bool(self.socket.getsockopt(zmq.RCVMORE))
+        self._discarding = more
+        address = tcp.peer_address(first) if frames[0] == b"hello" else ""
+        return Received(connection, address, frames)
+
+    def _discard(self) -> Received:
+        for _ in range(DISCARDED_AT_ONCE):
+            self._discarding = self.socket.recv(zmq.NOBLOCK, copy=False).more
+            if not self._discarding:
+                break
+        return Received(b"", "", [])
 
     def close(self) -> None:
         self.socket.close(linger=0)

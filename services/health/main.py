@@ -27,6 +27,7 @@ by themselves. A disk that cannot be written, a private interface without an add
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import resource
 import signal
@@ -40,7 +41,7 @@ from typing import Any
 import structlog
 import zmq
 
-from bus import tcp, topics
+from bus import topics
 from bus.commands import (
     CommandError,
     CommandServer,
@@ -62,6 +63,8 @@ from bus.words import (
     Protocol,
 )
 from conf import ConfigError, LbConfig, Paths, load_lb, taken
+from services import logs
+from services.health.connections import Connections
 from services.health.listener import Listener
 from services.health.model import Happened, Policy, Send
 from services.health.registry import Registry
@@ -76,7 +79,9 @@ LAG_MS = 100
 """A turn later than this was late; less is the ordinary business of a machine."""
 CHECKS_SHARE = 100
 LAG_SAID_MS = 10_000
+OFFENDER_SAID_MS = 10_000
 DRAIN_MS = 200
+LOOK_AFTER_MESSAGES = 200
 MOST_UNDRAINED = 5
 MACHINE_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -86,7 +91,7 @@ _log = structlog.get_logger()
 def main() -> None:
     """Console script `gale-health`."""
     argparse.ArgumentParser(prog="gale-health", description="Gale's health process.").parse_args()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logs.set_up()
     paths = Paths.from_environment()
     try:
         config = load_lb(paths.lb_config)
@@ -115,6 +120,8 @@ class HealthProcess:
         self._listener = Listener(self._context)
         now_ms = _monotonic_ms()
         self._registry = Registry(_policy(config), now_ms)
+        rejected = self._registry.manners.rejected
+        self._connections = Connections(self._context, self._listener.socket, rejected, now_ms)
         self._file = StateFile(paths.state_dir, MACHINE_BOOT.read_text().strip())
         self._disk_trouble = ""
         self._said_waiting = ""
@@ -123,6 +130,7 @@ class HealthProcess:
         self._publish_from_ms = self._republish_ms = self._settle_ms = self._checks_ms = now_ms
         self._undrained = 0
         self._lag_said_ms, self._unsaid_lag_ms = now_ms - LAG_SAID_MS, 0
+        self._offender_said_ms = now_ms - OFFENDER_SAID_MS
         self._stopping = self._reload_wanted = False
         adopted = self._adopt(now_ms)
         started = ProcessEvent(topics.HEALTH, os.getpid(), version("gale"), adopted)
@@ -153,6 +161,7 @@ class HealthProcess:
     def _step(self, expected_ms: int) -> int:
         """One turn, which was meant to begin at `expected_ms`; returns when its drain ended."""
         begun_ms = _monotonic_ms()
+        self._connections.turn(begun_ms)
         drained = self._drain()
         now_ms = _monotonic_ms()
         lag_ms = max(0, begun_ms - expected_ms) + max(0, now_ms - begun_ms - DRAIN_MS)
@@ -185,20 +194,18 @@ class HealthProcess:
 
     def _drain(self) -> bool:
         """Read all that agents have sent; False if that would take too long for one turn."""
-        router, registry = self._listener.socket, self._registry
         end_ms = _monotonic_ms() + DRAIN_MS
-        while (now_ms := _monotonic_ms()) < end_ms:
-            try:
-                connection = router.recv(zmq.NOBLOCK)
-            except zmq.Again:
+        for number in itertools.count(1):
+            now_ms = _monotonic_ms()
+            if now_ms >= end_ms:
+                break
+            if number % LOOK_AFTER_MESSAGES == 0:  # it may be a flood
+                self._connections.turn(now_ms)
+            received = self._listener.receive()
+            if received is None:
                 return True
-            # A message is here as a whole or not at all, so the rest of it needs no waiting.
-            first = router.recv(zmq.NOBLOCK, copy=False)
-            frames = [first.bytes]
-            if first.more:
-                frames += router.recv_multipart(zmq.NOBLOCK)
-            address = tcp.peer_address(first) if frames[0] == b"hello" else ""
-            registry.receive(connection, address, frames, now_ms)
+            if received.connection:
+                self._registry.receive(*received, now_ms)
         return False
 
     def _wait_ms(self, now_ms: int) -> int:
@@ -294,6 +301,9 @@ class HealthProcess:
         self._registry.configure(_policy(self._config), now_ms)
         if self._disk_trouble:
             self._keep = True
+        if self._connections.offender and now_ms >= self._offender_said_ms + OFFENDER_SAID_MS:
+            _log.warning("a connection was shut down", offender=self._connections.offender)
+            self._offender_said_ms, self._connections.offender = now_ms, ""
         if self._listener.endpoint != before:
             _log.info("listening for nodes", endpoint=self._listener.endpoint)
         waiting_for = self._listener.waiting_for
@@ -343,6 +353,7 @@ class HealthProcess:
     def _stop(self) -> None:
         self._save(_monotonic_ms())
         _log.info("stopped", process=topics.HEALTH)
+        self._connections.close()
         for owned in (self._listener, self._publisher, self._commands, self._subscriber):
             owned.close()
         self._context.term()

@@ -61,6 +61,7 @@ class KeptNode:
     fails: Stored
     ban_remaining_ms: Duration
     silent: bool = False
+    was_up: bool = True
 
 
 class Send(NamedTuple):
@@ -105,6 +106,8 @@ class Node:
     good_total: int = 0
     bad_total: int = 0
     load: float = 0.0
+    was_up: bool = False
+    """Whether it has ever been UP, here or before a restart."""
     heard: bool = True
     """False from adoption until its own agent has spoken."""
     held: bool = False

@@ -45,7 +45,10 @@ Rules that are not seen in the picture:
   its file names this LB twice. It is heard on each of the last `MOST_SESSIONS`, answered on each,
   and beats are numbered by connection: no number says anything about another connection's.
 * A second agent of the same name and address is told so; the one that came first is not let back.
-* A DOWN node that was not heard for `FORGET_MS` is forgotten, with its failures.
+* A DOWN node that was not heard for `FORGET_MS` is forgotten, with its failures; one that has never
+  been UP after `STRANGER_MS`. Of one address no more than `MOST_NODES_OF_ADDRESS` are known at a
+  time, and of all no more than `MAX_NODES`. A connection that goes on to name other nodes is at
+  fault for each, and is so cut off before long: names are what costs all LBs, and they are cheap.
 
 Inputs are methods, with the time; outputs collect in `take_output()`: messages to connections,
 events for the bus, whether the view or what must be kept on disk has changed. A heartbeat that
@@ -118,7 +121,10 @@ DEAD = frozenset({DOWN, BANNED})
 L4_ALONE = (Mode.L4,)
 
 FORGET_MS = 24 * 3_600_000
+STRANGER_MS = 10_000
 MAX_NODES = 20_000
+MOST_NODES_OF_ADDRESS = 64
+"""Agents of one machine: one for each service, say."""
 MOST_SESSIONS = 4
 SAME_NAME_RETRY_MS = 10_000
 TICK_SPACING_MS = 5
@@ -140,6 +146,8 @@ class Registry:
         self._lags: deque[tuple[int, int]] = deque(maxlen=64)
         self._grace_ends_ms = now_ms + policy.checks_timeout_ms
         self._ticked_ms = now_ms - TICK_SPACING_MS
+        self._of_address: Counter[str] = Counter()
+        """How many nodes are known, by address."""
         self._census: tuple[Counter[str], Counter[str]] | None = None
         """By service: how many nodes are known, and how many are banned. None: to be counted."""
         self._version = self._checks_version = 0
@@ -180,11 +188,13 @@ class Registry:
             return
         node_id = f"{hello.name}@{address}"
         node = self._nodes.get(node_id)
+        spoken_for = self._by_connection.get(connection)
+        if spoken_for is not None and spoken_for is not node:
+            self._fault(connection, "another_name", now_ms)
         if node is None:
-            if len(self._nodes) >= MAX_NODES:
+            if full := self._why_full(address):
                 self.manners.rejected["registry_full"] += 1
-                text = f"this load balancer already knows {MAX_NODES} nodes"
-                self._send(connection, Refused(text, SAME_NAME_RETRY_MS))
+                self._send(connection, Refused(full, SAME_NAME_RETRY_MS))
                 return
             node = self._join(node_id, address, hello, now_ms)
         elif node.former_boot == hello.boot:
@@ -193,8 +203,16 @@ class Registry:
             self._send(connection, Refused(text, SAME_NAME_RETRY_MS))
             return
         self._attach(node, connection, hello.boot)
-        self._describe(node, address, hello)
+        self._describe(node, hello)
         self._answer(node, now_ms)
+
+    def _why_full(self, address: str) -> str:
+        """Why no other node of that address can join; empty: it can."""
+        if self._of_address[address] >= MOST_NODES_OF_ADDRESS:
+            return f"this load balancer already knows {MOST_NODES_OF_ADDRESS} nodes at {address}"
+        if len(self._nodes) >= MAX_NODES:
+            return f"this load balancer already knows {MAX_NODES} nodes"
+        return ""
 
     def _join(self, node_id: str, address: str, hello: Hello, now_ms: int) -> Node:
         node = Node(
@@ -209,11 +227,15 @@ class Registry:
             last_seen_ms=now_ms,
             lag_mark_ms=self._lag_total_ms,
         )
-        self._nodes[node_id] = node
-        self._census = None
+        self._add(node)
         self._schedule(node, self._due_ms(node))
         self._tell(Topic.NODE_JOINED, node, None, now_ms)
         return node
+
+    def _add(self, node: Node) -> None:
+        self._nodes[node.id] = node
+        self._of_address[node.address] += 1
+        self._census = None
 
     def _attach(self, node: Node, connection: bytes, boot: str) -> None:
         """From now on `connection` speaks for this node and no other."""
@@ -237,13 +259,11 @@ class Registry:
             del self._by_connection[connection]
         node.sessions.clear()
 
-    def _describe(self, node: Node, address: str, hello: Hello) -> None:
+    def _describe(self, node: Node, hello: Hello) -> None:
         services = self._served(hello.services, node.prepared)
         if (node.weight, node.services) != (hello.weight, services):
             self._output.view_changed = self._output.keep = True
             self._census = None
-        node.name = hello.name
-        node.address = address
         node.weight = hello.weight
         node.named = hello.services
         node.services = services
@@ -445,7 +465,7 @@ class Registry:
         if node.state is BANNED:
             return node.ban_until_ms if node.silent else min(node.ban_until_ms, silent_ms)
         if node.state is DOWN and node.silent:
-            return node.last_seen_ms + FORGET_MS
+            return node.last_seen_ms + (FORGET_MS if node.was_up else STRANGER_MS)
         return silent_ms
 
     def _schedule(self, node: Node, at_ms: int) -> None:
@@ -466,6 +486,9 @@ class Registry:
 
     def _forget(self, node: Node) -> None:
         del self._nodes[node.id]
+        self._of_address[node.address] -= 1
+        if not self._of_address[node.address]:
+            del self._of_address[node.address]
         self._detach(node)
         self._census = None
         self._output.view_changed = self._output.keep = True
@@ -494,11 +517,11 @@ class Registry:
 
     def _fade(self, node: Node, now_ms: int) -> None:
         """Forget one failure for each expiry of a ban that the node has been UP."""
-        if node.state is UP and node.fails:
+        if node.state is UP:
             expiry_ms = self.policy.black_list_expiry_ms
             faded = (now_ms - node.fading_from_ms) // expiry_ms
             node.fading_from_ms += faded * expiry_ms
-            if faded:
+            if faded and node.fails:
                 node.fails = max(0, node.fails - faded)
                 self._output.view_changed = True
 
@@ -529,6 +552,7 @@ class Registry:
             raise IllegalTransitionError(f"{node.id}: {previous} to {state} ({reason})")
         self._fade(node, now_ms)
         node.state = state
+        node.was_up |= state is UP
         node.fading_from_ms = now_ms
         if previous is BANNED:
             self._census = None
@@ -667,13 +691,13 @@ class Registry:
             lag_mark_ms=self._lag_total_ms,
             fails=0 if kept.state is BANNED and banned_ms <= 0 else kept.fails,
             passed=self.policy.checks_before_routing if routed else 0,
+            was_up=kept.was_up,
             heard=False,
             silent=kept.silent and not routed,
             ban_until_ms=now_ms + banned_ms,
             fading_from_ms=now_ms,
         )
-        self._nodes[node.id] = node
-        self._census = None
+        self._add(node)
         self._schedule(node, self._due_ms(node))
         self._output.view_changed = self._output.keep = True
 
@@ -692,6 +716,7 @@ class Registry:
                 fails=node.fails,
                 ban_remaining_ms=self._banned_for_ms(node, now_ms),
                 silent=node.silent,
+                was_up=node.was_up,
             )
             for node in self._nodes.values()
         )

@@ -34,6 +34,7 @@ import zmq
 from bus import tcp
 from bus.node_protocol import encode_node
 from conf import ConfigError, Endpoint, NodeConfig, Paths, load_node
+from services import logs
 from services.node.api import Ask, NodeApi
 from services.node.checks import Prober, Result
 from services.node.core import (
@@ -69,7 +70,7 @@ _log = structlog.get_logger()
 def main() -> None:
     """Console script `gale-agent`."""
     argparse.ArgumentParser(prog="gale-agent", description="Gale's agent on a node.").parse_args()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logs.set_up()
     paths = Paths.from_environment()
     try:
         config = load_node(paths.node_config)
@@ -107,6 +108,8 @@ class AgentProcess:
         self._renewal_ms: dict[str, int] = {}
         self._suspected: dict[CheckPlan, tuple[str, int]] = {}
         """Whose port is being asked, and since when."""
+        self._slow: set[str] = set()
+        """Whose port has answered late since the last connection: once may be this loop's doing."""
         self._far: set[str] = set()
         self._suspect_from_ms: dict[str, int] = {}
         self._own_address = LOOPBACK
@@ -222,6 +225,7 @@ class AgentProcess:
     def _serve_link(self, lb: str, link: Link, now_ms: int) -> None:
         for news in link.news():
             if news is News.READY:
+                self._slow.discard(lb)
                 self._core.connected(lb, now_ms)
             elif news is News.FOREIGN:
                 self._core.disconnected(
@@ -254,6 +258,14 @@ class AgentProcess:
         plan = CheckPlan(f"load balancer {lb}", place.port, CheckKind.TCP)
         self._suspected[plan] = lb, now_ms
         self._prober.probe(plan, place.address, now_ms)
+
+    def _answered_late(self, lb: str, now_ms: int) -> None:
+        """The port answers, later than a connection waits: if it does so again, wait longer."""
+        if lb not in self._slow:
+            self._slow.add(lb)
+        elif lb not in self._far:
+            self._far.add(lb)
+            self._renew(lb, now_ms)
 
     def _find_own_address(self) -> str:
         """The address that the first reachable LB sees this machine at."""
@@ -325,10 +337,8 @@ class AgentProcess:
         if link is None:
             return
         if result.good:
-            slow = now_ms - asked_ms >= tcp.CONNECT_TIMEOUT_MS
-            if slow and not link.stands and lb not in self._far:
-                self._far.add(lb)
-                self._renew(lb, now_ms)
+            if now_ms - asked_ms >= tcp.CONNECT_TIMEOUT_MS and not link.stands:
+                self._answered_late(lb, now_ms)
         elif "refused" in result.reason:
             self._core.unreached(lb, _wrong_port(link.place, "refuses connections"))
         else:

@@ -59,6 +59,7 @@ from bus.words import (
 )
 from conf import ConfigError, LbConfig, Paths, load_lb, taken
 from conf.lb import Service
+from services import logs
 from services.machine import all_addresses
 from services.quorum.core import HardState, Quorum, QuorumConfig, Ready
 from services.quorum.storage import NewerFormatError, Storage
@@ -74,6 +75,7 @@ _log = structlog.get_logger()
 def main() -> None:
     """Console script `gale-quorum`."""
     argparse.ArgumentParser(prog="gale-quorum", description="Gale's quorum process.").parse_args()
+    logs.set_up()
     paths = Paths.from_environment()
     try:
         config = load_lb(paths.lb_config)

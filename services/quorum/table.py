@@ -67,6 +67,7 @@ from bus.words import (
 SLOTS = 8
 SLOT_PORTS = 7_808
 FIRST_PORT = 1_536
+SLOT_STARTS = range(FIRST_PORT, FIRST_PORT + SLOTS * SLOT_PORTS, SLOT_PORTS)
 OWN_ADDRESS_PORTS = 4 * SLOT_PORTS
 LOW_FIRST_PORT = 600
 LOW_SLOT_PORTS = 53
@@ -336,11 +337,15 @@ def _slot_slice(lb: str, address: str, slot: int) -> SnatSlice:
 def _slots(
     previous: tuple[SnatSlice, ...], members: list[str], released: frozenset[str]
 ) -> dict[str, int]:
-    """Each LB's slot: the one it has, else the lowest that nobody holds; a ninth LB gets none."""
+    """Each LB's slot: the one it has, else the lowest that nobody holds; a ninth LB gets none.
+
+    A slice that is none of these slots, as in a table of another layout, says nothing.
+    """
     slots = {
         held.owner: (held.first_port - FIRST_PORT) // SLOT_PORTS
         for held in previous
         if held.address is not None and (held.owner in members or held.owner not in released)
+        if held.first_port in SLOT_STARTS
     }
     for lb in members:
         free = sorted(set(range(SLOTS)) - set(slots.values()))

@@ -106,8 +106,8 @@ class FakeProcess:
 def _flows(verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if verb != "flows":
         raise CommandError(f"unknown command: {verb}")
-    if arguments["node"] == "nobody":
-        raise CommandError("no node nobody")
+    if arguments["limit"] == 13:
+        raise CommandError("limit: 13 brings bad luck")
     return {"flows": [arguments], "total": 1}
 
 

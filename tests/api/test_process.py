@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -85,10 +86,13 @@ def test_every_path_answers_in_its_shape(ready: Gale) -> None:
 
 
 def test_flows_are_asked_of_the_dataplane(ready: Gale) -> None:
-    asked = ready.get("/v1/flows?node=n&service=default&limit=7").json()
-    assert asked == {"flows": [{"node": "n", "service": "default", "limit": 7}], "total": 1}
-    refused = ready.get("/v1/flows?node=nobody")
-    assert (refused.status_code, refused.json()["detail"]) == (400, "no node nobody")
+    asked = ready.get("/v1/flows?node=node-0@10.81.0.20&service=default&limit=7").json()
+    assert asked == {
+        "flows": [{"node": "node-0@10.81.0.20", "service": "default", "limit": 7}],
+        "total": 1,
+    }
+    refused = ready.get("/v1/flows?limit=13")
+    assert (refused.status_code, refused.json()["detail"]) == (400, "limit: 13 brings bad luck")
 
 
 def test_flows_without_a_dataplane_time_out(gale: Gale) -> None:
@@ -373,6 +377,27 @@ def test_hangup_with_a_bad_file_changes_nothing(ready: Gale) -> None:
     assert answer["applied"] is False
     assert any("nonsense" in problem for problem in answer["problems"])
     assert ready.get("/healthz").status_code == 200
+
+
+def test_hangup_with_a_fifo_in_the_files_place_holds_nothing_up(ready: Gale) -> None:
+    ready.config.unlink()
+    os.mkfifo(ready.config)
+    assert ready.process is not None
+    ready.process.send_signal(signal.SIGHUP)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    path = topics.command_path(ready.run_dir, topics.API)
+    answer = request(context, path, "reload", {}, timeout_ms=TIMEOUT_S * 1000)
+    context.term()
+    assert answer["applied"] is False
+    assert "no regular file" in answer["problems"][0]
+    assert ready.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["service", "node"])
+def test_flows_of_what_there_is_not_are_404(ready: Gale, kind: str) -> None:
+    answer = ready.get(f"/v1/flows?{kind}=nosuch")
+    assert answer.status_code == 404
+    assert answer.json()["detail"].startswith(f"no {kind} is named nosuch; there are ")
 
 
 def test_reload_moves_to_another_port(ready: Gale) -> None:

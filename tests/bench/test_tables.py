@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 from scapy.layers.inet import IP, TCP
@@ -186,7 +186,8 @@ def few(row: Row) -> Row:
 @pytest.mark.parametrize("row", [few(row) for row in ROWS], ids=lambda row: row.name)
 def test_every_row_measures_what_it_says(row: Row) -> None:
     # A trial raises if a single packet goes another way than its row is about.
-    trial = bench(row, repeats=5_000, images=IMAGES).trial()
+    with closing(bench(row, repeats=5_000, images=IMAGES)) as made:
+        trial = made.trial()
     assert trial.floor_ns > 0
     assert trial.program_ns > 0
     assert trial.evicted == 0
@@ -194,8 +195,11 @@ def test_every_row_measures_what_it_says(row: Row) -> None:
 
 def test_a_row_whose_packets_go_elsewhere_is_refused() -> None:
     row = Row("wrong", "l2", 1, Course.ESTABLISHED)
-    with pytest.raises(RuntimeError, match="l2_forwarded"):
-        Bench(row, repeats=100, images=IMAGES).trial()
+    with (
+        closing(Bench(row, repeats=100, images=IMAGES)) as made,
+        pytest.raises(RuntimeError, match="l2_forwarded"),
+    ):
+        made.trial()
 
 
 def test_a_flood_that_costs_an_established_flow_has_missed_its_goal() -> None:

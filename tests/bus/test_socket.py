@@ -34,6 +34,7 @@ from bus.events import ProcessEvent
 from bus.socket import (
     HIGH_WATER_MARK,
     KEPT_EVENTS,
+    LONGEST_SUBSCRIPTION,
     Publisher,
     PublisherSocket,
     Subscriber,
@@ -464,3 +465,22 @@ def test_the_bus_is_for_its_group_only(context: Context, run_dir: Path) -> None:
     assert path.stat().st_mode & 0o7777 == 0o660
     assert path.parent.stat().st_mode & 0o7777 == 0o1770
     publisher.close()
+
+
+def test_a_subscription_longer_than_any_topic_is_not_taken(context: Context, run_dir: Path) -> None:
+    public = PublisherSocket(context, run_dir / "public.ipc")
+    taken: list[bytes] = []
+    for prefix in (b"x" * (LONGEST_SUBSCRIPTION + 1), b"node."):
+        subscriber = context.socket(zmq.SUB)
+        subscriber.setsockopt(zmq.SUBSCRIBE, prefix)
+        subscriber.connect(f"ipc://{run_dir / 'public.ipc'}")
+        public.socket.poll(500)
+        taken += public.subscriptions()
+    deadline = time.monotonic() + TIMEOUT_S
+    while b"node." not in taken:
+        assert time.monotonic() < deadline
+        public.socket.poll(50)
+        taken += public.subscriptions()
+    assert taken == [b"node."]
+    public.close()
+    assert max(map(len, Topic)) < LONGEST_SUBSCRIPTION

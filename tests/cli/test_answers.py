@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+
 import orjson
 import pytest
+from rich.console import Console
 
+from services.cli import tables
 from services.cli.tables import count, percent, size, span
 from tests.cli.conftest import Gale
-from tests.cli.local_api import ANSWERS, LocalApi
+from tests.cli.local_api import ANSWERS, FLOW, Handler, LocalApi
 
 
 @pytest.mark.parametrize("command", ["status", "nodes", "services", "quorum", "flows"])
 def test_json_is_the_apis_answer(gale: Gale, command: str) -> None:
     result = gale(command, "--json")
-    assert result.exit_code == (command == "status"), "the LB of the samples is not ready"
+    assert result.exit_code == (1 if command == "status" else 0), "it is not ready"
     assert orjson.loads(result.stdout) == ANSWERS[f"/v1/{command}"]
 
 
@@ -63,7 +67,7 @@ def test_flows_says_how_many_there_are(api: LocalApi, gale: Gale) -> None:
 
 def test_status(gale: Gale) -> None:
     result = gale("status")
-    assert result.exit_code == 1
+    assert result.exit_code == 1, "it is not ready"
     lines = result.stdout.splitlines()
     assert lines[0] == "lb-0  l4  gale 0.1.0  NOT READY"
     assert "  health: nothing heard for 7 s" in lines
@@ -87,10 +91,101 @@ def test_status_before_anything_is_known(api: LocalApi, gale: Gale) -> None:
     assert "nodes: none" in result.stdout.splitlines()
 
 
-def test_status_of_one_that_is_ready(api: LocalApi, gale: Gale) -> None:
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_status_says_well_when_it_is_ready(
+    api: LocalApi, gale: Gale, options: tuple[str, ...]
+) -> None:
+    assert gale("status", *options).exit_code == 1
     api.paths["/v1/status"] = ANSWERS["/v1/status"] | {"ready": True, "not_ready": []}
-    for options in ((), ("--json",)):
-        assert gale("status", *options).exit_code == 0
+    assert gale("status", *options).exit_code == 0
+
+
+def test_flows_of_what_there_is_not_are_an_error(api: LocalApi, gale: Gale) -> None:
+    def refuse(handler: Handler, _parameters: dict[str, str]) -> None:
+        handler.send_json({"title": "Not Found", "detail": "no service is named nosuch"}, 404)
+
+    api.paths["/v1/flows"] = refuse
+    result = gale("flows", "--service", "nosuch")
+    assert result.exit_code == 1
+    assert "no service is named nosuch" in result.stderr
+    assert result.stdout == ""
+
+
+# ----------------------------------------------------------------- room
+
+LONG = "a-name-of-a-node-that-somebody-thought-of"
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch, gale: Gale, width: int, *command: str) -> str:
+    """What a terminal of that width shows."""
+    monkeypatch.setattr(
+        tables,
+        "console",
+        lambda: Console(file=sys.stdout, width=width, highlight=False, markup=False),
+    )
+    result = gale(*command)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    return "\n".join(lines)
+
+
+def words(text: str) -> str:
+    """All that a table says, whatever line it stands in."""
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+@pytest.mark.parametrize("command", ["nodes", "services", "flows", "quorum"])
+def test_no_table_is_too_wide_and_none_loses_a_word(
+    monkeypatch: pytest.MonkeyPatch, gale: Gale, command: str, width: int
+) -> None:
+    shown = drawn(monkeypatch, gale, width, command)
+    assert "…" not in shown
+    whole = drawn(monkeypatch, gale, 1_000, command)
+    assert sorted(words(shown).replace("─", "")) == sorted(words(whole).replace("─", ""))
+
+
+def test_flows_show_every_address_in_eighty_columns(
+    api: LocalApi, monkeypatch: pytest.MonkeyPatch, gale: Gale
+) -> None:
+    flow = FLOW | {
+        "client": "203.200.113.254:65535",
+        "vip": "198.151.100.200:60443",
+        "snat": "192.168.100.100:65535",
+        "node": "192.168.100.201:60443",
+    }
+    api.paths["/v1/flows"] = {"flows": [flow, FLOW], "total": 2}
+    lines = drawn(monkeypatch, gale, 80, "flows").splitlines()
+    row = next(index for index, line in enumerate(lines) if "203.200.113.254:65535" in line)
+    assert lines[row].split()[:3] == ["tcp", flow["client"], flow["snat"]]
+    assert lines[row + 1].split()[:3] == ["established", flow["vip"], flow["node"]]
+
+
+def test_nodes_show_name_address_and_reason_in_eighty_columns(
+    api: LocalApi, monkeypatch: pytest.MonkeyPatch, gale: Gale
+) -> None:
+    reason = "not serving: default: port 8080: connection refused"
+    node = ANSWERS["/v1/nodes"]["nodes"][0] | {"reason": reason, "address": "192.168.100.201"}
+    api.paths["/v1/nodes"] = {"nodes": [node], "observed_ms": 1}
+    shown = drawn(monkeypatch, gale, 80, "nodes")
+    for word in ("node-1", "192.168.100.201", "banned", "refused"):
+        assert word in shown.split()
+
+
+def test_a_name_that_has_no_room_goes_on_below(
+    api: LocalApi, monkeypatch: pytest.MonkeyPatch, gale: Gale
+) -> None:
+    node = ANSWERS["/v1/nodes"]["nodes"][0] | {"name": LONG, "id": f"{LONG}@192.168.100.201"}
+    api.paths["/v1/nodes"] = {"nodes": [node], "observed_ms": 1}
+    shown = drawn(monkeypatch, gale, 80, "nodes")
+    assert "…" not in shown
+
+
+def test_a_pipe_gets_every_row_in_one_line(gale: Gale) -> None:
+    row = next(line for line in gale("flows").stdout.splitlines() if line.startswith("tcp"))
+    for key in ("client", "vip", "snat", "node", "service", "state"):
+        assert FLOW[key] in row.split()
 
 
 @pytest.mark.parametrize(

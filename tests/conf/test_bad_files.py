@@ -7,6 +7,7 @@ file, and the table needs no counted lines that go stale.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -605,13 +606,29 @@ def test_names_of_bad_files_differ() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    fifo = tmp_path / "lb.toml"
+    os.mkfifo(fifo)
+    for path in (fifo, tmp_path, Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=r"1: file: cannot be read .*no regular file"):
+            Source.read(path)
+
+
+def test_a_file_that_is_far_too_long_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "lb.toml"
+    with file.open("wb") as opened:
+        opened.truncate(1 << 34)
+    with pytest.raises(ConfigError, match="longer than 4 MiB"):
+        Source.read(file)
+
+
 def test_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.toml:1: file: .*No such file"):
         Source.read(tmp_path / "absent.toml")
 
 
 def test_directory_instead_of_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"1: file: .*directory"):
+    with pytest.raises(ConfigError, match=r"1: file: .*no regular file"):
         Source.read(tmp_path)
 
 

@@ -76,6 +76,8 @@ class Watch:
         return time.monotonic_ns() // 1_000_000 + self.ahead_ms
 
     def until(self, address: str, is_so: Callable[[NextHop | None], bool]) -> NextHop | None:
+        poller = select.poll()
+        poller.register(self.monitor, select.POLLIN)
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             hops = self.monitor.serve(self.now_ms())
@@ -83,7 +85,8 @@ class Watch:
                 return hops[address]
             next_ms = self.monitor.next_ms(self.now_ms())
             wait_s = 1.0 if next_ms is None else (next_ms - self.now_ms()) / 1000
-            select.select([self.monitor], [], [], max(0.0, min(wait_s, 0.1)))
+            # Not select(2): it takes no descriptor above 1,023.
+            poller.poll(max(0.0, min(wait_s, 0.1)) * 1000)
         pytest.fail(f"still {self.monitor.serve(self.now_ms())}")
 
     def until_reachable(self, address: str, **wanted: object) -> NextHop:

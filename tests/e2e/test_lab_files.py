@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pytest
 import tomli
 
 from conf import load_lb, load_node
-from e2e.lab import Plan, plan, servers
+from e2e.lab import ExtraFileError, Lab, Plan, plan, servers
+from e2e.lab import lab as lab_module
 from e2e.lab.files import (
     lb_config,
     node_config,
+    read_extra,
     services,
     toml_text,
     uses_outer_headers,
@@ -88,3 +92,43 @@ def test_names_and_addresses_others_rely_on() -> None:
     assert [link.address for link in LAB.links("client")] == ["10.80.0.2"]
     assert [link.address for link in LAB.links("router")] == ["10.80.0.254", "10.81.0.254"]
     assert LAB.api_port("lb-1") == 5561
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("nonsense", "TOML"),
+        ("[node_health]\nchecks_timeout = 5\n", "node_health.checks_timeout"),
+        ("[local]\nnode_porrt = 7\n", "local.node_porrt"),
+        ("services = 7\n", "EXTRA"),
+        ("services = [7]\n", "EXTRA"),
+        ("local = 7\n", "EXTRA"),
+        ("[node_health]\nsince = 2026-01-01\n", "EXTRA"),
+        ("[[services]]\nname = 'a'\nport = 1\n[[services]]\nname = 'a'\nport = 2\n", "services[1]"),
+    ],
+)
+def test_an_extra_file_that_no_lb_would_take_is_refused_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str
+) -> None:
+    def down(_say: object) -> None:
+        raise AssertionError("the running lab is taken down")
+
+    extra = tmp_path / "EXTRA.toml"
+    extra.write_text(text)
+    monkeypatch.setattr(lab_module, "down", down)
+    monkeypatch.setattr(lab_module, "require_root", lambda: None)
+    with pytest.raises(ExtraFileError, match=re.escape(str(extra))) as caught:
+        Lab(LAB).up(lambda _: None, extra)
+    assert says in str(caught.value)
+
+
+def test_an_extra_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExtraFileError, match="No such file"):
+        read_extra(LAB, tmp_path / "absent.toml")
+
+
+def test_an_extra_file_that_is_well_is_read(tmp_path: Path) -> None:
+    extra = tmp_path / "extra.toml"
+    extra.write_text('[node_health]\nchecks_timeout = "3s"\n')
+    assert read_extra(LAB, extra) == {"node_health": {"checks_timeout": "3s"}}
+    assert read_extra(LAB, None) == {}

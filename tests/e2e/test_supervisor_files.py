@@ -147,6 +147,24 @@ def test_a_crash_at_each_start_is_tried_again_and_never_fatal(machine: Machine) 
     wait_for(lambda: machine.pid("gale:quorum"))
 
 
+def test_there_is_a_second_between_tries_whatever_fails(machine: Machine) -> None:
+    """All of them at once, and not even a program there is to start."""
+    for name in LB_PROGRAMS:
+        (machine.home / "bin" / f"gale-{name}").unlink()
+    for name in LB_PROGRAMS:
+        os.kill(machine.pid(f"gale:{name}"), signal.SIGKILL)
+    began_s = time.monotonic()
+    wait_for(lambda: all(tries(machine, name) >= 6 for name in LB_PROGRAMS))
+    took_s = time.monotonic() - began_s
+    assert max(tries(machine, name) for name in LB_PROGRAMS) <= took_s + 2
+    assert "gale:api" in machine.ctl("status"), "supervisord still answers"
+
+
+def tries(machine: Machine, name: str) -> int:
+    """How often it was tried and not found."""
+    return (machine.home / "log" / f"{name}.log").read_text().count("not found")
+
+
 @pytest.mark.parametrize("code", [0, 2])
 def test_told_to_stop_or_wrongly_configured_it_stays_stopped(machine: Machine, code: int) -> None:
     machine.does("api", f"echo why >&2; exit {code}")

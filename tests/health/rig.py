@@ -18,6 +18,7 @@ from bus.node_protocol import (
 from bus.states import (
     NodeObservation,
     NodeService,
+    NodeView,
 )
 from bus.topics import Topic
 from bus.words import Encapsulation as Encap
@@ -63,6 +64,7 @@ class Rig:
     now_ms: int = START_MS
     events: list[tuple[Topic, NodeEvent]] = field(default_factory=list)
     sent: list[tuple[bytes, NodeMessage]] = field(default_factory=list)
+    decided: tuple[NodeView, ...] = ()
     view_changes: int = 0
     keeps: int = 0
 
@@ -71,6 +73,12 @@ class Rig:
 
     def collect(self) -> None:
         output = self.registry.take_output()
+        decided = tuple(
+            replace(node, banned_for_ms=0) for node in self.registry.view(self.now_ms).nodes
+        )
+        # A reader is told of nothing else: what changes without that word is never seen.
+        assert output.view_changed or decided == self.decided
+        self.decided = decided
         self.events += output.events
         self.sent += output.messages
         self.view_changes += output.view_changed
@@ -117,6 +125,9 @@ class Rig:
         self.collect()
         nodes = nodes_state(view, checks, 0, 0).nodes
         return next(node for node in nodes if node.id == node_id)
+
+    def knows(self, node_id: str) -> bool:
+        return any(node.id == node_id for node in self.registry.view(self.now_ms).nodes)
 
     def topics(self, node_id: str) -> list[Topic]:
         return [topic for topic, event in self.events if event.id == node_id]

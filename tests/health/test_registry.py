@@ -29,7 +29,14 @@ from bus.words import (
     Protocol,
 )
 from services.health import registry as registry_module
-from services.health.registry import FORGET_MS, TRANSITIONS, IllegalTransitionError, Registry
+from services.health.registry import (
+    FORGET_MS,
+    MOST_NODES_OF_ADDRESS,
+    STRANGER_MS,
+    TRANSITIONS,
+    IllegalTransitionError,
+    Registry,
+)
 from tests.health.rig import (
     INTERVAL_MS,
     NOT_SERVING,
@@ -1129,6 +1136,66 @@ def test_a_load_that_is_no_number_is_refused() -> None:
         body = b'{"seq":9,"sent_ms":1,"status":"serving","load":%s,"reason":""}' % load
         agent.deliver([b"heartbeat", body])
     assert rig.observe(agent.id).checks_passed == 0
+
+
+def test_there_is_an_end_to_the_names_of_one_connection() -> None:
+    rig = Rig()
+    honest = Agent(rig).bring_up()
+    for number in range(20_000):
+        rig.raw(b"\0many", encode_node(Hello(1, f"name-{number}", "b", 1, ())))
+    assert len(rig.registry.view(rig.now_ms).nodes) < 12
+    rejected = rig.registry.checks(rig.now_ms).rejected
+    assert rejected["another_name"] == 9
+    assert rejected["cut_off"] > 19_900
+    rig.wait(STRANGER_MS + 1, beating=[honest])
+    assert [node.id for node in rig.registry.view(rig.now_ms).nodes] == [honest.id]
+    assert honest.state is UP
+
+
+def test_an_agent_may_be_renamed_now_and_then() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    for number in range(20):
+        rig.now_ms += 2_000
+        renamed = Agent(rig, f"name-{number}", connection=agent.connection)
+        renamed.hello()
+        renamed.beat()
+        assert isinstance(renamed.messages()[-1], Welcome)
+
+
+def test_there_is_an_end_to_the_nodes_of_one_address() -> None:
+    rig = Rig()
+    agents = [Agent(rig, f"node-{i}") for i in range(MOST_NODES_OF_ADDRESS + 5)]
+    for agent in agents:
+        agent.hello()
+    refused = [a for a in agents if isinstance(a.messages()[-1], Refused)]
+    assert refused == agents[MOST_NODES_OF_ADDRESS:]
+    assert rig.registry.checks(rig.now_ms).rejected == {"registry_full": 5}
+    other = Agent(rig, "node-0", "10.81.0.21")
+    other.hello()
+    assert isinstance(other.messages()[-1], Welcome)
+    agents[0].hello()
+    assert isinstance(agents[0].messages()[-1], Welcome), "who is known is never refused"
+    rig.wait(STRANGER_MS)
+    assert rig.registry.view(rig.now_ms).nodes == ()
+    refused[0].hello()
+    assert isinstance(refused[0].messages()[-1], Welcome), "there is room again"
+
+
+def test_who_was_never_up_is_forgotten_soon_and_who_was_is_not() -> None:
+    rig = Rig()
+    known, stranger = Agent(rig).bring_up(), Agent(rig, "stranger")
+    stranger.hello()
+    refusing = Agent(rig, "refusing", "10.81.0.22")
+    refusing.hello()
+    for _ in range(5 * STRANGER_MS // INTERVAL_MS):
+        refusing.beat(NOT_SERVING)
+        rig.wait(INTERVAL_MS)
+    there = {node.id for node in rig.registry.view(rig.now_ms).nodes}
+    assert there == {known.id, refusing.id}, "one whose agent goes on to speak is there"
+    rig.restart()
+    rig.wait(2 * STRANGER_MS)
+    assert {node.id for node in rig.registry.view(rig.now_ms).nodes} == {known.id}
 
 
 def test_there_is_an_end_to_how_many_nodes_may_join(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,13 +266,17 @@ class Histories(RuleBasedStateMachine):
             return
         for machine in self.machines:
             silent_ms = self.rig.now_ms - max(machine.sent_ms, machine.steady_since_ms)
-            if not machine.alive and silent_ms > 20 * TIMEOUT_MS:
+            # One that never was UP is forgotten by then.
+            known = self.rig.knows(machine.agent.id)
+            if not machine.alive and silent_ms > 20 * TIMEOUT_MS and known:
                 assert machine.agent.state in (NodeState.DOWN, NodeState.BANNED)
                 assert self.rig.observe(machine.agent.id).silent
 
     @invariant()
     def who_beats_is_not_silent(self) -> None:
         for machine in self.machines:
+            if not self.rig.knows(machine.agent.id):
+                continue
             observed = self.rig.observe(machine.agent.id)
             assert not observed.silent or observed.state in (NodeState.DOWN, NodeState.BANNED)
             if self.paused_since_ms is None and self.rig.now_ms - machine.sent_ms < TIMEOUT_MS:

@@ -86,10 +86,14 @@ def test_an_lb_that_is_far_away_is_given_longer_to_answer() -> None:
         lb.until(lambda: name in agent._links and not agent._links[name].stands)
         with socket.create_server(("127.0.0.1", 0)) as slow:
             place = Place("127.0.0.1", slow.getsockname()[1])
-            agent._suspect(name, place, agent._suspect_from_ms.get(name, 0) + 10**9)
-            plan, (whose, _) = agent._suspected.popitem()
-            agent._suspected[plan] = whose, -(10**9)  # as if the answer had taken that long
-            lb.until(lambda: name in agent._far)
+            for known in (set(), {name}):
+                assert agent._far == set()
+                assert agent._slow == known, "once says nothing"
+                agent._suspect(name, place, agent._suspect_from_ms.get(name, 0) + 10**9)
+                plan, (whose, _) = agent._suspected.popitem()
+                agent._suspected[plan] = whose, -(10**9)  # as if the answer had taken that long
+                lb.until(lambda: not agent._suspected)
+            assert agent._far == {name}
         lb.router.bind(lb.endpoint)
         lb.admit()
         assert agent._links[name].socket.getsockopt(zmq.CONNECT_TIMEOUT) == 1_000

@@ -126,7 +126,10 @@ class Wire(Site):
         self.closing.callback(os.close, stopped)
 
     def _wrap(self, tun: int, out: socket.socket, stop: int) -> None:
-        while stop not in select.select([tun, stop], [], [])[0]:
+        poller = select.poll()
+        poller.register(tun, select.POLLIN)
+        poller.register(stop, select.POLLHUP)
+        while stop not in dict(poller.poll()):
             inner = os.read(tun, 65_536)
             if inner[0] >> 4 == 4:
                 out.sendto(self.wrapped(inner), (NODE, 0))

@@ -13,6 +13,7 @@ from bus.states import (
     LocalView,
     NodeService,
     NodeTable,
+    SnatSlice,
 )
 from bus.words import (
     Mode,
@@ -454,3 +455,13 @@ def test_changes_are_said_by_name() -> None:
         "snat slices 1 -> 2",
     )
     assert changes(after, after) == ()
+
+
+@pytest.mark.parametrize("first_port", [1, 1_535, 1_537, 64_001, 65_535])
+def test_a_slice_of_another_layout_is_nobodys_slot(first_port: int) -> None:
+    config = TableConfig((), (FloatingVip("10.0.0.100", ("10.0.0.200",)),))
+    stray = SnatSlice("lb-9", "10.0.0.200", first_port, 1)
+    base = replace(bootstrap(1, 7), snat_slices=(stray,))
+    merged = merge(base, {}, config, ["lb-0"], term=1)
+    shared = [held for held in merged.snat_slices if held.address is not None]
+    assert [(held.owner, held.first_port) for held in shared] == [("lb-0", 1_536)]

@@ -1,0 +1,44 @@
+"""The program itself: what every program is asked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from services.cli.main import COMMANDS, app
+
+GALE = Path(sys.executable).with_name("gale")
+
+
+def test_it_says_which_version_it_is() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"gale {version('gale')}\n")
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_given_by_its_short_name_too(command: str, option: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), option])
+    assert result.exit_code == 0
+    assert "Usage: " in result.stdout
+    assert "-h, --help" in " ".join(result.stdout.split()) or "-h" in result.stdout
+
+
+def test_a_command_of_the_lab_keeps_its_own_options() -> None:
+    result = CliRunner().invoke(app, ["lab", "exec", "-h"])
+    assert result.exit_code == 0
+    assert "Run a command on a machine of the lab" in result.stdout
+
+
+def test_a_shell_can_ask_for_the_commands() -> None:
+    asked = {"_GALE_COMPLETE": "complete_bash", "COMP_WORDS": "gale no", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [GALE], env={**os.environ, **asked}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["nodes"]
