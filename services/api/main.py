@@ -23,11 +23,9 @@ the configuration again, as the command `reload` does: the port moves at once.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterable
@@ -40,18 +38,13 @@ import zmq
 from bus import topics
 from bus.commands import (
     CommandError,
-    CommandServer,
     request,
 )
-from bus.events import ProcessEvent
 from bus.socket import (
-    Publisher,
     PublisherSocket,
-    Subscriber,
 )
-from bus.topics import Topic
-from conf import ConfigError, LbConfig, Paths, load_lb, taken
-from services import logs
+from conf import LbConfig, Paths, load_lb
+from services import process
 from services.api.fold import Fold
 from services.api.listener import Endpoint, Listener
 from services.api.metrics import Scrape
@@ -60,6 +53,7 @@ from services.api.routes import application
 from services.api.snapshot import Local
 from services.api.stream import Entry
 from services.machine import LOOPBACK, own_address
+from services.process import Bus
 
 SETTLE_MS = 300
 """Three times libzmq's default pause before it reconnects."""
@@ -71,15 +65,11 @@ _log = structlog.get_logger()
 
 def main() -> None:
     """Console script `gale-api`."""
-    argparse.ArgumentParser(prog="gale-api", description="Gale's API process.").parse_args()
-    logs.set_up()
-    paths = Paths.from_environment()
-    try:
-        config = load_lb(paths.lb_config)
-    except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        sys.exit(2)
+    what = "Gale's API process."
+    process.launch("gale-api", what, load_lb, lambda paths: paths.lb_config, _run)
+
+
+def _run(paths: Paths, config: LbConfig) -> None:
     asyncio.run(ApiProcess(paths, config).run())
 
 
@@ -91,19 +81,12 @@ class ApiProcess:
         self._config = self._started_with = config
         self._name = config.local.name
         self._version = version("gale")
-        self._context: zmq.Context[Any] = zmq.Context()
-        path = topics.publisher_path(paths.run_dir, topics.API)
-        self._publisher = Publisher(self._context, path, topics.API, self._name)
-        self._commands = CommandServer(
-            self._context, topics.command_path(paths.run_dir, topics.API)
-        )
-        wanted = topics.SUBSCRIBES[topics.API]
-        self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
-        self._public = PublisherSocket(self._context, topics.events_path(paths.run_dir))
+        self._bus = Bus(paths.run_dir, topics.API, self._name)
+        self._publisher, self._commands = self._bus.publisher, self._bus.commands
+        self._subscriber = self._bus.subscriber
+        self._public = PublisherSocket(self._bus.context, topics.events_path(paths.run_dir))
         self._polled: tuple[zmq.Socket[bytes], ...] = (
-            self._publisher.poll_socket,
-            self._commands.socket,
-            self._subscriber.socket,
+            *self._bus.sockets,
             self._public.socket,
         )
         self._events_unbound = config.bus.events
@@ -135,9 +118,8 @@ class ApiProcess:
             for polled in self._polled:
                 loop.remove_reader(int(polled.getsockopt(zmq.FD)))
         _log.info("stopped", process=topics.API)
-        for owned in (self._publisher, self._commands, self._subscriber, self._public):
-            owned.close()
-        self._context.term()
+        self._public.close()
+        self._bus.close()
 
     # ------------------------------------------------------------------ the bus and the stream
 
@@ -146,9 +128,8 @@ class ApiProcess:
         entries = self.fold.catch_up(self._subscriber.receive(), self.now_ms())
         self._public.subscriptions()
         self._send(entries)
-        started = ProcessEvent(topics.API, os.getpid(), self._version, adopted)
-        envelope = self._publisher.publish(Topic.PROCESS_STARTED, started)
-        self._send(self.fold.receive(envelope, self.now_ms()))
+        started = self._bus.started(adopted)
+        self._send(self.fold.receive(started, self.now_ms()))
 
     def _pump(self) -> None:
         """Take in all that has come, until no socket has anything left."""
@@ -228,7 +209,7 @@ class ApiProcess:
 
     async def command(self, service: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         path = topics.command_path(self._paths.run_dir, service)
-        return await asyncio.to_thread(request, self._context, path, verb, arguments)
+        return await asyncio.to_thread(request, self._bus.context, path, verb, arguments)
 
     async def _wait_for(self, news: asyncio.Event) -> bool:
         if not self._stopping.is_set():
@@ -265,14 +246,7 @@ class ApiProcess:
         return self._reload()
 
     def _reload(self) -> dict[str, Any]:
-        try:
-            config = load_lb(self._paths.lb_config)
-        except ConfigError as error:
-            problems = [str(problem) for problem in error.problems]
-            for problem in problems:
-                _log.error("the configuration stays as it was", problem=problem)
-            return {"applied": False, "problems": problems, "restart_needed": []}
-        self._config, restart_needed = taken(self._started_with, config)
-        path = self._paths.lb_config
-        _log.info("configuration applied", path=path, restart_needed=restart_needed)
-        return {"applied": True, "problems": [], "restart_needed": restart_needed}
+        config, answer = process.reload_lb(self._paths.lb_config, self._started_with)
+        if config is not None:
+            self._config = config
+        return answer

@@ -77,7 +77,7 @@ class Forwarding:
         old_table_is_empty: bool = False,
     ) -> None:
         self.machine = machine.look(netlink, plan.public, plan.private)
-        self.addresses = machine.addresses(netlink)
+        self.addresses = machine.addresses()
         with ExitStack() as opened:
             with _reasons_of_the_machine():
                 self.programs = Programs(

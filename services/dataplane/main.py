@@ -28,20 +28,13 @@ on. Any other exception is a fault of ours: it ends the process and supervisord 
 
 from __future__ import annotations
 
-import argparse
-import os
-import signal
-import socket
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from math import isnan
 from secrets import randbits
 from typing import Any
 
 import structlog
-import zmq
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -52,16 +45,10 @@ from bpf.syscall import VerifierError
 from bus import topics
 from bus.commands import (
     CommandError,
-    CommandServer,
     Later,
 )
 from bus.events import (
     DataplaneEvent,
-    ProcessEvent,
-)
-from bus.socket import (
-    Publisher,
-    Subscriber,
 )
 from bus.states import (
     CommittedTable,
@@ -75,8 +62,8 @@ from bus.states import (
 )
 from bus.topics import Topic
 from bus.words import Mode
-from conf import ConfigError, LbConfig, Paths, load_lb
-from services import logs
+from conf import LbConfig, Paths, load_lb
+from services import process
 from services.dataplane import machine
 from services.dataplane.flows.listing import Rows, Seated, list_flows
 from services.dataplane.forwarding import Forwarding, monotonic_ms
@@ -89,6 +76,7 @@ from services.dataplane.nexthop import NextHop
 from services.dataplane.plan import Plan, make_plan
 from services.dataplane.programs import ProgramPlan
 from services.dataplane.settings import of_machine, settings
+from services.process import Bus, Loop
 
 REPUBLISH_MS = 500
 COUNT_MS = 1_000
@@ -102,16 +90,6 @@ FLOWS_LISTED, MOST_FLOWS_LISTED = 100, 10_000
 MOST_LISTINGS = 8
 """At once; whoever asks then is to ask again."""
 PROGRAM_CACHE = "programs"
-CONFIG_NEEDING_RESTART = (
-    "local.name",
-    "local.net_interface_public",
-    "local.net_interface_private",
-    "dataplane.reply_hook",
-    "dataplane.xdp",
-    "dataplane.conntrack_entries",
-    "dataplane.half_open_entries",
-)
-"""What decides how the programs are built and where they go; all else is applied at once."""
 NOT_READY = (
     machine.NotReadyError,
     InterfaceMissing,
@@ -128,16 +106,11 @@ _log = structlog.get_logger()
 
 def main() -> None:
     """Console script `gale-dataplane`."""
-    description = "Gale's dataplane process."
-    argparse.ArgumentParser(prog="gale-dataplane", description=description).parse_args()
-    logs.set_up()
-    paths = Paths.from_environment()
-    try:
-        config = load_lb(paths.lb_config)
-    except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        sys.exit(2)
+    what = "Gale's dataplane process."
+    process.launch("gale-dataplane", what, load_lb, lambda paths: paths.lb_config, _run)
+
+
+def _run(paths: Paths, config: LbConfig) -> None:
     DataplaneProcess(paths, config).run()
 
 
@@ -148,14 +121,9 @@ class DataplaneProcess:
         self._paths = paths
         self._config = config
         self._started_with = config
-        self._context: zmq.Context[Any] = zmq.Context()
-        path = topics.publisher_path(paths.run_dir, topics.DATAPLANE)
-        self._publisher = Publisher(self._context, path, topics.DATAPLANE, config.local.name)
-        self._commands = CommandServer(
-            self._context, topics.command_path(paths.run_dir, topics.DATAPLANE)
-        )
-        wanted = topics.SUBSCRIBES[topics.DATAPLANE]
-        self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
+        self._bus = Bus(paths.run_dir, topics.DATAPLANE, config.local.name)
+        self._publisher, self._commands = self._bus.publisher, self._bus.commands
+        self._subscriber = self._bus.subscriber
         self._netlink = IPRoute()
         self._monitor = NextHopMonitor()
         self._next_hops: Mapping[str, NextHop | None] = {}
@@ -178,26 +146,18 @@ class DataplaneProcess:
         now_ms = monotonic_ms()
         self._retry_ms = self._republish_ms = self._count_ms = self._settle_ms = now_ms
         self._unchain_ms = now_ms
-        self._stopping = self._reload_wanted = False
+        self._loop = Loop()
 
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> None:
         """Until SIGTERM."""
-        wake = self._install_signals()
-        poller = zmq.Poller()
-        for polled in (self._publisher.poll_socket, self._commands.socket, self._subscriber.socket):
-            poller.register(polled, zmq.POLLIN)
-        for descriptor in (wake.fileno(), self._monitor.fileno()):
-            poller.register(descriptor, zmq.POLLIN)
+        self._loop.watch(*self._bus.sockets, self._monitor.fileno())
         self._start(monotonic_ms())
-        adopted = f"{len(self._held.seats)} seats" if self._held.seats else ""
-        started = ProcessEvent(topics.DATAPLANE, os.getpid(), version("gale"), adopted)
-        self._publisher.publish(Topic.PROCESS_STARTED, started)
-        while not self._stopping:
+        self._bus.started(f"{len(self._held.seats)} seats" if self._held.seats else "")
+        while not self._loop.signals.stopping:
             self._step(monotonic_ms())
-            if wake.fileno() in dict(poller.poll(self._wait_ms(monotonic_ms()))):
-                wake.recv(4096)
+            self._loop.wait(self._wait_ms(monotonic_ms()))
         _log.info("stopped, the programs go on", process=topics.DATAPLANE)
         self.close()
 
@@ -205,15 +165,13 @@ class DataplaneProcess:
         """Give back sockets and fds. Programs and maps are the kernel's."""
         if self._forwarding is not None:
             self._forwarding.close()
-        for owned in (self._publisher, self._commands, self._subscriber, self._netlink):
-            owned.close()
-        self._context.term()
+        self._netlink.close()
+        self._bus.close()
 
     def _step(self, now_ms: int) -> None:
         self._publisher.serve()
         self._commands.serve(self._command)
-        if self._reload_wanted:
-            self._reload_wanted = False
+        if self._loop.signals.take_reload():
             self._reload()
         self._receive(now_ms)
         if self._forwarding is not None:
@@ -241,17 +199,6 @@ class DataplaneProcess:
             if self._stale and self._table is not None:
                 moments.append(now_ms)
         return max(0, min(moments) - now_ms)
-
-    def _install_signals(self) -> socket.socket:
-        reading, writing = socket.socketpair()
-        reading.setblocking(False)
-        writing.setblocking(False)
-        signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-        self._waker = writing
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stopping", True))
-        signal.signal(signal.SIGINT, lambda *_: setattr(self, "_stopping", True))
-        signal.signal(signal.SIGHUP, lambda *_: setattr(self, "_reload_wanted", True))
-        return reading
 
     # ------------------------------------------------------------------ in
 
@@ -310,18 +257,11 @@ class DataplaneProcess:
 
     def _reload(self) -> dict[str, Any]:
         """Take the file's new content as a whole, or keep the old one as a whole."""
-        try:
-            config = load_lb(self._paths.lb_config)
-        except ConfigError as error:
-            problems = [str(problem) for problem in error.problems]
-            for problem in problems:
-                _log.error("configuration refused, the old one stays", problem=problem)
-            return {"applied": False, "problems": problems, "restart_needed": []}
-        needed = _restart_needed(self._started_with, config)
-        self._config = config
-        self._stale = True
-        _log.info("configuration applied", restart_needed=needed)
-        return {"applied": True, "problems": [], "restart_needed": needed}
+        config, answer = process.reload_lb(self._paths.lb_config, self._started_with)
+        if config is not None:
+            self._config = config
+            self._stale = True
+        return answer
 
     # ------------------------------------------------------------------ the kernel
 
@@ -399,7 +339,7 @@ class DataplaneProcess:
         try:
             forwarding.hooks = forwarding.programs.hooks()
             present = machine.look(self._netlink, plan.public, plan.private)
-            addresses = machine.addresses(self._netlink)
+            addresses = machine.addresses()
         except (machine.NotReadyError, NetlinkError) as reason:
             self._wait_for(str(reason))
             return
@@ -585,16 +525,6 @@ def _states(view: LocalView | None) -> dict[str, Any]:
     """What of a view the plan depends on: beats that change nothing must cost nothing."""
     nodes = () if view is None else view.nodes
     return {node.id: (node.state, node.silent, node.services) for node in nodes}
-
-
-def _restart_needed(old: LbConfig, new: LbConfig) -> list[str]:
-    def value(config: LbConfig, key: str) -> Any:
-        found: Any = config
-        for part in key.split("."):
-            found = getattr(found, part)
-        return found
-
-    return [key for key in CONFIG_NEEDING_RESTART if value(old, key) != value(new, key)]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from bus.words import (
     NodeState,
     NoFlow,
 )
-from services.quorum import storage as storage_module
+from services import statefile as storage_module
 from services.quorum.core import BLANK, HardState
 from services.quorum.storage import NewerFormatError, Storage
 from services.quorum.table import FloatingVip, Report, TableConfig, bootstrap, merge
