@@ -20,7 +20,7 @@ from bus.words import (
     Stored,
     Weight,
 )
-from services.health.sighting import ClockOffset
+from services.health.clock_offset import ClockOffset
 
 PROBATION_HASTE = 10
 """How many times as often a node on probation beats."""

@@ -25,8 +25,9 @@ Rules that are not seen in the picture:
   service no more than half are banned at a time (a lone node may be): what restarts them one after
   the other, over and over, is more likely an operator than a fault of each.
 * **Time** is the caller's monotonic clock. When a node was last seen is worked out from the agent's
-  own stamps (sighting.py). `lagged` extends every deadline by what this loop was late, until the
-  node is seen again: who did not listen does not accuse.
+  own stamps (clock_offset.py). If this process was stopped or starved
+  for N ms, `lagged` moves every deadline N ms later, until the node's next heartbeat: the missing
+  beats may be ours, not the node's.
 * **Mass silence.** When more than half of a service's UP nodes (and at least two) are silent
   together, the fault is more likely here than there. They stay UP for at most one more
   `checks_timeout`, then it is believed; those that are heard meanwhile end the hold for the rest.
@@ -40,7 +41,8 @@ Rules that are not seen in the picture:
 * **Prepared**: an agent says for which modes its machine is prepared, service by service, when that
   changes. It goes out with the services of the view; an agent that never says so is taken for one
   that is prepared for all. After a restart of the agent its first beat decides.
-* Who beats without a hello is asked for one: that is how agents find out that this process is new.
+* A heartbeat on a connection that never sent a Hello is answered with Refused(retry_ms=0), "say
+  hello first". That is how an agent learns that this process was restarted.
 * An agent may have several connections at once: when one was lost and nobody noticed here, or when
   its file names this LB twice. It is heard on each of the last `MOST_SESSIONS`, answered on each,
   and beats are numbered by connection: no number says anything about another connection's.
@@ -92,9 +94,9 @@ from bus.words import (
     is_ipv4,
     one_line,
 )
-from services.health.manners import Manners, heartbeat_problem, hello_problem
+from services.health.clock_offset import ClockOffset
 from services.health.model import Happened, KeptNode, Node, Output, Policy, Send
-from services.health.sighting import ClockOffset
+from services.health.peer_faults import PeerFaults, heartbeat_problem, hello_problem
 
 PROBATION, UP, DRAINING, DOWN, BANNED = (
     NodeState.PROBATION,
@@ -138,7 +140,7 @@ class IllegalTransitionError(Exception):
 class Registry:
     def __init__(self, policy: Policy, now_ms: int) -> None:
         self.policy = policy
-        self.manners = Manners()
+        self.faults = PeerFaults()
         self._nodes: dict[str, Node] = {}
         self._by_connection: dict[bytes, Node] = {}
         self._deadlines: list[tuple[int, str]] = []
@@ -157,7 +159,7 @@ class Registry:
 
     def receive(self, connection: bytes, address: str, frames: list[bytes], now_ms: int) -> None:
         """Take one message of the node protocol from a connection whose peer is `address`."""
-        if self.manners.ignores(connection, now_ms):
+        if self.faults.ignores(connection, now_ms):
             return
         if not connection.startswith(b"\0"):
             # libzmq's own begin so; a name that a peer chose may be another's when it is gone.
@@ -193,12 +195,12 @@ class Registry:
             self._fault(connection, "another_name", now_ms)
         if node is None:
             if full := self._why_full(address):
-                self.manners.rejected["registry_full"] += 1
+                self.faults.rejected["registry_full"] += 1
                 self._send(connection, Refused(full, SAME_NAME_RETRY_MS))
                 return
             node = self._join(node_id, address, hello, now_ms)
         elif node.former_boot == hello.boot:
-            self.manners.rejected["same_name"] += 1
+            self.faults.rejected["same_name"] += 1
             text = f"another agent named {hello.name} has since started at {address}"
             self._send(connection, Refused(text, SAME_NAME_RETRY_MS))
             return
@@ -278,7 +280,7 @@ class Registry:
             self._fault(connection, problem, now_ms)
             return
         if beat.seq <= node.sessions[connection]:
-            self.manners.rejected["repeated"] += 1
+            self.faults.rejected["repeated"] += 1
             return
         node.sessions[connection] = beat.seq
         # Nothing new on a new connection says nothing; on the first of a new agent it does.
@@ -602,7 +604,7 @@ class Registry:
         )
 
     def _fault(self, connection: bytes, reason: str, now_ms: int) -> None:
-        if refused := self.manners.fault(connection, reason, now_ms):
+        if refused := self.faults.fault(connection, reason, now_ms):
             self._send(connection, refused)
 
     def _send(self, connection: bytes, message: NodeMessage) -> None:
@@ -775,7 +777,7 @@ class Registry:
         return LocalChecks(
             version=self._checks_version,
             required=self.policy.checks_before_routing,
-            rejected=dict(self.manners.rejected),
+            rejected=dict(self.faults.rejected),
             id=tuple(self._nodes),
             observed_ms=tuple([max(0, now_ms - node.last_seen_ms) for node in nodes]),
             passed=tuple([node.passed for node in nodes]),

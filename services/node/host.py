@@ -69,7 +69,8 @@ class Order:
 
     need: Need = NOTHING_NEEDED
     complete: bool = True
-    """Whether all LBs were heard: what is not needed may go."""
+    """True once every LB has sent its Welcome. Until then nothing is removed: an LB not yet heard
+    may need it."""
     lbs: frozenset[str] = frozenset()
     """Their addresses."""
     managed: bool = True

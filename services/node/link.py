@@ -44,7 +44,7 @@ WATCHED = (
 )
 
 
-class News(StrEnum):
+class LinkEvent(StrEnum):
     READY = "ready"
     LOST = "lost"
     FOREIGN = "foreign"
@@ -52,7 +52,7 @@ class News(StrEnum):
     UNREACHED = "unreached"
 
 
-class Place(NamedTuple):
+class Address(NamedTuple):
     """Where an LB is, now that its name is resolved."""
 
     address: str
@@ -70,7 +70,7 @@ class Link:
     def __init__(
         self,
         context: zmq.Context[Any],
-        place: Place,
+        place: Address,
         connect_timeout_ms: int = tcp.CONNECT_TIMEOUT_MS,
     ) -> None:
         self.place = place
@@ -84,9 +84,9 @@ class Link:
         self._accepted = False
         self.socket.connect(place.endpoint)
 
-    def news(self) -> list[News]:
+    def news(self) -> list[LinkEvent]:
         """What has become of the connection since the last call."""
-        heard: list[News] = []
+        heard: list[LinkEvent] = []
         while self.monitor.poll(0):
             event = int(parse_monitor_message(self.monitor.recv_multipart())["event"])
             if event == CONNECTED:
@@ -94,11 +94,11 @@ class Link:
             elif event == READY:
                 self.stands = True
                 self.spent = False
-                heard.append(News.READY)
+                heard.append(LinkEvent.READY)
             elif event == RETRIED:
-                heard.append(News.UNREACHED)
+                heard.append(LinkEvent.UNREACHED)
             elif self.stands or self._accepted:  # the first of several that tell of one end
-                heard.append(News.LOST if self.stands else News.FOREIGN)
+                heard.append(LinkEvent.LOST if self.stands else LinkEvent.FOREIGN)
                 self.stands = self._accepted = False
                 self.spent = True
         return heard

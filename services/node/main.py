@@ -47,9 +47,9 @@ from services.node.direct import NOTHING_NEEDED, NOTHING_TAKEN, Lingering, need_
 from services.node.host import Order, open_flows
 from services.node.keeper import Keeper
 from services.node.link import (
+    Address,
     Link,
-    News,
-    Place,
+    LinkEvent,
 )
 from services.node.resolve import Resolver
 from services.process import Loop
@@ -175,7 +175,7 @@ class AgentProcess:
             if address is None:
                 self._core.unreached(lb, self._resolver.failure(endpoint.host))
                 continue
-            place = Place(address, endpoint.port)
+            place = Address(address, endpoint.port)
             link = self._links.get(lb)
             if link is not None and link.place != place:
                 self._drop_link(lb)
@@ -191,7 +191,7 @@ class AgentProcess:
             _log.warning("waiting", waiting_for=problem)
         self._api_problem = problem
 
-    def _add_link(self, lb: str, place: Place, now_ms: int) -> None:
+    def _add_link(self, lb: str, place: Address, now_ms: int) -> None:
         from_ms = self._link_from_ms.get(lb, now_ms)
         if now_ms < from_ms:
             self._settle_ms = min(self._settle_ms, from_ms)
@@ -210,14 +210,14 @@ class AgentProcess:
 
     def _serve_link(self, lb: str, link: Link, now_ms: int) -> None:
         for news in link.news():
-            if news is News.READY:
+            if news is LinkEvent.READY:
                 self._slow.discard(lb)
                 self._core.connected(lb, now_ms)
-            elif news is News.FOREIGN:
+            elif news is LinkEvent.FOREIGN:
                 self._core.disconnected(
                     lb, _wrong_port(link.place, "does not speak Gale's node protocol")
                 )
-            elif news is News.UNREACHED:
+            elif news is LinkEvent.UNREACHED:
                 self._suspect(lb, link.place, now_ms)
             else:
                 self._core.disconnected(lb, f"the connection to {link.place.endpoint} was lost")
@@ -236,7 +236,7 @@ class AgentProcess:
         self._link_from_ms[lb] = now_ms + pause_ms
         self._settle_ms = min(self._settle_ms, now_ms + pause_ms)
 
-    def _suspect(self, lb: str, place: Place, now_ms: int) -> None:
+    def _suspect(self, lb: str, place: Address, now_ms: int) -> None:
         """The port cannot be reached: find out whether it refuses, as a wrong one does."""
         if now_ms < self._suspect_from_ms.get(lb, now_ms):
             return
@@ -392,7 +392,7 @@ def _core_config(config: NodeConfig) -> AgentConfig:
     )
 
 
-def _wrong_port(place: Place, what: str) -> str:
+def _wrong_port(place: Address, what: str) -> str:
     """The commonest mistake: a port here that is not the LB's."""
     return (
         f"{place.endpoint} {what}: port must be the load balancer's local.node_port,"

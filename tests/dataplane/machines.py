@@ -235,9 +235,10 @@ class Site:
         }
 
     def start(self) -> subprocess.Popen[bytes]:
-        """What was heard of another copy before is forgotten."""
+        """What was heard of a copy that has ended is forgotten; one that lives says it but once."""
         self.look()
-        self.state, self.counters = None, None
+        if all(process.poll() is not None for process in self.processes):
+            self.state, self.counters = None, None
         with (self.directory / "log").open("ab") as log:
             process = subprocess.Popen(self.command(), env=self.environment(), stderr=log)
         self.processes.append(process)
