@@ -2,7 +2,9 @@
 
 The original description's tables come first, with its names; what Gale adds has a default for every
 key, so the original file loads as it stands. Attributes are named as the keys are, but durations
-end in `_ms`, and `[load_balancer_quorum]` is `quorum`.
+end in `_ms`, and `[load_balancer_quorum]` is `quorum`. Who one is, which interfaces one stands
+between, and what is built or bound at the start is marked `NEEDS_RESTART`; all else is taken up by
+a running process.
 
 Shape is checked by the types of the fields. Sense (a lease the promise does not cover, two services
 on one port) is checked by `findings`, one function for each table, over values that are of the
@@ -19,7 +21,8 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from conf.lines import Key
-from conf.table import Endpoint, Finding, Table, endpoint_findings
+from conf.log import Log
+from conf.table import NEEDS_RESTART, Endpoint, Finding, Table, endpoint_findings
 from conf.values import (
     AbsolutePath,
     Affinity,
@@ -70,13 +73,13 @@ class Local(Table):
 
     node_port: Port = 7070
     clients_port: Port = 8080
-    net_interface_private: Interface = Field(
+    net_interface_private: Annotated[Interface, NEEDS_RESTART] = Field(
         description='the interface towards the nodes, such as "eth1"'
     )
-    net_interface_public: Interface = Field(
+    net_interface_public: Annotated[Interface, NEEDS_RESTART] = Field(
         description='the interface towards the clients, such as "eth0"'
     )
-    name: Name = Field(default_factory=socket.gethostname)
+    name: Annotated[Name, NEEDS_RESTART] = Field(default_factory=socket.gethostname)
     api_port: Port = 5555
     mode: Mode = "l4"
 
@@ -182,7 +185,7 @@ class Security(Table):
 class Bus(Table):
     """`[bus]`: a second endpoint for the public events, beside the ipc one."""
 
-    events: EventsEndpoint | None = None
+    events: Annotated[EventsEndpoint | None, NEEDS_RESTART] = None
 
 
 class Dataplane(Table):
@@ -193,10 +196,10 @@ class Dataplane(Table):
     (REQ-5), TIME_WAIT as Linux does.
     """
 
-    reply_hook: ReplyHook = "tc"
-    xdp: XdpFlavour = "native"
-    conntrack_entries: Annotated[int, whole(64, 2**25)] = 524_288
-    half_open_entries: Annotated[int, whole(64, 2**25)] = 131_072
+    reply_hook: Annotated[ReplyHook, NEEDS_RESTART] = "tc"
+    xdp: Annotated[XdpFlavour, NEEDS_RESTART] = "native"
+    conntrack_entries: Annotated[int, whole(64, 2**25), NEEDS_RESTART] = 524_288
+    half_open_entries: Annotated[int, whole(64, 2**25), NEEDS_RESTART] = 131_072
     outer_source_prefix: OuterPrefix | None = None
     new_flows_per_second: Annotated[int, whole(0, 10**8)] = 0
     new_flows_per_second_per_source: Annotated[int, whole(0, 10**7)] = 0
@@ -225,6 +228,7 @@ class LbConfig(Table):
     virtual_ips: tuple[VirtualIp, ...] = ()
     services: tuple[Service, ...] = Field(default=(), validate_default=True)
     security: Security = Security()
+    log: Log = Log()
     bus: Bus = Bus()
     dataplane: Dataplane = Dataplane()
 

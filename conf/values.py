@@ -175,6 +175,10 @@ UnwrapHook = Annotated[Literal["tc", "xdp"], one_of("tc", "xdp")]
 NodeDown = Annotated[Literal["reset", "keep"], one_of("reset", "keep")]
 NoFlow = Annotated[Literal["reset", "drop"], one_of("reset", "drop")]
 XdpFlavour = Annotated[Literal["native", "generic"], one_of("native", "generic")]
+LogFormat = Annotated[Literal["logfmt", "json"], one_of("logfmt", "json")]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"], one_of("debug", "info", "warning", "error")
+]
 CheckType = Annotated[Literal["tcp", "http", "udp"], one_of("tcp", "http", "udp")]
 
 

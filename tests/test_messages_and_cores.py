@@ -11,22 +11,32 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.messages import (
-    PAYLOADS,
+from bus.codec import (
     Envelope,
-    IPv4,
-    LocalView,
-    NodeMessage,
-    NodeTable,
-    Stored,
-    TableService,
-    Topic,
-    decode,
-    decode_node,
+    Head,
+    decode_body,
+    decode_head,
     encode,
-    encode_node,
     from_json,
     to_json,
+)
+from bus.node_protocol import (
+    NodeMessage,
+    decode_node,
+    encode_node,
+)
+from bus.states import (
+    LocalView,
+    NodeTable,
+    TableService,
+)
+from bus.topics import (
+    PAYLOADS,
+    Topic,
+)
+from bus.words import (
+    IPv4,
+    Stored,
 )
 from services.api import snapshot
 from services.api.fold import Fold
@@ -49,8 +59,9 @@ ADDRESSES = ("10.0.0.1", "10.0.0.2")
 
 def survives(topic: Topic, data: Any) -> None:
     """A process that publishes this is understood by all others."""
-    envelope = Envelope(topic, "s", "h", "b", 1, 1, data)
-    assert decode(encode(envelope)) == envelope
+    envelope = Envelope(Head(topic, "s", "h", "b", 1, 1, 1, 1), data)
+    frames = encode(envelope)
+    assert decode_body(decode_head(frames), frames[2]) == envelope
 
 
 @FEW
@@ -69,6 +80,7 @@ def test_the_registry(said: list[tuple[int, NodeMessage]], table: NodeTable) -> 
         for topic, event in output.events:
             survives(topic, event)
         survives(Topic.STATE_VIEW, registry.view(now_ms))
+        survives(Topic.STATE_CHECKS, registry.checks(now_ms))
     again = Registry(POLICY, now_ms)
     again.adopt(registry.kept(now_ms), 0, now_ms)
     survives(Topic.STATE_VIEW, again.view(now_ms))
@@ -83,6 +95,7 @@ def test_the_registry_and_what_was_kept(kept: tuple[KeptNode, ...], elapsed_ms: 
         registry.tick(now_ms)
         registry.next_due_ms()
         survives(Topic.STATE_VIEW, registry.view(now_ms))
+        survives(Topic.STATE_CHECKS, registry.checks(now_ms))
         for topic, event in registry.take_output().events:
             survives(topic, event)
 

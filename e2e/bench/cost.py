@@ -42,7 +42,10 @@ import numpy as np
 
 from bpf.loader import compile_program, compile_programs
 from bpf.syscall import possible_cpus, read_entries
-from bus.messages import Encapsulation, Mode
+from bus.words import (
+    Encapsulation,
+    Mode,
+)
 from e2e.bench import crew, flows
 from e2e.bench.flows import FlowTable
 from e2e.bench.generator import ACK, ALL_FLOWS, SYN, Generator, tcp_frame

@@ -17,7 +17,12 @@ from numpy.typing import NDArray
 
 from bpf.loader import LoadedObject
 from bpf.syscall import write_entries
-from bus.messages import Affinity, Encapsulation, Mode, Protocol
+from bus.words import (
+    Affinity,
+    Encapsulation,
+    Mode,
+    Protocol,
+)
 from conf import LbConfig
 from services.dataplane import maps, ring
 from services.dataplane.kernel import Kernel, Settings

@@ -32,7 +32,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 
 from bpf.loader import compile_programs
 from bpf.pins import PinnedMaps
-from bus.messages import Mode
+from bus.words import Mode
 from e2e.bench import core, wire
 from e2e.bench.tables import Seat, Service, Tables
 from e2e.lab import LabError

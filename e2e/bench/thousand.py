@@ -23,18 +23,16 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from bpf.loader import compile_programs
-from bus.messages import (
+from bus.states import (
     LocalView,
-    Mode,
-    NodeObservation,
     NodeService,
-    NodeState,
     NodeTable,
-    Protocol,
+    NodeView,
     SnatSlice,
     TableNode,
     TableService,
 )
+from bus.words import Mode, NodeState, Protocol
 from e2e.bench.report import Line, Result
 from e2e.bench.samples import Goal, Sample, at_most
 from services.dataplane.front_table import MOST_FRONTS
@@ -197,7 +195,7 @@ def _check(kernel: Kernel, table: NodeTable) -> None:
 
 def _view(table: NodeTable) -> LocalView:
     dead = table.nodes[_DEAD]
-    seen = NodeObservation(
+    seen = NodeView(
         id=dead.id,
         name=dead.name,
         address=dead.address,
@@ -207,12 +205,6 @@ def _view(table: NodeTable) -> LocalView:
         services=(),
         fails=1,
         banned_for_ms=0,
-        observed_ms=0,
-        checks_passed=0,
-        checks_required=3,
-        checks_good_total=0,
-        checks_bad_total=1,
-        load=0.0,
         silent=True,
     )
-    return LocalView(1, (seen,), {})
+    return LocalView(1, (seen,))

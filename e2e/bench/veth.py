@@ -34,7 +34,7 @@ from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
 from bpf.loader import compile_program, compile_programs
 from bpf.syscall import send_frames, xdp_context
-from bus.messages import Mode
+from bus.words import Mode
 from e2e.bench import core, crew, flows, wire
 from e2e.bench.flows import FlowTable
 from e2e.bench.generator import ACK, ALL_FLOWS, SYN, Generator, tcp_frame

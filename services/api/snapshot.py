@@ -19,18 +19,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bus import topology
-from bus.messages import (
+from bus import topics
+from bus.states import (
     NodeObservation,
-    NodeState,
     QuorumMember,
     SeatCounters,
     SeatState,
     TableNode,
     TableService,
-    Topic,
     VipHolder,
 )
+from bus.topics import Topic
+from bus.words import NodeState
 from services.api.fold import Fold
 
 STALE_MS = 5000
@@ -253,7 +253,7 @@ def status(fold: Fold, local: Local, now_ms: int) -> StatusShape:
         version=local.version,
         ready=not not_ready,
         not_ready=not_ready,
-        processes={name: _process(fold, local, name, now_ms) for name in topology.SERVICES},
+        processes={name: _process(fold, local, name, now_ms) for name in topics.SERVICES},
         nodes={state.value: counts[state] for state in NodeState},
         services=offered.services if offered is not None else [],
         quorum=quorum(fold, now_ms),
@@ -275,11 +275,11 @@ def nodes(fold: Fold, now_ms: int) -> NodesShape | None:
     ages = [age_ms(fold, topic, now_ms) for topic in (Topic.STATE_VIEW, Topic.STATE_TABLE)]
     if ages == [None, None]:
         return None
-    view, committed = data_of(fold, Topic.STATE_VIEW), data_of(fold, Topic.STATE_TABLE)
+    observed, committed = fold.nodes_state(now_ms), data_of(fold, Topic.STATE_TABLE)
     agreed = {node.id: node for node in committed.table.nodes} if committed is not None else {}
     seats = _Seats(fold)
-    seen = view.nodes if view is not None else ()
-    shapes = [_seen(node, agreed.pop(node.id, None), seats, ages[0] or 0) for node in seen]
+    seen = observed.nodes if observed is not None else ()
+    shapes = [_seen(node, agreed.pop(node.id, None), seats) for node in seen]
     shapes += [_only_agreed(node, seats, ages[1] or 0) for node in agreed.values()]
     shapes.sort(key=lambda node: (node.name, node.id))
     return NodesShape(shapes, max(age for age in ages if age is not None))
@@ -361,7 +361,7 @@ class _Seats:
         return [self.shape(seat, ports.get(seat.service)) for seat in self.by_node.get(node.id, ())]
 
 
-def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats, age: int) -> NodeShape:
+def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats) -> NodeShape:
     return NodeShape(
         id=node.id,
         name=node.name,
@@ -372,8 +372,8 @@ def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats, age: i
         weight=node.weight,
         share=seats.share(node.id),
         fails=node.fails,
-        banned_for_ms=max(0, node.banned_for_ms - age),
-        observed_ms=node.observed_ms + age,
+        banned_for_ms=node.banned_for_ms,
+        observed_ms=node.observed_ms,
         checks_passed=node.checks_passed,
         checks_required=node.checks_required,
         load=node.load,
@@ -461,7 +461,7 @@ def _dataplane(fold: Fold, now_ms: int) -> DataplaneShape | None:
 
 
 def _process(fold: Fold, local: Local, name: str, now_ms: int) -> ProcessShape:
-    if name == topology.API:
+    if name == topics.API:
         boot = fold.log.boot
         return ProcessShape(0, True, boot, local.pid, local.version, local.waiting_for)
     known = fold.processes.get(name)
@@ -479,12 +479,12 @@ def _process(fold: Fold, local: Local, name: str, now_ms: int) -> ProcessShape:
 
 
 def _waiting_for(fold: Fold, process: str) -> str:
-    topics = {
-        topology.DATAPLANE: Topic.STATE_DATAPLANE,
-        topology.HEALTH: Topic.STATE_VIEW,
-        topology.QUORUM: Topic.STATE_QUORUM,
+    speaks_by = {
+        topics.DATAPLANE: Topic.STATE_DATAPLANE,
+        topics.HEALTH: Topic.STATE_VIEW,
+        topics.QUORUM: Topic.STATE_QUORUM,
     }
-    state = data_of(fold, topics[process])
+    state = data_of(fold, speaks_by[process])
     return state.waiting_for if state is not None else ""
 
 

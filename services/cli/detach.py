@@ -26,7 +26,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from bpf.attach import ForeignProgram, InterfaceMissing, is_unwrappers
 from bpf.attachments import Attachment, Owner, all_attachments, take_off
-from bus import topology
+from bus import topics
 from conf import Paths
 from services.cli.invocation import NO, Invocation, print_json
 from services.cli.machine import mount_of
@@ -76,7 +76,7 @@ def detach(
 @contextmanager
 def _dataplane_locked_out(run_dir: Path) -> Iterator[bool]:
     """Hold the lock of the dataplane's publisher; False: a process has it."""
-    path = topology.publisher_path(run_dir, topology.DATAPLANE)
+    path = topics.publisher_path(run_dir, topics.DATAPLANE)
     try:
         descriptor = os.open(f"{path}.lock", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -19,7 +19,7 @@ from pyroute2 import IPRoute
 
 from bpf.syscall import possible_cpus
 from bpf.table import Table
-from bus.messages import HookState, OutputState
+from bus.states import HookState, OutputState
 from services.dataplane import machine
 from services.dataplane.counters import Counters
 from services.dataplane.flows.census import Census, Counting, Watch
@@ -78,7 +78,7 @@ class Forwarding:
         old_table_is_empty: bool = False,
     ) -> None:
         self.machine = machine.look(netlink, plan.public, plan.private)
-        self.addresses = machine.addresses(netlink)
+        self.addresses = machine.addresses()
         with ExitStack() as opened:
             with _reasons_of_the_machine():
                 self.programs = Programs(

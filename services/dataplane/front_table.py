@@ -16,7 +16,7 @@ import struct
 import sys
 from collections import deque
 
-from bus.messages import Protocol
+from bus.words import Protocol
 from services.dataplane.words import ServiceKey, address_word, port_word
 
 SERVICE_PLACES = 32_768

@@ -27,7 +27,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
-from bus.messages import Mode, NodeTable, NoFlow, SnatSlice, TableService
+from bus.states import NodeTable, SnatSlice, TableService
+from bus.words import Mode, NoFlow
 from services.dataplane.flows.census import Census
 from services.dataplane.maps import (
     NO_PORTS,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpf.syscall import read_entries, write_entries
-from bus.messages import Affinity, Encapsulation, Mode
+from bus.words import Affinity, Encapsulation, Mode
 from services.dataplane.front_table import PROTOCOLS, FrontTable, NoPlaceError
 from services.dataplane.maps import (
     ENTRIES,

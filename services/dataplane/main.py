@@ -28,20 +28,14 @@ on. Any other exception is a fault of ours: it ends the process and supervisord 
 
 from __future__ import annotations
 
-import argparse
-import os
-import signal
-import socket
-import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from math import isnan
 from secrets import randbits
 from typing import Any
 
 import structlog
-import zmq
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -49,24 +43,28 @@ from bpf.attach import ForeignProgram, InterfaceMissing
 from bpf.compiler import CompileError
 from bpf.pins import PinMismatch
 from bpf.syscall import VerifierError
-from bus import topology
-from bus.messages import (
+from bus import topics
+from bus.commands import (
+    CommandError,
+    Later,
+)
+from bus.events import (
+    DataplaneEvent,
+)
+from bus.states import (
     CommittedTable,
     Counters,
-    DataplaneEvent,
     DataplaneState,
     HookState,
     LocalView,
-    Mode,
     NodeTable,
-    ProcessEvent,
-    SeatCounters,
+    SeatColumns,
     SeatState,
-    Topic,
 )
-from bus.socket import CommandError, CommandServer, Later, Publisher, Subscriber
-from conf import ConfigError, LbConfig, Paths, load_lb
-from services import logs
+from bus.topics import Topic
+from bus.words import Mode
+from conf import LbConfig, Paths, load_lb
+from services import process
 from services.dataplane import machine, outputs
 from services.dataplane.flows.listing import Rows, Seated, list_flows
 from services.dataplane.forwarding import Forwarding, monotonic_ms
@@ -82,9 +80,12 @@ from services.dataplane.path_mtu import PathMtu
 from services.dataplane.plan import Plan, make_plan
 from services.dataplane.programs import ProgramPlan, rings_for
 from services.dataplane.settings import of_machine, settings
+from services.process import Bus, Loop
 
 REPUBLISH_MS = 500
 COUNT_MS = 1_000
+COUNTING_SHARE = 100
+"""Counters are read by people alone: counting may cost a hundredth of this process's time."""
 RETRY_MS = 1_000
 COMPILE_RETRY_MS = 10_000
 SETTLE_MS = 1_000
@@ -93,16 +94,6 @@ FLOWS_LISTED, MOST_FLOWS_LISTED = 100, 10_000
 MOST_LISTINGS = 8
 """At once; whoever asks then is to ask again."""
 PROGRAM_CACHE = "programs"
-CONFIG_NEEDING_RESTART = (
-    "local.name",
-    "local.net_interface_public",
-    "local.net_interface_private",
-    "dataplane.reply_hook",
-    "dataplane.xdp",
-    "dataplane.conntrack_entries",
-    "dataplane.half_open_entries",
-)
-"""What decides how the programs are built and where they go; all else is applied at once."""
 NOT_READY = (
     machine.NotReadyError,
     InterfaceMissing,
@@ -119,16 +110,11 @@ _log = structlog.get_logger()
 
 def main() -> None:
     """Console script `gale-dataplane`."""
-    description = "Gale's dataplane process."
-    argparse.ArgumentParser(prog="gale-dataplane", description=description).parse_args()
-    logs.set_up()
-    paths = Paths.from_environment()
-    try:
-        config = load_lb(paths.lb_config)
-    except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        sys.exit(2)
+    what = "Gale's dataplane process."
+    process.launch("gale-dataplane", what, load_lb, lambda paths: paths.lb_config, _run)
+
+
+def _run(paths: Paths, config: LbConfig) -> None:
     DataplaneProcess(paths, config).run()
 
 
@@ -139,20 +125,18 @@ class DataplaneProcess:
         self._paths = paths
         self._config = config
         self._started_with = config
-        self._context: zmq.Context[Any] = zmq.Context()
-        path = topology.publisher_path(paths.run_dir, topology.DATAPLANE)
-        self._publisher = Publisher(self._context, path, topology.DATAPLANE, config.local.name)
-        self._commands = CommandServer(
-            self._context, topology.command_path(paths.run_dir, topology.DATAPLANE)
-        )
-        wanted = topology.SUBSCRIBES[topology.DATAPLANE]
-        self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
+        self._bus = Bus(paths.run_dir, topics.DATAPLANE, config.local.name)
+        self._publisher, self._commands = self._bus.publisher, self._bus.commands
+        self._subscriber = self._bus.subscriber
         self._netlink = IPRoute()
         self._monitor = NextHopMonitor()
         self._devices = DeviceMonitor()
         self._by_tc: tuple[bool, ...] = ()
         """Whether TC must send to the public device, and to the private one."""
         self._features = self._devices.serve()
+        self._heard_ways: Mapping[str, NextHop | None] | None = None
+        self._sent_by: tuple[object, ...] = ()
+        self._marked_ways: Mapping[str, NextHop | None] = {}
         self._path_mtu = PathMtu()
         self._next_hops: Mapping[str, NextHop | None] = {}
         self._watched: frozenset[str] = frozenset()
@@ -175,54 +159,39 @@ class DataplaneProcess:
         now_ms = monotonic_ms()
         self._retry_ms = self._republish_ms = self._count_ms = self._settle_ms = now_ms
         self._unchain_ms = self._grow_ms = now_ms
-        self._stopping = self._reload_wanted = False
+        self._loop = Loop()
 
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> None:
         """Until SIGTERM."""
-        wake = self._install_signals()
-        poller = zmq.Poller()
-        for polled in (self._publisher.poll_socket, self._commands.socket, self._subscriber.socket):
-            poller.register(polled, zmq.POLLIN)
-        for descriptor in (wake.fileno(), self._monitor.fileno(), self._devices.fileno()):
-            poller.register(descriptor, zmq.POLLIN)
+        own = (self._monitor.fileno(), self._devices.fileno())
+        self._loop.watch(*self._bus.sockets, *own)
         if self._path_mtu.deaf:
             _log.warning("nobody hears of narrow paths to the nodes", why=self._path_mtu.deaf)
-        for descriptor in self._path_mtu.filenos():
-            poller.register(descriptor, zmq.POLLERR)
+        self._loop.watch_errors(*self._path_mtu.filenos())
         self._start(monotonic_ms())
-        adopted = f"{len(self._held.seats)} seats" if self._held.seats else ""
-        started = ProcessEvent(topology.DATAPLANE, os.getpid(), version("gale"), adopted)
-        self._publisher.publish(Topic.PROCESS_STARTED, started)
-        while not self._stopping:
+        self._bus.started(f"{len(self._held.seats)} seats" if self._held.seats else "")
+        while not self._loop.signals.stopping:
             self._step(monotonic_ms())
-            if wake.fileno() in dict(poller.poll(self._wait_ms(monotonic_ms()))):
-                wake.recv(4096)
-        _log.info("stopped, the programs go on", process=topology.DATAPLANE)
+            self._loop.wait(self._wait_ms(monotonic_ms()))
+        _log.info("stopped, the programs go on", process=topics.DATAPLANE)
         self.close()
 
     def close(self) -> None:
         """Give back sockets and fds. Programs and maps are the kernel's."""
         if self._forwarding is not None:
             self._forwarding.close()
-        for owned in (
-            self._publisher,
-            self._commands,
-            self._subscriber,
-            self._netlink,
-            self._path_mtu,
-        ):
-            owned.close()
+        self._netlink.close()
+        self._path_mtu.close()
         for watching in (self._monitor, self._devices):
             watching.close()
-        self._context.term()
+        self._bus.close()
 
     def _step(self, now_ms: int) -> None:
         self._publisher.serve()
         self._commands.serve(self._command)
-        if self._reload_wanted:
-            self._reload_wanted = False
+        if self._loop.signals.take_reload():
             self._reload()
         self._receive(now_ms)
         if self._forwarding is not None:
@@ -251,17 +220,6 @@ class DataplaneProcess:
                 moments.append(now_ms)
         return max(0, min(moments) - now_ms)
 
-    def _install_signals(self) -> socket.socket:
-        reading, writing = socket.socketpair()
-        reading.setblocking(False)
-        writing.setblocking(False)
-        signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-        self._waker = writing
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stopping", True))
-        signal.signal(signal.SIGINT, lambda *_: setattr(self, "_stopping", True))
-        signal.signal(signal.SIGHUP, lambda *_: setattr(self, "_reload_wanted", True))
-        return reading
-
     # ------------------------------------------------------------------ in
 
     def _receive(self, now_ms: int) -> None:
@@ -274,8 +232,9 @@ class DataplaneProcess:
                 self._view = envelope.data
         self._monitor.narrowed(self._path_mtu.drain())
         next_hops = self._look_for_ways(now_ms)
-        self._stale |= next_hops != self._next_hops
-        self._next_hops = next_hops
+        if next_hops is not self._next_hops:
+            self._stale |= next_hops != self._next_hops
+            self._next_hops = next_hops
         if self._forwarding is not None:
             present = self._forwarding.machine
             by_tc = tuple(map(self._is_by_tc, (present.public.ifindex, present.private.ifindex)))
@@ -283,9 +242,13 @@ class DataplaneProcess:
             self._by_tc = by_tc
 
     def _look_for_ways(self, now_ms: int) -> Mapping[str, NextHop | None]:
-        """The next hops, each with who sends to it."""
+        """The next hops, each with who sends to it: the same object while nothing has changed."""
         self._features = self._devices.serve()
-        return outputs.marked(self._monitor.serve(now_ms), self._features, self._senders)
+        ways, by = self._monitor.serve(now_ms), (self._features, self._senders)
+        if ways is not self._heard_ways or by != self._sent_by:
+            self._heard_ways, self._sent_by = ways, by
+            self._marked_ways = outputs.marked(ways, *by)
+        return self._marked_ways
 
     @property
     def _senders(self) -> outputs.Senders:
@@ -338,18 +301,11 @@ class DataplaneProcess:
 
     def _reload(self) -> dict[str, Any]:
         """Take the file's new content as a whole, or keep the old one as a whole."""
-        try:
-            config = load_lb(self._paths.lb_config)
-        except ConfigError as error:
-            problems = [str(problem) for problem in error.problems]
-            for problem in problems:
-                _log.error("configuration refused, the old one stays", problem=problem)
-            return {"applied": False, "problems": problems, "restart_needed": []}
-        needed = _restart_needed(self._started_with, config)
-        self._config = config
-        self._stale = True
-        _log.info("configuration applied", restart_needed=needed)
-        return {"applied": True, "problems": [], "restart_needed": needed}
+        config, answer = process.reload_lb(self._paths.lb_config, self._started_with)
+        if config is not None:
+            self._config = config
+            self._stale = True
+        return answer
 
     # ------------------------------------------------------------------ the kernel
 
@@ -449,7 +405,7 @@ class DataplaneProcess:
             forwarding.hooks = forwarding.programs.hooks()
             self._describe_outputs(forwarding)
             present = machine.look(self._netlink, plan.public, plan.private)
-            addresses = machine.addresses(self._netlink)
+            addresses = machine.addresses()
         except (machine.NotReadyError, NetlinkError) as reason:
             self._wait_for(str(reason))
             return
@@ -581,7 +537,7 @@ class DataplaneProcess:
         census = forwarding.census
         if now_ms < self._count_ms or census is None:
             return
-        self._count_ms = now_ms + COUNT_MS
+        begun_s = time.thread_time()
         self._counts_version += 1
         self._publisher.publish(
             Topic.STATE_COUNTERS,
@@ -597,29 +553,32 @@ class DataplaneProcess:
                 census_ms=forwarding.rounds.cpu_ms,
             ),
         )
+        cost_ms = int(1_000 * (time.thread_time() - begun_s))
+        self._count_ms = now_ms + max(COUNT_MS, COUNTING_SHARE * cost_ms)
 
-    def _seat_counters(self, forwarding: Forwarding) -> tuple[SeatCounters, ...]:
-        held = self._held.seats
+    def _seat_counters(self, forwarding: Forwarding) -> SeatColumns:
+        held, states = self._held.seats, self._seat_states
         # Seats are given from the lowest number on, and so are cursors.
         sums = forwarding.counters.seats(max(held, default=0) + 1)
         rests = forwarding.counters.port_rests(
             max((seat.cursor for seat in held.values()), default=0) + 1
         )
-        fields = ("packets_in", "bytes_in", "packets_out", "bytes_out", "flows")
-        counted = []
-        for seat in self._seat_states:
-            numbers = {name: int(sums[name][seat.seat]) for name in fields}
-            rest = float(rests[held[seat.seat].cursor])
-            rested = None if isnan(rest) else rest
-            counted.append(
-                SeatCounters(
-                    service=seat.service,
-                    node=seat.node,
-                    snat_port_rest_seconds=rested,
-                    **numbers,
-                )
-            )
-        return tuple(counted)
+        seats = [seat.seat for seat in states]
+        rested = rests[[held[seat].cursor for seat in seats]].tolist()
+
+        def column(name: str) -> tuple[int, ...]:
+            return tuple(sums[name][seats].tolist())
+
+        return SeatColumns(
+            service=tuple(seat.service for seat in states),
+            node=tuple(seat.node for seat in states),
+            packets_in=column("packets_in"),
+            bytes_in=column("bytes_in"),
+            packets_out=column("packets_out"),
+            bytes_out=column("bytes_out"),
+            flows=column("flows"),
+            snat_port_rest_seconds=tuple(None if isnan(rest) else rest for rest in rested),
+        )
 
     def _publish_state(self, now_ms: int) -> None:
         forwarding, table = self._forwarding, self._table
@@ -636,28 +595,21 @@ class DataplaneProcess:
             waiting_for=self._waiting_for,
             outputs=forwarding.outputs if forwarding is not None else (),
         )
-        if state == self._published and now_ms < self._republish_ms:
+        if state != self._published:
+            self._version += 1
+            self._published = replace(state, version=self._version)
+            self._publisher.publish(Topic.STATE_DATAPLANE, self._published)
+        elif now_ms >= self._republish_ms:
+            self._publisher.repeat(Topic.STATE_DATAPLANE)
+        else:
             return
-        self._version += 1
-        self._published = replace(state, version=self._version)
         self._republish_ms = now_ms + REPUBLISH_MS
-        self._publisher.publish(Topic.STATE_DATAPLANE, self._published)
 
 
 def _states(view: LocalView | None) -> dict[str, Any]:
     """What of a view the plan depends on: beats that change nothing must cost nothing."""
     nodes = () if view is None else view.nodes
     return {node.id: (node.state, node.silent, node.services) for node in nodes}
-
-
-def _restart_needed(old: LbConfig, new: LbConfig) -> list[str]:
-    def value(config: LbConfig, key: str) -> Any:
-        found: Any = config
-        for part in key.split("."):
-            found = getattr(found, part)
-        return found
-
-    return [key for key in CONFIG_NEEDING_RESTART if value(old, key) != value(new, key)]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bus.messages import Affinity, Encapsulation, Mode, NodeTable, TableNode, TableService
+from bus.states import NodeTable, TableNode, TableService
+from bus.words import Affinity, Encapsulation, Mode
 from services.dataplane import ring
 from services.dataplane.nexthop import NextHop
 from services.dataplane.words import ServiceKey

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from bus.messages import HookState, OutputState
+from bus.states import HookState, OutputState
 from services.dataplane.nexthop import NextHop
 
 NDO_XMIT, NDO_XMIT_SG = 4, 64

@@ -26,7 +26,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bus.messages import LocalView, NodeTable, SeatState
+from bus.states import (
+    LocalView,
+    NodeTable,
+    SeatState,
+)
 from services.dataplane import ring
 from services.dataplane.flows.census import Census, Watch
 from services.dataplane.fronts import has_waned, is_unused, plan_addresses, plan_fronts

@@ -38,7 +38,7 @@ from bpf.attachments import TC, XDP, Attachment, Place, set_aside, take_off_rest
 from bpf.chain import FlowTables
 from bpf.loader import LoadedObject, compile_programs, fill_cache
 from bpf.pins import PinnedMaps
-from bus.messages import HookState
+from bus.states import HookState
 from conf import LbConfig
 from services.dataplane.machine import Machine
 from services.dataplane.maps import ENTRIES

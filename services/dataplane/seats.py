@@ -33,14 +33,8 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from bus.messages import (
-    LocalView,
-    Mode,
-    NodeState,
-    NodeTable,
-    OnNodeDown,
-    Protocol,
-)
+from bus.states import LocalView, NodeTable
+from bus.words import Mode, NodeState, OnNodeDown, Protocol
 from services.dataplane.flows.census import Census
 from services.dataplane.fronts import SETTLE_MS
 from services.dataplane.maps import NO_SEAT, Facts, KernelState, Place, Seat, Service

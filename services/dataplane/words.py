@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from bus.messages import Protocol
+from bus.words import Protocol
 
 MAC_BYTES = 6
 

@@ -35,18 +35,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bus.messages import (
+from bus.events import (
+    QuorumEvent,
+    TableEvent,
+)
+from bus.states import (
     CommittedTable,
     LocalView,
-    NodeState,
     NodeTable,
-    QuorumEvent,
     QuorumMember,
     QuorumState,
-    Role,
-    TableEvent,
-    Topic,
     VipHolder,
+)
+from bus.topics import Topic
+from bus.words import (
+    NodeState,
+    Role,
 )
 from services.quorum.table import (
     SLOT_REUSE_MS,
@@ -146,13 +150,14 @@ class Quorum:
 
     # ------------------------------------------------------------------ what happened
 
-    def report(self, lb: str, boot: str, view: LocalView, now_ms: int) -> None:
-        """`lb` sees its nodes like this. A repeated or overtaken view changes nothing."""
+    def report(self, lb: str, boot: str, view: LocalView, now_ms: int, age_ms: int = 0) -> None:
+        """`lb` saw its nodes like this `age_ms` ago. An overtaken view changes nothing."""
+        made_ms = now_ms - age_ms
         heard = self._heard.get(lb)
         if heard is None or heard.boot != boot:
-            self._heard[lb] = _Heard(boot, now_ms, now_ms, view, settled=False)
+            self._heard[lb] = _Heard(boot, now_ms, made_ms, view, settled=False)
         elif view.version > heard.view.version:
-            heard.view, heard.newest_ms = view, now_ms
+            heard.view, heard.newest_ms = view, made_ms
         else:
             return
         self._propose(now_ms)

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import orjson
 
-from bus.messages import VipHolder
+from bus.states import VipHolder
 from services.api.snapshot import (
     DataplaneShape,
     HookShape,

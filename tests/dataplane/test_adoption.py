@@ -13,17 +13,19 @@ import pytest
 
 from bpf.loader import SOURCE_DIR, LoadedObject
 from bpf.syscall import read_entries
-from bus.messages import (
+from bus.states import (
+    NodeTable,
+    SnatSlice,
+    TableNode,
+    TableService,
+)
+from bus.words import (
     Affinity,
     Encapsulation,
     Mode,
     NodeState,
-    NodeTable,
     NoFlow,
     Protocol,
-    SnatSlice,
-    TableNode,
-    TableService,
 )
 from services.dataplane import front_table
 from services.dataplane import kernel as constants

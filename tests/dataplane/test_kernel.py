@@ -7,14 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from bus.messages import (
+from bus.states import (
+    NodeTable,
+    SnatSlice,
+    TableService,
+)
+from bus.words import (
     Affinity,
     Encapsulation,
     Mode,
-    NodeTable,
     Protocol,
-    SnatSlice,
-    TableService,
 )
 from services.dataplane.front_table import (
     MOST_FRONTS,

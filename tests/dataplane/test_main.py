@@ -18,8 +18,12 @@ import pytest
 from bpf.loader import LoadedObject, compile_program
 from bpf.pins import PinnedMaps, open_pin, pin
 from bpf.syscall import MapType, create_map, map_shape
-from bus.messages import Mode, NodeService, NodeState
-from bus.socket import CommandError
+from bus.commands import CommandError
+from bus.states import NodeService
+from bus.words import (
+    Mode,
+    NodeState,
+)
 from conf import Paths, load_lb
 from services.dataplane import main
 from services.dataplane.flows.record import ticks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bus.messages import HookState, OutputState
+from bus.states import HookState, OutputState
 from services.dataplane import outputs
 from services.dataplane.nexthop import NextHop
 from services.dataplane.outputs import Device, Senders, by_tc, marked, states, why

@@ -11,21 +11,23 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from bus.messages import (
-    Affinity,
+from bus.states import (
     LocalView,
-    Mode,
-    NodeObservation,
     NodeService,
-    NodeState,
     NodeTable,
-    NoFlow,
-    OnNodeDown,
-    Protocol,
+    NodeView,
     SnatSlice,
     TableNode,
     TableService,
     VipOwner,
+)
+from bus.words import (
+    Affinity,
+    Mode,
+    NodeState,
+    NoFlow,
+    OnNodeDown,
+    Protocol,
 )
 from services.dataplane import ring
 from services.dataplane.flows.census import Census
@@ -93,9 +95,9 @@ def table(
 
 
 def view(*dead: int, state: NodeState = DOWN) -> LocalView:
-    def observed(number: int) -> NodeObservation:
+    def observed(number: int) -> NodeView:
         known = node(number)
-        return NodeObservation(
+        return NodeView(
             id=known.id,
             name=known.name,
             address=known.address,
@@ -105,15 +107,9 @@ def view(*dead: int, state: NodeState = DOWN) -> LocalView:
             services=(),
             fails=0,
             banned_for_ms=0,
-            observed_ms=0,
-            checks_passed=0,
-            checks_required=3,
-            checks_good_total=0,
-            checks_bad_total=0,
-            load=0.0,
         )
 
-    return LocalView(1, tuple(observed(number) for number in dead), {})
+    return LocalView(1, tuple(observed(number) for number in dead))
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from bpf.syscall import (
     map_shape,
     program_info,
 )
-from bus.messages import HookState
+from bus.states import HookState
 from conf import load_lb
 from services.dataplane import programs as module
 from services.dataplane.machine import look

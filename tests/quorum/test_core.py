@@ -9,14 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.messages import (
-    NodeState,
-    NodeTable,
+from bus.events import (
     QuorumEvent,
-    Role,
-    SnatSlice,
     TableEvent,
-    Topic,
+)
+from bus.states import (
+    NodeTable,
+    SnatSlice,
+)
+from bus.topics import Topic
+from bus.words import (
+    NodeState,
+    Role,
 )
 from services.quorum import core as core_module
 from services.quorum.core import BLANK, HardState, IllegalTransitionError, Quorum

@@ -12,8 +12,15 @@ from typing import Any
 
 import pytest
 
-from bus.messages import NodeState, NoFlow, SnatSlice, VipOwner
-from services.quorum import storage as storage_module
+from bus.states import (
+    SnatSlice,
+    VipOwner,
+)
+from bus.words import (
+    NodeState,
+    NoFlow,
+)
+from services import statefile as storage_module
 from services.quorum.core import BLANK, HardState
 from services.quorum.storage import NewerFormatError, Storage
 from services.quorum.table import FloatingVip, Report, TableConfig, bootstrap, merge

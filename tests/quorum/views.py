@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from bus.messages import (
+from bus.states import (
     LocalView,
-    Mode,
-    NodeObservation,
     NodeService,
+    NodeView,
+    TableService,
+)
+from bus.words import (
+    Mode,
     NodeState,
     Protocol,
-    TableService,
 )
 from services.quorum.core import HardState, Quorum, QuorumConfig, Ready
 from services.quorum.table import FloatingVip, TableConfig
@@ -20,9 +22,9 @@ ECHO = TableService("echo", None, 9000, Protocol.TCP, Mode.L4, 9000)
 
 def seen(
     node: str, state: NodeState, *, weight: int = 1, ban_ms: int = 0, fails: int = 0
-) -> NodeObservation:
+) -> NodeView:
     """One node as one LB sees it; its id is its name at an address made of it."""
-    return NodeObservation(
+    return NodeView(
         id=f"{node}@10.81.0.20",
         name=node,
         address="10.81.0.20",
@@ -32,17 +34,11 @@ def seen(
         services=(NodeService("default", 8080),),
         fails=fails,
         banned_for_ms=ban_ms,
-        observed_ms=5,
-        checks_passed=3,
-        checks_required=3,
-        checks_good_total=10,
-        checks_bad_total=0,
-        load=0.0,
     )
 
 
-def view(*nodes: NodeObservation, version: int = 1) -> LocalView:
-    return LocalView(version, nodes, {})
+def view(*nodes: NodeView, version: int = 1) -> LocalView:
+    return LocalView(version, nodes)
 
 
 def table_config(*, vips: tuple[FloatingVip, ...] = ()) -> TableConfig:
