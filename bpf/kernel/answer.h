@@ -84,7 +84,7 @@ static __always_inline int send_icmp(context_t *ctx, struct packet *packet, __u8
 /* The numbers by which whoever sent the packet accepts the RST (RFC 9293, 3.5.2). */
 static __always_inline void fill_reset(struct tcphdr *tcp, const struct packet *packet)
 {
-	__u32 length = packet->payload + !!(packet->tcp_flags & TCP_FLAG_SYN) +
+	__u32 length = packet->tcp->payload + !!(packet->tcp_flags & TCP_FLAG_SYN) +
 		       !!(packet->tcp_flags & TCP_FLAG_FIN);
 
 	*tcp = (struct tcphdr){
@@ -94,10 +94,10 @@ static __always_inline void fill_reset(struct tcphdr *tcp, const struct packet *
 		.rst = 1,
 	};
 	if (packet->tcp_flags & TCP_FLAG_ACK) {
-		tcp->seq = bpf_htonl(packet->acknowledged);
+		tcp->seq = bpf_htonl(packet->tcp->acknowledged);
 	} else {
 		tcp->ack = 1;
-		tcp->ack_seq = bpf_htonl(packet->sequence + length);
+		tcp->ack_seq = bpf_htonl(packet->tcp->sequence + length);
 	}
 }
 
@@ -107,8 +107,7 @@ static __always_inline __u32 pseudo_header_sum(const struct iphdr *ip, __u16 byt
 	       bpf_htons(ip->protocol) + bpf_htons(bytes);
 }
 
-static __always_inline int send_reset(context_t *ctx, struct packet *packet,
-				      const struct settings *own)
+static __always_inline int send_reset(context_t *ctx, struct packet *packet)
 {
 	struct ethhdr from = *packet->ethernet;
 	__be32 client = packet->ip->saddr, vip = packet->ip->daddr;
@@ -118,7 +117,7 @@ static __always_inline int send_reset(context_t *ctx, struct packet *packet,
 	__u32 sum;
 
 	if (packet->ip->ihl != 5 || packet->tags || packet->later_fragment ||
-	    (packet->tcp_flags & TCP_FLAG_RST) || read_numbers(ctx, packet, own))
+	    (packet->tcp_flags & TCP_FLAG_RST) || read_numbers(ctx, packet))
 		return -1;
 	is_partial = has_partial_checksum(ctx, packet);
 	if (cut_to(ctx, sizeof(struct ethhdr) + sizeof(*answer)))
@@ -164,8 +163,7 @@ static __always_inline enum reason reason_without_answer(enum reason reason)
 	}
 }
 
-static __always_inline int send_answer(context_t *ctx, struct packet *packet,
-				       const struct settings *own)
+static __always_inline int send_answer(context_t *ctx, struct packet *packet)
 {
 	switch (packet->answer) {
 	case ANSWER_TOO_BIG:
@@ -173,7 +171,7 @@ static __always_inline int send_answer(context_t *ctx, struct packet *packet,
 			return -1;
 		return send_icmp(ctx, packet, ICMP_FRAG_NEEDED, packet->mtu);
 	case ANSWER_RESET:
-		return send_reset(ctx, packet, own);
+		return send_reset(ctx, packet);
 	default:
 		return send_icmp(ctx, packet, ICMP_PORT_UNREACH, 0);
 	}
@@ -189,7 +187,7 @@ static __always_inline enum reason give_answer(context_t *ctx, struct packet *pa
 		return reason_of(refused);
 	if (packet->answer != ANSWER_TOO_BIG && !may_answer(own))
 		return REASON_drop_answer_rate;
-	return send_answer(ctx, packet, own) ? reason_without_answer(reason) : reason;
+	return send_answer(ctx, packet) ? reason_without_answer(reason) : reason;
 }
 
 #endif

@@ -35,27 +35,32 @@ struct cursor {
 /* What is sent back instead of the packet, made of it. */
 enum answer { ANSWER_NONE, ANSWER_TOO_BIG, ANSWER_RESET, ANSWER_UNREACHABLE };
 
+/* What TCP's header says beyond its ports and flags. */
+struct tcp_numbers {
+	__u32 sequence;
+	__u32 acknowledged;
+	__u32 payload; /* bytes behind the TCP header */
+	__u16 window;  /* as it stands in the header */
+	__u8 scale;    /* a SYN's or SYN-ACK's window scale, or NO_SCALE */
+};
+
 struct packet {
 	struct ethhdr *ethernet;
 	struct iphdr *ip;
 	struct flow_key key;
 	__u32 bytes;	/* of the frame, with what lies outside of linear memory */
 	__u32 segments; /* packets on the wire: TC sees many as one */
-	__u32 sequence; /* TCP's numbers, once tcp.h has read them */
-	__u32 acknowledged;
-	__u32 payload; /* bytes behind the TCP header */
-	__u16 window;  /* as it stands in the header */
 	__u8 tcp_flags;
 	__u8 transport_bytes; /* of its header */
 	__u8 tags;	      /* VLAN tags among the bytes */
 	__u8 is_tagged;	      /* there is one, among the bytes or beside them */
 	__u8 first_fragment;
-	__u8 later_fragment; /* has no ports */
-	__u8 icmp_error;     /* the key is that of the flow it is about */
-	__u16 mtu;	     /* what it would have to fit into, where it does not */
-	__u8 answer;	     /* enum answer */
-	__u8 scale;	     /* a SYN's or SYN-ACK's window scale, or NO_SCALE */
-	int verdict;	     /* what the kernel is told, once a packet has been forwarded */
+	__u8 later_fragment;	 /* has no ports */
+	__u8 icmp_error;	 /* the key is that of the flow it is about */
+	__u16 mtu;		 /* what it would have to fit into, where it does not */
+	__u8 answer;		 /* enum answer */
+	int verdict;		 /* what the kernel is told, once a packet has been forwarded */
+	struct tcp_numbers *tcp; /* set once the headers are parsed, filled in by tcp.h */
 };
 
 /* Either a reason, which is final, or none yet. A type of its own, so that the one is never taken
