@@ -155,7 +155,7 @@ static __always_inline int send_icmp(context_t *ctx, struct packet *packet,
 /* The numbers by which whoever sent the packet accepts the RST (RFC 9293, 3.5.2). */
 static __always_inline void fill_reset(struct tcphdr *tcp, const struct packet *packet)
 {
-	__u32 length = packet->payload + !!(packet->tcp_flags & TCP_FLAG_SYN) +
+	__u32 length = packet->tcp->payload + !!(packet->tcp_flags & TCP_FLAG_SYN) +
 		       !!(packet->tcp_flags & TCP_FLAG_FIN);
 
 	*tcp = (struct tcphdr){
@@ -165,10 +165,10 @@ static __always_inline void fill_reset(struct tcphdr *tcp, const struct packet *
 		.rst = 1,
 	};
 	if (packet->tcp_flags & TCP_FLAG_ACK) {
-		tcp->seq = bpf_htonl(packet->acknowledged);
+		tcp->seq = bpf_htonl(packet->tcp->acknowledged);
 	} else {
 		tcp->ack = 1;
-		tcp->ack_seq = bpf_htonl(packet->sequence + length);
+		tcp->ack_seq = bpf_htonl(packet->tcp->sequence + length);
 	}
 }
 
@@ -178,8 +178,7 @@ static __always_inline __u32 pseudo_header_sum(const struct iphdr *ip, __u16 byt
 	       bpf_htons(ip->protocol) + bpf_htons(bytes);
 }
 
-static __always_inline int send_reset(context_t *ctx, struct packet *packet,
-				      const struct settings *own)
+static __always_inline int send_reset(context_t *ctx, struct packet *packet)
 {
 	struct ethhdr from = *packet->ethernet;
 	__be32 client = packet->ip->saddr, vip = packet->ip->daddr;
@@ -189,7 +188,7 @@ static __always_inline int send_reset(context_t *ctx, struct packet *packet,
 	__u32 sum;
 
 	if (packet->ip->ihl != 5 || packet->tags || packet->later_fragment ||
-	    (packet->tcp_flags & TCP_FLAG_RST) || read_numbers(ctx, packet, own))
+	    (packet->tcp_flags & TCP_FLAG_RST) || read_numbers(ctx, packet))
 		return -1;
 	is_partial = has_partial_checksum(ctx, packet);
 	if (cut_to(ctx, sizeof(struct ethhdr) + sizeof(*answer)))
@@ -241,7 +240,7 @@ static __always_inline int send_answer(context_t *ctx, struct packet *packet,
 				       const struct settings *own)
 {
 	if (packet->answer == ANSWER_RESET)
-		return send_reset(ctx, packet, own);
+		return send_reset(ctx, packet);
 	if (packet->answer == ANSWER_TOO_BIG &&
 	    !(packet->ip->frag_off & bpf_htons(IP_DONT_FRAGMENT)))
 		return -1;

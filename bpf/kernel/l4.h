@@ -185,7 +185,7 @@ static __always_inline enum reason follow_opening(const struct packet *packet, s
 	}
 	if (packet->tcp_flags & TCP_FLAG_RST) {
 		/* After a challenge ACK the client will try again from this very port. */
-		if (state == FLOW_TCP_ANSWERED && packet->sequence == pair->reply->acked)
+		if (state == FLOW_TCP_ANSWERED && packet->tcp->sequence == pair->reply->acked)
 			change_pair(packet, pair, FLOW_TCP_RESET,
 				    deadline_of(FLOW_TCP_RESET, own, now));
 		return REASON_l4_opening;
@@ -211,7 +211,7 @@ static __always_inline void follow_request(const struct packet *packet, struct p
 {
 	if (is_tcp(packet) && is_syn(packet)) {
 		/* To the node with it: if that answers it, the flow begins anew. */
-		pair->reply->begin = packet->sequence + 1;
+		pair->reply->begin = packet->tcp->sequence + 1;
 		return;
 	}
 	track_living(packet, pair, own, now);
@@ -406,12 +406,12 @@ static __always_inline struct decision forward_l4(context_t *ctx, struct packet 
 	struct place place;
 	__u32 now;
 
-	if (is_tcp(packet) && read_numbers(ctx, packet, own))
+	if (is_tcp(packet) && read_numbers(ctx, packet))
 		return decide(REASON_pass_malformed);
 	place = find_flow(&packet->key, own);
 	now = ticks_now();
 	if (unlikely(packet->tcp_flags & TCP_FLAG_SYN))
-		packet->scale = unknown(own, window_scale(ctx, packet));
+		packet->tcp->scale = window_scale(ctx, packet);
 	if (likely(place.flow))
 		decision = follow_flow(ctx, packet, service, own, &place, now, &sending);
 	if (unlikely(is_decided(decision)))

@@ -44,16 +44,21 @@ enum answer {
 	ANSWER_TIME_EXCEEDED,
 };
 
+/* What TCP's header says beyond its ports and flags. */
+struct tcp_numbers {
+	__u32 sequence;
+	__u32 acknowledged;
+	__u32 payload; /* bytes behind the TCP header */
+	__u16 window;  /* as it stands in the header */
+	__u8 scale;    /* a SYN's or SYN-ACK's window scale, or NO_SCALE */
+};
+
 struct packet {
 	struct ethhdr *ethernet;
 	struct iphdr *ip;
 	struct flow_key key;
 	__u32 bytes;	/* on the wire, with what lies outside of linear memory */
 	__u32 segments; /* packets on the wire: TC sees many as one */
-	__u32 sequence; /* TCP's numbers, once tcp.h has read them */
-	__u32 acknowledged;
-	__u32 payload; /* bytes behind the TCP header */
-	__u16 window;  /* as it stands in the header */
 	__u8 tcp_flags;
 	__u8 transport_bytes; /* of its header */
 	__u8 tags;	      /* VLAN tags among the bytes */
@@ -61,14 +66,14 @@ struct packet {
 	__u8 first_fragment;
 	__u8 later_fragment; /* has no ports */
 	__u8 icmp_error;     /* the key is that of the flow it is about */
-	__u8 scale;	     /* a SYN's or SYN-ACK's window scale, or NO_SCALE */
 	__u32 ip_bytes;	     /* of the IP packet, which may stand for many */
 	int verdict;	     /* what the kernel is told, once a packet has been forwarded */
-	__u32 mtu;	     /* what it would have to fit into, where it does not */
-	/* enum answer. The eight bytes of the stack that this lies in nobody else writes to, so
-	 * that the verifier knows of a packet that was sent on that it is not answered.
+	/* Eight bytes of the stack that nobody writes to where a packet is sent on, so that the
+	 * verifier knows there that it is not answered.
 	 */
-	__u32 answer;
+	__u32 mtu;		 /* what it would have to fit into, where it does not */
+	__u32 answer;		 /* enum answer */
+	struct tcp_numbers *tcp; /* set once the headers are parsed, filled in by tcp.h */
 };
 
 /* Either a reason, which is final, or none yet. A type of its own, so that the one is never taken
