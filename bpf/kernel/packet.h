@@ -64,16 +64,16 @@ struct packet {
 	__u8 tags;	      /* VLAN tags among the bytes */
 	__u8 is_tagged;	      /* it is of a VLAN: an id stands among the bytes or beside them */
 	__u8 first_fragment;
-	__u8 later_fragment;	 /* has no ports */
-	__u8 icmp_error;	 /* the key is that of the flow it is about */
-	__u32 ip_bytes;		 /* of the IP packet, which may stand for many */
-	int verdict;		 /* what the kernel is told, once a packet has been forwarded */
-	struct tcp_numbers *tcp; /* set once the headers are parsed, filled in by tcp.h */
-	__u32 mtu;		 /* what it would have to fit into, where it does not */
-	/* enum answer. The eight bytes of the stack that this lies in nobody else writes to, so
-	 * that the verifier knows of a packet that was sent on that it is not answered.
+	__u8 later_fragment; /* has no ports */
+	__u8 icmp_error;     /* the key is that of the flow it is about */
+	__u32 ip_bytes;	     /* of the IP packet, which may stand for many */
+	int verdict;	     /* what the kernel is told, once a packet has been forwarded */
+	/* Eight bytes of the stack that nobody writes to where a packet is sent on, so that the
+	 * verifier knows there that it is not answered.
 	 */
-	__u32 answer;
+	__u32 mtu;		 /* what it would have to fit into, where it does not */
+	__u32 answer;		 /* enum answer */
+	struct tcp_numbers *tcp; /* set once the headers are parsed, filled in by tcp.h */
 };
 
 /* Either a reason, which is final, or none yet. A type of its own, so that the one is never taken
