@@ -200,6 +200,13 @@ class _Lb:
     def _report(self, name: str) -> Path:
         return self._directory / f"{name}.turns"
 
+    @property
+    def listens(self) -> bool:
+        """Whether agents can come: a hello that is sent before that may be lost."""
+        self.nodes_up()
+        view = self._newest.get(LocalView)
+        return view is not None and not view.waiting_for
+
     def nodes_up(self) -> int:
         """How many nodes the kernel has been told of, when all processes say the same."""
         for envelope in self._subscriber.receive():
@@ -258,6 +265,7 @@ def _measured(
         lb = _Lb(directory, checks_timeout)
         stack.callback(lb.close)
         lb.start()
+        _until(lambda: lb.listens, lb, "health does not listen")
         for generator in _generators(nodes, interval_ms):
             stack.callback(_end, generator)
         _until_all_are_up(lb, nodes, lambda up: progress(f"{name}: {up:,} of {nodes:,} nodes up"))
@@ -285,6 +293,15 @@ def _generators(nodes: int, interval_ms: int) -> list[subprocess.Popen[bytes]]:
         )
         for first in range(0, nodes, share)
     ]
+
+
+def _until(is_so: Callable[[], bool], lb: _Lb, otherwise: str) -> None:
+    end_s = time.monotonic() + READY_S
+    while not is_so():
+        lb.check()
+        if time.monotonic() > end_s:
+            raise LabError(f"{otherwise} after {READY_S} s")
+        time.sleep(0.05)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
