@@ -13,6 +13,11 @@ foreign and refused, by the kernel as well: the request names the program it mea
 (XDP_FLAGS_REPLACE). TC filters tell their name to everybody; ours is handle 1 of priority 1, with
 direct action, on the ingress of clsact, and filters of other priorities are left alone.
 
+A load balancer's programs and a node agent's (`gale_unwrap`, pinned as `unwrap_...`) may share a
+machine and a BPF directory. To a load balancer the agent's are a stranger's.
+
+What is attached on the whole machine, and what of it is wanted no longer: see `attachments`.
+
 XDP is native (in the driver) or generic (in the kernel, on finished sk_buffs), never both: changing
 from one to the other takes the old one off first, and TC has the packets meanwhile.
 
@@ -29,7 +34,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -40,15 +45,18 @@ from bpf.syscall import ProgramInfo, program_by_id, program_info
 Flavour = Literal["native", "generic"]
 
 OUR_PREFIX = "gale_"
-_MODE_FLAG = {"native": 1 << 2, "generic": 1 << 1}
+OUR_PRIORITY, OUR_HANDLE = 1, 1
+UNWRAPPER = "gale_unwrap"
+UNWRAPPER_PINS = "unwrap_"
+"""What the names of a node agent's pins begin with."""
+INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
+NATIVE: Final = "native"
+GENERIC: Final = "generic"
+OFFLOADED: Final = "offloaded"
+_MODE_FLAG = {NATIVE: 1 << 2, GENERIC: 1 << 1, OFFLOADED: 1 << 3}
 _FLAVOURS: dict[str, Flavour] = {"xdp": "native", "xdpgeneric": "generic"}
 _REPLACE_FLAG = 1 << 4
 _NO_PROGRAM = -1
-
-_INGRESS = 0xFFFFFFF2
-_EGRESS = 0xFFFFFFF3
-_PRIORITY = 1
-_HANDLE = 1
 
 _REFUSALS = {
     errno.EOPNOTSUPP: "its driver knows no XDP",
@@ -146,6 +154,12 @@ def detach_xdp(netlink: IPRoute, interface: str, pin_path: Path) -> bool:
     return present is not None
 
 
+def remove_xdp(netlink: IPRoute, interface: str, fd: int, flavour: str) -> None:
+    """Take exactly this program off; raises `ForeignProgram` if it is another by now."""
+    with _interface(netlink, interface) as link:
+        _set_xdp(link, None, fd, flavour)
+
+
 def xdp_state(netlink: IPRoute, interface: str, pin_path: Path) -> Hook:
     """What is on the interface now."""
     try:
@@ -179,7 +193,7 @@ def _own_program(interface: str, present: _AttachedXdp | None, pin_path: Path) -
     """The fd of the attached program, which is ours; None when nothing is attached."""
     if present is None:
         return None
-    for path in (pin_path, _beside(pin_path)):
+    for path in (pin_path, _beside(pin_path), *_kin(pin_path)):
         fd = open_pin(path)
         if fd is None:
             continue
@@ -193,12 +207,25 @@ def _own_program(interface: str, present: _AttachedXdp | None, pin_path: Path) -
             f"{interface}: an XDP program that is not ours is attached (id {present.id})"
         ) from None
     info = program_info(fd)
-    if present.flavour in _MODE_FLAG and _is_ours(info.name):
+    if present.flavour in _FLAVOURS.values() and _is_ours(info.name, pin_path):
         return fd
     os.close(fd)
     raise ForeignProgram(
         f"{interface}: an XDP program that is not ours is attached: {_describe(info)}"
     )
+
+
+def _kin(pin_path: Path) -> list[Path]:
+    """The other pins of whose pin this is: an interface's part may have been another one."""
+    if not pin_path.parent.exists():
+        return []
+    others = sorted(pin_path.parent.iterdir())
+    return [path for path in others if is_unwrappers(path.name) == is_unwrappers(pin_path.name)]
+
+
+def is_unwrappers(pin: str) -> bool:
+    """Whether a pin of this name is a node agent's."""
+    return pin.startswith(UNWRAPPER_PINS)
 
 
 def _set_xdp(link: _Link, fd: int | None, expected_fd: int | None, flavour: str) -> None:
@@ -227,18 +254,25 @@ def attach_tc(netlink: IPRoute, interface: str, fd: int, pin_path: Path) -> Hook
     """Attach a TC program to the ingress and pin it, in the place of ours that was there."""
     with _interface(netlink, interface) as link:
         _add_clsact(link)
-        _refuse_foreign_filter(interface, _filters_in_our_place(link))
-        netlink.tc(
-            "replace-filter",
-            "bpf",
-            link.index,
-            handle=_HANDLE,
-            prio=_PRIORITY,
-            parent=_INGRESS,
-            fd=fd,
-            name=program_info(fd).name,
-            direct_action=True,
-        )
+        there = _filters_in_our_place(link)
+        _refuse_foreign_filter(interface, there, pin_path)
+        try:
+            netlink.tc(
+                # To add one fails if somebody else has put a filter there meanwhile.
+                "replace-filter" if OUR_HANDLE in there else "add-filter",
+                "bpf",
+                link.index,
+                handle=OUR_HANDLE,
+                prio=OUR_PRIORITY,
+                parent=INGRESS,
+                fd=fd,
+                name=program_info(fd).name,
+                direct_action=True,
+            )
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+            raise ForeignProgram(f"{interface}: another TC filter was attached meanwhile") from None
     pin(fd, pin_path)
     return tc_state(netlink, interface, pin_path)
 
@@ -246,17 +280,32 @@ def attach_tc(netlink: IPRoute, interface: str, fd: int, pin_path: Path) -> Hook
 def detach_tc(netlink: IPRoute, interface: str, pin_path: Path) -> bool:
     """Take our filter off, and clsact with it if nobody else uses it; False when there was none."""
     with _interface(netlink, interface) as link:
-        attached = _is_ours(_filters_in_our_place(link).get(_HANDLE))
+        attached = _is_ours(_filters_in_our_place(link).get(OUR_HANDLE), pin_path)
         if attached:
-            netlink.tc(
-                "del-filter", "bpf", link.index, handle=_HANDLE, prio=_PRIORITY, parent=_INGRESS
-            )
-            if not any(
-                netlink.get_filters(index=link.index, parent=at) for at in (_INGRESS, _EGRESS)
-            ):
-                netlink.tc("del", "clsact", link.index)
+            _delete_filter(link)
     pin_path.unlink(missing_ok=True)
     return attached
+
+
+def remove_filter(netlink: IPRoute, interface: str, name: str) -> None:
+    """Take our filter off if it still has this name, and clsact if nobody else uses it.
+
+    Raises `ForeignProgram` if it has another name by now.
+    """
+    with _interface(netlink, interface) as link:
+        present = _filters_in_our_place(link).get(OUR_HANDLE)
+        if present != name:
+            raise ForeignProgram(f"{interface}: another TC filter was attached meanwhile")
+        _delete_filter(link)
+
+
+def _delete_filter(link: _Link) -> None:
+    netlink = link.netlink
+    netlink.tc(
+        "del-filter", "bpf", link.index, handle=OUR_HANDLE, prio=OUR_PRIORITY, parent=INGRESS
+    )
+    if not any(netlink.get_filters(index=link.index, parent=at) for at in (INGRESS, EGRESS)):
+        netlink.tc("del", "clsact", link.index)
 
 
 def tc_state(netlink: IPRoute, interface: str, pin_path: Path) -> Hook:
@@ -264,12 +313,12 @@ def tc_state(netlink: IPRoute, interface: str, pin_path: Path) -> Hook:
     try:
         with _interface(netlink, interface) as link:
             names = _filters_in_our_place(link)
-        _refuse_foreign_filter(interface, names)
+        _refuse_foreign_filter(interface, names, pin_path)
     except (InterfaceMissing, ForeignProgram) as reason:
         return Hook(pin_path.name, interface, False, "", str(reason))
-    if _HANDLE not in names:
+    if OUR_HANDLE not in names:
         return Hook(pin_path.name, interface, False, "", "no TC program attached")
-    return Hook(pin_path.name, interface, True, "tc", names[_HANDLE])
+    return Hook(pin_path.name, interface, True, "tc", names[OUR_HANDLE])
 
 
 def _add_clsact(link: _Link) -> None:
@@ -283,9 +332,9 @@ def _add_clsact(link: _Link) -> None:
 def _filters_in_our_place(link: _Link) -> dict[int, str]:
     """Handle -> name of the ingress filters of our priority; of other kinds, their kind."""
     names = {}
-    for entry in link.netlink.get_filters(index=link.index, parent=_INGRESS):
+    for entry in link.netlink.get_filters(index=link.index, parent=INGRESS):
         # Each priority is listed once more without a handle, before its filters.
-        if entry["info"] >> 16 != _PRIORITY or not entry["handle"]:
+        if entry["info"] >> 16 != OUR_PRIORITY or not entry["handle"]:
             continue
         name = entry.get_attr("TCA_KIND")
         if name == "bpf":
@@ -294,29 +343,32 @@ def _filters_in_our_place(link: _Link) -> dict[int, str]:
     return names
 
 
-def _refuse_foreign_filter(interface: str, names: dict[int, str]) -> None:
+def _refuse_foreign_filter(interface: str, names: dict[int, str], pin_path: Path) -> None:
     for name in names.values():
-        if not _is_ours(name):
+        if not _is_ours(name, pin_path):
             raise ForeignProgram(
-                f"{interface}: a TC filter that is not ours has priority {_PRIORITY}: {name}"
+                f"{interface}: a TC filter that is not ours has priority {OUR_PRIORITY}: {name}"
             )
 
 
-def _is_ours(name: str | None) -> bool:
-    return name is not None and name.startswith(OUR_PREFIX)
+def _is_ours(name: str | None, pin_path: Path) -> bool:
+    """An agent sees for itself whether it is its own or the load balancer's of the machine."""
+    if name is None or not name.startswith(OUR_PREFIX):
+        return False
+    return is_unwrappers(pin_path.name) or not name.startswith(UNWRAPPER)
 
 
 # --------------------------------------------------------------------------- both
 
 
-def refuse_foreign(netlink: IPRoute, interface: str, xdp_pin: Path | None) -> None:
+def refuse_foreign(netlink: IPRoute, interface: str, xdp_pin: Path | None, tc_pin: Path) -> None:
     """Raise `ForeignProgram` if ours could not be attached; nothing is changed. None: TC alone."""
     with _interface(netlink, interface) as link:
         if xdp_pin is not None:
             own_fd = _own_program(interface, _attached_xdp(link), xdp_pin)
             if own_fd is not None:
                 os.close(own_fd)
-        _refuse_foreign_filter(interface, _filters_in_our_place(link))
+        _refuse_foreign_filter(interface, _filters_in_our_place(link), tc_pin)
 
 
 @contextmanager

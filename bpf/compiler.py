@@ -43,10 +43,14 @@ _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 _IMAGE_FORMAT = 2
 _IMAGES_KEPT = 64
 
-SIZES = {"flows": "FLOW_BUCKETS", "old_flows": "OLD_FLOW_BUCKETS"}
+SIZES = {"flows": "FLOW_BUCKETS", "old_flows": "OLD_FLOW_BUCKETS", "ring": "RING_MAP_ENTRIES"}
 """Maps that are declared with one entry, and the -D that says how many they really have: bcc makes
 every map that it compiles, and of these that would take seconds and gigabytes."""
-DEFAULT_SIZES: dict[str, str | int] = {"FLOW_BUCKETS": 65_536, "OLD_FLOW_BUCKETS": 1}
+DEFAULT_SIZES: dict[str, str | int] = {
+    "FLOW_BUCKETS": 65_536,
+    "OLD_FLOW_BUCKETS": 1,
+    "RING_MAP_ENTRIES": 16 * 16_385,
+}
 
 _INSTRUCTION_BYTES = 8
 _LOAD_DOUBLE_WORD = 0x18

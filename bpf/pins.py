@@ -236,6 +236,16 @@ class PinnedMaps:
         self._drops_old = choice.old_flows is None
         return choice.tables
 
+    def entries(self, name: str) -> int:
+        """How many entries the map pinned by that name has; 0: none is."""
+        fd = open_pin(self._dir / name) if self._dir else None
+        if fd is None:
+            return 0
+        try:
+            return map_info(fd).max_entries
+        finally:
+            os.close(fd)
+
     def _flow_pins(self) -> dict[str, int]:
         """The pins of flow tables, and how many buckets each has."""
         found = {}

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bus.messages import LocalView, NodeTable
+from bus.states import LocalView, NodeTable
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -136,6 +136,8 @@ class ViewReport:
     boot: str
     """Of the health process: versions are comparable only within one."""
     view: LocalView
+    age_ms: int
+    """How old it was when this was sent."""
 
 
 PeerMessage = PreVote | Vote | VoteReply | Beat | Ack | Grant | Release | Go | ViewReport

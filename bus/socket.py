@@ -9,32 +9,36 @@ so no live message can overtake what belongs before it.
 **Numbers.** `boot` is random per publisher and start; `seq` counts within it:
 
 * events by one counter over all event topics: 1, 2, 3, ... without holes;
-* states by one counter per topic: each `publish` of that topic counts, a replay does not.
+* states by one counter per topic: each `publish` or `repeat` of that topic counts, a replay does
+  not. A state has a `version` beside it, which rises only when its content changed.
 
 A replay repeats the very bytes, hence number, of what was sent before, and reaches *every*
 subscriber of the topic (a PUB socket cannot speak to one).
 
-**Subscriber** (SUB). Hands out each message once: within one boot the numbers of one topic only
-rise (a topic's replay is in order), so anything not above the last one is a repetition. A new boot
-starts over. What never came is counted in `dropped`: that needs one counter to compare with, so
-events are counted only if everything the publisher has is wanted. A subscription to everything is
-made by the empty prefix, which also keeps the replay in order over all topics; with single topics
-it is in order only within each.
+**A repetition is a head without a body.** It says which version is the newest, so it costs nothing
+to send, to queue for a paused reader, or to pass over. Whoever lacks that version (the message was
+dropped at a high-water mark) subscribes to the topic once more and is sent the retained value.
+
+**Subscriber** (SUB). Reads all that has come, by the heads, before it decodes anything; of a state
+only the newest, and only if it is not the one that was read last. Events are handed out once each:
+within one boot the numbers of one topic only rise (a topic's replay is in order), so anything not
+above the last one is a repetition. A new boot starts over. Events that never came are counted in
+`dropped`: that needs one counter to compare with, so they are counted only if everything the
+publisher has is wanted. A subscription to everything is made by the empty prefix, which also keeps
+the replay in order over all topics; with single topics it is in order only within each.
 
 **Slow or paused subscriber.** The high-water marks are finite: beyond them libzmq drops what is
-new. Events lost this way are counted; the next repetition of a state makes that one right.
-
-**Commands** (ROUTER, DEALER). `{id, verb, arguments}` → `{id, result | error}`. The server keeps
-the replies of the last ids, so that a caller may repeat an id after a timeout and nothing happens
-twice. A command nobody answers ends in `TimeoutError` on the caller's side.
+new. Events and states lost this way are counted; the next repetition of a state makes that one
+right.
 
 **Two copies.** libzmq binds over a living process's path without a word, so an flock on
 `<path>.lock` comes first: a second copy waits there until the first is gone, and then takes over.
 The wait blocks in the constructor. Build publishers before installing signal handlers that only
 set a flag, or a waiting copy cannot be terminated.
 
-**Failures.** Malformed messages are the sender's fault: counted in `rejected`, then ignored. A
-publisher that died: its subscribers keep what they have and reconnect by themselves.
+**Failures.** Malformed messages are the sender's fault: counted in `rejected`, by reason, then
+ignored; so are those of another version of the bus. A publisher that died: its subscribers keep
+what they have and reconnect by themselves.
 """
 
 from __future__ import annotations
@@ -43,33 +47,29 @@ import fcntl
 import os
 import secrets
 import time
-import uuid
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections import Counter, deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 import zmq
 
-from bus import topology
-from bus.messages import (
-    Command,
+from bus import topics
+from bus.codec import (
     Envelope,
+    Head,
     MalformedMessage,
-    Reply,
-    Topic,
-    decode,
+    decode_body,
+    decode_head,
     encode,
-    from_json,
-    to_json,
+    encode_head,
 )
+from bus.topics import Topic
 
 KEPT_EVENTS = 1024
-KEPT_REPLIES = 256
 HIGH_WATER_MARK = 2 * KEPT_EVENTS
 """Room for a whole replay, with as much again for what happens meanwhile."""
-COMMAND_TIMEOUT_MS = 2000
 LONGEST_SUBSCRIPTION = 256
 """Bytes that a subscriber may say at once. No topic is longer than 32."""
 RECONNECT_MS = 50
@@ -81,24 +81,12 @@ SOCKET_MODE = 0o660
 _log = structlog.get_logger()
 
 
-class CommandError(Exception):
-    """The owner understood the command and refuses it; the message is for the operator."""
+def monotonic_ms() -> int:
+    """The clock of `Head.made_ms`: one for all processes of this machine."""
+    return time.monotonic_ns() // 1_000_000
 
 
-class Later:
-    """The answer to a command that is still being worked out."""
-
-    def __init__(self) -> None:
-        self.result: dict[str, Any] | None = None
-        """Set by the owner when it is there; the next `serve` sends it."""
-        self.error: str | None = None
-        """Or this: why there will be none."""
-
-
-Handler = Callable[[str, dict[str, Any]], dict[str, Any] | Later]
-
-
-class _Endpoint:
+class LocalEndpoint:
     """One ipc path that one process at a time may own."""
 
     def __init__(self, socket: zmq.Socket[bytes], path: Path) -> None:
@@ -139,8 +127,8 @@ class PublisherSocket:
         self.socket: zmq.Socket[bytes] = context.socket(zmq.XPUB)
         self.socket.setsockopt(zmq.XPUB_MANUAL, 1)
         self.socket.setsockopt(zmq.MAXMSGSIZE, LONGEST_SUBSCRIPTION)
-        _bound(self.socket)
-        self._endpoint = _Endpoint(self.socket, path)
+        bounded(self.socket)
+        self._endpoint = LocalEndpoint(self.socket, path)
 
     def subscriptions(self) -> list[bytes]:
         """Accept all waiting subscriptions; returns their prefixes."""
@@ -173,8 +161,7 @@ class Publisher:
         self._source = source
         self._host = host
         self._event_seq = 0
-        self._state_seqs: Counter[Topic] = Counter()
-        self._retained: dict[Topic, list[bytes]] = {}
+        self._retained: dict[Topic, tuple[Head, list[bytes]]] = {}
         self._events: deque[list[bytes]] = deque(maxlen=KEPT_EVENTS)
         self._publisher = PublisherSocket(context, path)
 
@@ -184,42 +171,64 @@ class Publisher:
         return self._publisher.socket
 
     def publish(self, topic: Topic, data: Any) -> Envelope:
-        """Number, keep and send one message; `data` is what `PAYLOADS` says for the topic."""
-        envelope = Envelope(
-            topic=topic,
-            source=self._source,
-            host=self._host,
-            boot=self.boot,
-            seq=self._next_seq(topic),
-            time_ms=time.time_ns() // 1_000_000,
-            data=data,
-        )
-        frames = encode(envelope)
+        """Number, keep and send one message; `data` is what `PAYLOADS` says for the topic.
+
+        A state whose version is the one sent last is only repeated.
+        """
         if topic.is_state:
-            self._retained[topic] = frames
-        else:
-            self._events.append(frames)
+            return self._publish_state(topic, data)
+        self._event_seq += 1
+        envelope = Envelope(self._head(topic, self._event_seq, 0), data)
+        frames = encode(envelope)
+        self._events.append(frames)
         self._publisher.send(frames)
         return envelope
+
+    def _publish_state(self, topic: Topic, data: Any) -> Envelope:
+        last = self._retained.get(topic)
+        if last is not None and last[0].version == data.version:
+            self.repeat(topic)
+            return Envelope(self._retained[topic][0], data)
+        head = self._head(topic, 1 if last is None else last[0].seq + 1, data.version)
+        envelope = Envelope(head, data)
+        frames = encode(envelope)
+        self._retained[topic] = head, frames
+        self._publisher.send(frames)
+        return envelope
+
+    def repeat(self, topic: Topic) -> None:
+        """Say that the last state of a topic still holds; nothing if there has been none."""
+        if topic in self._retained:
+            head, frames = self._retained[topic]
+            head = replace(head, seq=head.seq + 1)
+            named = encode_head(head)
+            self._retained[topic] = head, [*named, frames[-1]]
+            self._publisher.send(named)
 
     def serve(self) -> None:
         """Accept new subscriptions and replay to them: states first, then events in order."""
         prefixes = tuple(self._publisher.subscriptions())
         if not prefixes:
             return
-        for frames in (*self._retained.values(), *self._events):
+        states = (frames for _, frames in self._retained.values())
+        for frames in (*states, *self._events):
             if frames[0].startswith(prefixes):
                 self._publisher.send(frames)
 
     def close(self) -> None:
         self._publisher.close()
 
-    def _next_seq(self, topic: Topic) -> int:
-        if topic.is_state:
-            self._state_seqs[topic] += 1
-            return self._state_seqs[topic]
-        self._event_seq += 1
-        return self._event_seq
+    def _head(self, topic: Topic, seq: int, version: int) -> Head:
+        return Head(
+            topic=topic,
+            source=self._source,
+            host=self._host,
+            boot=self.boot,
+            seq=seq,
+            version=version,
+            time_ms=time.time_ns() // 1_000_000,
+            made_ms=monotonic_ms(),
+        )
 
 
 class Subscriber:
@@ -235,61 +244,129 @@ class Subscriber:
         """Messages that were refused, by reason."""
         self.dropped: Counter[str] = Counter()
         """Messages that never came, by source."""
-        self._wanted = {source: frozenset(topics) for source, topics in wanted.items()}
+        self.repeated: list[Head] = []
+        """Of the last `receive`: states that still hold. Their publishers live."""
+        self._wanted = {source: frozenset(these) for source, these in wanted.items()}
+        self._prefixes = self._wanted_prefixes()
         self._boots: dict[str, str] = {}
         self._last_by_topic: dict[tuple[str, Topic], int] = {}
         self._last_event: dict[str, int] = {}
+        self._read: dict[tuple[str, Topic], tuple[str, int]] = {}
+        """Boot and version of the state that was handed out last."""
         self.socket: zmq.Socket[bytes] = context.socket(zmq.SUB)
-        _bound(self.socket)
-        for prefix in self._prefixes():
+        bounded(self.socket)
+        for prefix in self._prefixes:
             self.socket.setsockopt(zmq.SUBSCRIBE, prefix)
         for source in wanted:
-            self.socket.connect(f"ipc://{topology.publisher_path(run_dir, source)}")
+            self.socket.connect(f"ipc://{topics.publisher_path(run_dir, source)}")
 
     def receive(self) -> list[Envelope]:
-        """Everything that has come and was not seen before; never blocks."""
-        fresh: list[Envelope] = []
+        """Every event and the newest of each state that has come, if it was not handed out before.
+
+        Never blocks. What has only been repeated is in `repeated`.
+        """
+        kept: list[tuple[Head, bytes | None]] = []
+        newest: dict[tuple[str, Topic], int] = {}
         while True:
             try:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return fresh
-            try:
-                envelope = decode(frames)
-            except MalformedMessage:
-                self.rejected["malformed"] += 1
+                break
+            head = self._accept(frames)
+            if head is None:
                 continue
-            if self._is_wanted(envelope) and self._is_fresh(envelope):
-                fresh.append(envelope)
+            body = frames[2] if len(frames) == 3 else None
+            if head.topic.is_state:
+                key = head.source, head.topic
+                body = self._body_of_repetition(head, body, kept, newest.get(key))
+                newest[key] = len(kept)
+            kept.append((head, body))
+        self.repeated = []
+        return [
+            envelope
+            for place, (head, body) in enumerate(kept)
+            if newest.get((head.source, head.topic), place) == place
+            and (envelope := self._hand_out(head, body)) is not None
+        ]
 
     def close(self) -> None:
         self.socket.close(linger=0)
 
-    def _prefixes(self) -> list[bytes]:
+    def _accept(self, frames: list[bytes]) -> Head | None:
+        try:
+            head = decode_head(frames)
+        except MalformedMessage as error:
+            self.rejected[error.reason] += 1
+            return None
+        return head if self._is_wanted(head) and self._is_fresh(head) else None
+
+    def _body_of_repetition(
+        self,
+        head: Head,
+        body: bytes | None,
+        kept: list[tuple[Head, bytes | None]],
+        place: int | None,
+    ) -> bytes | None:
+        """The body that a head without one speaks of, if that has come by the same turn."""
+        if body is not None or place is None:
+            return body
+        earlier, its_body = kept[place]
+        same = (earlier.boot, earlier.version) == (head.boot, head.version)
+        return its_body if same else None
+
+    def _hand_out(self, head: Head, body: bytes | None) -> Envelope | None:
+        key, version = (head.source, head.topic), (head.boot, head.version)
+        if head.topic.is_state and self._read.get(key) == version:
+            self.repeated.append(head)
+            return None
+        if body is None:
+            self._ask_again(head.topic)
+            return None
+        try:
+            envelope = decode_body(head, body)
+        except MalformedMessage as error:
+            self.rejected[error.reason] += 1
+            return None
+        if head.topic.is_state:
+            self._read[key] = version
+        return envelope
+
+    def _ask_again(self, topic: Topic) -> None:
+        """Have the retained state sent, by a subscription of its own or the same one anew."""
+        prefix = topic.encode()
+        first, then = zmq.SUBSCRIBE, zmq.UNSUBSCRIBE
+        if prefix in self._prefixes:
+            first, then = then, first
+        self.socket.setsockopt(first, prefix)
+        self.socket.setsockopt(then, prefix)
+
+    def _wanted_prefixes(self) -> list[bytes]:
+        """One empty prefix if all is wanted of all, else the topics."""
         if any(self._wants_everything(source) for source in self._wanted):
             return [b""]
-        return sorted({topic.encode() for topics in self._wanted.values() for topic in topics})
+        return sorted({topic.encode() for these in self._wanted.values() for topic in these})
 
     def _wants_everything(self, source: str) -> bool:
-        return self._wanted[source] >= frozenset(topology.PUBLISHES.get(source, ()))
+        return self._wanted[source] >= frozenset(topics.PUBLISHES.get(source, ()))
 
-    def _is_wanted(self, envelope: Envelope) -> bool:
-        topics = self._wanted.get(envelope.source)
-        if topics is None:
+    def _is_wanted(self, head: Head) -> bool:
+        wanted = self._wanted.get(head.source)
+        if wanted is None:
             self.rejected["unexpected_source"] += 1
             return False
         # One socket, so one source's subscriptions hold for all: the surplus ends here.
-        return envelope.topic in topics
+        return head.topic in wanted
 
-    def _is_fresh(self, envelope: Envelope) -> bool:
-        source, topic, seq = envelope.source, envelope.topic, envelope.seq
-        if self._boots.get(source) != envelope.boot:
-            self._boots[source] = envelope.boot
+    def _is_fresh(self, head: Head) -> bool:
+        source, topic, seq = head.source, head.topic, head.seq
+        if self._boots.get(source) != head.boot:
+            self._boots[source] = head.boot
             self._last_event.pop(source, None)
             for known in [key for key in self._last_by_topic if key[0] == source]:
                 del self._last_by_topic[known]
         last = self._last_by_topic.get((source, topic))
-        if last is not None and seq <= last:
+        # A state that comes again is told from a new one by its version.
+        if last is not None and (seq < last if topic.is_state else seq <= last):
             return False
         self._last_by_topic[source, topic] = seq
         if topic.is_state:
@@ -306,118 +383,7 @@ class Subscriber:
             self.dropped[source] += seq - last - 1
 
 
-class CommandServer:
-    """The ROUTER of the process that owns what the commands change."""
-
-    def __init__(self, context: zmq.Context[Any], path: Path) -> None:
-        self.rejected: Counter[str] = Counter()
-        self._replies: OrderedDict[str, bytes] = OrderedDict()
-        self._working: dict[str, tuple[Later, list[bytes]]] = {}
-        """By the command's id: its answer to be, and who wait for it."""
-        self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-        _bound(self.socket)
-        self._endpoint = _Endpoint(self.socket, path)
-
-    def serve(self, handler: Handler) -> None:
-        """Answer all waiting requests by `handler(verb, arguments)`, and those whose answers have
-        come since.
-
-        `CommandError` becomes the error of the reply; any other exception is a fault of ours and
-        goes up.
-        """
-        self._send_finished()
-        while True:
-            try:
-                identity, *body = self.socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                command = from_json(Command, b"".join(body))
-            except MalformedMessage:
-                self.rejected["malformed"] += 1
-                continue
-            self._serve_one(identity, command, handler)
-
-    def _serve_one(self, identity: bytes, command: Command, handler: Handler) -> None:
-        if command.id in self._working:
-            self._working[command.id][1].append(identity)
-            return
-        reply = self._replies.get(command.id)
-        if reply is None:
-            answer = _answer(command, handler)
-            if isinstance(answer, Later):
-                self._working[command.id] = answer, [identity]
-                return
-            reply = self._remember(command.id, answer)
-        self.socket.send_multipart([identity, reply], zmq.NOBLOCK)
-
-    def _send_finished(self) -> None:
-        finished = [
-            number
-            for number, (later, _) in self._working.items()
-            if later.result is not None or later.error is not None
-        ]
-        for number in finished:
-            later, identities = self._working.pop(number)
-            reply = self._remember(number, Reply(number, later.result, later.error))
-            for identity in identities:
-                self.socket.send_multipart([identity, reply], zmq.NOBLOCK)
-
-    def close(self) -> None:
-        self._endpoint.close()
-
-    def _remember(self, command_id: str, reply: Reply) -> bytes:
-        raw = to_json(reply)
-        self._replies[command_id] = raw
-        if len(self._replies) > KEPT_REPLIES:
-            self._replies.popitem(last=False)
-        return raw
-
-
-def _answer(command: Command, handler: Handler) -> Reply | Later:
-    try:
-        answer = handler(command.verb, command.arguments)
-    except CommandError as error:
-        return Reply(command.id, None, str(error))
-    return answer if isinstance(answer, Later) else Reply(command.id, answer, None)
-
-
-def request(
-    context: zmq.Context[Any],
-    path: Path,
-    verb: str,
-    arguments: dict[str, Any],
-    timeout_ms: int = COMMAND_TIMEOUT_MS,
-    *,
-    command_id: str | None = None,
-) -> dict[str, Any]:
-    """Have the owner of `path` execute a command; blocks until the reply or the timeout.
-
-    Raises `CommandError` with the owner's words, or `TimeoutError` if nothing came. To repeat a
-    command after a timeout without its being done twice, give both tries the same `command_id`.
-    """
-    command = Command(command_id or uuid.uuid4().hex, verb, arguments)
-    deadline = time.monotonic() + timeout_ms / 1000
-    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-    _bound(socket)
-    try:
-        socket.connect(f"ipc://{path}")
-        socket.send(to_json(command))
-        while (left_ms := int((deadline - time.monotonic()) * 1000)) > 0:
-            if not socket.poll(left_ms):
-                continue
-            reply = from_json(Reply, socket.recv())
-            if reply.id != command.id:
-                continue
-            if reply.error is not None:
-                raise CommandError(reply.error)
-            return reply.result or {}
-    finally:
-        socket.close(linger=0)
-    raise TimeoutError(f"{verb}: no answer from {path.name} within {timeout_ms} ms")
-
-
-def _bound(socket: zmq.Socket[bytes]) -> None:
+def bounded(socket: zmq.Socket[bytes]) -> None:
     """What every socket of the bus has: finite queues, quick reconnecting, a close that ends."""
     socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
     socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)

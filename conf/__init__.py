@@ -14,6 +14,7 @@ file and never checked here: a process waits for it.
 
 from conf.lb import LbConfig
 from conf.loading import load_either, load_lb, load_node
+from conf.log import Log
 from conf.node import NodeConfig
 from conf.paths import Paths
 from conf.reload import taken
@@ -24,6 +25,7 @@ __all__ = [
     "ConfigError",
     "Endpoint",
     "LbConfig",
+    "Log",
     "NodeConfig",
     "Paths",
     "Problem",

@@ -2,7 +2,9 @@
 
 The original description's tables come first, with its names; what Gale adds has a default for every
 key, so the original file loads as it stands. Attributes are named as the keys are, but durations
-end in `_ms`, and `[load_balancer_quorum]` is `quorum`.
+end in `_ms`, and `[load_balancer_quorum]` is `quorum`. Who one is, which interfaces one stands
+between, and what is built or bound at the start is marked `NEEDS_RESTART`; all else is taken up by
+a running process.
 
 Shape is checked by the types of the fields. Sense (a lease the promise does not cover, two services
 on one port) is checked by `findings`, one function for each table, over values that are of the
@@ -12,13 +14,15 @@ right shape; `conf.loading` sees to it that both kinds are reported together.
 from __future__ import annotations
 
 import socket
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from conf.lines import Key
-from conf.table import Endpoint, Finding, Table, endpoint_findings
+from conf.log import Log
+from conf.table import NEEDS_RESTART, Endpoint, Finding, Table, endpoint_findings
 from conf.values import (
     AbsolutePath,
     Affinity,
@@ -33,6 +37,8 @@ from conf.values import (
     NoFlow,
     OuterPrefix,
     Port,
+    PortOrRange,
+    Ports,
     Protocol,
     ReplyHook,
     SnatAddresses,
@@ -54,6 +60,11 @@ DAY_MS = 86_400_000
 IDLE_MS = (1_000, 7 * DAY_MS)
 """Least and most of what a flow may be told to live without a packet."""
 
+MOST_SERVICES = 1_000
+MOST_PORTS = 16_384
+"""Of all services together: each port of a range has an entry of its own in the kernel."""
+MOST_VIRTUAL_IPS = 256
+
 QUORUM = "load_balancer_quorum"
 
 
@@ -62,13 +73,13 @@ class Local(Table):
 
     node_port: Port = 7070
     clients_port: Port = 8080
-    net_interface_private: Interface = Field(
+    net_interface_private: Annotated[Interface, NEEDS_RESTART] = Field(
         description='the interface towards the nodes, such as "eth1"'
     )
-    net_interface_public: Interface = Field(
+    net_interface_public: Annotated[Interface, NEEDS_RESTART] = Field(
         description='the interface towards the clients, such as "eth0"'
     )
-    name: Name = Field(default_factory=socket.gethostname)
+    name: Annotated[Name, NEEDS_RESTART] = Field(default_factory=socket.gethostname)
     api_port: Port = 5555
     mode: Mode = "l4"
 
@@ -126,23 +137,42 @@ class Service(Table):
     """`[[services]]`: a VIP, a port and a protocol. `address` None: each LB's own public address.
 
     What the file leaves out is filled in when it is read: `mode` is local.mode, `node_port` is
-    `port`, `address` the first of the virtual IPs. No `snat_addresses`: those of the virtual IP, or
+    `port`, `address` the first of the virtual IPs, `affinity` "client" where there is an
+    `affinity_group`. No `snat_addresses`: those of the virtual IP, or
     the LB's own. `on_node_down` None: "reset" if the node fell silent, "keep" if it said that it
     does not serve.
     """
 
     name: Name = Field(description='the name of the service, such as "web"')
     address: VirtualAddress | None = None
-    port: Port = Field(description="the port clients use")
+    ports: PortOrRange = Field(
+        alias="port", description='the port clients use, or a range such as "9000-9099"'
+    )
     protocol: Protocol = "tcp"
     mode: Mode = "l4"
-    node_port: Port = 1
+    node_ports: PortOrRange = Field(default=Ports(1, 1), alias="node_port")
     affinity: Affinity = "flow"
+    affinity_group: Name | None = None
     encap: Encapsulation = "ipip"
     snat: Boolean = True
     snat_addresses: SnatAddresses = ()
     on_node_down: NodeDown | None = None
     no_flow: NoFlow = "reset"
+
+    @property
+    def port(self) -> int:
+        """The first of its ports."""
+        return self.ports.first
+
+    @property
+    def node_port(self) -> int:
+        """The first of those that nodes serve it on."""
+        return self.node_ports.first
+
+    @property
+    def keeps_port(self) -> bool:
+        """A range of ports that nodes serve on the same ports."""
+        return self.ports.size > 1 and self.node_ports == self.ports
 
 
 class Security(Table):
@@ -155,7 +185,7 @@ class Security(Table):
 class Bus(Table):
     """`[bus]`: a second endpoint for the public events, beside the ipc one."""
 
-    events: EventsEndpoint | None = None
+    events: Annotated[EventsEndpoint | None, NEEDS_RESTART] = None
 
 
 class Dataplane(Table):
@@ -166,10 +196,10 @@ class Dataplane(Table):
     (REQ-5), TIME_WAIT as Linux does.
     """
 
-    reply_hook: ReplyHook = "tc"
-    xdp: XdpFlavour = "native"
-    conntrack_entries: Annotated[int, whole(64, 2**25)] = 524_288
-    half_open_entries: Annotated[int, whole(64, 2**25)] = 131_072
+    reply_hook: Annotated[ReplyHook, NEEDS_RESTART] = "tc"
+    xdp: Annotated[XdpFlavour, NEEDS_RESTART] = "native"
+    conntrack_entries: Annotated[int, whole(64, 2**25), NEEDS_RESTART] = 524_288
+    half_open_entries: Annotated[int, whole(64, 2**25), NEEDS_RESTART] = 131_072
     outer_source_prefix: OuterPrefix | None = None
     new_flows_per_second: Annotated[int, whole(0, 10**8)] = 0
     new_flows_per_second_per_source: Annotated[int, whole(0, 10**7)] = 0
@@ -198,6 +228,7 @@ class LbConfig(Table):
     virtual_ips: tuple[VirtualIp, ...] = ()
     services: tuple[Service, ...] = Field(default=(), validate_default=True)
     security: Security = Security()
+    log: Log = Log()
     bus: Bus = Bus()
     dataplane: Dataplane = Dataplane()
 
@@ -209,13 +240,22 @@ class LbConfig(Table):
         if local is None:
             return services  # the file is refused for its [local] anyway
         if not services:
-            services = (Service(name="default", port=local.clients_port),)
+            services = (
+                Service(name="default", port=Ports(local.clients_port, local.clients_port)),
+            )
         address = virtual_ips[0].address if virtual_ips else None
         return tuple(
             service.model_copy(
                 update={
                     "mode": service.mode if service.says("mode") else local.mode,
-                    "node_port": (service.node_port if service.says("node_port") else service.port),
+                    "node_ports": (
+                        service.node_ports if service.says("node_ports") else service.ports
+                    ),
+                    "affinity": (
+                        "client"
+                        if service.affinity_group and not service.says("affinity")
+                        else service.affinity
+                    ),
                     "address": service.address or address,
                 }
             )
@@ -325,6 +365,9 @@ def _quorum_port_findings(config: LbConfig) -> Iterator[Finding]:
 def _virtual_ip_findings(config: LbConfig) -> Iterator[Finding]:
     taken = _own_addresses(config)
     for index, virtual_ip in enumerate(config.virtual_ips):
+        if index == MOST_VIRTUAL_IPS:
+            wrong = f"{len(config.virtual_ips)} virtual IPs"
+            yield Finding(("virtual_ips", index), wrong, f"expected at most {MOST_VIRTUAL_IPS}")
         if virtual_ip.says("snat_address") and virtual_ip.says("snat_list"):
             expected = "expected either snat_address or snat_addresses"
             yield Finding(
@@ -396,7 +439,8 @@ def _snat_findings(config: LbConfig) -> Iterator[Finding]:
 
 def _service_findings(config: LbConfig) -> Iterator[Finding]:
     names: dict[str, int] = {}
-    fronts: dict[tuple[str | None, int, str], int] = {}
+    yield from _room_findings(config)
+    yield from _overlaps(config)
     for index, service in enumerate(config.services):
         yield from _mode_findings(service, index)
         yield from _front_findings(config, service, index)
@@ -406,17 +450,51 @@ def _service_findings(config: LbConfig) -> Iterator[Finding]:
             other = ("services", names[service.name], "name")
             yield Finding((*key, "name"), wrong, "expected a name of its own", other=other)
         names.setdefault(service.name, index)
-        front = (service.address, service.port, service.protocol)
-        if front in fronts:
-            where = f"{service.protocol} {service.address or 'own address'}:{service.port}"
+
+
+def _room_findings(config: LbConfig) -> Iterator[Finding]:
+    """The first service that there is no room for."""
+    ports = 0
+    for index, service in enumerate(config.services):
+        if index == MOST_SERVICES:
+            wrong = f"{len(config.services)} services"
+            yield Finding(("services", index), wrong, f"expected at most {MOST_SERVICES}")
+            return
+        ports += service.ports.size
+        if ports > MOST_PORTS:
             yield Finding(
-                (*key, "port"),
-                f"{where} is also another service's",
-                "expected a port of its own",
-                other=("services", fronts[front], "port"),
-                rests_on=(key, ("virtual_ips",)),
+                ("services", index, "port"),
+                f"{ports} ports in the services down to this one",
+                f"expected at most {MOST_PORTS} in all",
+                rests_on=(("services", index),),
             )
-        fronts.setdefault(front, index)
+            return
+
+
+def _overlaps(config: LbConfig) -> Iterator[Finding]:
+    """Of two services that share a port, the later one."""
+    held: dict[tuple[str | None, str], list[tuple[Ports, int]]] = {}
+    for index, service in enumerate(config.services):
+        there = held.setdefault((service.address, service.protocol), [])
+        at = bisect_right(there, (service.ports, index))
+        near = [*there[max(0, at - 1) : at], *there[at : at + 1]]
+        clash = next((each for each in near if overlap(each[0], service.ports)), None)
+        if clash is None:
+            there.insert(at, (service.ports, index))
+            continue
+        where = f"{service.protocol} {service.address or 'own address'}:{service.ports}"
+        yield Finding(
+            ("services", index, "port"),
+            f"{where} is also another service's",
+            "expected a port of its own" if service.ports.size == 1 else "expected other ports",
+            other=("services", clash[1], "port"),
+            rests_on=(("services", index), ("virtual_ips",)),
+        )
+
+
+def overlap(one: Ports, other: Ports) -> bool:
+    """Whether they have a port in common."""
+    return one.first <= other.last and other.first <= one.last
 
 
 def _mode_findings(service: Service, index: int) -> Iterator[Finding]:
@@ -427,6 +505,13 @@ def _mode_findings(service: Service, index: int) -> Iterator[Finding]:
         yield Finding((*key, "encap"), wrong, 'expected mode "l3", or no encap', rests_on=rests_on)
     if service.mode != "l4" and service.says("snat"):
         yield Finding((*key, "snat"), wrong, 'expected mode "l4", or no snat', rests_on=rests_on)
+    if service.affinity_group and service.affinity != "client":
+        yield Finding(
+            (*key, "affinity_group"),
+            f'of no use with affinity "{service.affinity}"',
+            'expected affinity "client", or no affinity_group',
+            other=(*key, "affinity"),
+        )
     if service.says("snat_addresses"):
         addresses = (*key, "snat_addresses")
         if service.mode != "l4":
@@ -435,11 +520,19 @@ def _mode_findings(service: Service, index: int) -> Iterator[Finding]:
         elif not service.snat:
             expected = "expected snat = true, or no snat_addresses"
             yield Finding(addresses, "of no use without snat", expected, other=(*key, "snat"))
-    if service.mode != "l4" and service.node_port != service.port:
+    if service.mode != "l4" and service.node_ports != service.ports:
         yield Finding(
             (*key, "node_port"),
-            f'mode "{service.mode}" cannot translate port {service.port} to {service.node_port}',
+            f'mode "{service.mode}" cannot translate port {service.ports} to {service.node_ports}',
             'expected the same port, or mode "l4"',
+            rests_on=rests_on,
+        )
+    elif service.node_ports.size > 1 and service.node_ports != service.ports:
+        yield Finding(
+            (*key, "node_port"),
+            f"{service.node_ports} is another range than {service.ports}",
+            "expected one port, or the same range",
+            other=(*key, "port"),
             rests_on=rests_on,
         )
 
@@ -456,12 +549,20 @@ def _front_findings(config: LbConfig, service: Service, index: int) -> Iterator[
 
     local = config.local
     is_one_interface = local.net_interface_private == local.net_interface_public
+    if is_one_interface and not service.address and service.mode != "l4":
+        yield Finding(
+            ("services", index, "mode") if config.says("services") else ("local", "mode"),
+            f'mode "{service.mode}" on one interface: nodes would take this machine\'s own address,'
+            " by which they reach it, for theirs",
+            'expected mode "l4", a virtual IP, or an interface for each side',
+            rests_on=(("local",), ("services", index), ("virtual_ips",)),
+        )
     if service.address or service.protocol != "tcp" or not is_one_interface:
         return
     # The default service stands in no file: its port is clients_port.
     key: Key = ("services", index, "port") if config.says("services") else ("local", "clients_port")
     for name, port in (("node_port", local.node_port), ("api_port", local.api_port)):
-        if service.port == port:
+        if overlap(service.ports, Ports(port, port)):
             yield Finding(
                 key,
                 f"{port} is also local.{name} on the same interface",

@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from conf.lines import Key
+from conf.log import Log
 from conf.table import Endpoint, Finding, Table, endpoint_findings
 from conf.values import (
     Boolean,
@@ -91,6 +92,7 @@ class NodeConfig(Table):
     node: Node = Field(default_factory=Node)
     services: tuple[ServedService, ...] = ()
     local: Agent = Agent()
+    log: Log = Log()
 
     def findings(self) -> Iterator[Finding]:
         """What makes no sense though each value is of the right shape."""

@@ -12,18 +12,21 @@ from __future__ import annotations
 from typing import Any
 
 from conf.lb import LbConfig
+from conf.table import NeedsRestart, Table
 
-NEEDING_RESTART = (
-    "local.name",
-    "local.net_interface_public",
-    "local.net_interface_private",
-    "dataplane.reply_hook",
-    "dataplane.xdp",
-    "dataplane.conntrack_entries",
-    "dataplane.half_open_entries",
-    "bus.events",
-)
-"""Who one is, which interfaces one stands between, and what is built or bound at the start."""
+
+def _needing_restart() -> tuple[tuple[str, str], ...]:
+    """Table and key of each that is marked so, in the order of the file."""
+    return tuple(
+        (table, key)
+        for table, held in LbConfig.model_fields.items()
+        if isinstance(held.annotation, type) and issubclass(held.annotation, Table)
+        for key, field in held.annotation.model_fields.items()
+        if any(isinstance(mark, NeedsRestart) for mark in field.metadata)
+    )
+
+
+NEEDING_RESTART = _needing_restart()
 
 
 def taken(started: LbConfig, found: LbConfig) -> tuple[LbConfig, list[str]]:
@@ -33,11 +36,10 @@ def taken(started: LbConfig, found: LbConfig) -> tuple[LbConfig, list[str]]:
     """
     waiting: list[str] = []
     tables: dict[str, dict[str, Any]] = {}
-    for key in NEEDING_RESTART:
-        table, name = key.split(".")
+    for table, name in NEEDING_RESTART:
         before = getattr(getattr(started, table), name)
         if before != getattr(getattr(found, table), name):
-            waiting.append(key)
+            waiting.append(f"{table}.{name}")
             tables.setdefault(table, {})[name] = before
     kept = {
         table: getattr(found, table).model_copy(update=values) for table, values in tables.items()

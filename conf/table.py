@@ -11,6 +11,16 @@ from conf.lines import Key
 from conf.values import HostAddress, HostName, Port
 
 
+class NeedsRestart:
+    """Marks a key that a running process cannot change: `Annotated[Name, NEEDS_RESTART]`.
+
+    Whoever asks which keys these are reads the marks (`conf.reload`).
+    """
+
+
+NEEDS_RESTART = NeedsRestart()
+
+
 class Table(BaseModel):
     """A TOML table: unknown keys are refused, and what was read never changes."""
 

@@ -13,9 +13,9 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, PlainValidator
 from pydantic_core import PydanticCustomError
 
 _DURATION = re.compile(r"(\d{1,12})(ms|s|m|h)")
@@ -23,6 +23,7 @@ _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62})")
 _INTERFACE = re.compile(r"[^\s/:\x00-\x1f\x7f]{1,15}")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_PORT_RANGE = re.compile(r"(\d{1,5})-(\d{1,5})")
 _EVENTS = re.compile(r"tcp://([^:/\s]+):(\d{1,5})")
 
 
@@ -74,6 +75,40 @@ def whole(least: int, most: int) -> BeforeValidator:
 
 
 Port = Annotated[int, _whole(1, 65535, "port")]
+
+
+class Ports(NamedTuple):
+    """One port, or a range of them, both ends included."""
+
+    first: int
+    last: int
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first + 1
+
+    def __str__(self) -> str:
+        return str(self.first) if self.size == 1 else f"{self.first}-{self.last}"
+
+
+def _ports(value: Any) -> Ports:
+    expected = 'expected a whole number from 1 to 65535, or a range such as "9000-9099"'
+    if isinstance(value, Ports):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value <= 65535:
+            raise refusal(f"{value} is no port, {expected}")
+        return Ports(value, value)
+    found = _PORT_RANGE.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise refusal(f"{shown(value)} is no port, {expected}")
+    first, last = int(found[1]), int(found[2])
+    if not 1 <= first <= last <= 65535:
+        raise refusal(f"{shown(value)} is no range of ports, {expected}")
+    return Ports(first, last)
+
+
+PortOrRange = Annotated[Ports, PlainValidator(_ports)]
 
 
 def _fails(value: Any) -> int:
@@ -140,6 +175,10 @@ UnwrapHook = Annotated[Literal["tc", "xdp"], one_of("tc", "xdp")]
 NodeDown = Annotated[Literal["reset", "keep"], one_of("reset", "keep")]
 NoFlow = Annotated[Literal["reset", "drop"], one_of("reset", "drop")]
 XdpFlavour = Annotated[Literal["native", "generic"], one_of("native", "generic")]
+LogFormat = Annotated[Literal["logfmt", "json"], one_of("logfmt", "json")]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"], one_of("debug", "info", "warning", "error")
+]
 CheckType = Annotated[Literal["tcp", "http", "udp"], one_of("tcp", "http", "udp")]
 
 

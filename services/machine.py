@@ -1,4 +1,4 @@
-"""What this machine's own addresses are: one answer, for everybody who asks.
+"""What this machine is: its own addresses, and which start of it this is: one answer for all.
 
 A service without a floating VIP is known by the LB's own address: health tells it to the nodes, the
 API to the operators, the dataplane to the kernel, and it must be one. An interface may have many.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 _RTM_NEWADDR, _RTM_GETADDR = 20, 22
@@ -56,6 +57,11 @@ def all_addresses() -> list[Address]:
                     raise OSError(-struct.unpack_from("=i", message)[0], "RTM_GETADDR")
                 if kind == _RTM_NEWADDR:
                     found += _read(message, names)
+
+
+def boot_id() -> str:
+    """Of this start of the kernel: whose monotonic clock, and whose network, a file speaks of."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def own_address(interface: str) -> str | None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from services import logs
+
 PROGRAM = """
 import sys
 from enum import StrEnum
 from pathlib import Path
 import structlog
-from bus.messages import Mode, NodeState
+from bus.words import (
+    Mode,
+    NodeState,
+)
 from services import logs
 
 logs.set_up()
@@ -65,6 +72,80 @@ def test_levels() -> None:
 
 
 @pytest.mark.parametrize("name", ["health", "quorum", "dataplane", "api", "node"])
-def test_every_process_sets_its_log_up(name: str) -> None:
+def test_every_process_starts_by_the_same_door(name: str) -> None:
     source = Path(__file__).parents[1] / "services" / name / "main.py"
-    assert "\n    logs.set_up()\n" in source.read_text()
+    assert "    process.launch(" in source.read_text()
+
+
+def test_json_has_the_same_names_and_keeps_numbers() -> None:
+    text = PROGRAM.replace("logs.set_up()", 'logs.set_up("json")').format(
+        level="info",
+        event="it happened",
+        values="'lag_ms': 327, 'state': NodeState.UP, 'path': Path('/x'), 'many': ('a', None)",
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, check=True)
+    said = json.loads(done.stderr)
+    assert said.pop("timestamp").startswith("20")
+    assert said == {
+        "event": "it happened",
+        "level": "info",
+        "lag_ms": 327,
+        "state": "up",
+        "path": "/x",
+        "many": ["a", None],
+    }
+
+
+def test_a_level_below_the_one_wanted_is_not_said() -> None:
+    text = PROGRAM.replace("logs.set_up()", 'logs.set_up(level="error")')
+    for level, lines in (("warning", 0), ("error", 1)):
+        program = text.format(level=level, event="x", values="")
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+        assert done.stderr.count(b"\n") == lines
+
+
+def test_a_full_pipe_drops_lines_counts_them_and_holds_nobody_up() -> None:
+    reading, writing = os.pipe()
+    line = logs.Line(writing)
+    written = 0
+    while not line.dropped:
+        line.write("x" * 1_000)
+        written += 1
+        assert written < 10_000
+    line.write("y" * 1_000)
+    assert line.dropped == 2
+    while line.dropped:
+        os.read(reading, 1 << 16)
+        line.write("z")
+    rest = os.read(reading, 1 << 20)
+    while b"z" not in rest:
+        rest += os.read(reading, 1 << 20)
+    assert rest.endswith(b"z dropped_before=2\n")
+    assert b"y" not in rest
+    os.close(writing)
+    os.close(reading)
+
+
+def test_a_pipe_that_nobody_reads_any_more_ends_no_process() -> None:
+    reading, writing = os.pipe()
+    line = logs.Line(writing)
+    os.close(reading)
+    line.write("x")
+    assert line.dropped == 1
+    os.close(writing)
+
+
+def test_what_one_event_may_say_is_limited_and_what_was_not_said_is_counted() -> None:
+    budget = logs.Budget(lines=3, span_ms=1_000)
+    assert [budget.admit("a", 0) for _ in range(5)] == [0, 0, 0, None, None]
+    assert budget.admit("b", 0) == 0
+    assert budget.admit("a", 999) is None
+    assert budget.admit("a", 1_000) == 3
+    assert budget.admit("a", 1_001) == 0
+
+
+def test_very_many_events_take_no_memory_without_end() -> None:
+    budget = logs.Budget()
+    for number in range(10 * logs.MOST_EVENTS_COUNTED):
+        budget.admit(f"event {number}", 0)
+    assert len(budget._spans) <= logs.MOST_EVENTS_COUNTED

@@ -11,22 +11,32 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bus.messages import (
-    PAYLOADS,
+from bus.codec import (
     Envelope,
-    IPv4,
-    LocalView,
-    NodeMessage,
-    NodeTable,
-    Stored,
-    TableService,
-    Topic,
-    decode,
-    decode_node,
+    Head,
+    decode_body,
+    decode_head,
     encode,
-    encode_node,
     from_json,
     to_json,
+)
+from bus.node_protocol import (
+    NodeMessage,
+    decode_node,
+    encode_node,
+)
+from bus.states import (
+    LocalView,
+    NodeTable,
+    TableService,
+)
+from bus.topics import (
+    PAYLOADS,
+    Topic,
+)
+from bus.words import (
+    IPv4,
+    Stored,
 )
 from services.api import snapshot
 from services.api.fold import Fold
@@ -40,6 +50,7 @@ from services.node.core import Agent, AgentConfig, CheckPlan
 from services.node.direct import need_of
 from services.quorum.core import BLANK, HardState, Quorum, QuorumConfig
 from services.quorum.table import FloatingVip, TableConfig
+from services.quorum.timing import Timing
 from tests.bus.strategies import envelopes, node_messages, values
 from tests.health.rig import POLICY
 
@@ -49,8 +60,9 @@ ADDRESSES = ("10.0.0.1", "10.0.0.2")
 
 def survives(topic: Topic, data: Any) -> None:
     """A process that publishes this is understood by all others."""
-    envelope = Envelope(topic, "s", "h", "b", 1, 1, data)
-    assert decode(encode(envelope)) == envelope
+    envelope = Envelope(Head(topic, "s", "h", "b", 1, 1, 1, 1), data)
+    frames = encode(envelope)
+    assert decode_body(decode_head(frames), frames[2]) == envelope
 
 
 @FEW
@@ -69,6 +81,7 @@ def test_the_registry(said: list[tuple[int, NodeMessage]], table: NodeTable) -> 
         for topic, event in output.events:
             survives(topic, event)
         survives(Topic.STATE_VIEW, registry.view(now_ms))
+        survives(Topic.STATE_CHECKS, registry.checks(now_ms))
     again = Registry(POLICY, now_ms)
     again.adopt(registry.kept(now_ms), 0, now_ms)
     survives(Topic.STATE_VIEW, again.view(now_ms))
@@ -83,6 +96,7 @@ def test_the_registry_and_what_was_kept(kept: tuple[KeptNode, ...], elapsed_ms: 
         registry.tick(now_ms)
         registry.next_due_ms()
         survives(Topic.STATE_VIEW, registry.view(now_ms))
+        survives(Topic.STATE_CHECKS, registry.checks(now_ms))
         for topic, event in registry.take_output().events:
             survives(topic, event)
 
@@ -128,26 +142,27 @@ def stored() -> st.SearchStrategy[HardState]:
 @FEW
 @given(st.lists(values(LocalView), max_size=4), configurations(), st.just(BLANK) | stored())
 def test_the_quorum(views: list[LocalView], config: TableConfig, state: HardState) -> None:
-    core = Quorum(QuorumConfig("lb-0", "", config, 1_000, 1_000), state, 2**64 - 1, 0)
+    core = Quorum(QuorumConfig("lb-0", "", config, Timing(), 1_000), state, 2**64 - 1, 0)
     now_ms = 0
     for version, view in enumerate(views):
         now_ms += 600
-        core.report("lb-0", f"boot-{version}", view, now_ms)
+        core.report(f"boot-{version}", view, now_ms)
         core.tick(now_ms)
-        while (ready := core.ready(now_ms)) is not None:
+        while (ready := core.take(now_ms)) is not None:
             if ready.committed is not None:
                 survives(Topic.STATE_TABLE, ready.committed)
             for topic, event in ready.events:
                 survives(topic, event)
-            core.advance(ready, now_ms)
-        survives(Topic.STATE_QUORUM, core.state())
+            if ready.persist is not None:
+                core.stored(ready.persist.mark, now_ms)
+        survives(Topic.STATE_QUORUM, core.state(now_ms))
 
 
 @settings(max_examples=20)
 @given(st.lists(st.tuples(values(NodeTable), st.none() | values(LocalView)), max_size=3))
 def test_the_plan(told: list[tuple[NodeTable, LocalView | None]]) -> None:
     own = frozenset({"10.0.0.1", "10.0.1.1"})
-    facts = Facts("lb-0", "10.0.0.1", "10.0.1.1", own, 4096, 64)
+    facts = Facts("lb-0", "10.0.0.1", "10.0.1.1", own, 4096, 64, 64, 64, 4096)
     held = EMPTY
     for now_ms, (table, view) in enumerate(told):
         held = make_plan(held, table, view, {}, facts, None, now_ms).after

@@ -5,10 +5,14 @@
  * - TCP that belongs to no flow, whose node is dead, or whose service has no node: RST (RFC 9293,
  *   3.5.2), so that a client connects anew within a round trip instead of waiting for minutes.
  * - A datagram to a service without a node: ICMP "port unreachable".
+ * - Where the LB is a router (L3, L4) and the packet's time runs out: ICMP "time exceeded"
+ *   (RFC 1812, 5.3.1), so that traceroute sees the LB. L2 bridges, and counts nothing down.
  *
- * The answer speaks as the address the client wrote to. Neither an error nor a later fragment, nor
- * a RST, is ever answered (RFC 1122, 3.2.2). What strangers can provoke is limited to so many a
- * second (`settings.answers_per_second`); what is beyond is dropped by name.
+ * The answer speaks as the address the client wrote to, of a time that ran out as the LB's own. A
+ * tag that lies beside the bytes stays where it is: the answer goes back into its VLAN. Neither an
+ * error nor a later fragment, nor a RST, is ever answered (RFC 1122, 3.2.2). What strangers can
+ * provoke is limited to so many a second (`settings.answers_per_second`); what is beyond is dropped
+ * by name.
  */
 #ifndef GALE_ANSWER_H
 #define GALE_ANSWER_H
@@ -18,6 +22,7 @@
 #include "tcp.h"
 
 #define QUOTED_BYTES 28 /* the header and the first eight bytes behind it */
+#define QUOTED_TCP_BYTES 40
 #define ANSWER_TTL 64
 
 struct icmp_answer {
@@ -53,30 +58,96 @@ static __always_inline void turn_ethernet(struct ethhdr *ethernet, const struct 
 	ethernet->h_proto = bpf_htons(ETH_P_IP);
 }
 
-static __always_inline int send_icmp(context_t *ctx, struct packet *packet, __u8 code, __u16 mtu)
+/* Where the device is yet to finish the quoted packet's checksum, it will do so in the quote: it
+ * adds up the transport's bytes that are left and writes the complement where the checksum is.
+ * Nobody can tell it not to. So there stands a number that this does not change: half of the
+ * complement of all the rest, in one's complement arithmetic a rotation by one bit.
+ */
+static __always_inline void settle_quoted_checksum(void *transport, __be16 *check, __u32 bytes)
+{
+	__u16 rest;
+
+	*check = 0;
+	rest = ~fold(bpf_csum_diff(0, 0, transport, bytes, 0));
+	*check = rest >> 1 | rest << 15;
+}
+
+/* Adds what is quoted of the transport to the error's sum; -1: it is not there. */
+static __always_inline int add_quoted(context_t *ctx, struct icmp_answer *answer, __u32 quoted,
+				      int is_partial, __u32 *sum)
+{
+	struct tcphdr *tcp = (void *)(answer + 1) + IP_HEADER_BYTES;
+	struct udphdr *udp = (void *)tcp;
+
+	if (quoted == QUOTED_TCP_BYTES) {
+		if ((void *)(tcp + 1) > packet_end(ctx))
+			return -1;
+		settle_quoted_checksum(tcp, &tcp->check, sizeof(*tcp));
+		*sum = bpf_csum_diff(0, 0, (void *)tcp, sizeof(*tcp), *sum);
+		return 0;
+	}
+	if (is_partial)
+		settle_quoted_checksum(udp, &udp->check, sizeof(*udp));
+	*sum = bpf_csum_diff(0, 0, (void *)udp, sizeof(*udp), *sum);
+	return 0;
+}
+
+/* From whom the error comes: who the client wrote to, or the router that this LB is. */
+static __always_inline __be32 error_source(const struct packet *packet, const struct settings *own)
+{
+	if (packet->answer != ANSWER_TIME_EXCEEDED)
+		return packet->ip->daddr;
+	return packet->key.direction == DIRECTION_REQUEST ? own->public_address
+							  : own->private_address;
+}
+
+static __always_inline struct icmphdr error_header(const struct packet *packet)
+{
+	struct icmphdr icmp = { .type = ICMP_DEST_UNREACH, .code = ICMP_PORT_UNREACH };
+
+	if (packet->answer == ANSWER_TIME_EXCEEDED) {
+		icmp.type = ICMP_TIME_EXCEEDED;
+		icmp.code = ICMP_EXC_TTL;
+	} else if (packet->answer == ANSWER_TOO_BIG) {
+		icmp.code = ICMP_FRAG_NEEDED;
+		icmp.un.frag.mtu = bpf_htons(packet->mtu);
+	}
+	return icmp;
+}
+
+/* Quoted is as much as RFC 792 asks for, or as much as has a checksum that the device will write.
+ */
+static __always_inline int send_icmp(context_t *ctx, struct packet *packet,
+				     const struct settings *own)
 {
 	struct ethhdr from = *packet->ethernet;
-	__be32 client = packet->ip->saddr, vip = packet->ip->daddr;
+	__be32 client = packet->ip->saddr, source = error_source(packet, own);
+	__u32 quoted = QUOTED_BYTES, sum;
 	struct icmp_answer *answer;
 	struct ethhdr *ethernet;
+	int is_partial;
 
 	if (packet->ip->ihl != 5 || packet->icmp_error || packet->later_fragment || packet->tags ||
 	    packet->bytes < sizeof(struct ethhdr) + QUOTED_BYTES)
 		return -1;
-	if (cut_to(ctx, sizeof(struct ethhdr) + QUOTED_BYTES) || make_room(ctx, sizeof(*answer)))
+	is_partial = has_partial_checksum(ctx, packet);
+	if (is_partial && packet->key.protocol == IPPROTO_TCP)
+		quoted = QUOTED_TCP_BYTES;
+	if (cut_to(ctx, sizeof(struct ethhdr) + quoted) || make_room(ctx, sizeof(*answer)))
 		return -1;
 	ethernet = packet_start(ctx);
 	answer = (void *)(ethernet + 1);
 	if ((void *)(answer + 1) + QUOTED_BYTES > packet_end(ctx))
 		return -1;
 	turn_ethernet(ethernet, &from);
-	answer->ip = answer_header(IPPROTO_ICMP, sizeof(*answer) + QUOTED_BYTES, vip, client);
+	answer->ip = answer_header(IPPROTO_ICMP, sizeof(*answer) + quoted, source, client);
 	answer->ip.frag_off = 0;
 	answer->ip.check = ~fold(bpf_csum_diff(0, 0, (void *)&answer->ip, sizeof(answer->ip), 0));
-	answer->icmp = (struct icmphdr){ .type = ICMP_DEST_UNREACH, .code = code };
-	answer->icmp.un.frag.mtu = bpf_htons(mtu);
-	answer->icmp.checksum = ~fold(
-		bpf_csum_diff(0, 0, (void *)&answer->icmp, sizeof(answer->icmp) + QUOTED_BYTES, 0));
+	answer->icmp = error_header(packet);
+	sum = bpf_csum_diff(0, 0, (void *)&answer->icmp, sizeof(answer->icmp) + IP_HEADER_BYTES, 0);
+	if (add_quoted(ctx, answer, quoted, is_partial, &sum))
+		return -1;
+	answer->icmp.checksum = ~fold(sum);
 	packet->verdict = bpf_redirect(arrived_on(ctx), 0);
 	return 0;
 }
@@ -84,7 +155,7 @@ static __always_inline int send_icmp(context_t *ctx, struct packet *packet, __u8
 /* The numbers by which whoever sent the packet accepts the RST (RFC 9293, 3.5.2). */
 static __always_inline void fill_reset(struct tcphdr *tcp, const struct packet *packet)
 {
-	__u32 length = packet->payload + !!(packet->tcp_flags & TCP_FLAG_SYN) +
+	__u32 length = packet->tcp->payload + !!(packet->tcp_flags & TCP_FLAG_SYN) +
 		       !!(packet->tcp_flags & TCP_FLAG_FIN);
 
 	*tcp = (struct tcphdr){
@@ -94,10 +165,10 @@ static __always_inline void fill_reset(struct tcphdr *tcp, const struct packet *
 		.rst = 1,
 	};
 	if (packet->tcp_flags & TCP_FLAG_ACK) {
-		tcp->seq = bpf_htonl(packet->acknowledged);
+		tcp->seq = bpf_htonl(packet->tcp->acknowledged);
 	} else {
 		tcp->ack = 1;
-		tcp->ack_seq = bpf_htonl(packet->sequence + length);
+		tcp->ack_seq = bpf_htonl(packet->tcp->sequence + length);
 	}
 }
 
@@ -107,8 +178,7 @@ static __always_inline __u32 pseudo_header_sum(const struct iphdr *ip, __u16 byt
 	       bpf_htons(ip->protocol) + bpf_htons(bytes);
 }
 
-static __always_inline int send_reset(context_t *ctx, struct packet *packet,
-				      const struct settings *own)
+static __always_inline int send_reset(context_t *ctx, struct packet *packet)
 {
 	struct ethhdr from = *packet->ethernet;
 	__be32 client = packet->ip->saddr, vip = packet->ip->daddr;
@@ -118,7 +188,7 @@ static __always_inline int send_reset(context_t *ctx, struct packet *packet,
 	__u32 sum;
 
 	if (packet->ip->ihl != 5 || packet->tags || packet->later_fragment ||
-	    (packet->tcp_flags & TCP_FLAG_RST) || read_numbers(ctx, packet, own))
+	    (packet->tcp_flags & TCP_FLAG_RST) || read_numbers(ctx, packet))
 		return -1;
 	is_partial = has_partial_checksum(ctx, packet);
 	if (cut_to(ctx, sizeof(struct ethhdr) + sizeof(*answer)))
@@ -157,6 +227,8 @@ static __always_inline enum reason reason_without_answer(enum reason reason)
 	switch (reason) {
 	case REASON_too_big_answered:
 		return REASON_drop_too_big;
+	case REASON_ttl_answered:
+		return REASON_drop_ttl;
 	case REASON_no_flow_reset:
 		return REASON_drop_no_flow;
 	default:
@@ -167,24 +239,25 @@ static __always_inline enum reason reason_without_answer(enum reason reason)
 static __always_inline int send_answer(context_t *ctx, struct packet *packet,
 				       const struct settings *own)
 {
-	switch (packet->answer) {
-	case ANSWER_TOO_BIG:
-		if (!(packet->ip->frag_off & bpf_htons(IP_DONT_FRAGMENT)))
-			return -1;
-		return send_icmp(ctx, packet, ICMP_FRAG_NEEDED, packet->mtu);
-	case ANSWER_RESET:
-		return send_reset(ctx, packet, own);
-	default:
-		return send_icmp(ctx, packet, ICMP_PORT_UNREACH, 0);
-	}
+	if (packet->answer == ANSWER_RESET)
+		return send_reset(ctx, packet);
+	if (packet->answer == ANSWER_TOO_BIG &&
+	    !(packet->ip->frag_off & bpf_htons(IP_DONT_FRAGMENT)))
+		return -1;
+	return send_icmp(ctx, packet, own);
 }
 
 /* Carries out what was decided. `reason`: what is counted if the answer goes. */
 static __always_inline enum reason give_answer(context_t *ctx, struct packet *packet,
 					       const struct settings *own, enum reason reason)
 {
-	if (is_answered_by_tc(packet))
-		return REASON_slow_vlan;
+	struct decision refused = can_answer(ctx, packet, own);
+
+	if (is_decided(refused))
+		return reason_of(refused);
+	packet->answer = unknown(own, packet->answer);
+	packet->mtu = unknown(own, packet->mtu);
+	reason = unknown(own, reason);
 	if (packet->answer != ANSWER_TOO_BIG && !may_answer(own))
 		return REASON_drop_answer_rate;
 	return send_answer(ctx, packet, own) ? reason_without_answer(reason) : reason;

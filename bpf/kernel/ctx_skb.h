@@ -13,6 +13,7 @@
 #include "nat.h"
 
 #define context_t struct __sk_buff
+#define PACKET_HOST 0		   /* linux/if_packet.h: to this machine */
 #define VERDICT_PASS TC_ACT_UNSPEC /* whoever else has a filter here still gets to see it */
 #define VERDICT_DROP TC_ACT_SHOT
 
@@ -56,6 +57,26 @@ static __always_inline void pull(context_t *ctx, __u32 bytes)
 		bpf_skb_pull_data(ctx, wanted);
 }
 
+/* How many packets of the wire this one stands for, and their bytes. Not everybody who merges says
+ * how many: a virtual machine's host tells their size alone.
+ */
+static __always_inline void count_segments(context_t *ctx, struct packet *packet)
+{
+	__u32 network = (void *)packet->ip - (void *)packet->ethernet;
+	__u32 headers = packet->ip->ihl * 4 + packet->transport_bytes;
+
+	if (packet->ip_bytes <= headers + ctx->gso_size)
+		return;
+	packet->segments = (packet->ip_bytes - headers + ctx->gso_size - 1) / ctx->gso_size;
+	packet->bytes += (packet->segments - 1) * (network + headers);
+}
+
+/* Of the tag that lies beside the bytes. Id 0 is a priority alone. */
+static __always_inline int is_in_vlan(context_t *ctx)
+{
+	return ctx->vlan_present && (ctx->vlan_tci & VLAN_ID);
+}
+
 /* Headers are in one piece nearly always, and pulling costs a call and often a copy: so more is
  * pulled only where parsing has failed without it.
  */
@@ -71,6 +92,7 @@ static __always_inline struct decision parse_packet(context_t *ctx, struct packe
 		pull(ctx, piece);
 		cursor.position = packet_start(ctx);
 		cursor.end = packet_end(ctx);
+		cursor.merged = ctx->gso_size ? ctx->len : 0;
 		*packet = (struct packet){};
 		decision = parse_headers(&cursor, packet);
 		if (likely(decision.code != decide(REASON_pass_malformed).code &&
@@ -78,19 +100,40 @@ static __always_inline struct decision parse_packet(context_t *ctx, struct packe
 			break;
 		piece = LINEAR_BYTES;
 	}
-	packet->segments = ctx->gso_segs ? ctx->gso_segs : 1;
-	packet->is_tagged |= ctx->vlan_present;
+	packet->segments = 1;
+	packet->is_tagged |= is_in_vlan(ctx);
 	if (packet->bytes > ctx->len)
 		return decide(REASON_pass_malformed);
+	if (ctx->gso_size && packet->ip)
+		count_segments(ctx, packet);
 	return decision;
 }
 
-/* Of a packet that stands for many, the length of one of them on the wire, as IP counts it. */
+/* Whether the frame was sent to the interface's MAC address: the kernel has compared them, and a
+ * device that stands on others (a VLAN, a macvlan) has had its say. The bytes say it too, before
+ * the kernel has looked.
+ */
+static __always_inline int is_for_us(context_t *ctx, const struct packet *packet, const __u8 *mac)
+{
+	return ctx->pkt_type == PACKET_HOST || has_destination(packet, mac);
+}
+
+/* Of a packet that stands for many, the length of one of them on the wire, as IP counts it. Old
+ * virtual machines merge what is to leave as fragments of one datagram, whose headers are IP's
+ * alone: such a one may be cut, and others of that length come from nobody.
+ */
 static __always_inline __u32 longest_segment(context_t *ctx, const struct packet *packet)
 {
-	if (ctx->gso_segs > 1)
-		return ctx->gso_size + packet->ip->ihl * 4 + packet->transport_bytes;
-	return bpf_ntohs(packet->ip->tot_len);
+	__u32 headers = packet->ip->ihl * 4 + packet->transport_bytes;
+	__u32 longest;
+
+	if (likely(!ctx->gso_size))
+		return packet->ip_bytes;
+	if (packet->key.protocol == IPPROTO_UDP &&
+	    !(packet->ip->frag_off & bpf_htons(IP_DONT_FRAGMENT)))
+		headers -= packet->transport_bytes;
+	longest = ctx->gso_size + headers;
+	return longest < packet->ip_bytes ? longest : packet->ip_bytes;
 }
 
 static __always_inline void strip_tags(context_t *ctx, const struct packet *packet)
@@ -99,6 +142,33 @@ static __always_inline void strip_tags(context_t *ctx, const struct packet *pack
 		bpf_skb_vlan_pop(ctx);
 	if (unlikely(packet->tags))
 		bpf_skb_vlan_pop(ctx);
+}
+
+/* The tags that the packet came with: the outer one the kernel has taken from the bytes. */
+static __always_inline void read_tags(context_t *ctx, const struct packet *packet,
+				      struct vlan_client *client)
+{
+	const struct ethhdr *ethernet = packet_start(ctx);
+	const struct vlan_tag *tag = (void *)(ethernet + 1);
+
+	if (ctx->vlan_present) {
+		client->outer_protocol = ctx->vlan_proto;
+		client->outer_id = ctx->vlan_tci & VLAN_ID;
+	}
+	if (packet->tags && (void *)(tag + 1) <= packet_end(ctx)) {
+		client->inner_protocol = ethernet->h_proto;
+		client->inner_id = bpf_ntohs(tag->tci) & VLAN_ID;
+	}
+}
+
+static __always_inline int put_on_tags(context_t *ctx, const struct vlan_client *client)
+{
+	if (client->inner_protocol &&
+	    bpf_skb_vlan_push(ctx, client->inner_protocol, client->inner_id))
+		return -1;
+	return client->outer_protocol
+		       ? bpf_skb_vlan_push(ctx, client->outer_protocol, client->outer_id)
+		       : 0;
 }
 
 /* --------------------------------------------------------------------- sending it on */
@@ -126,6 +196,9 @@ static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet
 
 	if (seat->ifindex != ctx->ifindex)
 		strip_tags(ctx, packet);
+	/* A router of the other family: the kernel's own routes know it. */
+	if (unlikely(!seat->next_hop))
+		return redirect_neighbour(seat->ifindex, 0, 0, 0);
 	return redirect_neighbour(seat->ifindex, &next_hop, sizeof(next_hop), 0);
 }
 
@@ -133,7 +206,8 @@ static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet
  * source address.
  */
 static __always_inline struct decision can_reach_client(const struct packet *packet,
-							const __u8 *last_hop)
+							const __u8 *last_hop,
+							const struct settings *own)
 {
 	return UNDECIDED;
 }
@@ -145,12 +219,9 @@ static __always_inline int deliver_to_client(context_t *ctx, struct packet *pack
 					     const __u8 *last_hop, const struct settings *own)
 {
 	struct ethhdr *ethernet = packet_start(ctx);
-	__u32 known = *(__u16 *)last_hop | *(__u16 *)(last_hop + 2) | *(__u16 *)(last_hop + 4);
 
-	if (unlikely(!known || packet->is_tagged || (void *)(ethernet + 1) > packet_end(ctx))) {
-		strip_tags(ctx, packet);
+	if (unlikely(!is_known(last_hop) || (void *)(ethernet + 1) > packet_end(ctx)))
 		return redirect_neighbour(own->public_ifindex, 0, 0, 0);
-	}
 	__builtin_memcpy(ethernet->h_dest, last_hop, ETH_ALEN);
 	__builtin_memcpy(ethernet->h_source, own->public_mac, ETH_ALEN);
 	return bpf_redirect(own->public_ifindex, 0);
@@ -206,9 +277,10 @@ static __always_inline int put_outer(context_t *ctx, struct packet *packet, void
 	return bpf_skb_store_bytes(ctx, sizeof(struct ethhdr), outer, bytes, 0);
 }
 
-static __always_inline int is_answered_by_tc(const struct packet *packet)
+static __always_inline struct decision can_answer(context_t *ctx, const struct packet *packet,
+						  const struct settings *own)
 {
-	return 0;
+	return UNDECIDED;
 }
 
 /* Cuts the frame to its first `kept` bytes. */
@@ -223,19 +295,23 @@ static __always_inline int make_room(context_t *ctx, __u32 bytes)
 	return bpf_skb_adjust_room(ctx, bytes, BPF_ADJ_ROOM_MAC, 0);
 }
 
-/* Whether the device is yet to finish the transport checksum of this packet: the kernel does not
- * say, but a partial checksum is left alone when it is told of changed data. Whether it was or was
- * not, the checksum field is not what it was: the caller writes it anew.
+/* Whether the device is yet to finish the transport checksum of this packet, TCP or UDP: the kernel
+ * does not say, but a partial checksum is left alone when it is told of changed data. The packet is
+ * afterwards as it was before; pointers into it are to be fetched again.
  */
 static __always_inline int has_partial_checksum(context_t *ctx, const struct packet *packet)
 {
 	__u32 transport = (void *)packet->ip - (void *)packet->ethernet + packet->ip->ihl * 4;
-	__u32 check = transport + __builtin_offsetof(struct tcphdr, check);
+	__u32 check = transport + (packet->key.protocol == IPPROTO_TCP
+					   ? __builtin_offsetof(struct tcphdr, check)
+					   : __builtin_offsetof(struct udphdr, check));
 	__u16 before = 0, after = 0;
 
 	bpf_skb_load_bytes(ctx, check, &before, sizeof(before));
 	bpf_l4_csum_replace(ctx, check, 0, 1, 0);
 	bpf_skb_load_bytes(ctx, check, &after, sizeof(after));
+	if (before != after)
+		bpf_skb_store_bytes(ctx, check, &before, sizeof(before), 0);
 	return before == after;
 }
 

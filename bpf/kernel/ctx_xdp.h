@@ -1,7 +1,8 @@
 /* The packet as XDP has it: one frame, straight from the driver, its checksums complete.
  *
- * What XDP cannot finish it passes on unmodified to TC: a next hop that is not resolved, a tag that
- * has to come off, IP options. So everything that may refuse is asked before anything is written.
+ * What XDP cannot finish it passes on unmodified to TC: a next hop that is not resolved, a device
+ * that takes no frames from XDP (a bridge, a VLAN, ...), a tag that has to come off, IP options. So
+ * everything that may refuse is asked before anything is written.
  */
 #ifndef GALE_CTX_XDP_H
 #define GALE_CTX_XDP_H
@@ -44,10 +45,16 @@ static __always_inline struct decision parse_packet(context_t *ctx, struct packe
 	return decision;
 }
 
+/* Whether the frame was sent to the interface's MAC address. */
+static __always_inline int is_for_us(context_t *ctx, const struct packet *packet, const __u8 *mac)
+{
+	return has_destination(packet, mac);
+}
+
 /* Of a packet that stands for many, the length of one of them on the wire, as IP counts it. */
 static __always_inline __u32 longest_segment(context_t *ctx, const struct packet *packet)
 {
-	return bpf_ntohs(packet->ip->tot_len);
+	return packet->ip_bytes;
 }
 
 /* --------------------------------------------------------------------- sending it on */
@@ -55,8 +62,9 @@ static __always_inline __u32 longest_segment(context_t *ctx, const struct packet
 static __always_inline struct decision can_deliver(context_t *ctx, const struct packet *packet,
 						   const struct seat *seat, __u16 overhead)
 {
-	if (unlikely(!(seat->flags & SEAT_RESOLVED)))
-		return decide(REASON_slow_next_hop);
+	if (unlikely((seat->flags & (SEAT_RESOLVED | SEAT_BY_TC)) != SEAT_RESOLVED))
+		return decide(seat->flags & SEAT_RESOLVED ? REASON_slow_output
+							  : REASON_slow_next_hop);
 	/* Nor is an outer header put between a tag and what it belongs to. */
 	if (unlikely(packet->tags && (overhead || seat->ifindex != ctx->ingress_ifindex)))
 		return decide(REASON_slow_vlan);
@@ -72,16 +80,14 @@ static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet
 }
 
 static __always_inline struct decision can_reach_client(const struct packet *packet,
-							const __u8 *last_hop)
+							const __u8 *last_hop,
+							const struct settings *own)
 {
-	__u8 known = 0;
-
-#pragma unroll
-	for (int i = 0; i < ETH_ALEN; i++)
-		known |= last_hop[i];
 	if (unlikely(packet->tags))
 		return decide(REASON_slow_vlan);
-	if (unlikely(!known))
+	if (unlikely(own->public_by_tc))
+		return decide(REASON_slow_output);
+	if (unlikely(!is_known(last_hop)))
 		return decide(REASON_slow_next_hop);
 	return unlikely(packet->ip->ihl != 5) ? decide(REASON_slow_ip_options) : UNDECIDED;
 }
@@ -94,9 +100,13 @@ static __always_inline int deliver_to_client(context_t *ctx, struct packet *pack
 	return bpf_redirect(own->public_ifindex, 0);
 }
 
-/* IP options make headers of a length that the programs would have to carry along. */
+/* IP options make headers of a length that the programs would have to carry along. Which VLAN the
+ * client is in, TC keeps in mind.
+ */
 static __always_inline struct decision can_translate(const struct packet *packet)
 {
+	if (unlikely(packet->is_tagged))
+		return decide(REASON_slow_vlan);
 	return unlikely(packet->ip->ihl != 5) ? decide(REASON_slow_ip_options) : UNDECIDED;
 }
 
@@ -153,12 +163,33 @@ static __always_inline void strip_tags(context_t *ctx, const struct packet *pack
 {
 }
 
-/* Whether TC is to answer this packet: it has tags beside the bytes, where they are in nobody's
- * way.
- */
-static __always_inline int is_answered_by_tc(const struct packet *packet)
+static __always_inline void read_tags(context_t *ctx, const struct packet *packet,
+				      struct vlan_client *client)
 {
-	return packet->tags;
+}
+
+static __always_inline int put_on_tags(context_t *ctx, const struct vlan_client *client)
+{
+	return -1;
+}
+
+/* Whether XDP may answer this packet. TC has tags beside the bytes, where they are in nobody's
+ * way, and sends by any device.
+ */
+static __always_inline struct decision can_answer(context_t *ctx, const struct packet *packet,
+						  const struct settings *own)
+{
+	if (unlikely(packet->tags))
+		return decide(REASON_slow_vlan);
+#ifdef GALE_GENERIC_XDP
+	/* Generic XDP comes after the kernel has merged segments, and does not tell. */
+	if (packet->answer == ANSWER_TOO_BIG)
+		return decide(REASON_slow_merged);
+#endif
+	if (unlikely(ctx->ingress_ifindex == own->public_ifindex ? own->public_by_tc
+								 : own->private_by_tc))
+		return decide(REASON_slow_output);
+	return UNDECIDED;
 }
 
 /* Cuts the frame to its first `kept` bytes. */

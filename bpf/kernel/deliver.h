@@ -12,7 +12,14 @@ static __always_inline struct decision answer_too_big(struct packet *packet, __u
 	return decide(REASON_too_big_answered);
 }
 
-/* To a seat. `overhead`: what will be put around it. */
+/* This LB is a router on the packet's way, and its last one (RFC 1812, 5.3.1). */
+static __always_inline struct decision answer_time_exceeded(struct packet *packet)
+{
+	packet->answer = ANSWER_TIME_EXCEEDED;
+	return decide(REASON_ttl_answered);
+}
+
+/* To a seat. `overhead`: what will be put around it, by a router then (L3). */
 static __always_inline struct decision may_forward(context_t *ctx, struct packet *packet,
 						   const struct seat *seat, __u16 overhead)
 {
@@ -20,6 +27,8 @@ static __always_inline struct decision may_forward(context_t *ctx, struct packet
 
 	if (unlikely(is_decided(refused)))
 		return refused;
+	if (unlikely(overhead && packet->ip->ttl <= 1))
+		return answer_time_exceeded(packet);
 	if (likely(longest_segment(ctx, packet) + overhead <= seat->mtu))
 		return UNDECIDED;
 	return answer_too_big(packet, seat->mtu - overhead);
@@ -35,20 +44,20 @@ static __always_inline struct decision may_translate(context_t *ctx, struct pack
 		refused = can_translate(packet);
 	if (unlikely(is_decided(refused)))
 		return refused;
-	return unlikely(packet->ip->ttl <= 1) ? decide(REASON_drop_ttl) : UNDECIDED;
+	return unlikely(packet->ip->ttl <= 1) ? answer_time_exceeded(packet) : UNDECIDED;
 }
 
 /* A reply, back to the client. */
 static __always_inline struct decision may_reply(context_t *ctx, struct packet *packet,
 						 const __u8 *last_hop, const struct settings *own)
 {
-	struct decision refused = can_reach_client(packet, last_hop);
+	struct decision refused = can_reach_client(packet, last_hop, own);
 
 	if (unlikely(is_decided(refused)))
 		return refused;
 	if (unlikely(longest_segment(ctx, packet) > own->public_mtu))
 		return answer_too_big(packet, own->public_mtu);
-	return unlikely(packet->ip->ttl <= 1) ? decide(REASON_drop_ttl) : UNDECIDED;
+	return unlikely(packet->ip->ttl <= 1) ? answer_time_exceeded(packet) : UNDECIDED;
 }
 
 #endif

@@ -1,10 +1,11 @@
 /* L3: the client's packet travels whole, inside an outer header to the node.
  *
  * IP in IP (RFC 2003), or UDP with a GUE header (draft-ietf-intarea-gue, variant 0, no options).
- * DSCP and ECN are copied outward (RFC 6040); the outer packet is never fragmented, so its length
- * is checked before. What tells one flow's outer header from another's, so that the node's network
- * card spreads flows over its queues: with GUE the UDP source port, with IP in IP the outer source
- * address, taken from a /16 that is set apart for it.
+ * DSCP and ECN are copied outward (RFC 6040, normal mode), and the time to live inside is one less
+ * (RFC 2003): a load balancer of L3 is a router, and seen as one. The outer packet is never
+ * fragmented, so its length is checked before. What tells one flow's outer header from another's,
+ * so that the node's network card spreads flows over its queues: with GUE the UDP source port, with
+ * IP in IP the outer source address, taken from a /16 that is set apart for it.
  */
 #ifndef GALE_ENCAP_H
 #define GALE_ENCAP_H
@@ -50,19 +51,25 @@ static __always_inline __be32 outer_source(const struct seat *seat, __u8 flags, 
 	return own->outer_prefix | bpf_htonl(entropy & 0xffff);
 }
 
+/* Of what is merged and has become too long for the field it says 0, as the kernel does. */
+static __always_inline __be16 length_field(__u32 bytes)
+{
+	return bytes > 0xffff ? 0 : bpf_htons(bytes);
+}
+
 /* Fills in the outer header; of `outer` only the IP part counts where the service uses IP in IP. */
 static __always_inline void make_outer(struct outer_gue *outer, const struct packet *packet,
 				       const struct seat *seat, __u8 flags, __u32 entropy,
 				       const struct settings *own)
 {
-	__u16 inner_bytes = bpf_ntohs(packet->ip->tot_len);
+	__u32 inner_bytes = packet->ip_bytes;
 	struct iphdr *ip = &outer->ip;
 
 	*ip = (struct iphdr){
 		.version = 4,
 		.ihl = 5,
 		.tos = packet->ip->tos,
-		.tot_len = bpf_htons(inner_bytes + outer_bytes(flags)),
+		.tot_len = length_field(inner_bytes + outer_bytes(flags)),
 		.frag_off = bpf_htons(IP_DONT_FRAGMENT),
 		.ttl = OUTER_TTL,
 		.protocol = flags & SERVICE_GUE ? IPPROTO_UDP : IPPROTO_IPIP,
@@ -73,7 +80,8 @@ static __always_inline void make_outer(struct outer_gue *outer, const struct pac
 	outer->udp = (struct udphdr){
 		.source = bpf_htons(0xc000 | (entropy & 0x3fff)),
 		.dest = bpf_htons(GUE_PORT),
-		.len = bpf_htons(inner_bytes + sizeof(struct udphdr) + sizeof(struct gue_header)),
+		.len = length_field(inner_bytes + sizeof(struct udphdr) +
+				    sizeof(struct gue_header)),
 	};
 	outer->gue = (struct gue_header){ .protocol = IPPROTO_IPIP };
 }
@@ -84,6 +92,7 @@ static __always_inline int encapsulate(context_t *ctx, struct packet *packet,
 {
 	struct outer_gue outer;
 
+	decrease_ttl(packet->ip); /* RFC 2003, 3.1: whoever wraps a packet forwards it */
 	make_outer(&outer, packet, seat, flags, entropy, own);
 	if (seat->ifindex != arrived_on(ctx))
 		strip_tags(ctx, packet); /* the kernel makes no room behind a tag */

@@ -112,17 +112,17 @@ static __always_inline int is_acknowledgeable(__u32 acknowledged, const struct f
  */
 static __always_inline int learn(const struct packet *packet, struct flow *mine)
 {
-	__u32 end = packet->sequence + packet->payload;
-	__u32 edge = packet->acknowledged + ((__u32)packet->window << (mine->scale & 15));
+	__u32 end = packet->tcp->sequence + packet->tcp->payload;
+	__u32 edge = packet->tcp->acknowledged + ((__u32)packet->tcp->window << (mine->scale & 15));
 
-	if (unlikely(!is_near(packet->sequence, mine->end, mine->reach) ||
-		     !is_acknowledgeable(packet->acknowledged, mine) ||
+	if (unlikely(!is_near(packet->tcp->sequence, mine->end, mine->reach) ||
+		     !is_acknowledgeable(packet->tcp->acknowledged, mine) ||
 		     !(packet->tcp_flags & TCP_FLAG_ACK)))
 		return 0;
 	if (is_after(end, mine->end))
 		mine->end = end;
-	if (is_after(packet->acknowledged, mine->acked))
-		mine->acked = packet->acknowledged;
+	if (is_after(packet->tcp->acknowledged, mine->acked))
+		mine->acked = packet->tcp->acknowledged;
 	if (is_after(edge, mine->edge))
 		mine->edge = edge;
 	return 1;
@@ -158,11 +158,11 @@ static __always_inline void settle_acknowledged(struct flow *mine, struct flow *
 static __always_inline void note_fin(const struct packet *packet, struct flow *mine,
 				     struct flow *theirs, __u32 sent)
 {
-	__u32 fin = packet->sequence + packet->payload;
+	__u32 fin = packet->tcp->sequence + packet->tcp->payload;
 
 	if ((mine->flags & FLOW_FIN) || is_after(theirs->acked, fin) || is_after(fin, theirs->edge))
 		return;
-	if (!is_after(packet->sequence, sent)) {
+	if (!is_after(packet->tcp->sequence, sent)) {
 		record_fin(mine, theirs, fin + 1);
 		return;
 	}
@@ -174,18 +174,18 @@ static __always_inline void note_fin(const struct packet *packet, struct flow *m
 static __always_inline void check_fin(const struct packet *packet, struct flow *mine,
 				      struct flow *theirs, __u32 sent)
 {
-	__u32 end = packet->sequence + packet->payload;
+	__u32 end = packet->tcp->sequence + packet->tcp->payload;
 
 	if (mine->flags & FLOW_FIN) {
 		/* Who goes on where its FIN stood has not sent it: that was a forgery. */
-		if (is_after(end, sent) && !is_after(packet->sequence, sent))
+		if (is_after(end, sent) && !is_after(packet->tcp->sequence, sent))
 			mine->flags &= ~FLOW_FIN;
 		else
 			mine->end = sent;
 	} else if (mine->flags & FLOW_WATCHED) {
-		if (packet->sequence == sent + 1 && !packet->payload) {
+		if (packet->tcp->sequence == sent + 1 && !packet->tcp->payload) {
 			record_fin(mine, theirs, sent + 1);
-		} else if (packet->payload && is_after(end, sent)) {
+		} else if (packet->tcp->payload && is_after(end, sent)) {
 			mine->flags &= ~FLOW_WATCHED; /* it was none */
 			theirs->flags &= ~FLOW_WATCHED;
 		}
@@ -202,7 +202,7 @@ static __always_inline int is_finished(const struct flow *one, const struct flow
 static __always_inline __u8 state_after_reset(const struct packet *packet, struct flow *mine,
 					      const struct flow *theirs, __u8 state)
 {
-	__u32 number = packet->sequence;
+	__u32 number = packet->tcp->sequence;
 
 	if (number == theirs->acked)
 		return FLOW_TCP_RESET;
@@ -269,15 +269,15 @@ static __always_inline void track_living(const struct packet *packet, struct pai
  */
 static __always_inline int answers_syn(const struct packet *packet, const struct flow *request)
 {
-	return !is_after(request->acked, packet->acknowledged) &&
-	       !is_after(packet->acknowledged, request->end);
+	return !is_after(request->acked, packet->tcp->acknowledged) &&
+	       !is_after(packet->tcp->acknowledged, request->end);
 }
 
 static __always_inline void note_syn(const struct packet *packet, struct flow *request)
 {
-	request->acked = packet->sequence + 1;
-	request->end = packet->sequence + 1 + packet->payload;
-	request->scale = packet->scale;
+	request->acked = packet->tcp->sequence + 1;
+	request->end = packet->tcp->sequence + 1 + packet->tcp->payload;
+	request->scale = packet->tcp->scale;
 	request->edge = 0;
 	request->flags = 0;
 }
@@ -288,17 +288,17 @@ static __always_inline void note_syn(const struct packet *packet, struct flow *r
 static __always_inline void note_syn_ack(const struct packet *packet, struct pair *pair)
 {
 	struct flow *request = pair->request, *reply = pair->reply;
-	int scaled = packet->scale != NO_SCALE && request->scale != NO_SCALE;
+	int scaled = packet->tcp->scale != NO_SCALE && request->scale != NO_SCALE;
 
 	request->scale = scaled ? request->scale : 0;
-	reply->scale = scaled ? packet->scale : 0;
+	reply->scale = scaled ? packet->tcp->scale : 0;
 	request->reach = reply->reach = reach_of(request->scale, reply->scale);
-	request->end = packet->acknowledged;
-	request->acked = packet->sequence;
-	request->edge = packet->sequence;
-	reply->end = packet->sequence + 1 + packet->payload;
-	reply->acked = packet->acknowledged;
-	reply->edge = packet->acknowledged + packet->window;
+	request->end = packet->tcp->acknowledged;
+	request->acked = packet->tcp->sequence;
+	request->edge = packet->tcp->sequence;
+	reply->end = packet->tcp->sequence + 1 + packet->tcp->payload;
+	reply->acked = packet->tcp->acknowledged;
+	reply->edge = packet->tcp->acknowledged + packet->tcp->window;
 	request->flags = reply->flags = 0;
 }
 
@@ -306,9 +306,9 @@ static __always_inline void note_syn_ack(const struct packet *packet, struct pai
 static __always_inline void note_early(const struct packet *packet, struct flow *reply)
 {
 	int fin = !!(packet->tcp_flags & TCP_FLAG_FIN);
-	__u32 end = packet->sequence + packet->payload + fin;
+	__u32 end = packet->tcp->sequence + packet->tcp->payload + fin;
 
-	if (!is_near(packet->sequence, reply->end, reply->reach) || !is_after(end, reply->end))
+	if (!is_near(packet->tcp->sequence, reply->end, reply->reach) || !is_after(end, reply->end))
 		return;
 	reply->end = end;
 	if (fin)
@@ -322,8 +322,8 @@ static __always_inline void note_early(const struct packet *packet, struct flow 
 static __always_inline int completes_handshake(const struct packet *packet, const struct pair *pair)
 {
 	return (packet->tcp_flags & TCP_FLAG_ACK) && !(packet->tcp_flags & TCP_FLAG_SYN) &&
-	       is_after(packet->acknowledged, pair->request->acked) &&
-	       !is_after(packet->acknowledged, pair->reply->end);
+	       is_after(packet->tcp->acknowledged, pair->request->acked) &&
+	       !is_after(packet->tcp->acknowledged, pair->reply->end);
 }
 
 /* --------------------------------------------------------------------- ordinary packets */

@@ -238,20 +238,6 @@ static __always_inline struct flow *flow_at(__u32 index, __u32 is_old)
 	return bucket ? &bucket->flow[index % FLOW_WAYS] : 0;
 }
 
-/* The key under which packets of the other direction arrive. */
-static __always_inline struct flow_key opposite_key(const struct flow_key *key,
-						    const struct rewrite *to)
-{
-	return (struct flow_key){
-		.saddr = to->daddr,
-		.daddr = to->saddr,
-		.sport = to->dport,
-		.dport = to->sport,
-		.protocol = key->protocol,
-		.direction = !key->direction,
-	};
-}
-
 /* The entry of the other direction, found by its index and known by its key and by where it leads;
  * 0: it has gone, so this flow has too.
  */
@@ -467,12 +453,16 @@ static __always_inline enum claim claim_place(struct place *place, const struct 
 	return claim;
 }
 
-/* Whether the client's packets still come from where they came before. */
+/* Whether the client's packets still come from where they came before. Of a client in a VLAN that
+ * stands elsewhere (`vlan_clients`), and nothing here.
+ */
 static __always_inline int comes_from(const struct packet *packet, const struct flow *flow)
 {
 	const __u16 *source = (const __u16 *)packet->ethernet->h_source;
 	const __u16 *known = (const __u16 *)flow->last_hop;
 
+	if (unlikely(packet->is_tagged))
+		return !is_known(flow->last_hop);
 	return source[0] == known[0] && source[1] == known[1] && source[2] == known[2];
 }
 
@@ -480,7 +470,11 @@ static __always_inline int comes_from(const struct packet *packet, const struct 
  */
 static __always_inline void note_last_hop(const struct packet *packet, struct flow *flow)
 {
-	if (packet->key.direction == DIRECTION_REQUEST && !packet->is_tagged)
+	if (packet->key.direction != DIRECTION_REQUEST)
+		return;
+	if (packet->is_tagged)
+		__builtin_memset(flow->last_hop, 0, ETH_ALEN);
+	else
 		__builtin_memcpy(flow->last_hop, packet->ethernet->h_source, ETH_ALEN);
 }
 

@@ -12,6 +12,7 @@
 #include "icmp.h"
 #include "rate.h"
 #include "tcp.h"
+#include "vlan.h"
 #include "verifier.h"
 
 /* A packet that is to be sent on: as what, where to, and what is counted. `seat` 0: not yet. */
@@ -29,6 +30,8 @@ static __always_inline struct decision send_to_node(context_t *ctx, struct packe
 	if (unlikely(packet->first_fragment) &&
 	    note_fragment(packet, sending->to.seat, MODE_L4, 0, &sending->to, 0))
 		return decide(REASON_drop_fragment_clash);
+	if (unlikely(packet->is_tagged))
+		note_vlan_client(ctx, packet);
 	sending->counters->packets_in += packet->segments;
 	sending->counters->bytes_in += packet->bytes;
 	if (rewrite_l4(ctx, packet, &sending->to))
@@ -98,6 +101,8 @@ static __always_inline struct decision new_l4_flow(context_t *ctx, struct packet
 	if (!cursor)
 		return decide(REASON_drop_no_node);
 	begin_request(packet, seat, index, own, now, &draft->request);
+	if (service->flags & SERVICE_KEEPS_PORT)
+		draft->request.dport = packet->key.dport;
 	decision = open_flow(packet, service, own, cursor, now, place, draft);
 	if (is_decided(decision))
 		return decision;
@@ -182,7 +187,7 @@ static __always_inline enum reason follow_opening(const struct packet *packet, s
 	}
 	if (packet->tcp_flags & TCP_FLAG_RST) {
 		/* After a challenge ACK the client will try again from this very port. */
-		if (state == FLOW_TCP_ANSWERED && packet->sequence == pair->reply->acked)
+		if (state == FLOW_TCP_ANSWERED && packet->tcp->sequence == pair->reply->acked)
 			change_pair(packet, pair, FLOW_TCP_RESET,
 				    deadline_of(FLOW_TCP_RESET, own, now));
 		return REASON_l4_opening;
@@ -208,7 +213,7 @@ static __always_inline void follow_request(const struct packet *packet, struct p
 {
 	if (is_tcp(packet) && is_syn(packet)) {
 		/* To the node with it: if that answers it, the flow begins anew. */
-		pair->reply->begin = packet->sequence + 1;
+		pair->reply->begin = packet->tcp->sequence + 1;
 		return;
 	}
 	track_living(packet, pair, own, now);
@@ -363,7 +368,7 @@ static __always_inline struct decision follow_flow(context_t *ctx, struct packet
 	if (unlikely((seat->flags & SEAT_RESET) && is_connected(to->state) && !is_opening(packet) &&
 		     !has_passed(flow->deadline, now)))
 		return tell_of_death(packet, place, to, now);
-	if (likely(!(seat->flags & SEAT_DEAD) && (comes_from(packet, flow) || packet->is_tagged))) {
+	if (likely(!(seat->flags & SEAT_DEAD) && comes_from(packet, flow))) {
 		refused = may_translate(ctx, packet, seat);
 		if (unlikely(is_decided(refused)))
 			return refused;
@@ -403,12 +408,12 @@ static __always_inline struct decision forward_l4(context_t *ctx, struct packet 
 	struct place place;
 	__u32 now;
 
-	if (is_tcp(packet) && read_numbers(ctx, packet, own))
+	if (is_tcp(packet) && read_numbers(ctx, packet))
 		return decide(REASON_pass_malformed);
 	place = find_flow(&packet->key, own);
 	now = ticks_now();
 	if (unlikely(packet->tcp_flags & TCP_FLAG_SYN))
-		packet->scale = unknown(own, window_scale(ctx, packet));
+		packet->tcp->scale = window_scale(ctx, packet);
 	if (likely(place.flow))
 		decision = follow_flow(ctx, packet, service, own, &place, now, &sending);
 	if (unlikely(is_decided(decision)))

@@ -22,15 +22,17 @@
 
 GALE_MAP("array", int, struct settings, settings, 1, 0);
 GALE_MAP("array", int, struct service, services, SERVICE_PLACES, 0);
-GALE_MAP("array", int, struct ring_entry, ring, MAX_SERVICES *RING_ENTRIES, 0);
+
+/* Made with as many entries as the rings take that the services may need (programs.py). */
+GALE_MAP("array", int, struct ring_entry, ring, 1, 0);
 GALE_MAP("array", int, struct seat, seats, MAX_SEATS, 0);
 GALE_MAP("array", int, struct port_cursor, port_cursors, MAX_SEATS, 0);
-GALE_MAP("hash", u32, struct address_info, addresses, 1024, 0);
+GALE_MAP("hash", u32, struct address_info, addresses, 4096, 0);
 
 /* Nodes' addresses and ports: what comes from one of them to an SNAT port is an answer, to
  * somebody.
  */
-GALE_MAP("hash", struct service_key, u32, endpoints, MAX_SEATS, 0);
+GALE_MAP("hash", struct service_key, u32, endpoints, MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
 
 /* The flow table, and the one before it after a change of size. Both are mapped into user space's
  * memory, which reads them and writes nothing. Made with FLOW_BUCKETS and OLD_FLOW_BUCKETS entries.
@@ -54,6 +56,9 @@ GALE_MAP("lru_hash", u32, struct rate, sources, 65536, 0);
 
 GALE_MAP("lru_hash", struct fragment_key, struct fragment, fragments, 8192, 0);
 GALE_MAP("array", int, u64, fragment_ids, 1, 0);
+
+/* By the key of the client's packets; none of those that carry no tag. */
+GALE_MAP("lru_hash", struct flow_key, struct vlan_client, vlan_clients, 16384, 0);
 
 GALE_MAP("percpu_array", int, struct seat_counters, seat_counters, MAX_SEATS, 0);
 GALE_MAP("percpu_array", int, u64, verdicts, HOOK_COUNT * 64, 0);

@@ -20,6 +20,20 @@ struct rewrite {
 	__u8 flags;
 };
 
+/* The key under which packets of the other direction arrive. */
+static __always_inline struct flow_key opposite_key(const struct flow_key *key,
+						    const struct rewrite *to)
+{
+	return (struct flow_key){
+		.saddr = to->daddr,
+		.daddr = to->saddr,
+		.sport = to->dport,
+		.dport = to->sport,
+		.protocol = key->protocol,
+		.direction = !key->direction,
+	};
+}
+
 static __always_inline __u32 address_delta(const struct packet *packet, const struct rewrite *to)
 {
 	return fold(delta32(packet->key.saddr, to->saddr) + delta32(packet->key.daddr, to->daddr));
@@ -30,11 +44,17 @@ static __always_inline __u32 port_delta(const struct packet *packet, const struc
 	return fold(delta16(packet->key.sport, to->sport) + delta16(packet->key.dport, to->dport));
 }
 
+static __always_inline void decrease_ttl(struct iphdr *ip)
+{
+	/* One less takes 0x0100 (network order) from the header's sum. */
+	ip->check = checksum_adjust(ip->check, delta16(bpf_htons(0x0100), 0));
+	ip->ttl--;
+}
+
 static __always_inline void rewrite_ipv4(struct iphdr *ip, __be32 saddr, __be32 daddr, __u32 delta)
 {
 	ip->saddr = saddr;
 	ip->daddr = daddr;
-	/* A time to live one less takes 0x0100 (network order) from the header's sum. */
 	ip->check = checksum_adjust(ip->check, delta + delta16(bpf_htons(0x0100), 0));
 	ip->ttl--;
 }

@@ -27,35 +27,53 @@
 #define TCP_FLAG_PSH 0x08
 #define TCP_FLAG_ACK 0x10
 
+#define VLAN_ID 0x0fff
+
 struct cursor {
 	void *position;
 	void *end;
+	__u32 merged; /* bytes of a frame that stands for many packets; 0: it stands for itself */
 };
 
 /* What is sent back instead of the packet, made of it. */
-enum answer { ANSWER_NONE, ANSWER_TOO_BIG, ANSWER_RESET, ANSWER_UNREACHABLE };
+enum answer {
+	ANSWER_NONE,
+	ANSWER_TOO_BIG,
+	ANSWER_RESET,
+	ANSWER_UNREACHABLE,
+	ANSWER_TIME_EXCEEDED,
+};
+
+/* What TCP's header says beyond its ports and flags. */
+struct tcp_numbers {
+	__u32 sequence;
+	__u32 acknowledged;
+	__u32 payload; /* bytes behind the TCP header */
+	__u16 window;  /* as it stands in the header */
+	__u8 scale;    /* a SYN's or SYN-ACK's window scale, or NO_SCALE */
+};
 
 struct packet {
 	struct ethhdr *ethernet;
 	struct iphdr *ip;
 	struct flow_key key;
-	__u32 bytes;	/* of the frame, with what lies outside of linear memory */
+	__u32 bytes;	/* on the wire, with what lies outside of linear memory */
 	__u32 segments; /* packets on the wire: TC sees many as one */
-	__u32 sequence; /* TCP's numbers, once tcp.h has read them */
-	__u32 acknowledged;
-	__u32 payload; /* bytes behind the TCP header */
-	__u16 window;  /* as it stands in the header */
 	__u8 tcp_flags;
 	__u8 transport_bytes; /* of its header */
 	__u8 tags;	      /* VLAN tags among the bytes */
-	__u8 is_tagged;	      /* there is one, among the bytes or beside them */
+	__u8 is_tagged;	      /* it is of a VLAN: an id stands among the bytes or beside them */
 	__u8 first_fragment;
 	__u8 later_fragment; /* has no ports */
 	__u8 icmp_error;     /* the key is that of the flow it is about */
-	__u16 mtu;	     /* what it would have to fit into, where it does not */
-	__u8 answer;	     /* enum answer */
-	__u8 scale;	     /* a SYN's or SYN-ACK's window scale, or NO_SCALE */
+	__u32 ip_bytes;	     /* of the IP packet, which may stand for many */
 	int verdict;	     /* what the kernel is told, once a packet has been forwarded */
+	/* Eight bytes of the stack that nobody writes to where a packet is sent on, so that the
+	 * verifier knows there that it is not answered.
+	 */
+	__u32 mtu;		 /* what it would have to fit into, where it does not */
+	__u32 answer;		 /* enum answer */
+	struct tcp_numbers *tcp; /* set once the headers are parsed, filled in by tcp.h */
 };
 
 /* Either a reason, which is final, or none yet. A type of its own, so that the one is never taken
@@ -107,7 +125,8 @@ static __always_inline int parse_vlan(struct cursor *cursor, struct packet *pack
 	if ((void *)(tag + 1) > cursor->end)
 		return -1;
 	packet->tags++;
-	packet->is_tagged = 1;
+	/* Id 0 is a priority alone: the packet is of no VLAN (IEEE 802.1Q). */
+	packet->is_tagged |= !!(tag->tci & bpf_htons(VLAN_ID));
 	cursor->position = tag + 1;
 	return tag->protocol;
 }
@@ -122,9 +141,13 @@ static __always_inline int parse_ipv4(struct cursor *cursor, struct packet *pack
 	header = ip->ihl * 4;
 	if (ip->version != 4 || header < IP_HEADER_BYTES)
 		return -1;
-	if (bpf_ntohs(ip->tot_len) < header)
-		return -1;
 	packet->ip = ip;
+	packet->ip_bytes = bpf_ntohs(ip->tot_len);
+	/* What is merged may be longer than the header has digits for, and says 0 (BIG TCP). */
+	if (unlikely(!packet->ip_bytes && cursor->merged))
+		packet->ip_bytes = cursor->merged - ((void *)ip - (void *)packet->ethernet);
+	if (packet->ip_bytes < header)
+		return -1;
 	if (unlikely(ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS | IP_FRAGMENT_OFFSET))) {
 		packet->later_fragment = !!(ip->frag_off & bpf_htons(IP_FRAGMENT_OFFSET));
 		packet->first_fragment = !packet->later_fragment;
@@ -139,12 +162,12 @@ static __always_inline int parse_ipv4(struct cursor *cursor, struct packet *pack
 /* What lies between the network header's end and the packet's claimed end. */
 static __always_inline __u32 network_payload(const struct packet *packet)
 {
-	return bpf_ntohs(packet->ip->tot_len) - packet->ip->ihl * 4;
+	return packet->ip_bytes - packet->ip->ihl * 4;
 }
 
 static __always_inline int transport_fits(const struct packet *packet, __u32 bytes)
 {
-	return bpf_ntohs(packet->ip->tot_len) >= packet->ip->ihl * 4 + bytes;
+	return packet->ip_bytes >= packet->ip->ihl * 4 + bytes;
 }
 
 static __always_inline int parse_tcp(struct cursor *cursor, struct packet *packet)
@@ -196,6 +219,20 @@ static __always_inline int parse_transport(struct cursor *cursor, struct packet 
 	}
 }
 
+/* Whether the frame is addressed to this MAC address, and so to neither another nor many. */
+static __always_inline int has_destination(const struct packet *packet, const __u8 *mac)
+{
+	const __u8 *destination = packet->ethernet->h_dest;
+
+	return !((*(const __u32 *)destination ^ *(const __u32 *)mac) |
+		 (*(const __u16 *)(destination + 4) ^ *(const __u16 *)(mac + 4)));
+}
+
+static __always_inline int is_known(const __u8 *mac)
+{
+	return *(const __u16 *)mac | *(const __u16 *)(mac + 2) | *(const __u16 *)(mac + 4);
+}
+
 /* Fills `packet` as far as its kind goes, from bytes that begin at the cursor.
  */
 static __always_inline struct decision parse_headers(struct cursor *cursor, struct packet *packet)
@@ -211,8 +248,7 @@ static __always_inline struct decision parse_headers(struct cursor *cursor, stru
 	protocol = parse_ipv4(cursor, packet);
 	if (protocol < 0)
 		return decide(REASON_pass_malformed);
-	packet->bytes =
-		(void *)packet->ip - (void *)packet->ethernet + bpf_ntohs(packet->ip->tot_len);
+	packet->bytes = (void *)packet->ip - (void *)packet->ethernet + packet->ip_bytes;
 	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP && protocol != IPPROTO_ICMP)
 		return decide(REASON_pass_not_for_service);
 	if (unlikely(packet->later_fragment))

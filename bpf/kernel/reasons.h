@@ -16,11 +16,14 @@
 	REASON(pass_no_flow, "no flow of ours: the host's own traffic")                            \
 	REASON(pass_icmp_other, "ICMP that concerns no flow of ours")                              \
 	REASON(pass_fragment_alone, "a later fragment of what is not for a service")               \
+	REASON(pass_other_mac, "a frame to another MAC address, to a group or to all")             \
 	REASON(pass_not_ready, "programs are attached, but user space has not set them up yet")    \
 	/* Ours, but XDP cannot finish it: TC does the same work on the next hook. */              \
 	REASON(slow_next_hop, "the next hop is not resolved yet")                                  \
+	REASON(slow_output, "the device it leaves by takes no frames from XDP")                    \
+	REASON(slow_merged, "too long for its way, unless it is many merged into one: TC knows")   \
 	REASON(slow_ip_options, "the IPv4 header carries options")                                 \
-	REASON(slow_vlan, "a VLAN tag has to come off")                                            \
+	REASON(slow_vlan, "a VLAN tag has to come off, or to be kept in mind")                     \
 	/* Sent on, or answered. */                                                                \
 	REASON(forward_first, "(none: where the forwards begin)")                                  \
 	REASON(l2_forwarded, "bridged to its node by MAC address")                                 \
@@ -36,6 +39,7 @@
 	REASON(icmp_to_node, "an ICMP error, sent to the node whose packet it quotes")             \
 	REASON(icmp_to_client, "an ICMP error, sent to the client whose packet it quotes")         \
 	REASON(too_big_answered, "too long with DF set: answered with fragmentation needed")       \
+	REASON(ttl_answered, "time to live ran out here: answered with time exceeded")             \
 	REASON(no_flow_reset, "TCP of no flow: answered with RST")                                 \
 	REASON(dead_node_reset, "its node is dead: the client is told by RST, to connect anew")    \
 	REASON(no_node_refused, "no node to route to: answered with RST or port unreachable")      \
@@ -52,7 +56,7 @@
 	REASON(drop_handshake_mismatch, "acknowledges what the node never sent: a blind flood")    \
 	REASON(drop_flow_taken, "another CPU has opened the same flow this instant")               \
 	REASON(drop_no_route, "no route to the node")                                              \
-	REASON(drop_ttl, "time to live ran out here")                                              \
+	REASON(drop_ttl, "time to live ran out here, and no answer possible")                      \
 	REASON(drop_too_big, "too long for the way to the node, and no answer possible")           \
 	REASON(drop_source_is_vip, "claims to come from the VIP itself")                           \
 	REASON(drop_martian_source, "from an address that no host can have")                       \

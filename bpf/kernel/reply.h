@@ -15,6 +15,7 @@
 #include "fragment.h"
 #include "icmp.h"
 #include "tcp.h"
+#include "vlan.h"
 
 static __always_inline struct decision send_to_client(context_t *ctx, struct packet *packet,
 						      const struct flow *flow,
@@ -33,7 +34,7 @@ static __always_inline struct decision send_to_client(context_t *ctx, struct pac
 	}
 	if (rewrite_l4(ctx, packet, to))
 		return decide(REASON_drop_rewrite_failed);
-	packet->verdict = deliver_to_client(ctx, packet, flow->last_hop, own);
+	packet->verdict = send_back(ctx, packet, flow->last_hop, to, own);
 	return decide(done);
 }
 
@@ -49,7 +50,7 @@ static __always_inline void follow_answer(const struct packet *packet, struct pa
 	} else if (packet->tcp_flags & TCP_FLAG_RST) {
 		if (!answers_syn(packet, pair->request) && state == FLOW_TCP_OPENING)
 			return;
-		if (state == FLOW_TCP_ANSWERED && packet->sequence != pair->reply->end)
+		if (state == FLOW_TCP_ANSWERED && packet->tcp->sequence != pair->reply->end)
 			return;
 		state = FLOW_TCP_RESET;
 	} else if (is_syn_ack(packet)) {
@@ -68,7 +69,8 @@ static __always_inline void follow_answer(const struct packet *packet, struct pa
 	if (entry_word(pair->request) == pair->request_word) {
 		if (!is_syn_ack(packet))
 			note_early(packet, pair->reply);
-		else if (to->state == FLOW_TCP_OPENING || packet->sequence != pair->request->acked)
+		else if (to->state == FLOW_TCP_OPENING ||
+			 packet->tcp->sequence != pair->request->acked)
 			note_syn_ack(packet, pair); /* the first time that it says so */
 	}
 	bpf_spin_unlock(&pair->request_lock->lock);
@@ -100,8 +102,8 @@ static __always_inline int answers_syn_on_top(const struct packet *packet, const
 	__u32 after = pair->reply->begin;
 
 	if (to->state == FLOW_TCP_RESET)
-		return packet->acknowledged != pair->reply->acked;
-	return after && packet->acknowledged - after <= MOST_SYN_DATA;
+		return packet->tcp->acknowledged != pair->reply->acked;
+	return after && packet->tcp->acknowledged - after <= MOST_SYN_DATA;
 }
 
 static __always_inline void follow_reply(const struct packet *packet, struct pair *pair,
@@ -140,7 +142,7 @@ static __always_inline struct decision reply_fragment(context_t *ctx, struct pac
 		counters->bytes_out += packet->bytes;
 	}
 	translate_fragment(packet, first);
-	packet->verdict = deliver_to_client(ctx, packet, first->last_hop, own);
+	packet->verdict = send_back(ctx, packet, first->last_hop, 0, own);
 	return decide(REASON_fragment_forwarded);
 }
 
@@ -156,7 +158,7 @@ static __always_inline struct decision error_to_client(context_t *ctx, struct pa
 		refused = translate_error(ctx, packet, to);
 	if (is_decided(refused))
 		return refused;
-	packet->verdict = deliver_to_client(ctx, packet, flow->last_hop, own);
+	packet->verdict = send_back(ctx, packet, flow->last_hop, to, own);
 	return decide(REASON_icmp_to_client);
 }
 
@@ -201,12 +203,12 @@ static __always_inline struct decision forward_reply(context_t *ctx, struct pack
 	if (unlikely(packet->key.protocol == IPPROTO_ICMP) && !adopt_quoted_key(ctx, packet))
 		return decide(REASON_pass_icmp_other);
 	forget_how_it_was_read(packet, own);
-	if (is_tcp(packet) && read_numbers(ctx, packet, own))
+	if (is_tcp(packet) && read_numbers(ctx, packet))
 		return decide(REASON_pass_malformed);
 	place = find_flow(&packet->key, own);
 	now = ticks_now();
 	if (unlikely(packet->tcp_flags & TCP_FLAG_SYN))
-		packet->scale = unknown(own, window_scale(ctx, packet));
+		packet->tcp->scale = window_scale(ctx, packet);
 	if (!place.flow || has_passed(place.flow->deadline, now) ||
 	    read_rewrite(place.flow, &packet->key, &to))
 		return pass_or_drop_reply(packet);
@@ -226,15 +228,19 @@ static __always_inline struct decision forward_reply(context_t *ctx, struct pack
 static __always_inline enum reason handle_reply(context_t *ctx, struct packet *packet)
 {
 	struct decision decision = parse_packet(ctx, packet);
+	struct tcp_numbers numbers = {};
 	struct settings *own;
 	enum reason reason;
 	int zero = 0;
 
 	if (unlikely(is_decided(decision)))
 		return reason_of(decision);
+	packet->tcp = &numbers;
 	own = settings.lookup(&zero);
 	if (unlikely(!own || !own->public_ifindex))
 		return REASON_pass_not_ready;
+	if (unlikely(!is_for_us(ctx, packet, own->private_mac)))
+		return REASON_pass_other_mac;
 	reason = reason_of(forward_reply(ctx, packet, own));
 	return unlikely(packet->answer) ? give_answer(ctx, packet, own, reason) : reason;
 }

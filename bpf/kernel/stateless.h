@@ -18,10 +18,11 @@
 static __always_inline int seat_of_hash(const struct service *service, __u64 hash)
 {
 	__u32 slot = slot_of(hash);
-	int index = service->id * RING_ENTRIES + slot / RING_LANES;
+	int index = service->ring * RING_ENTRIES + slot / RING_LANES;
 	struct ring_entry *entry = ring.lookup(&index);
+	__u32 found = entry ? entry->seat_less_id[slot % RING_LANES] : 0;
 
-	return entry ? entry->seat[slot % RING_LANES] : NO_SEAT;
+	return likely(found) ? found + service->id : NO_SEAT;
 }
 
 /* Nobody is left to serve it: its client is told at once. */

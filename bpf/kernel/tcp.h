@@ -15,20 +15,20 @@ static __always_inline __u32 transport_offset(const struct packet *packet)
 }
 
 /* Of a TCP packet that was parsed and not changed since. */
-static __always_inline int read_numbers(context_t *ctx, struct packet *packet,
-					const struct settings *own)
+static __always_inline int read_numbers(context_t *ctx, struct packet *packet)
 {
 	struct tcphdr *tcp = packet_start(ctx) + (transport_offset(packet) & 0x7f);
+	struct tcp_numbers *numbers = packet->tcp;
 	__u32 bytes = network_payload(packet);
 
 	if ((void *)(tcp + 1) > packet_end(ctx))
 		return -1; /* never: the parser has seen that header */
-	packet->sequence = bpf_ntohl(tcp->seq);
-	packet->acknowledged = bpf_ntohl(tcp->ack_seq);
-	packet->window = bpf_ntohs(tcp->window);
+	keep_together(numbers);
+	numbers->sequence = bpf_ntohl(tcp->seq);
+	numbers->acknowledged = bpf_ntohl(tcp->ack_seq);
+	numbers->window = bpf_ntohs(tcp->window);
 	/* A header longer than its packet is its receiver's business; here it has no payload. */
-	packet->payload =
-		unknown(own, bytes > packet->transport_bytes ? bytes - packet->transport_bytes : 0);
+	numbers->payload = bytes > packet->transport_bytes ? bytes - packet->transport_bytes : 0;
 	return 0;
 }
 

@@ -16,10 +16,9 @@
 #define RING_SLOTS 65537 /* a prime, as Maglev needs it */
 #define RING_LANES 4	 /* seats in one 8-byte entry of the ring */
 #define RING_ENTRIES 16385
-#define MAX_SERVICES 64
-#define SERVICE_PLACES 1024 /* few of them taken, so that an entry always finds one of its own */
-#define SERVICE_PROBES 4
-#define MAX_SEATS 8192
+#define SERVICE_PLACES 32768 /* half of them are ever taken: 16,384 fronts */
+#define MAX_SEATS 65536
+#define MAX_ENDPOINTS 262144
 #define NO_SEAT 0
 #define TICK_SHIFT 26 /* nanoseconds to ticks */
 #define TICKS_PER_SECOND 15
@@ -49,15 +48,21 @@ struct settings {
 	__u64 flow_seed; /* of the flow table's hash: drawn once, when the table is made */
 	__u32 public_ifindex;
 	__u32 private_ifindex;
+	__u8 public_mac[6]; /* a frame that comes there is ours if it is addressed so */
 	__u16 public_mtu;
-	__u8 public_mac[6];
+	__u8 private_mac[6];
+	__u16 padding;
+	__be32 public_address; /* as whom this LB itself speaks there */
+	__be32 private_address;
 	__be32 outer_prefix;	    /* IP in IP: a /16 the outer sources are spread over; 0: none */
 	__u32 chained;		    /* 1: flows may still stand in the table before this one */
 	__u32 new_flows_per_second; /* L4, on this LB as a whole; 0: no limit */
 	__u32 new_flows_per_second_per_source;
 	__u32 answers_per_second; /* RSTs and unreachables that strangers may provoke */
 	__u32 zero;		  /* always; see `unknown` in verifier.h */
-	__u32 timeout[16];	  /* ticks, by enum flow_state */
+	__u32 public_by_tc;	  /* 1: this device takes no frames from XDP, so TC sends there */
+	__u32 private_by_tc;
+	__u32 timeout[16]; /* ticks, by enum flow_state */
 };
 
 struct service_key {
@@ -68,11 +73,12 @@ struct service_key {
 };
 
 #define SERVICE_AFFINITY_CLIENT 1 /* the client's address alone picks the slot */
-#define SERVICE_NO_SNAT 2    /* L4: nodes see the client's address and answer through this LB */
-#define SERVICE_GUE 4	     /* L3: UDP and GUE instead of IP in IP */
-#define SERVICE_NO_RESET 8   /* TCP of no flow is dropped, not answered */
-#define SERVICE_HAS_FLOWS 16 /* of mode L4, or was until lately: look for flows first */
-#define SERVICE_RETIRED 32   /* takes no new flow: it is here for those it has */
+#define SERVICE_NO_SNAT 2     /* L4: nodes see the client's address and answer through this LB */
+#define SERVICE_GUE 4	      /* L3: UDP and GUE instead of IP in IP */
+#define SERVICE_NO_RESET 8    /* TCP of no flow is dropped, not answered */
+#define SERVICE_HAS_FLOWS 16  /* of mode L4, or was until lately: look for flows first */
+#define SERVICE_RETIRED 32    /* takes no new flow: it is here for those it has */
+#define SERVICE_KEEPS_PORT 64 /* L4, a range of ports: nodes serve it on the same ports */
 
 #define SNAT_ADDRESSES 8
 
@@ -89,28 +95,32 @@ struct service {
 	__u16 snat_ports;      /* on each address */
 	__u16 low_first_port;  /* for clients whose own port is below 1024 */
 	__u16 low_ports;
-	__u32 snat_count; /* of the addresses below; at least 1 where there is a port */
+	__u16 snat_count; /* of the addresses below; at least 1 where there is a port */
+	__u16 ring;	  /* which one: services of the same nodes share one */
 	__u64 identity;	  /* hash of the service's name: a restarted process adopts ids by it */
 	__be32 snat_address[SNAT_ADDRESSES];
 };
 
-/* Four slots of a service's ring: entry id * RING_ENTRIES + slot / 4, lane slot % 4. */
+/* Four slots of a ring: entry ring * RING_ENTRIES + slot / 4, lane slot % 4. The seat is this and
+ * the service's id, so that one ring does for many services, each with seats of its own; 0: none.
+ */
 struct ring_entry {
-	__u16 seat[RING_LANES];
+	__u16 seat_less_id[RING_LANES];
 };
 
 #define SEAT_RESOLVED 1 /* destination_mac is good: XDP may send by itself */
 #define SEAT_UP 2	/* takes new flows */
 #define SEAT_DEAD 4	/* its node is down: UDP and a SYN choose anew */
 #define SEAT_RESET 8	/* ... and so its other TCP flows are reset */
+#define SEAT_BY_TC 16	/* the device towards it takes no frames from XDP */
 
 /* One node's place at one service, with all that the fast path needs to reach it. */
 struct seat {
 	__be32 address;
-	__be16 port;
+	__be16 port; /* 0: the client's (SERVICE_KEEPS_PORT) */
 	__u16 service;
 	__u32 ifindex;	 /* 0: no route to it */
-	__be32 next_hop; /* the gateway's address, or its own */
+	__be32 next_hop; /* the gateway's address, or its own; 0: the gateway has an IPv6 address */
 	__u8 destination_mac[6];
 	__u8 source_mac[6];
 	__u16 mtu;
@@ -251,11 +261,24 @@ struct fragment {
 	__u16 padding;
 };
 
+/* Where the packets of a client in a VLAN came from: its replies go back into that VLAN. Tags as
+ * they stand in a frame, the outer one first; protocol 0: no more of them.
+ */
+struct vlan_client {
+	__u8 mac[6];
+	__be16 outer_protocol;
+	__u16 outer_id;
+	__be16 inner_protocol;
+	__u16 inner_id;
+	__u16 padding;
+};
+
 /* A new entry while it is put together: one for each CPU. */
 struct draft {
 	struct flow request;
 	struct flow_offer offer;
 	struct fragment fragment;
+	struct vlan_client vlan_client;
 	__u32 holder; /* the way that has the key wanted; FLOW_WAYS: none */
 	__u32 padding;
 	__s64 number; /* of the port chosen; -1: none */

@@ -42,7 +42,10 @@ import numpy as np
 
 from bpf.loader import compile_program, compile_programs
 from bpf.syscall import possible_cpus, read_entries
-from bus.messages import Encapsulation, Mode
+from bus.words import (
+    Encapsulation,
+    Mode,
+)
 from e2e.bench import crew, flows
 from e2e.bench.flows import FlowTable
 from e2e.bench.generator import ACK, ALL_FLOWS, SYN, Generator, tcp_frame
@@ -92,6 +95,7 @@ class Row:
     peers: str = ""
     request: str = ""
     """The row by whose net this one is judged, instead of the yardstick."""
+    services: int = 1
 
     @property
     def counted(self) -> str:
@@ -126,10 +130,20 @@ def _share(limit: float) -> Goal:
     return at_most(limit, " Y", 2)
 
 
+_AS_WITH_ONE = at_most(1.05, " × one service", 2)
 ROWS = (
     Row("L2, 1 flow", "l2", 1),
+    Row("… of 1,000 services, L2", "l2", 1, goal=_AS_WITH_ONE, request="L2, 1 flow", services=1000),
     Row("L2, 1M flows", "l2", MILLION),
     Row("L3 IPIP, 1 flow", "l3", 1, peers="Katran 0.30"),
+    Row(
+        "… of 1,000 services, L3",
+        "l3",
+        1,
+        goal=_AS_WITH_ONE,
+        request="L3 IPIP, 1 flow",
+        services=1000,
+    ),
     Row("L3 IPIP, 1M flows", "l3", MILLION, peers="Katran 0.79"),
     Row("L3 GUE, 1 flow", "l3", 1, gue=True),
     Row("L3 GUE, 1M flows", "l3", MILLION, gue=True),
@@ -270,7 +284,9 @@ class Bench:
         )
         self._counters = Counters(xdp.bpf, possible_cpus())
         service, seats = self._service(), _seats()
-        Tables(xdp).fill([(service, seats)], LOOPBACK, LOOPBACK)
+        tables = Tables(xdp)
+        others = row.services - 1
+        tables.fill([(service, seats)], LOOPBACK, LOOPBACK, _LB_MAC, _LB_MAC, others=others)
         clients = BYSTANDERS if row.syn else CLIENTS
         first_port = _BYSTANDERS_FIRST_SNAT_PORT if row.syn else _FIRST_SNAT_PORT
         self._flows = FlowTable(own, self._wrapper, service, seats, clients, standing, first_port)

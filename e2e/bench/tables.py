@@ -17,7 +17,12 @@ from numpy.typing import NDArray
 
 from bpf.loader import LoadedObject
 from bpf.syscall import write_entries
-from bus.messages import Affinity, Encapsulation, Mode, Protocol
+from bus.words import (
+    Affinity,
+    Encapsulation,
+    Mode,
+    Protocol,
+)
 from conf import LbConfig
 from services.dataplane import maps, ring
 from services.dataplane.kernel import Kernel, Settings
@@ -88,13 +93,23 @@ class Tables:
         services: Sequence[tuple[Service, Sequence[Seat]]],
         public: int,
         private: int,
-        public_mac: str | None = None,
+        public_mac: str,
+        private_mac: str,
+        others: int = 0,
     ) -> None:
-        """Settings, and each service with its nodes and its ring, as the dataplane writes them."""
+        """Settings, and each service with its nodes and its ring, as the dataplane writes them.
+
+        What is sent to another MAC address than the interface's is for nobody here. `others`: so
+        many more, which nobody asks for, on 256 addresses.
+        """
         kernel = Kernel(self._bpf)
         states = len(kernel.read_settings().timeout)
-        kernel.write_settings(_settings(states, public, private, public_mac))
+        kernel.write_settings(_settings(states, public, private, public_mac, private_mac))
         first = FIRST_SEAT
+        for number in range(others):
+            key = ServiceKey(f"10.90.0.{number % 256}", 8000 + number // 256, Protocol.TCP)
+            value = _service_value(0, services[0][0])
+            kernel.apply(ServiceWrite(key, value))
         for number, (service, seats) in enumerate(services):
             for write in _writes(first, number, service, seats):
                 kernel.apply(write)
@@ -115,7 +130,9 @@ class Tables:
             write_entries(fd, part.tobytes(), raw[start * each : (start + len(part)) * each])
 
 
-def _settings(states: int, public: int, private: int, public_mac: str | None) -> Settings:
+def _settings(
+    states: int, public: int, private: int, public_mac: str, private_mac: str
+) -> Settings:
     return Settings(
         hash_seed=_HASH_SEED,
         flow_seed=_FLOW_SEED,
@@ -123,11 +140,16 @@ def _settings(states: int, public: int, private: int, public_mac: str | None) ->
         private_ifindex=private,
         public_mac=mac_bytes(public_mac),
         public_mtu=_MTU,
+        private_mac=mac_bytes(private_mac),
+        public_address=0,
+        private_address=0,
         outer_prefix=address_word("10.200.0.0"),
         chained=0,
         new_flows_per_second=0,
         new_flows_per_second_per_source=0,
         answers_per_second=ANSWERS_PER_SECOND,
+        public_by_tc=0,
+        private_by_tc=0,
         # A file that says nothing.
         timeout=timeouts(LbConfig.model_construct(), states),
     )
@@ -184,6 +206,8 @@ def _service_value(number: int, service: Service) -> maps.Service:
         no_reset=service.no_reset,
         has_flows=is_l4,
         retired=False,
+        keeps_port=False,
+        ring=number,
         snat_addresses=(service.snat_address,) if is_l4 else (),
         snat_slice=_slice(service) if is_l4 else NO_PORTS,
     )
@@ -191,7 +215,7 @@ def _service_value(number: int, service: Service) -> maps.Service:
 
 def _slots(first: int, number: int, nodes: int) -> SlotsWrite:
     members = [ring.Member(f"node-{node}", 1) for node in range(nodes)]
-    slots = ring.build(members, _HASH_SEED, "benchmark") + first
+    slots = ring.build(members, _HASH_SEED, "benchmark") + first - number
     padded = np.zeros(ENTRIES * LANES, np.uint16)
     padded[: slots.size] = slots
     indices = number * ENTRIES + np.arange(ENTRIES, dtype=np.uint32)

@@ -32,7 +32,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 
 from bpf.loader import compile_programs
 from bpf.pins import PinnedMaps
-from bus.messages import Mode
+from bus.words import Mode
 from e2e.bench import core, wire
 from e2e.bench.tables import Seat, Service, Tables
 from e2e.lab import LabError
@@ -288,7 +288,7 @@ def _attach_gale() -> None:
     bulk = [Seat(path.node(0), BULK_PORT, private, nodes_mac, own_mac)]
     xdp, tc = compile_programs(["xdp.c", "tc.c"], maps=PinnedMaps(None))
     services = [(_service(path, HTTP_PORT), http), (_service(path, BULK_PORT), bulk)]
-    Tables(xdp).fill(services, public, private, public_mac)
+    Tables(xdp).fill(services, public, private, public_mac, own_mac)
     wire.attach_tc(_PRIV, tc.function("gale_tc_private", "tc"), "gale_tc_private")
     wire.attach_tc(_PUB, tc.function("gale_tc_public", "tc"), "gale_tc_public")
     wire.attach_xdp(_PUB, xdp.function("gale_xdp_public", "xdp"))

@@ -34,7 +34,7 @@ from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket
 
 from bpf.loader import compile_program, compile_programs
 from bpf.syscall import send_frames, xdp_context
-from bus.messages import Mode
+from bus.words import Mode
 from e2e.bench import core, crew, flows, wire
 from e2e.bench.flows import FlowTable
 from e2e.bench.generator import ACK, ALL_FLOWS, SYN, Generator, tcp_frame
@@ -298,7 +298,7 @@ class Bench:
         seats = [
             Seat(_node(number), PORT, private, self._sink_mac, mac) for number in range(self._nodes)
         ]
-        tables.fill([(service, seats)], public, private)
+        tables.fill([(service, seats)], public, private, wire.mac_of(self._lb, _PUB), mac)
         if self._established():
             wrapper, count = Wrapper(self._images), self._established()
             FlowTable(table, wrapper, service, seats, CLIENTS, count, FIRST_SNAT_PORT).fill()

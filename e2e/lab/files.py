@@ -33,6 +33,8 @@ PLAN_FILE = plan.ROOT_DIR / "plan.json"
 BLOCK_BYTES = 1 << 20
 FILES = {"1k.bin": 1 << 10, "1m.bin": 1 << 20, "200m.bin": 200 << 20}
 SHIPPED_SUPERVISOR_DIR = plan.CHECKOUT_DIR / "conf" / "supervisor"
+IMAGES_DIR = plan.CHECKOUT_DIR / "build" / "images"
+"""Compiled programs, for all LBs of all labs: compiling is the slowest part of a start."""
 STAND_IN = "EXTRA.toml"
 Table = dict[str, Any]
 
@@ -130,6 +132,9 @@ def _write_machine(machine: str) -> None:
     home = plan.home(machine)
     for directory in ("run", "state", "log", "bpf", "supervisor"):
         (home / directory).mkdir(parents=True)
+    if plan.is_lb(machine):
+        IMAGES_DIR.mkdir(parents=True, exist_ok=True)
+        (home / "state" / "programs").symlink_to(IMAGES_DIR)
     environment = ",".join(f'{name}="{value}"' for name, value in plan.environment(machine).items())
     plan.supervisor_conf(machine).write_text(
         SUPERVISORD_CONF.format(home=home, environment=environment)
@@ -169,18 +174,26 @@ def services(lab: Plan, overlay: Table) -> tuple[Service, ...]:
     """What the LBs' file leads the nodes to expect. What is wrong with it, the LBs will say."""
     tables = lb_config(lab, lab.lb_names[0], overlay)["services"]
     return tuple(
-        Service(table["name"], table.get("node_port", table["port"]), table.get("protocol", "tcp"))
+        Service(
+            table["name"],
+            first_port(table.get("node_port", table["port"])),
+            table.get("protocol", "tcp"),
+        )
         for table in tables
         if "name" in table and "port" in table
     )
+
+
+def first_port(value: int | str) -> int:
+    """Of a port, or of a range such as "9000-9099"."""
+    return int(str(value).partition("-")[0])
 
 
 def web_port(lab: Plan, overlay: Table) -> int | None:
     """The VIP's port that leads to the nodes' nginx, if any does."""
     for table in lb_config(lab, lab.lb_names[0], overlay)["services"]:
         if table.get("node_port", table.get("port")) == servers.HTTP_PORT:
-            port: int = table["port"]
-            return port
+            return first_port(table["port"])
     return None
 
 
@@ -189,6 +202,11 @@ def uses_outer_headers(lab: Plan, overlay: Table) -> bool:
     config = lb_config(lab, lab.lb_names[0], overlay)
     mode = config["local"]["mode"]
     return any(table.get("mode", mode) == "l3" for table in config["services"])
+
+
+def replies_by_xdp(lab: Plan, overlay: Table) -> bool:
+    config = lb_config(lab, lab.lb_names[0], overlay)
+    return bool(config.get("dataplane", {}).get("reply_hook") == "xdp")
 
 
 def node_config(lab: Plan, machine: str, served: tuple[Service, ...]) -> Table:

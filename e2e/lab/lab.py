@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2e.lab import files, network, plan
+from e2e.lab import files, images, network, plan
 from e2e.lab.network import LabError
 from e2e.lab.plan import Plan
 from e2e.traffic import LOAD_PROGRAM, read_results
@@ -94,9 +94,14 @@ class Lab:
         down(say)
         say("writing configuration and what the servers serve")
         files.write_all(self.plan, overlay)
+        images.fill(plan.home(self.plan.lb_names[0]) / "lb.toml", files.IMAGES_DIR)
         say(f"building the network of {len(self.plan.machines)} machines")
         outer = files.uses_outer_headers(self.plan, overlay)
-        network.build(self.plan, plan.OUTER_BYTES_ROOM if outer else 0)
+        network.build(
+            self.plan,
+            plan.OUTER_BYTES_ROOM if outer else 0,
+            replies_by_xdp=files.replies_by_xdp(self.plan, overlay),
+        )
         for machine in (*self.plan.node_names, *self.plan.lb_names):
             say(f"starting supervisord on {machine}")
             self.start_supervisord(machine)

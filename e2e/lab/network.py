@@ -6,7 +6,8 @@ What the settings are for (each was found out by losing packets without it):
   other end polls, and it polls if it has an XDP program or GRO. XDP itself there would cost TSO.
 * TX checksums off at the switch's port that feeds an XDP hook, an LB's public one. A local sender
   leaves its sums to the hardware, and what XDP redirects is never finished. Clients and nodes keep
-  their offloads: so the replies reach TC as few large segments.
+  their offloads: so the replies reach TC as few large segments. Where the LBs' replies go through
+  XDP (`reply_hook = "xdp"`), that holds for the private port too.
 * The router's `rp_filter` is 2: a node's direct reply comes with the VIP for a source, from the
   private side. An LB has `ip_forward = 0` and `rp_filter = 1`, the strictest that must do.
 * Nodes have their default route through the router; LBs they reach on their own network. Where the
@@ -20,8 +21,11 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from e2e.lab import plan
+from bpf.loader import compile_program
+from bpf.syscall import pin_object
+from e2e.lab import devices, plan
 from e2e.lab.plan import Link, Plan
 
 FORWARDING_STATE = 3
@@ -52,7 +56,7 @@ def _sysctl(machine: str, setting: str, value: int) -> None:
     command([*plan.enter(machine), "sysctl", "-qw", f"net.{setting}={value}"])
 
 
-def build(lab: Plan, outer_room: int) -> None:
+def build(lab: Plan, outer_room: int, *, replies_by_xdp: bool = False) -> None:
     """Everything up to the point where each machine reaches each other on its networks.
 
     `outer_room`: by how many bytes the private network's packets may be longer.
@@ -64,7 +68,13 @@ def build(lab: Plan, outer_room: int) -> None:
     for machine in lab.machines:
         _set_forwarding(machine)
         for link in lab.links(machine):
-            _plug_in(link, lab.mtu + (outer_room if link.network is plan.PRIVATE else 0))
+            is_private = link.network is plan.PRIVATE
+            kind = lab.device(link)
+            _plug_in(link, lab.mtu + (outer_room if is_private else 0), kind)
+            if plan.is_lb(machine) and kind == devices.VETH:
+                _set_offloads(link, feeds_xdp=replies_by_xdp or not is_private)
+            if plan.is_lb(machine) and lab.vlan and not is_private:
+                _tag(link)
         _route(lab, machine)
 
 
@@ -81,25 +91,50 @@ def _build_switch() -> None:
         )
 
 
-def _plug_in(link: Link, mtu: int) -> None:
-    interface, port = link.network.interface, link.port
-    inside = plan.namespace(link.machine)
-    _ip(
-        plan.SWITCH,
-        [
-            f"link add {port} mtu {mtu} type veth peer name {interface} mtu {mtu} netns {inside}",
-            f"link set {port} master {link.network.bridge} up",
-        ],
-    )
+def _plug_in(link: Link, mtu: int, kind: str) -> None:
+    interface, inside = link.network.interface, plan.namespace(link.machine)
+    if kind == devices.TAP:
+        devices.start_taps(link)
+        _ip(plan.SWITCH, [f"link set {link.port} mtu {mtu}"])
+        _ip(link.machine, [f"link set {interface} mtu {mtu}"])
+    else:
+        cable, (end, port_steps) = devices.cable_of(link, kind), devices.port_steps(link, kind)
+        _ip(
+            plan.SWITCH,
+            [
+                f"link add {end} mtu {mtu} type veth peer name {cable} mtu {mtu} netns {inside}",
+                *port_steps,
+            ],
+        )
+        _ip(link.machine, devices.steps(link, kind))
+    _ip(plan.SWITCH, [f"link set {link.port} master {link.network.bridge} up"])
     _ip(
         link.machine,
         [f"link set {interface} up", f"address add {link.address}/24 dev {interface}"],
     )
-    if plan.is_lb(link.machine):
-        command([*plan.enter(link.machine), "ethtool", "-K", interface, "gro", "on"])
-        command([*plan.enter(plan.SWITCH), "ethtool", "-K", port, "gro", "on"])
-        if link.network is plan.PUBLIC:
-            command([*plan.enter(plan.SWITCH), "ethtool", "-K", port, "tx", "off"])
+
+
+def _set_offloads(link: Link, *, feeds_xdp: bool) -> None:
+    command([*plan.enter(link.machine), "ethtool", "-K", link.network.interface, "gro", "on"])
+    command([*plan.enter(plan.SWITCH), "ethtool", "-K", link.port, "gro", "on"])
+    if feeds_xdp:
+        command([*plan.enter(plan.SWITCH), "ethtool", "-K", link.port, "tx", "off"])
+
+
+def _tag(link: Link) -> None:
+    """Have the switch's port carry a VLAN, by two programs (tags.c): the kernel of a lab may have
+    neither VLAN devices nor bridges that know of VLANs.
+    """
+    source = Path(__file__).with_name("tags.c")
+    loaded = compile_program(str(source), defines={"LAB_VLAN": plan.VLAN_ID})
+    command([*plan.enter(plan.SWITCH), "tc", "qdisc", "add", "dev", link.port, "clsact"])
+    for way, name in (("egress", "lab_tag"), ("ingress", "lab_untag")):
+        pin = plan.home(link.machine) / "bpf" / name
+        pin_object(loaded.function(name, "tc"), pin)
+        words = ["filter", "add", "dev", link.port, way, "bpf", "da", "object-pinned", str(pin)]
+        command([*plan.enter(plan.SWITCH), "tc", *words])
+        pin.unlink()
+    loaded.close()
 
 
 def _set_forwarding(machine: str) -> None:

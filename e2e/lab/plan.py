@@ -79,6 +79,7 @@ SERVICES = (
     Service("udp", 5300, "udp"),
 )
 """Unless an extra file says otherwise; every node serves all of them, on the VIP's port."""
+VLAN_ID = 7
 OUTER_BYTES_ROOM = 100
 """By how much packets on the private network may be longer where a service is of mode L3, so that
 a whole packet of a client fits through with its outer header (20 bytes of IPIP, 32 of GUE)."""
@@ -92,6 +93,11 @@ class Plan:
     nodes: int = 3
     mode: str = "l4"
     mtu: int = 1500
+    vlan: bool = False
+    """Between the switch and the LBs' public interface IPv4 goes with a tag, both ways."""
+    devices: tuple[str, ...] = ()
+    """Of what kind each LB's interfaces are, `PUBLIC/PRIVATE` (see `devices`); the last one holds
+    for all further LBs. None: veth/veth."""
 
     def as_plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -117,6 +123,14 @@ class Plan:
         if is_lb(machine):
             return (Link(machine, PUBLIC, 10 + number), Link(machine, PRIVATE, 10 + number))
         return (Link(machine, PRIVATE, 20 + number),)
+
+    def device(self, link: Link) -> str:
+        """Of what kind this interface is."""
+        if not (is_lb(link.machine) and self.devices):
+            return "veth"
+        number = min(self.lb_names.index(link.machine), len(self.devices) - 1)
+        public, private = self.devices[number].split("/")
+        return public if link.network is PUBLIC else private
 
     def vip(self, lb: str) -> str:
         """Without floating VIPs an LB's own public address is its VIP."""

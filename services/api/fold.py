@@ -4,11 +4,12 @@ In: every message of the bus (`receive`), who subscribed to the public stream (`
 (`tick`). Out: the public messages to send, already numbered and in the log (`stream.py`); and the
 picture itself, `latest` and `processes`, from which `snapshot.py` and `metrics.py` read.
 
-**Which states become public.** The newest value of each state topic is kept. It goes out when it
-says something new, when somebody subscribes, and every `STATE_REPEAT_MS`, so that a subscriber
+**Which states become public.** The newest value of each state topic is kept. It goes out when there
+is a new version of it, when somebody subscribes, and every `STATE_REPEAT_MS`, so that a subscriber
 that lost it is right again soon. Ages, remainders and running totals change by themselves all the
-time and are no news (`LASTING`): an idle cluster is quiet. A state whose process has been silent
-since is not repeated.
+time and raise no version: an idle cluster is quiet. A state whose process has been silent since is
+not repeated. `state.nodes.` is put together from `state.view.` and `state.checks.` (`observed.py`),
+and only the former is news.
 
 **Which events become public.** All, once each. A restarted API is sent the kept events of all
 processes again, and most of them went out under its previous boot. `published` says how far that
@@ -26,25 +27,15 @@ Pure: time comes in as monotonic `now_ms`, ages are of receipt and never of wall
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
-from operator import attrgetter
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
-from bus.messages import (
-    Ban,
-    CommittedTable,
-    DataplaneState,
-    Envelope,
-    LocalView,
-    NodeObservation,
-    NodeTable,
-    ProcessEvent,
-    QuorumMember,
-    QuorumState,
-    Topic,
-    Whole,
-)
+from bus.codec import Envelope, Head
+from bus.events import ProcessEvent
+from bus.states import LocalView, NodesState
+from bus.topics import Topic
+from bus.words import Whole
+from services.api.observed import nodes_state
 from services.api.stream import Entry, EventLog
 
 STATE_REPEAT_MS = 5000
@@ -58,51 +49,20 @@ PUBLIC_STATES: dict[Topic, Topic] = {
 """Bus topic to public topic, in the order in which a subscriber is shown them."""
 
 
-def _without(kind: type[Any], *passing: str) -> Callable[[Any], tuple[Any, ...]]:
-    getter: Callable[[Any], tuple[Any, ...]] = attrgetter(
-        *(field.name for field in fields(kind) if field.name not in passing)
-    )
-    return getter
-
-
-LASTING: dict[type[Any], Callable[[Any], tuple[Any, ...]]] = {
-    LocalView: _without(LocalView, "version", "rejected"),
-    NodeObservation: _without(
-        NodeObservation,
-        "observed_ms",
-        "banned_for_ms",
-        "checks_passed",
-        "checks_good_total",
-        "checks_bad_total",
-        "load",
-    ),
-    CommittedTable: lambda committed: (committed.table,),
-    NodeTable: _without(NodeTable),
-    Ban: _without(Ban, "remaining_ms"),
-    QuorumState: _without(QuorumState, "version", "lease_remaining_ms"),
-    QuorumMember: _without(QuorumMember, "heard_ms"),
-    DataplaneState: _without(DataplaneState, "version"),
-}
-"""Per type, the fields whose change is news."""
-
-
-def lasting(value: Any) -> Any:
-    """`value` as nested tuples without what passes by itself: equal means nothing new."""
-    if isinstance(value, tuple):
-        return tuple(map(lasting, value))
-    getter = LASTING.get(type(value))
-    return value if getter is None else tuple(map(lasting, getter(value)))
-
-
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A state with the moment it came."""
+    """A state with the moment when it came, or was last said to hold still."""
 
     envelope: Envelope
     at_ms: int
 
     def age_ms(self, now_ms: int) -> int:
+        """How long nothing has been heard of it."""
         return max(0, now_ms - self.at_ms)
+
+    def content_age_ms(self, now_ms: int) -> int:
+        """How long ago its content was right as it stands."""
+        return max(0, now_ms - self.envelope.head.made_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +87,8 @@ class Position:
 class _Shown:
     """The last public message of one state topic."""
 
-    lasting: Any
     at_ms: int
-    origin: Envelope
+    head: Head
 
 
 class Fold:
@@ -165,9 +124,17 @@ class Fold:
         self._note_process(envelope, now_ms)
         if envelope.topic.is_state:
             self.latest[envelope.topic] = Received(envelope, now_ms)
-            return self._show_if_new(envelope.topic, now_ms)
+            return [self._show(envelope.topic, now_ms)] if envelope.topic in PUBLIC_STATES else []
         self.published[envelope.source] = Position(envelope.boot, envelope.seq)
         return [self.log.append(envelope.topic, envelope)]
+
+    def repeated(self, heads: Iterable[Head], now_ms: int) -> None:
+        """States whose publishers have said that they still hold."""
+        for head in heads:
+            self._note_heard(head, now_ms)
+            known = self.latest.get(head.topic)
+            if known is not None and known.envelope.boot == head.boot:
+                self.latest[head.topic] = Received(known.envelope, now_ms)
 
     def subscribed(self, prefixes: Iterable[bytes], now_ms: int) -> list[Entry]:
         """The present state, for whoever has just asked for topics with these prefixes."""
@@ -183,8 +150,7 @@ class Fold:
         return [
             self._show(topic, now_ms)
             for topic, shown in self._shown.items()
-            if now_ms - shown.at_ms >= STATE_REPEAT_MS
-            and shown.origin is not self.latest[topic].envelope
+            if now_ms - shown.at_ms >= STATE_REPEAT_MS and self.latest[topic].at_ms > shown.at_ms
         ]
 
     def _was_published(self, envelope: Envelope) -> bool:
@@ -197,25 +163,41 @@ class Fold:
         )
 
     def _note_process(self, envelope: Envelope, now_ms: int) -> None:
-        known = self.processes.get(envelope.source)
-        if known is None or known.boot != envelope.boot:
-            known = Process(envelope.boot, now_ms)
+        known = self._note_heard(envelope.head, now_ms)
         if isinstance(envelope.data, ProcessEvent):
-            known = replace(known, pid=envelope.data.pid, version=envelope.data.version)
-        self.processes[envelope.source] = replace(known, heard_ms=now_ms)
+            self.processes[envelope.source] = replace(
+                known, pid=envelope.data.pid, version=envelope.data.version
+            )
 
-    def _show_if_new(self, topic: Topic, now_ms: int) -> list[Entry]:
-        shown = self._shown.get(topic)
-        if topic not in PUBLIC_STATES:
-            return []
-        if shown is not None and shown.lasting == lasting(self.latest[topic].envelope.data):
-            return []
-        return [self._show(topic, now_ms)]
+    def _note_heard(self, head: Head, now_ms: int) -> Process:
+        known = self.processes.get(head.source)
+        if known is None or known.boot != head.boot:
+            known = Process(head.boot, now_ms)
+        self.processes[head.source] = known = replace(known, heard_ms=now_ms)
+        return known
 
     def _show(self, topic: Topic, now_ms: int) -> Entry:
-        envelope = self.latest[topic].envelope
-        self._shown[topic] = _Shown(lasting(envelope.data), now_ms, envelope)
-        return self.log.append(PUBLIC_STATES[topic], envelope)
+        received = self.latest[topic]
+        head, data = received.envelope.head, received.envelope.data
+        self._shown[topic] = _Shown(now_ms, head)
+        if isinstance(data, LocalView):
+            age_ms = received.content_age_ms(now_ms)
+            data = self.nodes_state(now_ms)
+            # Put together now: so this is when its ages are right.
+            head = replace(head, time_ms=head.time_ms + age_ms)
+        return self.log.append(PUBLIC_STATES[topic], Envelope(head, data))
+
+    def nodes_state(self, now_ms: int) -> NodesState | None:
+        """All that this LB sees of its nodes, as it is now; None: health has not spoken yet."""
+        view, checks = self.latest.get(Topic.STATE_VIEW), self.latest.get(Topic.STATE_CHECKS)
+        if view is None:
+            return None
+        return nodes_state(
+            view.envelope.data,
+            checks.envelope.data if checks is not None else None,
+            view.content_age_ms(now_ms),
+            checks.content_age_ms(now_ms) if checks is not None else 0,
+        )
 
 
 def _merged(envelopes: Iterable[Envelope]) -> Iterable[Envelope]:
@@ -223,4 +205,4 @@ def _merged(envelopes: Iterable[Envelope]) -> Iterable[Envelope]:
     by_source: dict[str, list[Envelope]] = {}
     for envelope in envelopes:
         by_source.setdefault(envelope.source, []).append(envelope)
-    return heapq.merge(*by_source.values(), key=attrgetter("time_ms"))
+    return heapq.merge(*by_source.values(), key=lambda envelope: envelope.head.time_ms)

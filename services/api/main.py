@@ -4,7 +4,7 @@ The shell of `fold.py`: it owns the sockets and the clock. Of the four processes
 that outsiders talk to, so it decides nothing and holds no capability; killed, it loses no packet,
 no event (its position in the stream is on disk) and at worst the streams that were open.
 
-**In**: states and events of dataplane, health and quorum (`topology.SUBSCRIBES`), the command
+**In**: states and events of dataplane, health and quorum (`topics.SUBSCRIBES`), the command
 `reload`, HTTP. **Out**: `process.started.` on the bus, the public stream at `<run>/events.ipc` (and
 at `bus.events` when configured), commands to the dataplane on behalf of `/v1/flows`.
 
@@ -23,11 +23,9 @@ the configuration again, as the command `reload` does: the port moves at once.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterable
@@ -37,18 +35,16 @@ from typing import Any
 import structlog
 import zmq
 
-from bus import topology
-from bus.messages import ProcessEvent, Topic
-from bus.socket import (
+from bus import topics
+from bus.commands import (
     CommandError,
-    CommandServer,
-    Publisher,
-    PublisherSocket,
-    Subscriber,
     request,
 )
-from conf import ConfigError, LbConfig, Paths, load_lb, taken
-from services import logs
+from bus.socket import (
+    PublisherSocket,
+)
+from conf import LbConfig, Paths, load_lb
+from services import process
 from services.api.fold import Fold
 from services.api.listener import Endpoint, Listener
 from services.api.metrics import Scrape
@@ -57,6 +53,7 @@ from services.api.routes import application
 from services.api.snapshot import Local
 from services.api.stream import Entry
 from services.machine import LOOPBACK, own_address
+from services.process import Bus
 
 SETTLE_MS = 300
 """Three times libzmq's default pause before it reconnects."""
@@ -68,15 +65,11 @@ _log = structlog.get_logger()
 
 def main() -> None:
     """Console script `gale-api`."""
-    argparse.ArgumentParser(prog="gale-api", description="Gale's API process.").parse_args()
-    logs.set_up()
-    paths = Paths.from_environment()
-    try:
-        config = load_lb(paths.lb_config)
-    except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        sys.exit(2)
+    what = "Gale's API process."
+    process.launch("gale-api", what, load_lb, lambda paths: paths.lb_config, _run)
+
+
+def _run(paths: Paths, config: LbConfig) -> None:
     asyncio.run(ApiProcess(paths, config).run())
 
 
@@ -88,19 +81,12 @@ class ApiProcess:
         self._config = self._started_with = config
         self._name = config.local.name
         self._version = version("gale")
-        self._context: zmq.Context[Any] = zmq.Context()
-        path = topology.publisher_path(paths.run_dir, topology.API)
-        self._publisher = Publisher(self._context, path, topology.API, self._name)
-        self._commands = CommandServer(
-            self._context, topology.command_path(paths.run_dir, topology.API)
-        )
-        wanted = topology.SUBSCRIBES[topology.API]
-        self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
-        self._public = PublisherSocket(self._context, topology.events_path(paths.run_dir))
+        self._bus = Bus(paths.run_dir, topics.API, self._name)
+        self._publisher, self._commands = self._bus.publisher, self._bus.commands
+        self._subscriber = self._bus.subscriber
+        self._public = PublisherSocket(self._bus.context, topics.events_path(paths.run_dir))
         self._polled: tuple[zmq.Socket[bytes], ...] = (
-            self._publisher.poll_socket,
-            self._commands.socket,
-            self._subscriber.socket,
+            *self._bus.sockets,
             self._public.socket,
         )
         self._events_unbound = config.bus.events
@@ -131,10 +117,9 @@ class ApiProcess:
             await asyncio.gather(ticking, *(listener.run() for listener in self._listeners))
             for polled in self._polled:
                 loop.remove_reader(int(polled.getsockopt(zmq.FD)))
-        _log.info("stopped", process=topology.API)
-        for owned in (self._publisher, self._commands, self._subscriber, self._public):
-            owned.close()
-        self._context.term()
+        _log.info("stopped", process=topics.API)
+        self._public.close()
+        self._bus.close()
 
     # ------------------------------------------------------------------ the bus and the stream
 
@@ -143,9 +128,8 @@ class ApiProcess:
         entries = self.fold.catch_up(self._subscriber.receive(), self.now_ms())
         self._public.subscriptions()
         self._send(entries)
-        started = ProcessEvent(topology.API, os.getpid(), self._version, adopted)
-        envelope = self._publisher.publish(Topic.PROCESS_STARTED, started)
-        self._send(self.fold.receive(envelope, self.now_ms()))
+        started = self._bus.started(adopted)
+        self._send(self.fold.receive(started, self.now_ms()))
 
     def _pump(self) -> None:
         """Take in all that has come, until no socket has anything left."""
@@ -157,6 +141,7 @@ class ApiProcess:
             self._send(self.fold.subscribed(prefixes, now_ms))
             for envelope in self._subscriber.receive():
                 self._send(self.fold.receive(envelope, now_ms))
+            self.fold.repeated(self._subscriber.repeated, now_ms)
             if not any(int(polled.getsockopt(zmq.EVENTS)) & zmq.POLLIN for polled in self._polled):
                 return
 
@@ -223,8 +208,8 @@ class ApiProcess:
         return self._wait_for(self._news)
 
     async def command(self, service: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        path = topology.command_path(self._paths.run_dir, service)
-        return await asyncio.to_thread(request, self._context, path, verb, arguments)
+        path = topics.command_path(self._paths.run_dir, service)
+        return await asyncio.to_thread(request, self._bus.context, path, verb, arguments)
 
     async def _wait_for(self, news: asyncio.Event) -> bool:
         if not self._stopping.is_set():
@@ -261,14 +246,7 @@ class ApiProcess:
         return self._reload()
 
     def _reload(self) -> dict[str, Any]:
-        try:
-            config = load_lb(self._paths.lb_config)
-        except ConfigError as error:
-            problems = [str(problem) for problem in error.problems]
-            for problem in problems:
-                _log.error("the configuration stays as it was", problem=problem)
-            return {"applied": False, "problems": problems, "restart_needed": []}
-        self._config, restart_needed = taken(self._started_with, config)
-        path = self._paths.lb_config
-        _log.info("configuration applied", path=path, restart_needed=restart_needed)
-        return {"applied": True, "problems": [], "restart_needed": restart_needed}
+        config, answer = process.reload_lb(self._paths.lb_config, self._started_with)
+        if config is not None:
+            self._config = config
+        return answer

@@ -19,16 +19,19 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from bus import topology
-from bus.messages import (
+from bus import topics
+from bus.states import (
     CommittedTable,
     Counters,
     DataplaneState,
-    LocalView,
-    NodeState,
+    LocalChecks,
+    NodesState,
     QuorumState,
+)
+from bus.topics import Topic
+from bus.words import (
+    NodeState,
     Role,
-    Topic,
 )
 from services.api.fold import Fold
 from services.api.snapshot import Local, age_ms, data_of
@@ -68,8 +71,8 @@ class _GaleCollector(Collector):
         if (counters := data_of(scrape.fold, Topic.STATE_COUNTERS)) is not None:
             yield from _traffic_metrics(counters, scrape)
             yield from _conntrack_metrics(counters)
-        if (view := data_of(scrape.fold, Topic.STATE_VIEW)) is not None:
-            yield from _node_metrics(view)
+        if (observed := scrape.fold.nodes_state(scrape.now_ms)) is not None:
+            yield from _node_metrics(observed)
         if (dataplane := data_of(scrape.fold, Topic.STATE_DATAPLANE)) is not None:
             yield from _ring_metrics(dataplane)
         if (committed := data_of(scrape.fold, Topic.STATE_TABLE)) is not None:
@@ -95,7 +98,7 @@ def _process_metrics(scrape: Scrape) -> Iterator[Metric]:
         "gale_control_age_seconds", "Since each process was last heard.", labels=["process"]
     )
     for name, process in sorted(scrape.fold.processes.items()):
-        heard_ms = scrape.now_ms if name == topology.API else process.heard_ms
+        heard_ms = scrape.now_ms if name == topics.API else process.heard_ms
         age.add_metric([name], max(0, scrape.now_ms - heard_ms) / 1000)
     yield age
     dropped = CounterMetricFamily(
@@ -111,8 +114,8 @@ def _process_metrics(scrape: Scrape) -> Iterator[Metric]:
     )
     for reason, count in sorted(scrape.rejected.items()):
         rejected.add_metric(["bus", reason], count)
-    view: LocalView | None = data_of(scrape.fold, Topic.STATE_VIEW)
-    for reason, count in sorted(view.rejected.items()) if view is not None else ():
+    checks: LocalChecks | None = data_of(scrape.fold, Topic.STATE_CHECKS)
+    for reason, count in sorted(checks.rejected.items()) if checks is not None else ():
         rejected.add_metric(["nodes", reason], count)
     yield rejected
 
@@ -173,7 +176,7 @@ def _conntrack_metrics(counters: Counters) -> Iterator[Metric]:
     yield rests
 
 
-def _node_metrics(view: LocalView) -> Iterator[Metric]:
+def _node_metrics(observed: NodesState) -> Iterator[Metric]:
     states = GaugeMetricFamily(
         "gale_node_state",
         "1 for the state a node is in as seen from here, 0 for the others.",
@@ -182,7 +185,7 @@ def _node_metrics(view: LocalView) -> Iterator[Metric]:
     checks = CounterMetricFamily(
         "gale_node_checks_total", "Health checks by result.", labels=["node", "result"]
     )
-    for node in view.nodes:
+    for node in observed.nodes:
         for state in NodeState:
             states.add_metric([node.id, state], node.state is state)
         checks.add_metric([node.id, "good"], node.checks_good_total)

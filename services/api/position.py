@@ -13,8 +13,13 @@ from pathlib import Path
 
 import structlog
 
-from bus.messages import MalformedMessage, from_json, to_json
+from bus.codec import (
+    MalformedMessage,
+    from_json,
+    to_json,
+)
 from services.api.fold import Position
+from services.statefile import StateFile
 
 FILE_NAME = "events.position"
 
@@ -26,25 +31,23 @@ class PositionFile:
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / FILE_NAME
+        self._file = StateFile(self._path)
         self._complained = False
 
     def load(self) -> dict[str, Position]:
         try:
-            raw = self._path.read_bytes()
-            return from_json(dict[str, Position], raw)
-        except FileNotFoundError:
-            return {}
+            raw = self._file.load()
+            return from_json(dict[str, Position], raw) if raw is not None else {}
         except (OSError, MalformedMessage) as error:
-            _log.warning("starting the event stream anew", path=self._path, problem=str(error))
+            problem = str(error)
         with contextlib.suppress(OSError):  # the next save replaces it anyway
-            self._path.replace(self._path.with_suffix(".damaged"))
+            problem = self._file.set_aside(problem)
+        _log.warning("starting the event stream anew", path=self._path, problem=problem)
         return {}
 
     def save(self, published: dict[str, Position]) -> None:
-        fresh = self._path.with_suffix(".new")
         try:
-            fresh.write_bytes(to_json(published))
-            fresh.replace(self._path)
+            self._file.save(to_json(published))
             self._complained = False
         except OSError as error:
             if not self._complained:

@@ -25,9 +25,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
-from bus import topology
-from bus.messages import one_line
-from bus.socket import CommandError
+from bus import topics
+from bus.commands import CommandError
+from bus.words import one_line
 from services.api import snapshot
 from services.api.fold import Fold
 from services.api.metrics import Scrape, exposition
@@ -175,12 +175,12 @@ def _add_states(app: FastAPI, source: Source) -> None:
     @app.get("/v1/nodes", response_model=NodesShape)
     async def nodes() -> Response:
         """Every node that this LB sees or the quorum has agreed on."""
-        return _json(_known(snapshot.nodes(source.fold, source.now_ms()), topology.HEALTH))
+        return _json(_known(snapshot.nodes(source.fold, source.now_ms()), topics.HEALTH))
 
     @app.get("/v1/nodes/{node_id}", response_model=NodeShape)
     async def node(node_id: str) -> Response:
         """One node, by its id."""
-        known = _known(snapshot.nodes(source.fold, source.now_ms()), topology.HEALTH)
+        known = _known(snapshot.nodes(source.fold, source.now_ms()), topics.HEALTH)
         for candidate in known.nodes:
             if candidate.id == node_id:
                 return _json(candidate)
@@ -190,12 +190,12 @@ def _add_states(app: FastAPI, source: Source) -> None:
     async def services() -> Response:
         """Every service, with its nodes' parts of the ring and their counters."""
         shape = snapshot.services(source.fold, source.local(), source.now_ms())
-        return _json(_known(shape, topology.QUORUM))
+        return _json(_known(shape, topics.QUORUM))
 
     @app.get("/v1/quorum", response_model=QuorumShape)
     async def quorum() -> Response:
         """This LB's part in the agreement of the LBs."""
-        return _json(_known(snapshot.quorum(source.fold, source.now_ms()), topology.QUORUM))
+        return _json(_known(snapshot.quorum(source.fold, source.now_ms()), topics.QUORUM))
 
 
 def _add_flows(app: FastAPI, source: Source) -> None:
@@ -214,7 +214,7 @@ def _add_flows(app: FastAPI, source: Source) -> None:
         ids = {each.id for each in known.nodes} if known is not None else None
         _refuse_unknown("node", node, ids)
         arguments = {"node": node, "service": service, "limit": limit}
-        return await source.command(topology.DATAPLANE, "flows", arguments)
+        return await source.command(topics.DATAPLANE, "flows", arguments)
 
 
 def _refuse_unknown(kind: str, name: str | None, known: set[str] | None) -> None:

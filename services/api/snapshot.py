@@ -19,18 +19,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bus import topology
-from bus.messages import (
+from bus import topics
+from bus.states import (
     NodeObservation,
-    NodeState,
     QuorumMember,
     SeatCounters,
     SeatState,
     TableNode,
     TableService,
-    Topic,
     VipHolder,
 )
+from bus.topics import Topic
+from bus.words import NodeState
 from services.api.fold import Fold
 
 STALE_MS = 5000
@@ -109,10 +109,15 @@ class ServiceShape:
     name: str
     address: str | None
     port: int
+    ports: int
+    """How many, one after the other from `port` on."""
     protocol: str
     mode: str
     node_port: int
+    node_ports: int
+    """Likewise; 1: nodes serve all of its ports on one."""
     affinity: str
+    affinity_group: str
     nodes_up: int
     """How many nodes have slots of its ring."""
     nodes: list[SeatShape]
@@ -161,11 +166,22 @@ class HookShape:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputShape:
+    """By which device packets leave, and who sends them: xdp or tc, with the reason."""
+
+    interface: str
+    carries: str
+    hook: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneShape:
     ready: bool
     epoch: int
     """The node table's version the kernel has been told."""
     hooks: list[HookShape]
+    outputs: list[OutputShape]
     conntrack_established: int | None
     conntrack_half_open: int | None
     conntrack_capacity: int | None
@@ -237,7 +253,7 @@ def status(fold: Fold, local: Local, now_ms: int) -> StatusShape:
         version=local.version,
         ready=not not_ready,
         not_ready=not_ready,
-        processes={name: _process(fold, local, name, now_ms) for name in topology.SERVICES},
+        processes={name: _process(fold, local, name, now_ms) for name in topics.SERVICES},
         nodes={state.value: counts[state] for state in NodeState},
         services=offered.services if offered is not None else [],
         quorum=quorum(fold, now_ms),
@@ -259,11 +275,11 @@ def nodes(fold: Fold, now_ms: int) -> NodesShape | None:
     ages = [age_ms(fold, topic, now_ms) for topic in (Topic.STATE_VIEW, Topic.STATE_TABLE)]
     if ages == [None, None]:
         return None
-    view, committed = data_of(fold, Topic.STATE_VIEW), data_of(fold, Topic.STATE_TABLE)
+    observed, committed = fold.nodes_state(now_ms), data_of(fold, Topic.STATE_TABLE)
     agreed = {node.id: node for node in committed.table.nodes} if committed is not None else {}
     seats = _Seats(fold)
-    seen = view.nodes if view is not None else ()
-    shapes = [_seen(node, agreed.pop(node.id, None), seats, ages[0] or 0) for node in seen]
+    seen = observed.nodes if observed is not None else ()
+    shapes = [_seen(node, agreed.pop(node.id, None), seats) for node in seen]
     shapes += [_only_agreed(node, seats, ages[1] or 0) for node in agreed.values()]
     shapes.sort(key=lambda node: (node.name, node.id))
     return NodesShape(shapes, max(age for age in ages if age is not None))
@@ -345,7 +361,7 @@ class _Seats:
         return [self.shape(seat, ports.get(seat.service)) for seat in self.by_node.get(node.id, ())]
 
 
-def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats, age: int) -> NodeShape:
+def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats) -> NodeShape:
     return NodeShape(
         id=node.id,
         name=node.name,
@@ -356,8 +372,8 @@ def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats, age: i
         weight=node.weight,
         share=seats.share(node.id),
         fails=node.fails,
-        banned_for_ms=max(0, node.banned_for_ms - age),
-        observed_ms=node.observed_ms + age,
+        banned_for_ms=node.banned_for_ms,
+        observed_ms=node.observed_ms,
         checks_passed=node.checks_passed,
         checks_required=node.checks_required,
         load=node.load,
@@ -397,10 +413,13 @@ def _service(
         name=service.name,
         address=service.address or local.public_address,
         port=service.port,
+        ports=service.ports,
         protocol=service.protocol,
         mode=service.mode,
         node_port=service.node_port,
+        node_ports=service.ports if service.keeps_port else 1,
         affinity=service.affinity,
+        affinity_group=service.affinity_group,
         nodes_up=sum(1 for seat in of_service if seat.slots),
         nodes=[seats.shape(seat, ports.get((seat.node, service.name))) for seat in of_service],
         observed_ms=age,
@@ -430,6 +449,10 @@ def _dataplane(fold: Fold, now_ms: int) -> DataplaneShape | None:
             HookShape(hook.program, hook.interface, hook.attached, hook.flavour, hook.detail)
             for hook in state.hooks
         ],
+        outputs=[
+            OutputShape(output.interface, output.carries, output.hook, output.reason)
+            for output in state.outputs
+        ],
         conntrack_established=counters.conntrack_established if counters else None,
         conntrack_half_open=counters.conntrack_half_open if counters else None,
         conntrack_capacity=counters.conntrack_capacity if counters else None,
@@ -438,7 +461,7 @@ def _dataplane(fold: Fold, now_ms: int) -> DataplaneShape | None:
 
 
 def _process(fold: Fold, local: Local, name: str, now_ms: int) -> ProcessShape:
-    if name == topology.API:
+    if name == topics.API:
         boot = fold.log.boot
         return ProcessShape(0, True, boot, local.pid, local.version, local.waiting_for)
     known = fold.processes.get(name)
@@ -456,12 +479,12 @@ def _process(fold: Fold, local: Local, name: str, now_ms: int) -> ProcessShape:
 
 
 def _waiting_for(fold: Fold, process: str) -> str:
-    topics = {
-        topology.DATAPLANE: Topic.STATE_DATAPLANE,
-        topology.HEALTH: Topic.STATE_VIEW,
-        topology.QUORUM: Topic.STATE_QUORUM,
+    speaks_by = {
+        topics.DATAPLANE: Topic.STATE_DATAPLANE,
+        topics.HEALTH: Topic.STATE_VIEW,
+        topics.QUORUM: Topic.STATE_QUORUM,
     }
-    state = data_of(fold, topics[process])
+    state = data_of(fold, speaks_by[process])
     return state.waiting_for if state is not None else ""
 
 

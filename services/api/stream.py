@@ -22,8 +22,10 @@ from itertools import islice
 
 import orjson
 
-from bus.messages import FORMAT_VERSION, Envelope, Topic
+from bus.codec import Envelope, Head
+from bus.topics import Topic
 
+STREAM_VERSION = 1
 KEPT_MESSAGES = 8192
 KEPT_STATE_BYTES = 8 * 1024 * 1024
 
@@ -35,17 +37,17 @@ class Entry:
     seq: int
     topic_seq: int
     boot: str
-    envelope: Envelope
-    """What it was made of, without its data."""
+    head: Head
+    """Of what it was made of."""
     topic: Topic
     data: bytes | None
 
     @property
     def body(self) -> bytes:
         """The second frame on the wire, and the JSON object of the HTTP stream."""
-        origin = self.envelope
+        origin = self.head
         message = {
-            "v": FORMAT_VERSION,
+            "v": STREAM_VERSION,
             "topic": self.topic,
             "seq": self.seq,
             "topic_seq": self.topic_seq,
@@ -85,7 +87,7 @@ class EventLog:
             seq=self.last_seq,
             topic_seq=self._topic_seqs[topic],
             boot=self.boot,
-            envelope=replace(envelope, data=None),
+            head=envelope.head,
             topic=topic,
             data=orjson.dumps(envelope.data),
         )

@@ -2,8 +2,9 @@
 
 Stopping a process, or all of them, leaves the kernel forwarding by the last state; that is the
 promise. So taking the load balancer out of the packets' way is a command of its own, which takes
-off the two interfaces what is Gale's and nothing else, and then unpins it all. `--keep-maps` leaves
-the maps, conntrack with them, to whoever attaches next.
+the load balancer's programs off all interfaces, those of an earlier configuration included, and
+nothing else, and then unpins them. What a node agent on this machine has attached and pinned stays.
+`--keep-maps` leaves the maps, conntrack with them, to whoever attaches next.
 
 A running dataplane would only put its programs back, so its lock is taken first and held to the
 end: if it cannot be had, a dataplane runs, and `--force` is needed.
@@ -23,9 +24,10 @@ import typer
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from bus import topology
+from bpf.attach import ForeignProgram, InterfaceMissing, is_unwrappers
+from bpf.attachments import Attachment, Owner, all_attachments, take_off
+from bus import topics
 from conf import Paths
-from services.cli.attachments import NoSuchInterfaceError, attachments, take_off
 from services.cli.invocation import NO, Invocation, print_json
 from services.cli.machine import mount_of
 
@@ -63,8 +65,8 @@ def detach(
             )
             raise typer.Exit(NO)
         with IPRoute() as netlink:
-            for interface in sorted({local.net_interface_public, local.net_interface_private}):
-                _clear_interface(netlink, interface, paths.bpf_dir, outcome)
+            named = {local.net_interface_public, local.net_interface_private}
+            _clear(netlink, named, paths.bpf_dir, outcome)
         if not outcome.failed:
             _unpin(paths.bpf_dir, outcome, keep_maps=keep_maps)
     _report(outcome, as_json=invocation.json)
@@ -74,7 +76,7 @@ def detach(
 @contextmanager
 def _dataplane_locked_out(run_dir: Path) -> Iterator[bool]:
     """Hold the lock of the dataplane's publisher; False: a process has it."""
-    path = topology.publisher_path(run_dir, topology.DATAPLANE)
+    path = topics.publisher_path(run_dir, topics.DATAPLANE)
     try:
         descriptor = os.open(f"{path}.lock", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -91,19 +93,31 @@ def _dataplane_locked_out(run_dir: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _clear_interface(netlink: IPRoute, interface: str, bpf_dir: Path, outcome: _Outcome) -> None:
+def _clear(netlink: IPRoute, named: set[str], bpf_dir: Path, outcome: _Outcome) -> None:
+    """`named`: the interfaces of the configuration, of which strangers' programs are told too."""
+    present = all_attachments(netlink, bpf_dir)
+    for each in present:
+        if each.owner is Owner.LB:
+            _take_off(netlink, each, bpf_dir, outcome)
+        elif each.owner is Owner.NODE:
+            outcome.left.append(f"{each.interface}: {each} is the node agent's")
+        elif each.interface in named:
+            outcome.left.append(f"{each.interface}: {each} is not Gale's")
+    there = {link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
+    outcome.left.extend(f"{name}: no such interface" for name in sorted(named - there))
+
+
+def _take_off(netlink: IPRoute, attachment: Attachment, bpf_dir: Path, outcome: _Outcome) -> None:
+    interface = attachment.interface
     try:
-        for attachment in attachments(netlink, interface, bpf_dir):
-            if attachment.ours:
-                take_off(netlink, attachment)
-                outcome.removed.append(f"{interface}: {attachment}")
-            else:
-                outcome.left.append(f"{interface}: {attachment} is not Gale's")
-    except NoSuchInterfaceError as error:
-        outcome.left.append(str(error))
+        take_off(netlink, attachment, bpf_dir)
+    except (InterfaceMissing, ForeignProgram) as went:
+        outcome.left.append(str(went))
     except (NetlinkError, OSError) as error:
         reason = os.strerror(error.code) if isinstance(error, NetlinkError) else error.strerror
         outcome.failed.append(f"{interface}: {reason}; are you root?")
+    else:
+        outcome.removed.append(f"{interface}: {attachment}")
 
 
 def _unpin(bpf_dir: Path, outcome: _Outcome, *, keep_maps: bool) -> None:
@@ -118,6 +132,9 @@ def _unpin(bpf_dir: Path, outcome: _Outcome, *, keep_maps: bool) -> None:
         here = Path(directory)
         for name in names:
             if "." in name:  # the file system's own: nobody can make such a name there
+                continue
+            if here == bpf_dir / PROGRAMS and is_unwrappers(name):
+                outcome.left.append(f"{here / name}: the node agent's pin")
                 continue
             if keep_maps and here != bpf_dir / PROGRAMS:
                 kept += 1

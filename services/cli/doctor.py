@@ -30,8 +30,8 @@ import httpx
 import typer
 from rich.text import Text
 
+from bpf.attach import OUR_PRIORITY, UNWRAPPER
 from conf import LbConfig, NodeConfig, Paths, Source, load_either
-from services.cli.attachments import OUR_PRIORITY
 from services.cli.host import host_problems
 from services.cli.invocation import NO, WELL, Invocation, print_json
 from services.cli.machine import (
@@ -63,7 +63,6 @@ STRICT = 1
 ARP_IGNORE = "net/ipv4/conf/all/arp_ignore"
 ARP_ANNOUNCE = "net/ipv4/conf/all/arp_announce"
 LOOPBACK = "lo"
-UNWRAPPER = "gale_unwrap"
 
 
 class Level(StrEnum):
@@ -238,7 +237,7 @@ def link_findings(link: Link) -> Findings:
         yield Finding(
             Level.WARN,
             link.name,
-            "LRO is on: drivers refuse XDP then, and TC has all the work",
+            "LRO is on: drivers refuse XDP then, and what it has merged TC cannot send on",
             f"ethtool -K {link.name} lro off",
         )
 
@@ -285,7 +284,13 @@ def xdp_findings(config: LbConfig, machine: Machine) -> Findings:
         return
     needed = XDP_BASIC | XDP_REDIRECT
     if public.xdp_features is None or private.xdp_features is None:
-        yield Finding(Level.WARN, "XDP", "this kernel does not say what the drivers can do")
+        yield Finding(
+            Level.WARN,
+            "XDP",
+            "this kernel does not say which devices take frames from XDP: TC sends, at a higher"
+            " cost",
+            "Linux 6.3 or newer",
+        )
     elif public.xdp_features & needed != needed:
         yield Finding(
             Level.WARN,
@@ -297,19 +302,19 @@ def xdp_findings(config: LbConfig, machine: Machine) -> Findings:
         yield Finding(Level.OK, "XDP", f"native on {public.name}, redirects to {private.name}")
     elif private.kind == "veth":
         yield Finding(
-            Level.FAIL,
+            Level.WARN,
             "XDP",
             f"{private.name} is a veth whose other end has GRO off, or got it before it was up:"
-            " what XDP redirects to it is lost",
+            " it takes no frames from XDP, so TC sends to it, at a higher cost",
             "on the other end: ethtool -K IT gro off; ethtool -K IT gro on",
         )
     else:
         yield Finding(
             Level.WARN,
             "XDP",
-            f"the driver of {private.name} does not say that it takes redirected packets"
-            " (some say so only once they have an XDP program of their own)",
-            f"if no packet arrives, watch ethtool -S {private.name}",
+            f"{private.name} ({private.kind or 'its driver'}) takes no frames from XDP"
+            " (some drivers do only while they have an XDP program of their own): TC sends to it,"
+            " at a higher cost",
         )
 
 

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from conf import Endpoint, LbConfig, NodeConfig, Problem, Source
+from conf.lb import Service, overlap
 from conf.lines import Key
-from services.machine import all_addresses
+from services.cli.machine import Listener, listeners
+from services.machine import all_addresses, own_address
 
 
 def host_problems(source: Source, config: LbConfig | NodeConfig) -> tuple[Problem, ...]:
@@ -44,12 +46,69 @@ def _lb_problems(source: Source, config: LbConfig) -> Iterator[Problem]:
                 wrong = f"{virtual_ip.address} is an address of {name}"
                 expected = "expected none: a floating address is never an address of the machine"
                 yield source.problem(("virtual_ips", index, "address"), f"{wrong}, {expected}")
+    yield from _front_problems(source, config, set().union(*interfaces.values()))
     if config.security.keys is not None:
         yield from _key_problems(source, config.security.keys)
     if config.security.api_token_file is not None:
         yield from _secret_file(
             source, ("security", "api_token_file"), config.security.api_token_file
         )
+
+
+ANYWHERE = ("0.0.0.0", "::")
+
+
+def occupied(
+    services: tuple[Service, ...], public: str | None, own: set[str], there: tuple[Listener, ...]
+) -> Iterator[tuple[int, Listener]]:
+    """Services, by their place in the list, on a port of an address of this machine where somebody
+    listens already: those clients would never reach again. `public`: where a service is that says
+    no address.
+    """
+    for index, service in enumerate(services):
+        address = service.address or public
+        if address not in own:
+            continue
+        for each in there:
+            if (
+                each.protocol == service.protocol
+                and each.address in (address, *ANYWHERE)
+                and service.ports.first <= each.port <= service.ports.last
+            ):
+                yield index, each
+                break
+
+
+def _front_problems(source: Source, config: LbConfig, own: set[str]) -> Iterator[Problem]:
+    public = own_address(config.local.net_interface_public)
+    for index, each in occupied(config.services, public, own, listeners()):
+        service = config.services[index]
+        where = f"{each.protocol} {service.address or public}:{each.port}"
+        wrong = f"{where}: this machine listens there itself"
+        yield source.problem(_port_key(config, index), f"{wrong}, expected a port that is free")
+    one = config.local.net_interface_private == config.local.net_interface_public
+    for index, service in enumerate(config.services):
+        if one and service.mode != "l4" and service.address in own:
+            wrong = f'mode "{service.mode}" on one interface, and {service.address} is its own'
+            expected = 'expected mode "l4", a virtual IP, or an interface for each side'
+            yield source.problem(("services", index, "address"), f"{wrong}, {expected}")
+    # Only this machine knows that an address and none may be the same.
+    unsaid = [each for each in config.services if not each.address]
+    for index, service in enumerate(config.services):
+        if service.address and service.address == public:
+            clash = [
+                each.name
+                for each in unsaid
+                if each.protocol == service.protocol and overlap(each.ports, service.ports)
+            ]
+            if clash:
+                wrong = f"{service.protocol} {public}:{service.ports} is also {clash[0]}'s"
+                yield source.problem(_port_key(config, index), f"{wrong}, expected other ports")
+
+
+def _port_key(config: LbConfig, index: int) -> Key:
+    """The default service stands in no file: its port is clients_port."""
+    return ("services", index, "port") if config.says("services") else ("local", "clients_port")
 
 
 def _interface_problems(

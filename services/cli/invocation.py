@@ -1,4 +1,4 @@
-"""What was said before the command's name: the same for every command of `gale`.
+"""Options common to every `gale` command: `-c FILE` and `--json`.
 
 `-c FILE` and `--json` belong to the program, not to one command, so they are taken wherever they
 stand (`gale --json nodes`, `gale nodes --json`) and handed to the command as the `Invocation`:

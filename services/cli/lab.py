@@ -69,6 +69,13 @@ def up(
     lbs: Annotated[int, typer.Option(min=1, max=8, help="How many LBs.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, max=100, help="How many nodes.")] = 3,
     mtu: Annotated[int, typer.Option(min=576, max=65000, help="Of every network.")] = 1500,
+    devices: Annotated[
+        str,
+        typer.Option(
+            metavar="PUBLIC/PRIVATE",
+            help="Kinds of the LBs' interfaces: veth, bridge, macvlan, vlan, bond, tap.",
+        ),
+    ] = "veth/veth",
     config: Annotated[
         Path | None, typer.Option("--config", metavar="EXTRA.toml", help="Laid over each LB's.")
     ] = None,
@@ -77,7 +84,16 @@ def up(
     if mode not in ("l2", "l3", "l4"):
         raise typer.BadParameter(f"{mode}: expected l2, l3 or l4", param_hint="--mode")
     with _lab() as lab:
-        built = lab.Lab(lab.Plan(lbs=lbs, nodes=nodes, mode=mode, mtu=mtu))
+        from e2e.lab.devices import known
+
+        kinds = devices.split("/")
+        if len(kinds) != 2 or not set(kinds) <= known():
+            there = ", ".join(sorted(known()))
+            raise typer.BadParameter(
+                f"{devices}: expected two of {there}, as bridge/veth", param_hint="--devices"
+            )
+        plan = lab.Plan(lbs=lbs, nodes=nodes, mode=mode, mtu=mtu, devices=(devices,))
+        built = lab.Lab(plan)
         with lab.exclusive(_say):
             _up(lab, built, config)
         _say("the lab serves; `gale lab status` shows it, `gale lab down` takes it away")

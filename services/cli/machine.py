@@ -20,14 +20,15 @@ from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, genlmsg
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
-from services.cli.attachments import Attachment, NoSuchInterfaceError, attachments
+from bpf.attach import InterfaceMissing
+from bpf.attachments import Attachment, attachments
 
 XDP_BASIC, XDP_REDIRECT, XDP_TAKES_REDIRECTED = 1, 2, 4
 """Of what a driver says it can do with XDP (NETDEV_XDP_ACT_*)."""
 
 _IFF_UP, _IFF_LOWER_UP = 1 << 0, 1 << 16
 _NETDEV_CMD_DEV_GET = 1
-_TCP_LISTEN = "0A"
+_TCP_LISTEN, _UDP_UNCONNECTED = "0A", "07"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,11 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A TCP socket that waits for connections; `address` may be 0.0.0.0 or ::."""
+    """A socket that waits for connections or datagrams; `address` may be 0.0.0.0 or ::."""
 
     address: str
     port: int
+    protocol: str = "tcp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Machine:
 
     links: dict[str, Link]
     listeners: tuple[Listener, ...]
+    """TCP's."""
     kernel: tuple[int, int]
     root: bool
     sysctls: dict[str, str] = field(default_factory=dict)
@@ -86,6 +89,11 @@ def read_machine(interfaces: list[str], sysctls: list[str], bpf_dir: Path) -> Ma
         root=os.geteuid() == 0,
         sysctls=found,
     )
+
+
+def listeners() -> tuple[Listener, ...]:
+    """Whoever listens on this machine, TCP and UDP."""
+    return tuple(found for kind in ("tcp", "tcp6", "udp", "udp6") for found in _listeners(kind))
 
 
 def mount_of(path: Path) -> tuple[Path, str]:
@@ -123,7 +131,7 @@ def _link(netlink: IPRoute, name: str, bpf_dir: Path) -> Link | None:
             attached=tuple(attachments(netlink, name, bpf_dir)),
             networks=tuple(_network(address) for address in addresses),
         )
-    except (OSError, NetlinkError, NoSuchInterfaceError):
+    except (OSError, NetlinkError, InterfaceMissing):
         return None
 
 
@@ -174,9 +182,10 @@ def _listeners(kind: str) -> list[Listener]:
     found = []
     for line in (_read(Path("/proc/net") / kind) or "").splitlines()[1:]:
         columns = line.split()
-        if columns[3] == _TCP_LISTEN:
+        protocol = kind.removesuffix("6")
+        if columns[3] == (_TCP_LISTEN if protocol == "tcp" else _UDP_UNCONNECTED):
             address, port = columns[1].split(":")
-            found.append(Listener(_address(address), int(port, 16)))
+            found.append(Listener(_address(address), int(port, 16), protocol))
     return found
 
 

@@ -92,7 +92,9 @@ def flows(
 
 def front(service: dict[str, Any]) -> str:
     """What clients speak to; a service without an address has each LB's own public one."""
-    return f"{service['address'] or '(public address)'}:{service['port']}"
+    first, count = service["port"], service["ports"]
+    ports = first if count == 1 else f"{first}-{first + count - 1}"
+    return f"{service['address'] or '(public address)'}:{ports}"
 
 
 def state_text(state: str | None) -> Text:

@@ -138,6 +138,10 @@ def _dataplane(dataplane: dict[str, Any]) -> list[RenderableType]:
     parts: list[RenderableType] = [
         table("", ("program", "interface", "", "flavour", "detail"), rows)
     ]
+    if dataplane["outputs"]:
+        fields = ("interface", "carries", "hook", "reason")
+        ways = [[output[field] for field in fields] for output in dataplane["outputs"]]
+        parts.append(table("", ("leaves by", "", "sent by", "because"), ways))
     established, capacity = dataplane["conntrack_established"], dataplane["conntrack_capacity"]
     if established is not None and capacity is not None:
         parts.append(

@@ -19,7 +19,7 @@ from pyroute2 import IPRoute
 
 from bpf.syscall import possible_cpus
 from bpf.table import Table
-from bus.messages import HookState
+from bus.states import HookState, OutputState
 from services.dataplane import machine
 from services.dataplane.counters import Counters
 from services.dataplane.flows.census import Census, Counting, Watch
@@ -29,7 +29,7 @@ from services.dataplane.flows.table import Block, FlowTable, TablePair
 from services.dataplane.flows.turns import Questions, Rounds
 from services.dataplane.fronts import SETTLE_MS
 from services.dataplane.kernel import Kernel, Settings
-from services.dataplane.programs import ProgramPlan, Programs
+from services.dataplane.programs import FRAGS_MTU, ProgramPlan, Programs
 
 CENSUS_MS = 5_000
 """The shortest time between two passes over the flow table."""
@@ -74,20 +74,28 @@ class Forwarding:
         cache_dir: Path,
         netlink: IPRoute,
         *,
+        services: int = 0,
         old_table_is_empty: bool = False,
     ) -> None:
         self.machine = machine.look(netlink, plan.public, plan.private)
-        self.addresses = machine.addresses(netlink)
+        self.addresses = machine.addresses()
         with ExitStack() as opened:
             with _reasons_of_the_machine():
                 self.programs = Programs(
-                    plan, bpf_dir, cache_dir, netlink, old_table_is_empty=old_table_is_empty
+                    plan,
+                    bpf_dir,
+                    cache_dir,
+                    netlink,
+                    services=services,
+                    old_table_is_empty=old_table_is_empty,
                 )
                 opened.callback(self.programs.close)
                 self._sender = RawSender(plan.public)
                 opened.callback(self._sender.close)
                 self.hooks: tuple[HookState, ...] = self.programs.attach(self.machine)
                 """As they were last seen."""
+                self.outputs: tuple[OutputState, ...] = ()
+                """Likewise."""
             self._open_maps()
             opened.pop_all()
 
@@ -104,6 +112,13 @@ class Forwarding:
         self.rounds: Rounds[Census] = Rounds(self._pass, CENSUS_MS, self.attached_ms)
         self.questions = Questions()
         self._resets = Resets()
+
+    @property
+    def xdp_in_pieces(self) -> bool:
+        """Whether an XDP program of ours may meet a frame in pieces."""
+        present, plan = self.machine, self.programs.plan
+        mtus = [present.public.mtu, *([present.private.mtu] if plan.xdp_replies else [])]
+        return max(mtus) > FRAGS_MTU
 
     def write_settings(self, settings: Settings) -> None:
         if settings != self.settings:

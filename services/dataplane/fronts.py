@@ -1,7 +1,8 @@
 """Which services stand at which fronts, and which addresses are ours: a part of the plan. Pure.
 
 A *front* is an address, a port and a protocol: what clients speak to. Each has one entry in the map
-`services`, so of two services at one front the second is left out by name.
+`services`, and a service of a range of ports has many. Of two services at one front the second is
+left out there, by name.
 
 **Flows outlive their service.** While there are L4 flows of a front, its packets must be looked for
 in the flow table, whatever the configuration says by now. So an entry that takes no new L4 flow any
@@ -26,7 +27,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
-from bus.messages import Mode, NodeTable, NoFlow, TableService
+from bus.states import NodeTable, SnatSlice, TableService
+from bus.words import Mode, NoFlow
 from services.dataplane.flows.census import Census
 from services.dataplane.maps import (
     NO_PORTS,
@@ -38,6 +40,7 @@ from services.dataplane.maps import (
 )
 from services.dataplane.words import ServiceKey
 
+LAST_PORT = 65_535
 SETTLE_MS = 1_000
 """A census counts if it began so long after the last new flow could: packets are under way."""
 
@@ -88,12 +91,16 @@ def plan_fronts(
     kernel: KernelState, table: NodeTable, facts: Facts, census: Census | None, now_ms: int
 ) -> Fronts:
     fronts, refused = _given_fronts(table, facts)
-    ids, without_id = _given_ids(kernel, fronts.values(), facts)
-    values: dict[ServiceKey, Service] = {}
+    standing = list(dict.fromkeys(service.name for service in fronts.values()))
+    ids, without_id = _given_ids(kernel, standing, facts)
+    own_slices = {s.address: _of(s) for s in table.snat_slices if s.owner == facts.lb}
+    served = {
+        service.name: _service_value(service, table, facts, ids[service.name], own_slices)
+        for service in table.services
+        if service.name in ids
+    }
+    values = {key: served[each.name] for key, each in fronts.items() if each.name in served}
     waning_ms: dict[ServiceKey, int] = {}
-    for key, service in fronts.items():
-        if service.name in ids:
-            values[key] = _service_value(service, table, facts, ids[service.name])
     for key, held in kernel.services.items():
         wanted = values.get(key)
         if not held.has_flows or (wanted is not None and wanted.mode is Mode.L4):
@@ -113,20 +120,27 @@ def plan_fronts(
 def _given_fronts(
     table: NodeTable, facts: Facts
 ) -> tuple[dict[ServiceKey, TableService], list[str]]:
+    """Whoever comes first has a front; whoever comes last finds no room, if anybody."""
     fronts: dict[ServiceKey, TableService] = {}
     refused = []
     for service in table.services:
         address = service.address or facts.public_address
-        key = ServiceKey(address, service.port, service.protocol)
-        holder = fronts.setdefault(key, service)
-        if holder is not service:
-            front = f"{key.protocol} {key.address}:{key.port}"
-            refused.append(f"service {service.name}: {front} is {holder.name}'s already")
+        taken = ""
+        for port in range(service.port, min(service.port + service.ports, LAST_PORT + 1)):
+            key = ServiceKey(address, port, service.protocol)
+            if key in fronts:
+                taken = taken or f"{key.protocol} {address}:{port} is {fronts[key].name}'s already"
+            elif len(fronts) < facts.max_fronts:
+                fronts[key] = service
+            else:
+                taken = taken or f"all {facts.max_fronts} places for ports are in use"
+        if taken:
+            refused.append(f"service {service.name}: {taken}")
     return fronts, refused
 
 
 def _given_ids(
-    kernel: KernelState, services: Iterable[TableService], facts: Facts
+    kernel: KernelState, services: Iterable[str], facts: Facts
 ) -> tuple[dict[str, int], list[str]]:
     """An id is free when no service and no seat, retired ones included, refers to it."""
     known = {value.identity: value.service_id for value in kernel.services.values()}
@@ -135,22 +149,28 @@ def _given_ids(
     free = iter([number for number in range(facts.max_services) if number not in held])
     ids: dict[str, int] = {}
     refused = []
-    for service in services:
-        identity = service_identity(service.name)
+    for name in services:
+        identity = service_identity(name)
         number = known[identity] if identity in known else next(free, None)
         if number is None:
-            refused.append(f"service {service.name}: all {facts.max_services} ids are in use")
+            refused.append(f"service {name}: all {facts.max_services} ids are in use")
         else:
-            ids[service.name] = number
+            ids[name] = number
     return ids, refused
 
 
-def _service_value(service: TableService, table: NodeTable, facts: Facts, number: int) -> Service:
+def _service_value(
+    service: TableService,
+    table: NodeTable,
+    facts: Facts,
+    number: int,
+    own_slices: Mapping[str | None, Slice],
+) -> Service:
     is_l4 = service.mode is Mode.L4
     addresses: tuple[str, ...] = ()
     own_slice = NO_PORTS
     if is_l4 and service.snat:
-        addresses, own_slice = _snat(service, table, facts)
+        addresses, own_slice = _snat(service, table, facts, own_slices)
     return Service(
         service_id=number,
         identity=service_identity(service.name),
@@ -161,29 +181,33 @@ def _service_value(service: TableService, table: NodeTable, facts: Facts, number
         no_reset=service.no_flow is NoFlow.DROP,
         has_flows=is_l4,
         retired=False,
+        keeps_port=is_l4 and service.keeps_port,
+        ring=0,
         snat_addresses=addresses,
         snat_slice=own_slice,
     )
 
 
-def _snat(service: TableService, table: NodeTable, facts: Facts) -> tuple[tuple[str, ...], Slice]:
+def _snat(
+    service: TableService,
+    table: NodeTable,
+    facts: Facts,
+    own_slices: Mapping[str | None, Slice],
+) -> tuple[tuple[str, ...], Slice]:
     """The addresses whose ports it takes, and which ports: the same on each of them."""
     shared = service.snat_addresses or next(
         (vip.snat_addresses for vip in table.vip_owners if vip.address == service.address), ()
     )
     if not shared:
-        return (facts.private_address,), _slice(table, facts, None)
-    slices = {address: _slice(table, facts, address) for address in shared}
+        return (facts.private_address,), own_slices.get(None, NO_PORTS)
+    slices = {address: own_slices.get(address, NO_PORTS) for address in shared}
     # All LBs give their slot on all addresses alike; whatever does not fit is left alone.
     chosen = next((held for held in slices.values() if held != NO_PORTS), NO_PORTS)
     return tuple(address for address in shared if slices[address] == chosen), chosen
 
 
-def _slice(table: NodeTable, facts: Facts, address: str | None) -> Slice:
-    for held in table.snat_slices:
-        if (held.owner, held.address) == (facts.lb, address):
-            return Slice(held.first_port, held.ports, held.low_first_port, held.low_ports)
-    return NO_PORTS
+def _of(held: SnatSlice) -> Slice:
+    return Slice(held.first_port, held.ports, held.low_first_port, held.low_ports)
 
 
 # --------------------------------------------------------------------------- addresses

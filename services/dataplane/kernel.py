@@ -4,24 +4,24 @@ Layouts come from bcc's description of the compiled source, never from a second 
 Addresses and ports stand in network order, as packets have them.
 
 `adopt` reads what a process before this one left, so that the first plan changes only what is
-really different. `carry_out` makes a plan's writes one by one; each is a single system call, so
-whoever dies between two leaves maps that work. A service that finds no place in its table is left
-out by name, and is not taken for written: the next plan tries again.
+really different. `carry_out` makes a plan's writes in their order, those of one kind that follow
+each other in one system call; whoever dies between two leaves maps that work. A service that finds
+no place in its table is left out by name, and is not taken for written: the next plan tries again.
 """
 
 from __future__ import annotations
 
-import struct
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bpf.syscall import read_entries, write_entries
-from bus.messages import Affinity, Encapsulation, Mode, Protocol
+from bus.words import Affinity, Encapsulation, Mode
+from services.dataplane.front_table import PROTOCOLS, FrontTable, NoPlaceError
 from services.dataplane.maps import (
     ENTRIES,
     LANES,
@@ -47,19 +47,19 @@ from services.dataplane.words import (
     ServiceKey,
     address_text,
     address_word,
+    is_ipv6,
     mac_bytes,
     mac_text,
     port_number,
     port_word,
 )
 
-SERVICE_PLACES, SERVICE_PROBES = 1024, 4
-SERVICE_HASH_FACTOR, SERVICE_PLACE_SHIFT = 0x9E3779B97F4A7C15, 54
-SEAT_RESOLVED, SEAT_UP, SEAT_DEAD, SEAT_RESET = 1, 2, 4, 8
+MAX_SERVICES = 2_048
+"""Ids of services: for a thousand, and for those that have gone and still have flows."""
+SEAT_RESOLVED, SEAT_UP, SEAT_DEAD, SEAT_RESET, SEAT_BY_TC = 1, 2, 4, 8, 16
 SERVICE_AFFINITY_CLIENT, SERVICE_NO_SNAT, SERVICE_GUE = 1, 2, 4
-SERVICE_NO_RESET, SERVICE_HAS_FLOWS, SERVICE_RETIRED = 8, 16, 32
+SERVICE_NO_RESET, SERVICE_HAS_FLOWS, SERVICE_RETIRED, SERVICE_KEEPS_PORT = 8, 16, 32, 64
 ADDRESS_OF_SERVICE, ADDRESS_FLOATING, ADDRESS_SNAT = 1, 2, 4
-PROTOCOLS = {Protocol.TCP: 6, Protocol.UDP: 17}
 MODES = {Mode.L2: 2, Mode.L3: 3, Mode.L4: 4}
 _PROTOCOL_OF = {number: protocol for protocol, number in PROTOCOLS.items()}
 _MODE_OF = {number: mode for mode, number in MODES.items()}
@@ -77,6 +77,11 @@ class Settings:
     private_ifindex: int
     public_mac: bytes
     public_mtu: int
+    private_mac: bytes
+    public_address: int
+    """As `address_word` has it: as whom this LB itself speaks to clients."""
+    private_address: int
+    """Likewise, to nodes."""
     outer_prefix: int
     """As `address_word` has it; 0: none."""
     chained: int
@@ -84,23 +89,11 @@ class Settings:
     new_flows_per_second: int
     new_flows_per_second_per_source: int
     answers_per_second: int
+    public_by_tc: int
+    """1: this device takes no frames from XDP, so TC sends there."""
+    private_by_tc: int
     timeout: tuple[int, ...]
     """Ticks, by state; as many as the array has."""
-
-
-class NoPlaceError(Exception):
-    """All places that a service may take are taken: one in some ten thousand, with 64 services."""
-
-
-def service_places(address: int, port: int, protocol: int) -> tuple[int, ...]:
-    """Where a service may stand in the table: `find_service` of service.h looks there.
-
-    Address and port as the maps hold them, in network order.
-    """
-    key = struct.pack("=IHBx", address, port, protocol)
-    word = int.from_bytes(key, sys.byteorder)
-    first = (word * SERVICE_HASH_FACTOR % 2**64) >> SERVICE_PLACE_SHIFT
-    return tuple((first + probe) % SERVICE_PLACES for probe in range(SERVICE_PROBES))
 
 
 class Kernel:
@@ -116,16 +109,17 @@ class Kernel:
         self._endpoints = bpf[b"endpoints"]
         self._ring_fd = bpf[b"ring"].map_fd
         self.max_seats: int = self._seats.info.max_entries
-        self.max_services: int = bpf[b"ring"].info.max_entries // ENTRIES
-        self._places: dict[ServiceKey, int] = {}
+        self.max_rings: int = bpf[b"ring"].info.max_entries // ENTRIES
+        self.max_endpoints: int = self._endpoints.info.max_entries
+        self._fronts = FrontTable()
 
     # ------------------------------------------------------------------ settings
 
     def read_settings(self) -> Settings:
         leaf = self._settings[self._settings.Key(0)]
         values = {field.name: getattr(leaf, field.name) for field in fields(Settings)}
-        arrays = {"public_mac": bytes(leaf.public_mac), "timeout": tuple(leaf.timeout)}
-        return Settings(**values | arrays)
+        macs = {name: bytes(values[name]) for name in ("public_mac", "private_mac")}
+        return Settings(**values | macs | {"timeout": tuple(leaf.timeout)})
 
     def write_settings(self, settings: Settings) -> None:
         _write(self._settings, self._settings.Key(0), asdict(settings))
@@ -138,17 +132,21 @@ class Kernel:
         return KernelState(
             seats=dict(self._read_seats()),
             services=services,
-            rings=self._read_rings({value.service_id for value in services.values()}),
+            rings=self._read_rings({value.ring for value in services.values()}),
             addresses={address_text(key): _info(leaf) for key, leaf in _pairs(self._addresses)},
             endpoints={_key(key): int(leaf) for key, leaf in _pairs(self._endpoints)},
         )
 
     def _read_services(self) -> Iterator[tuple[ServiceKey, Service]]:
-        self._places.clear()
+        self._fronts = FrontTable()
         for places, values in _records(self._services):
             for taken in np.flatnonzero(values["port"]):
-                key = _key(values[taken])
-                self._places[key] = int(places[taken])
+                key, place = _key(values[taken]), int(places[taken])
+                if key in self._fronts:
+                    # Whoever was here before died while it was on its way from one to the other.
+                    self._services[self._services.Key(place)] = self._services.Leaf()
+                    continue
+                self._fronts.put(key, place)
                 yield key, _service(values[taken])
 
     def _read_seats(self) -> Iterator[tuple[int, Seat]]:
@@ -156,26 +154,30 @@ class Kernel:
             for place in np.flatnonzero(values["identity"]):
                 yield int(keys[place]), _seat(values[place])
 
-    def _read_rings(self, service_ids: set[int]) -> dict[int, NDArray[np.uint16]]:
-        if not service_ids:
+    def _read_rings(self, numbers: set[int]) -> dict[int, NDArray[np.uint16]]:
+        if not numbers:
             return {}
-        # The lowest ids are given first, so this is the beginning of a map of a million entries.
-        count = (max(service_ids) + 1) * ENTRIES
+        # The lowest are given first, so this is the beginning of a map of a million entries.
+        count = (max(numbers) + 1) * ENTRIES
         raw = b"".join(values for _, values in read_entries(self._ring_fd, count))
         rings = np.frombuffer(raw, np.uint16).reshape(-1, ENTRIES, LANES)
-        return {number: rings[number].copy() for number in service_ids}
+        return {number: rings[number].copy() for number in numbers}
 
     # ------------------------------------------------------------------ applying
 
     def carry_out(self, plan: Plan) -> tuple[KernelState, tuple[str, ...]]:
         """Make a plan's writes. What the maps hold then, and who was left out, for which reason."""
         left_out: dict[ServiceKey, str] = {}
-        for write in plan.writes:
-            try:
-                self.apply(write)
-            except NoPlaceError as reason:
-                assert isinstance(write, ServiceWrite)
-                left_out[write.key] = str(reason)
+        for kind, writes in groupby(plan.writes, key=type):
+            if kind is SeatWrite:
+                self._write_seats(list(writes))  # type: ignore[arg-type]
+            elif kind is ServiceWrite:
+                left_out |= self._write_services(list(writes))  # type: ignore[arg-type]
+            elif kind is EndpointWrite:
+                self._write_endpoints(list(writes))  # type: ignore[arg-type]
+            else:
+                for write in writes:
+                    self.apply(write)
         if not left_out:
             return plan.after, ()
         there = {key: value for key, value in plan.after.services.items() if key not in left_out}
@@ -185,15 +187,16 @@ class Kernel:
         """Make one write of a plan; raises `NoPlaceError`."""
         match write:
             case SeatWrite():
-                self._write_seat(write)
+                self._write_seats([write])
             case SeatRemoval(seat):
                 self._seats[self._seats.Key(seat)] = self._seats.Leaf()
             case SlotsWrite(_, indices, values):
                 write_entries(self._ring_fd, indices.tobytes(), values.tobytes())
-            case ServiceWrite(key, service):
-                self._write_service(key, service)
+            case ServiceWrite():
+                for reason in self._write_services([write]).values():
+                    raise NoPlaceError(reason)
             case ServiceRemoval(key):
-                place = self._places.pop(key, None)
+                place = self._fronts.remove(key)
                 if place is not None:
                     self._services[self._services.Key(place)] = self._services.Leaf()
             case AddressWrite(address, info):
@@ -201,47 +204,112 @@ class Kernel:
                 _write(self._addresses, key_word, _info_fields(info))
             case AddressRemoval(address):
                 self._addresses.pop(self._addresses.Key(address_word(address)), None)
-            case EndpointWrite(key, seat):
-                self._endpoints[self._endpoints.Key(**_key_fields(key))] = seat
+            case EndpointWrite():
+                self._write_endpoints([write])
             case EndpointRemoval(key):
                 self._endpoints.pop(self._endpoints.Key(**_key_fields(key)), None)
 
-    def _write_seat(self, write: SeatWrite) -> None:
+    def _write_seats(self, writes: Sequence[SeatWrite]) -> None:
         """Of a number that changes hands, what was counted belongs to somebody else."""
-        if write.fresh:
-            self._counters[self._counters.Key(write.seat)] = self._counters.Leaf()
-        if write.fresh_cursor:
-            self._cursors[self._cursors.Key(write.value.cursor)] = self._cursors.Leaf()
-        _write(self._seats, self._seats.Key(write.seat), _seat_fields(write.value))
+        _clear(self._counters, [write.seat for write in writes if write.fresh])
+        _clear(self._cursors, [write.value.cursor for write in writes if write.fresh_cursor])
+        values = np.zeros(len(writes), np.dtype(self._seats.Leaf))
+        for name, column in _columns([_seat_fields(write.value) for write in writes]):
+            values[name] = column
+        keys = np.array([write.seat for write in writes], np.uint32)
+        write_entries(self._seats.map_fd, keys.tobytes(), values.tobytes())
 
-    def _write_service(self, key: ServiceKey, service: Service) -> None:
-        place = self._places.get(key)
-        values = _service_fields(service)
-        if place is None:
-            place = self._free_place(key)
-            # The key comes last: whoever finds it finds all that belongs to it.
-            _write(self._services, self._services.Key(place), values)
-            self._places[key] = place
-        _write(self._services, self._services.Key(place), _key_fields(key) | values)
+    def _write_endpoints(self, writes: Sequence[EndpointWrite]) -> None:
+        keys = np.zeros(len(writes), np.dtype(self._endpoints.Key))
+        for name, column in _columns([_key_fields(write.key) for write in writes]):
+            keys[name] = column
+        seats = np.array([write.seat for write in writes], np.uint32)
+        write_entries(self._endpoints.map_fd, keys.tobytes(), seats.tobytes())
 
-    def _free_place(self, key: ServiceKey) -> int:
-        taken = set(self._places.values())
-        free = (place for place in service_places(**_key_fields(key)) if place not in taken)
-        place = next(free, None)
-        if place is None:
-            raise NoPlaceError(f"service at {key.address}:{key.port}: no free place in the table")
-        return place
+    def _write_services(self, writes: Sequence[ServiceWrite]) -> dict[ServiceKey, str]:
+        """Who found no place, and why."""
+        left_out: dict[ServiceKey, str] = {}
+        fresh: list[ServiceWrite] = []
+        known: list[ServiceWrite] = []
+        for write in writes:
+            if write.key in self._fronts:
+                known.append(write)
+                continue
+            try:
+                self._make_room(write.key)
+                fresh.append(write)
+            except NoPlaceError as reason:
+                left_out[write.key] = str(reason)
+        # The key comes last: whoever finds it finds all that belongs to it.
+        self._write_fronts(fresh, with_keys=False)
+        self._write_fronts(fresh + known, with_keys=True)
+        return left_out
+
+    def _write_fronts(self, writes: Sequence[ServiceWrite], *, with_keys: bool) -> None:
+        if not writes:
+            return
+        kind = np.dtype(self._services.Leaf)
+        records: dict[Service, Any] = {}
+        values = np.zeros(len(writes), kind)
+        for row, write in enumerate(writes):
+            record = records.get(write.value)
+            if record is None:
+                leaf = self._services.Leaf()
+                _fill(leaf, _service_fields(write.value))
+                record = records[write.value] = np.frombuffer(bytes(leaf), kind)[0]
+            values[row] = record
+        if with_keys:
+            for name, column in _columns([_key_fields(write.key) for write in writes]):
+                values[name] = column
+        keys = np.array([self._fronts.place(write.key) for write in writes], np.uint32)
+        write_entries(self._services.map_fd, keys.tobytes(), values.tobytes())
+
+    def _make_room(self, front: ServiceKey) -> None:
+        """Gives a front its place; what stands in the way moves on, from the end of the way."""
+        way = self._fronts.way_for(front)
+        table = self._services
+        for place, following in zip(way[-2::-1], way[:0:-1], strict=True):
+            table[table.Key(following)] = table[table.Key(place)]
+            self._fronts.move(place, following)
+        if len(way) > 1:
+            table[table.Key(way[0])] = table.Leaf()
+        self._fronts.put(front, way[0])
+
+
+def _clear(table: Any, entries: Sequence[int]) -> None:
+    """Zeros for these entries of an array."""
+    if entries:
+        keys = np.array(entries, np.uint32)
+        size = len(bytes(table.Leaf()))
+        write_entries(table.map_fd, keys.tobytes(), bytes(size * len(entries)))
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Field by field; one that a row does not name is zero there."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    for name in names:
+        blank = next(row[name] for row in rows if name in row)
+        if isinstance(blank, bytes):
+            zeros = bytes(len(blank))
+            raw = b"".join(row.get(name, zeros) for row in rows)
+            yield name, np.frombuffer(raw, np.uint8).reshape(len(rows), -1)
+        else:
+            yield name, np.array([row.get(name, 0) for row in rows], np.uint64)
 
 
 def _write(table: Any, key: Any, values: dict[str, Any]) -> None:
     """Write a struct by field names; what is not named, padding included, is zero."""
     leaf = table.Leaf()
+    _fill(leaf, values)
+    table[key] = leaf
+
+
+def _fill(leaf: Any, values: dict[str, Any]) -> None:
     for name, value in values.items():
         if isinstance(value, bytes | tuple):
             getattr(leaf, name)[: len(value)] = value
         else:
             setattr(leaf, name, value)
-    table[key] = leaf
 
 
 def _records(table: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
@@ -292,6 +360,8 @@ def _service(value: Any) -> Service:
         no_reset=bool(flags & SERVICE_NO_RESET),
         has_flows=bool(flags & SERVICE_HAS_FLOWS),
         retired=bool(flags & SERVICE_RETIRED),
+        keeps_port=bool(flags & SERVICE_KEEPS_PORT),
+        ring=int(value["ring"]),
         snat_addresses=tuple(address_text(word) for word in addresses),
         snat_slice=_slice(value),
     )
@@ -310,6 +380,7 @@ def _seat(value: Any) -> Seat:
             mtu=int(value["mtu"]),
             gateway=None if gateway == address else gateway,
             source=address_text(value["outer_source"]),
+            by_tc=bool(flags & SEAT_BY_TC),
         )
     return Seat(
         identity=int(value["identity"]),
@@ -339,13 +410,14 @@ def _seat_fields(seat: Seat) -> dict[str, Any]:
         "flags": SEAT_RESOLVED * is_resolved
         | SEAT_UP * seat.up
         | SEAT_DEAD * seat.dead
-        | SEAT_RESET * seat.reset,
+        | SEAT_RESET * seat.reset
+        | SEAT_BY_TC * (hop is not None and hop.by_tc),
     }
     if hop is None:
         return values
     return values | {
         "ifindex": hop.ifindex,
-        "next_hop": address_word(hop.gateway or seat.address),
+        "next_hop": 0 if is_ipv6(hop.gateway) else address_word(hop.gateway or seat.address),
         "destination_mac": mac_bytes(hop.destination_mac),
         "source_mac": mac_bytes(hop.source_mac),
         "mtu": hop.mtu,
@@ -379,7 +451,7 @@ def _info_fields(info: AddressInfo) -> dict[str, int]:
 
 def _service_fields(service: Service) -> dict[str, Any]:
     flags = SERVICE_NO_RESET * service.no_reset | SERVICE_HAS_FLOWS * service.has_flows
-    flags |= SERVICE_RETIRED * service.retired
+    flags |= SERVICE_RETIRED * service.retired | SERVICE_KEEPS_PORT * service.keeps_port
     if service.affinity is Affinity.CLIENT:
         flags |= SERVICE_AFFINITY_CLIENT
     if not service.snat:
@@ -391,6 +463,7 @@ def _service_fields(service: Service) -> dict[str, Any]:
         "mode": MODES[service.mode],
         "flags": flags,
         "identity": service.identity,
+        "ring": service.ring,
         "snat_count": len(service.snat_addresses),
         "snat_address": tuple(map(address_word, service.snat_addresses)),
     } | _slice_fields(service.snat_slice)

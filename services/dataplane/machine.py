@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from services.dataplane.outputs import Device
+from services.machine import all_addresses, own_address
+
 
 @dataclass(frozen=True, slots=True)
 class Interface:
@@ -38,24 +41,32 @@ def look(netlink: IPRoute, public: str, private: str) -> Machine:
     return Machine(_interface(netlink, public), _interface(netlink, private))
 
 
-def addresses(netlink: IPRoute) -> frozenset[str]:
+def addresses() -> frozenset[str]:
     """All IPv4 addresses of this host, whatever interface they are on."""
-    return frozenset(
-        str(each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS"))
-        for each in netlink.get_addr(family=socket.AF_INET)
-    )
+    return frozenset(each.address for each in all_addresses())
+
+
+def device(netlink: IPRoute, ifindex: int) -> Device | None:
+    """Its name and kind; None when it has gone."""
+    try:
+        link = netlink.get_links(ifindex)[0]
+    except NetlinkError:
+        return None
+    info = link.get_attr("IFLA_LINKINFO")
+    kind = info.get_attr("IFLA_INFO_KIND") if info is not None else None
+    return Device(link.get_attr("IFLA_IFNAME"), kind or "")
 
 
 def _interface(netlink: IPRoute, name: str) -> Interface:
     try:
         index = socket.if_nametoindex(name)
         link = netlink.get_links(index)[0]
-        addresses = netlink.get_addr(index=index, family=socket.AF_INET, scope=0)
     except (OSError, NetlinkError):
         raise NotReadyError(f"interface {name}: there is none of that name yet") from None
     if link["state"] != "up":
         raise NotReadyError(f"interface {name}: it is down")
-    if not addresses:
+    address = own_address(name)
+    if address is None:
         raise NotReadyError(f"interface {name}: it has no IPv4 address yet")
     mac = link.get_attr("IFLA_ADDRESS") or ""
     if len(mac) != len("00:00:00:00:00:00"):
@@ -65,5 +76,5 @@ def _interface(netlink: IPRoute, name: str) -> Interface:
         ifindex=index,
         mac=bytes.fromhex(mac.replace(":", "")),
         mtu=link.get_attr("IFLA_MTU"),
-        address=addresses[0].get_attr("IFA_LOCAL") or addresses[0].get_attr("IFA_ADDRESS"),
+        address=address,
     )

@@ -28,20 +28,14 @@ on. Any other exception is a fault of ours: it ends the process and supervisord 
 
 from __future__ import annotations
 
-import argparse
-import os
-import signal
-import socket
-import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from math import isnan
 from secrets import randbits
 from typing import Any
 
 import structlog
-import zmq
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -49,39 +43,49 @@ from bpf.attach import ForeignProgram, InterfaceMissing
 from bpf.compiler import CompileError
 from bpf.pins import PinMismatch
 from bpf.syscall import VerifierError
-from bus import topology
-from bus.messages import (
+from bus import topics
+from bus.commands import (
+    CommandError,
+    Later,
+)
+from bus.events import (
+    DataplaneEvent,
+)
+from bus.states import (
     CommittedTable,
     Counters,
-    DataplaneEvent,
     DataplaneState,
     HookState,
     LocalView,
-    Mode,
     NodeTable,
-    ProcessEvent,
-    SeatCounters,
+    SeatColumns,
     SeatState,
-    Topic,
 )
-from bus.socket import CommandError, CommandServer, Later, Publisher, Subscriber
-from conf import ConfigError, LbConfig, Paths, load_lb
-from services import logs
-from services.dataplane import machine
+from bus.topics import Topic
+from bus.words import Mode
+from conf import LbConfig, Paths, load_lb
+from services import process
+from services.dataplane import machine, outputs
 from services.dataplane.flows.listing import Rows, Seated, list_flows
 from services.dataplane.forwarding import Forwarding, monotonic_ms
+from services.dataplane.front_table import MOST_FRONTS
 from services.dataplane.fronts import service_identity
-from services.dataplane.kernel import Settings
+from services.dataplane.kernel import MAX_SERVICES, Settings
 from services.dataplane.maps import EMPTY, Facts, KernelState, ServiceRemoval, snat_ports
 from services.dataplane.mode_change import Waits, modes_in_force, modes_of_nodes
+from services.dataplane.netdev import DeviceMonitor
 from services.dataplane.netlink import NextHopMonitor
 from services.dataplane.nexthop import NextHop
+from services.dataplane.path_mtu import PathMtu
 from services.dataplane.plan import Plan, make_plan
-from services.dataplane.programs import ProgramPlan
+from services.dataplane.programs import ProgramPlan, rings_for
 from services.dataplane.settings import of_machine, settings
+from services.process import Bus, Loop
 
 REPUBLISH_MS = 500
 COUNT_MS = 1_000
+COUNTING_SHARE = 100
+"""Counters are read by people alone: counting may cost a hundredth of this process's time."""
 RETRY_MS = 1_000
 COMPILE_RETRY_MS = 10_000
 SETTLE_MS = 1_000
@@ -90,16 +94,6 @@ FLOWS_LISTED, MOST_FLOWS_LISTED = 100, 10_000
 MOST_LISTINGS = 8
 """At once; whoever asks then is to ask again."""
 PROGRAM_CACHE = "programs"
-CONFIG_NEEDING_RESTART = (
-    "local.name",
-    "local.net_interface_public",
-    "local.net_interface_private",
-    "dataplane.reply_hook",
-    "dataplane.xdp",
-    "dataplane.conntrack_entries",
-    "dataplane.half_open_entries",
-)
-"""What decides how the programs are built and where they go; all else is applied at once."""
 NOT_READY = (
     machine.NotReadyError,
     InterfaceMissing,
@@ -116,16 +110,11 @@ _log = structlog.get_logger()
 
 def main() -> None:
     """Console script `gale-dataplane`."""
-    description = "Gale's dataplane process."
-    argparse.ArgumentParser(prog="gale-dataplane", description=description).parse_args()
-    logs.set_up()
-    paths = Paths.from_environment()
-    try:
-        config = load_lb(paths.lb_config)
-    except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        sys.exit(2)
+    what = "Gale's dataplane process."
+    process.launch("gale-dataplane", what, load_lb, lambda paths: paths.lb_config, _run)
+
+
+def _run(paths: Paths, config: LbConfig) -> None:
     DataplaneProcess(paths, config).run()
 
 
@@ -136,16 +125,19 @@ class DataplaneProcess:
         self._paths = paths
         self._config = config
         self._started_with = config
-        self._context: zmq.Context[Any] = zmq.Context()
-        path = topology.publisher_path(paths.run_dir, topology.DATAPLANE)
-        self._publisher = Publisher(self._context, path, topology.DATAPLANE, config.local.name)
-        self._commands = CommandServer(
-            self._context, topology.command_path(paths.run_dir, topology.DATAPLANE)
-        )
-        wanted = topology.SUBSCRIBES[topology.DATAPLANE]
-        self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
+        self._bus = Bus(paths.run_dir, topics.DATAPLANE, config.local.name)
+        self._publisher, self._commands = self._bus.publisher, self._bus.commands
+        self._subscriber = self._bus.subscriber
         self._netlink = IPRoute()
         self._monitor = NextHopMonitor()
+        self._devices = DeviceMonitor()
+        self._by_tc: tuple[bool, ...] = ()
+        """Whether TC must send to the public device, and to the private one."""
+        self._features = self._devices.serve()
+        self._heard_ways: Mapping[str, NextHop | None] | None = None
+        self._sent_by: tuple[object, ...] = ()
+        self._marked_ways: Mapping[str, NextHop | None] = {}
+        self._path_mtu = PathMtu()
         self._next_hops: Mapping[str, NextHop | None] = {}
         self._watched: frozenset[str] = frozenset()
         self._forwarding: Forwarding | None = None
@@ -154,6 +146,7 @@ class DataplaneProcess:
         self._view: LocalView | None = None
         self._held: KernelState = EMPTY
         self._planned: Plan | None = None
+        self._seat_states: tuple[SeatState, ...] = ()
         self._planned_epoch = self._snat_ports = 0
         self._names: dict[int, Seated] = {}
         """Whose seats are or were, as long as flows may name them."""
@@ -165,43 +158,40 @@ class DataplaneProcess:
         self._stale = True
         now_ms = monotonic_ms()
         self._retry_ms = self._republish_ms = self._count_ms = self._settle_ms = now_ms
-        self._unchain_ms = now_ms
-        self._stopping = self._reload_wanted = False
+        self._unchain_ms = self._grow_ms = now_ms
+        self._loop = Loop()
 
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> None:
         """Until SIGTERM."""
-        wake = self._install_signals()
-        poller = zmq.Poller()
-        for polled in (self._publisher.poll_socket, self._commands.socket, self._subscriber.socket):
-            poller.register(polled, zmq.POLLIN)
-        for descriptor in (wake.fileno(), self._monitor.fileno()):
-            poller.register(descriptor, zmq.POLLIN)
+        own = (self._monitor.fileno(), self._devices.fileno())
+        self._loop.watch(*self._bus.sockets, *own)
+        if self._path_mtu.deaf:
+            _log.warning("nobody hears of narrow paths to the nodes", why=self._path_mtu.deaf)
+        self._loop.watch_errors(*self._path_mtu.filenos())
         self._start(monotonic_ms())
-        adopted = f"{len(self._held.seats)} seats" if self._held.seats else ""
-        started = ProcessEvent(topology.DATAPLANE, os.getpid(), version("gale"), adopted)
-        self._publisher.publish(Topic.PROCESS_STARTED, started)
-        while not self._stopping:
+        self._bus.started(f"{len(self._held.seats)} seats" if self._held.seats else "")
+        while not self._loop.signals.stopping:
             self._step(monotonic_ms())
-            if wake.fileno() in dict(poller.poll(self._wait_ms(monotonic_ms()))):
-                wake.recv(4096)
-        _log.info("stopped, the programs go on", process=topology.DATAPLANE)
+            self._loop.wait(self._wait_ms(monotonic_ms()))
+        _log.info("stopped, the programs go on", process=topics.DATAPLANE)
         self.close()
 
     def close(self) -> None:
         """Give back sockets and fds. Programs and maps are the kernel's."""
         if self._forwarding is not None:
             self._forwarding.close()
-        for owned in (self._publisher, self._commands, self._subscriber, self._netlink):
-            owned.close()
-        self._context.term()
+        self._netlink.close()
+        self._path_mtu.close()
+        for watching in (self._monitor, self._devices):
+            watching.close()
+        self._bus.close()
 
     def _step(self, now_ms: int) -> None:
         self._publisher.serve()
         self._commands.serve(self._command)
-        if self._reload_wanted:
-            self._reload_wanted = False
+        if self._loop.signals.take_reload():
             self._reload()
         self._receive(now_ms)
         if self._forwarding is not None:
@@ -230,17 +220,6 @@ class DataplaneProcess:
                 moments.append(now_ms)
         return max(0, min(moments) - now_ms)
 
-    def _install_signals(self) -> socket.socket:
-        reading, writing = socket.socketpair()
-        reading.setblocking(False)
-        writing.setblocking(False)
-        signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-        self._waker = writing
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stopping", True))
-        signal.signal(signal.SIGINT, lambda *_: setattr(self, "_stopping", True))
-        signal.signal(signal.SIGHUP, lambda *_: setattr(self, "_reload_wanted", True))
-        return reading
-
     # ------------------------------------------------------------------ in
 
     def _receive(self, now_ms: int) -> None:
@@ -251,9 +230,34 @@ class DataplaneProcess:
             elif isinstance(envelope.data, LocalView):
                 self._stale |= _states(envelope.data) != _states(self._view)
                 self._view = envelope.data
-        next_hops = self._monitor.serve(now_ms)
-        self._stale |= next_hops != self._next_hops
-        self._next_hops = next_hops
+        self._monitor.narrowed(self._path_mtu.drain())
+        next_hops = self._look_for_ways(now_ms)
+        if next_hops is not self._next_hops:
+            self._stale |= next_hops != self._next_hops
+            self._next_hops = next_hops
+        if self._forwarding is not None:
+            present = self._forwarding.machine
+            by_tc = tuple(map(self._is_by_tc, (present.public.ifindex, present.private.ifindex)))
+            self._stale |= by_tc != self._by_tc
+            self._by_tc = by_tc
+
+    def _look_for_ways(self, now_ms: int) -> Mapping[str, NextHop | None]:
+        """The next hops, each with who sends to it: the same object while nothing has changed."""
+        self._features = self._devices.serve()
+        ways, by = self._monitor.serve(now_ms), (self._features, self._senders)
+        if ways is not self._heard_ways or by != self._sent_by:
+            self._heard_ways, self._sent_by = ways, by
+            self._marked_ways = outputs.marked(ways, *by)
+        return self._marked_ways
+
+    @property
+    def _senders(self) -> outputs.Senders:
+        forwarding = self._forwarding
+        generic = self._started_with.dataplane.xdp == "generic"
+        return outputs.Senders(generic, forwarding is not None and forwarding.xdp_in_pieces)
+
+    def _is_by_tc(self, ifindex: int) -> bool:
+        return outputs.by_tc(ifindex, self._features, self._senders)
 
     def _command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any] | Later:
         match verb:
@@ -297,18 +301,11 @@ class DataplaneProcess:
 
     def _reload(self) -> dict[str, Any]:
         """Take the file's new content as a whole, or keep the old one as a whole."""
-        try:
-            config = load_lb(self._paths.lb_config)
-        except ConfigError as error:
-            problems = [str(problem) for problem in error.problems]
-            for problem in problems:
-                _log.error("configuration refused, the old one stays", problem=problem)
-            return {"applied": False, "problems": problems, "restart_needed": []}
-        needed = _restart_needed(self._started_with, config)
-        self._config = config
-        self._stale = True
-        _log.info("configuration applied", restart_needed=needed)
-        return {"applied": True, "problems": [], "restart_needed": needed}
+        config, answer = process.reload_lb(self._paths.lb_config, self._started_with)
+        if config is not None:
+            self._config = config
+            self._stale = True
+        return answer
 
     # ------------------------------------------------------------------ the kernel
 
@@ -325,15 +322,18 @@ class DataplaneProcess:
             self._retry_ms = monotonic_ms() + COMPILE_RETRY_MS
             return
         self._forwarding = forwarding
+        self._describe_outputs(forwarding)
         self._waiting_for = ""
         self._held = forwarding.kernel.adopt()
         if forwarding.settings.public_ifindex:
             # What was set up goes on, with interfaces that may have other numbers by now.
-            there = of_machine(forwarding.machine)
+            there = of_machine(forwarding.machine, self._is_by_tc)
             forwarding.write_settings(replace(forwarding.settings, **there))
         self._watch(frozenset(seat.address for seat in self._held.seats.values()), now_ms)
         for hook in forwarding.hooks:
             self._announce(hook)
+        if forwarding.programs.taken_off:
+            _log.info("taken off, wanted no longer", programs=forwarding.programs.taken_off)
         if forwarding.programs.migrated:
             _log.info("maps migrated to a new size", maps=forwarding.programs.migrated)
         if forwarding.programs.resize_waits:
@@ -346,23 +346,41 @@ class DataplaneProcess:
             self._paths.bpf_dir,
             self._paths.state_dir / PROGRAM_CACHE,
             self._netlink,
+            services=max(
+                len(self._config.services), len(self._table.services) if self._table else 0
+            ),
             old_table_is_empty=old_table_is_empty,
         )
 
     def _unchain(self, forwarding: Forwarding, now_ms: int) -> None:
         """The flow table before this one is empty: attach programs that know nothing of it."""
         self._unchain_ms = now_ms + UNCHAIN_RETRY_MS
+        if self._succeed(forwarding, old_table_is_empty=True):
+            _log.info("the flow table before this one was empty, and is gone")
+
+    def _make_room(self, forwarding: Forwarding, table: NodeTable, now_ms: int) -> Forwarding:
+        """More services than there is room for: attach programs over a larger map of rings."""
+        rings = rings_for(len(table.services))
+        if rings <= forwarding.kernel.max_rings or now_ms < self._grow_ms:
+            return forwarding
+        self._grow_ms = now_ms + COMPILE_RETRY_MS
+        if self._succeed(forwarding):
+            _log.info("the map of rings has grown", services=len(table.services), rings=rings)
+        return self._forwarding or forwarding
+
+    def _succeed(self, forwarding: Forwarding, *, old_table_is_empty: bool = False) -> bool:
+        """Attach programs of another size over the present ones, which go on until then."""
         try:
-            successor = self._attach(old_table_is_empty=True)
+            successor = self._attach(old_table_is_empty=old_table_is_empty)
         except (*NOT_READY, *REFUSED) as reason:
-            _log.warning("the flow table before this one is empty, and stays", why=str(reason))
-            return
-        # Of the maps only the table before has changed; where services stand must be read.
+            _log.warning("programs of another size cannot be attached", why=str(reason))
+            return False
+        # What the maps hold is what it was; where services stand must be read.
         successor.kernel.adopt()
         self._forwarding = successor
         self._stale = True
         forwarding.close()
-        _log.info("the flow table before this one was empty, and is gone")
+        return True
 
     def _wait_for(self, what: str) -> None:
         if what != self._waiting_for:
@@ -385,8 +403,9 @@ class DataplaneProcess:
         plan = forwarding.programs.plan
         try:
             forwarding.hooks = forwarding.programs.hooks()
+            self._describe_outputs(forwarding)
             present = machine.look(self._netlink, plan.public, plan.private)
-            addresses = machine.addresses(self._netlink)
+            addresses = machine.addresses()
         except (machine.NotReadyError, NetlinkError) as reason:
             self._wait_for(str(reason))
             return
@@ -402,11 +421,24 @@ class DataplaneProcess:
         forwarding.addresses = addresses
         self._waiting_for = ""
 
+    def _describe_outputs(self, forwarding: Forwarding) -> None:
+        present = forwarding.machine
+        hops = {hop.ifindex for hop in self._next_hops.values() if hop is not None}
+        forwarding.outputs = outputs.states(
+            forwarding.hooks,
+            present.public.ifindex,
+            hops or {present.private.ifindex},
+            lambda ifindex: machine.device(self._netlink, ifindex),
+            self._features,
+            self._senders,
+        )
+
     def _plan(self, forwarding: Forwarding, now_ms: int) -> None:
         """Bring the maps to what the table says; nothing to do if nothing has changed."""
         self._stale |= self._modes_due_ms is not None and now_ms >= self._modes_due_ms
         if self._table is None or not self._stale:
             return
+        forwarding = self._make_room(forwarding, self._table, now_ms)
         table = self._in_force(self._table, now_ms)
         # A new node's way is known before its seat is written.
         self._watch(self._watched | {node.address for node in table.nodes}, now_ms)
@@ -417,6 +449,7 @@ class DataplaneProcess:
         forwarding.watch = plan.watch
         forwarding.bury(plan.reset_seats, now_ms)
         self._watch(plan.addresses, now_ms)
+        self._seat_states = plan.states()
         self._name_seats(plan)
         self._tell_left_out(frozenset((*plan.refused, *without_place)))
         self._moved_slots += plan.moved_slots
@@ -441,12 +474,16 @@ class DataplaneProcess:
         prepared = modes_of_nodes(table, self._view)
         chosen = modes_in_force(wanted, in_force, prepared, self._mode_waits, now_ms)
         self._mode_waits, self._modes_due_ms = chosen.since_ms, chosen.next_ms
+        if chosen.modes == wanted:
+            return table
         services = (replace(each, mode=chosen.modes[each.name]) for each in table.services)
         return replace(table, services=tuple(services))
 
     def _name_seats(self, plan: Plan) -> None:
         kept = {seat: name for seat, name in self._names.items() if seat in plan.after.seats}
-        self._names = kept | {seat.seat: Seated(seat.node, seat.service) for seat in plan.seats}
+        self._names = kept | {
+            seat.seat: Seated(seat.node, seat.service) for seat in self._seat_states
+        }
 
     def _tell_left_out(self, left_out: frozenset[str]) -> None:
         for what in sorted(left_out - self._left_out):
@@ -457,7 +494,7 @@ class DataplaneProcess:
         if addresses != self._watched:
             self._watched = addresses
             self._monitor.watch(addresses)
-            self._next_hops = self._monitor.serve(now_ms)
+            self._next_hops = self._look_for_ways(now_ms)
 
     def _facts(self, forwarding: Forwarding) -> Facts:
         return Facts(
@@ -466,7 +503,10 @@ class DataplaneProcess:
             private_address=forwarding.machine.private.address,
             own_addresses=forwarding.addresses,
             max_seats=forwarding.kernel.max_seats,
-            max_services=forwarding.kernel.max_services,
+            max_services=MAX_SERVICES,
+            max_rings=forwarding.kernel.max_rings,
+            max_fronts=MOST_FRONTS,
+            max_endpoints=forwarding.kernel.max_endpoints,
         )
 
     def _wanted_settings(self, forwarding: Forwarding, table: NodeTable) -> Settings:
@@ -478,6 +518,7 @@ class DataplaneProcess:
             forwarding.settings.flow_seed or randbits(64) or 1,
             chained=forwarding.programs.chained,
             states=len(forwarding.settings.timeout),
+            by_tc=self._is_by_tc,
         )
 
     # ------------------------------------------------------------------ housekeeping
@@ -496,7 +537,7 @@ class DataplaneProcess:
         census = forwarding.census
         if now_ms < self._count_ms or census is None:
             return
-        self._count_ms = now_ms + COUNT_MS
+        begun_s = time.thread_time()
         self._counts_version += 1
         self._publisher.publish(
             Topic.STATE_COUNTERS,
@@ -512,33 +553,32 @@ class DataplaneProcess:
                 census_ms=forwarding.rounds.cpu_ms,
             ),
         )
+        cost_ms = int(1_000 * (time.thread_time() - begun_s))
+        self._count_ms = now_ms + max(COUNT_MS, COUNTING_SHARE * cost_ms)
 
-    def _seat_counters(self, forwarding: Forwarding) -> tuple[SeatCounters, ...]:
-        held = self._held.seats
+    def _seat_counters(self, forwarding: Forwarding) -> SeatColumns:
+        held, states = self._held.seats, self._seat_states
         # Seats are given from the lowest number on, and so are cursors.
         sums = forwarding.counters.seats(max(held, default=0) + 1)
         rests = forwarding.counters.port_rests(
             max((seat.cursor for seat in held.values()), default=0) + 1
         )
-        fields = ("packets_in", "bytes_in", "packets_out", "bytes_out", "flows")
-        counted = []
-        for seat in self._seat_states:
-            numbers = {name: int(sums[name][seat.seat]) for name in fields}
-            rest = float(rests[held[seat.seat].cursor])
-            rested = None if isnan(rest) else rest
-            counted.append(
-                SeatCounters(
-                    service=seat.service,
-                    node=seat.node,
-                    snat_port_rest_seconds=rested,
-                    **numbers,
-                )
-            )
-        return tuple(counted)
+        seats = [seat.seat for seat in states]
+        rested = rests[[held[seat].cursor for seat in seats]].tolist()
 
-    @property
-    def _seat_states(self) -> tuple[SeatState, ...]:
-        return self._planned.seats if self._planned is not None else ()
+        def column(name: str) -> tuple[int, ...]:
+            return tuple(sums[name][seats].tolist())
+
+        return SeatColumns(
+            service=tuple(seat.service for seat in states),
+            node=tuple(seat.node for seat in states),
+            packets_in=column("packets_in"),
+            bytes_in=column("bytes_in"),
+            packets_out=column("packets_out"),
+            bytes_out=column("bytes_out"),
+            flows=column("flows"),
+            snat_port_rest_seconds=tuple(None if isnan(rest) else rest for rest in rested),
+        )
 
     def _publish_state(self, now_ms: int) -> None:
         forwarding, table = self._forwarding, self._table
@@ -553,29 +593,23 @@ class DataplaneProcess:
             services=tuple(service.name for service in table.services) if table else (),
             moved_slots_total=self._moved_slots,
             waiting_for=self._waiting_for,
+            outputs=forwarding.outputs if forwarding is not None else (),
         )
-        if state == self._published and now_ms < self._republish_ms:
+        if state != self._published:
+            self._version += 1
+            self._published = replace(state, version=self._version)
+            self._publisher.publish(Topic.STATE_DATAPLANE, self._published)
+        elif now_ms >= self._republish_ms:
+            self._publisher.repeat(Topic.STATE_DATAPLANE)
+        else:
             return
-        self._version += 1
-        self._published = replace(state, version=self._version)
         self._republish_ms = now_ms + REPUBLISH_MS
-        self._publisher.publish(Topic.STATE_DATAPLANE, self._published)
 
 
 def _states(view: LocalView | None) -> dict[str, Any]:
     """What of a view the plan depends on: beats that change nothing must cost nothing."""
     nodes = () if view is None else view.nodes
     return {node.id: (node.state, node.silent, node.services) for node in nodes}
-
-
-def _restart_needed(old: LbConfig, new: LbConfig) -> list[str]:
-    def value(config: LbConfig, key: str) -> Any:
-        found: Any = config
-        for part in key.split("."):
-            found = getattr(found, part)
-        return found
-
-    return [key for key in CONFIG_NEEDING_RESTART if value(old, key) != value(new, key)]
 
 
 if __name__ == "__main__":

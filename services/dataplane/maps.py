@@ -8,23 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bus.messages import Affinity, Encapsulation, Mode
+from bus.states import NodeTable, TableNode, TableService
+from bus.words import Affinity, Encapsulation, Mode
 from services.dataplane import ring
 from services.dataplane.nexthop import NextHop
 from services.dataplane.words import ServiceKey
 
 LANES = 4
 ENTRIES = -(-ring.SLOTS // LANES)
-"""Entries of the map that one service's ring takes; the last one's spare lanes stay 0."""
+"""Entries of the map that one ring takes; the last one's spare lanes stay 0."""
 
 NO_SEAT = 0
 
 SeatRing = NDArray[np.uint16]
-"""A service's ring as the map holds it: shape (ENTRIES, LANES), seats."""
+"""A ring as the map holds it: shape (ENTRIES, LANES), seats less the service's id; 0: nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Seat:
     service_id: int
     address: str
     port: int
+    """0: the one that the client uses."""
     cursor: int
     """Index of the map `port_cursors`: the same for all seats of this address and port."""
     up: bool
@@ -79,6 +82,10 @@ class Service:
     """Its mode is L4, or was, and there are flows yet: they are looked for first."""
     retired: bool
     """Takes no new flow: it is here for those it has."""
+    keeps_port: bool
+    """A range of ports that nodes serve on the same ports."""
+    ring: int
+    """Number of its ring in the map `ring`."""
     snat_addresses: tuple[str, ...]
     """Empty unless the mode is L4 and `snat` is set."""
     snat_slice: Slice
@@ -96,6 +103,15 @@ class AddressInfo:
     """None: it is no SNAT address of this LB's."""
 
 
+class RingName(NamedTuple):
+    """What a ring is made of, within one table."""
+
+    group: str
+    """The services' `affinity_group`; mostly empty."""
+    nodes: tuple[str, ...]
+    """Ids, in the table's order."""
+
+
 @dataclass(frozen=True, slots=True)
 class BuiltRing:
     """A ring before masking, kept because only a change of its members costs time."""
@@ -106,14 +122,34 @@ class BuiltRing:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A node that serves a service."""
+
+    service: TableService
+    node: TableNode
+    port: int
+    """0: the one that the client uses."""
+    identity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """All places of a table, kept because only another table has others."""
+
+    table: NodeTable
+    ids: Mapping[str, int]
+    places: dict[str, list[Place]]
+
+
+@dataclass(frozen=True, slots=True)
 class KernelState:
     """What the maps hold, read from them at the start and from then on what plans left there."""
 
     seats: Mapping[int, Seat]
     services: Mapping[ServiceKey, Service]
     rings: Mapping[int, SeatRing]
-    """By service id. A ring that is not here is written whole, so those of ids that no service has
-    need not be read."""
+    """By number. A ring that is not here is written whole, so those that no service goes by need
+    not be read."""
     addresses: Mapping[str, AddressInfo] = field(default_factory=dict)
     endpoints: Mapping[ServiceKey, int] = field(default_factory=dict)
     """A node's address and port: the seat."""
@@ -125,8 +161,9 @@ class KernelState:
     """Since when no service takes ports of an SNAT address."""
     ids: Mapping[str, int] = field(default_factory=dict)
     """By the name of the service: one that found no place in its table has one as well."""
-    built: Mapping[str, BuiltRing] = field(default_factory=dict)
-    """By the name of the service."""
+    built: Mapping[RingName, BuiltRing] = field(default_factory=dict)
+
+    placed: Placed | None = None
 
 
 EMPTY = KernelState({}, {}, {})
@@ -170,7 +207,7 @@ class SeatRemoval:
 class SlotsWrite:
     """One batch: `values[i]` is the entry of the map `ring` at `indices[i]`."""
 
-    service_id: int
+    ring: int
     indices: NDArray[np.uint32]
     values: NDArray[np.uint16]
 
@@ -234,3 +271,7 @@ class Facts:
     max_seats: int
     """Entries of the map `seats`; entry 0 is nobody's."""
     max_services: int
+    max_rings: int
+    max_fronts: int
+    """Entries of the map `services` that may be taken."""
+    max_endpoints: int

@@ -29,7 +29,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bus.messages import LocalView, Mode, NodeState, NodeTable
+from bus.states import (
+    LocalView,
+    NodeTable,
+)
+from bus.words import (
+    Mode,
+    NodeState,
+)
 
 GRACE_MS = 5_000
 

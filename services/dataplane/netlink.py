@@ -30,6 +30,7 @@ from services.dataplane.nexthop import (
     Neighbour,
     NextHop,
     NextHopTable,
+    PathNarrowed,
     Route,
     RoutesChanged,
 )
@@ -238,6 +239,11 @@ class NextHopMonitor:
     def watch(self, addresses: frozenset[str]) -> None:
         """From now on, the next hops of exactly these addresses are kept: call `serve` after."""
         self._table.watch(addresses)
+
+    def narrowed(self, addresses: frozenset[str]) -> None:
+        """Packets to these were too long for a router on the way: call `serve` after."""
+        for address in addresses:
+            self._table.fold(PathNarrowed(address))
 
     def serve(self, now_ms: int) -> Mapping[str, NextHop | None]:
         """Take in what has happened, refresh what is due, and return all next hops.

@@ -13,6 +13,10 @@ that goes down takes its routes with it without a word, so a change of a link ma
 MAC is None: TC takes the packets, and the kernel holds them until ARP has answered. Without a route
 there is no next hop at all.
 
+**The path's MTU.** A router on the way may take less than the link does. What it said of that
+(`PathNarrowed`) the kernel has put into its route by then, so the route is asked for again, and
+from time to time as long as it is narrow.
+
 **Staying fresh.** What XDP sends never passes the kernel's neighbour table, so to the kernel the
 entry looks unused and unconfirmed: it would stay STALE for ever, even if the node's MAC
 changed or the node went. So `due` says whom to use, in the kernel's sense (NTF_USE): a stale
@@ -34,6 +38,10 @@ NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
 FIXED = NUD_NOARP | NUD_PERMANENT
 USABLE = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | FIXED
 
+NARROW_MS = 60_000
+"""How often a route is asked for again whose path is narrower than its link: the kernel forgets
+that after a while, without a word."""
+
 REFRESH_MS = 5_000
 """How often a neighbour is used, so that the kernel keeps knowing whether it is there."""
 RESOLVE_MS = 1_000
@@ -54,6 +62,8 @@ class NextHop:
     """None: the node is on the link itself."""
     source: str | None
     """The address of this LB that the kernel would choose towards the node."""
+    by_tc: bool = False
+    """The device takes no frames from XDP (`outputs`)."""
 
 
 # --------------------------------------------------------------------------- messages of netlink
@@ -94,7 +104,14 @@ class EverythingChanged:
     """An address or a rule: any route may be another now, or have another source."""
 
 
-Message = Link | LinkGone | Neighbour | RoutesChanged | EverythingChanged
+@dataclass(frozen=True, slots=True)
+class PathNarrowed:
+    """A router said that packets to this address were too long for it."""
+
+    address: str
+
+
+Message = Link | LinkGone | Neighbour | RoutesChanged | EverythingChanged | PathNarrowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +135,20 @@ class NextHopTable:
         self._watched: frozenset[str] = frozenset()
         self._to_ask: set[str] = set()
         self._used_ms: dict[tuple[int, str], int] = {}
+        self._narrow_ms: dict[str, int] = {}
+        self._changed()
+
+    def _changed(self) -> None:
+        """What was worked out of links, neighbours and routes is to be worked out anew.
+
+        It is kept between changes: with ten thousand nodes it is too much for every turn.
+        """
+        self._next_hops: Mapping[str, NextHop | None] | None = None
+        self._wanted: frozenset[tuple[int, str]] | None = None
+        self._narrow: frozenset[str] | None = None
+        """The addresses with a path narrower than their link."""
+        self._soonest_ms: int | None = None
+        """When the first neighbour is to be used again; None: to be worked out, or never."""
 
     def watch(self, addresses: Iterable[str]) -> None:
         """From now on, the next hops of exactly these addresses are kept."""
@@ -125,22 +156,26 @@ class NextHopTable:
         self._to_ask = self._to_ask & wanted | wanted - self._watched
         self._routes = {a: route for a, route in self._routes.items() if a in wanted}
         self._watched = wanted
+        self._changed()
 
     def forget(self) -> None:
         """Messages were lost: all that follows is told anew, and every route is to be asked for."""
         self._links.clear()
         self._neighbours.clear()
         self._to_ask = set(self._watched)
+        self._changed()
 
     def fold(self, message: Message) -> None:
         match message:
             case Link():
                 if self._links.get(message.ifindex) != message:
                     self._to_ask |= self._watched
+                    self._changed()
                 self._links[message.ifindex] = message
             case LinkGone(ifindex):
                 self._links.pop(ifindex, None)
                 self._to_ask |= self._watched
+                self._changed()
             case Neighbour():
                 self._fold_neighbour(message)
             case RoutesChanged(network):
@@ -148,6 +183,8 @@ class NextHopTable:
                 self._to_ask |= {a for a in self._watched if ip_address(a) in changed}
             case EverythingChanged():
                 self._to_ask |= self._watched
+            case PathNarrowed(address):
+                self._to_ask |= self._watched & {address}
 
     def _fold_neighbour(self, neighbour: Neighbour) -> None:
         key = (neighbour.ifindex, neighbour.address)
@@ -156,6 +193,8 @@ class NextHopTable:
             self._neighbours[key] = neighbour
         if before is not None and before.state & USABLE and not neighbour.state & USABLE:
             self._used_ms.pop(key, None)
+        if before is None or _matters(before) != _matters(neighbour):
+            self._changed()
 
     def routes_to_ask(self) -> list[str]:
         """The addresses whose routes are unknown or in doubt; each is to be answered."""
@@ -164,30 +203,57 @@ class NextHopTable:
     def answer(self, address: str, route: Route | None) -> None:
         """The kernel's route to an address; None: there is none."""
         self._to_ask.discard(address)
-        if address in self._watched:
+        if address in self._watched and (
+            address not in self._routes or self._routes[address] != route
+        ):
             self._routes[address] = route
+            self._changed()
 
     def due(self, now_ms: int) -> list[tuple[int, str]]:
         """The neighbours, by interface and address, that are to be used now."""
+        self._doubt_narrow(now_ms)
+        if self._soonest_ms is not None and now_ms < self._soonest_ms:
+            return []
         wanted = self._next_neighbours()
         self._used_ms = {key: used for key, used in self._used_ms.items() if key in wanted}
         due = [key for key in sorted(wanted) if self._due_ms(key, now_ms) <= now_ms]
         self._used_ms.update(dict.fromkeys(due, now_ms))
+        self._soonest_ms = None
         return due
+
+    def _doubt_narrow(self, now_ms: int) -> None:
+        """Asked for at the next turn."""
+        if self._narrow is None:
+            self._narrow = frozenset(a for a in self._routes if self._is_narrow(a))
+        narrow = self._narrow
+        self._narrow_ms = {a: self._narrow_ms.get(a, now_ms + NARROW_MS) for a in narrow}
+        for address in [a for a, due_ms in self._narrow_ms.items() if due_ms <= now_ms]:
+            self._to_ask.add(address)
+            del self._narrow_ms[address]
+
+    def _is_narrow(self, address: str) -> bool:
+        route = self._routes[address]
+        link = None if route is None else self._links.get(route.ifindex)
+        return route is not None and link is not None and (route.mtu or link.mtu) < link.mtu
 
     def next_ms(self, now_ms: int) -> int | None:
         """When `due` next has something to say, if nothing happens before."""
-        times_ms = (self._due_ms(key, now_ms) for key in self._next_neighbours())
-        return min(times_ms, default=None)
+        if self._soonest_ms is None:
+            times_ms = (self._due_ms(key, now_ms) for key in self._next_neighbours())
+            self._soonest_ms = min(times_ms, default=None)
+        return self._soonest_ms
 
-    def _next_neighbours(self) -> set[tuple[int, str]]:
+    def _next_neighbours(self) -> frozenset[tuple[int, str]]:
         """Those on the way to the watched addresses, without the ones that must not be touched."""
+        if self._wanted is not None:
+            return self._wanted
         keys = {
             (route.ifindex, route.gateway or address)
             for address, route in self._routes.items()
             if route is not None and self._is_up(route.ifindex)
         }
-        return {key for key in keys if not self._state(key) & FIXED}
+        self._wanted = frozenset(key for key in keys if not self._state(key) & FIXED)
+        return self._wanted
 
     def _due_ms(self, key: tuple[int, str], now_ms: int) -> int:
         used_ms = self._used_ms.get(key)
@@ -204,8 +270,15 @@ class NextHopTable:
         return link is not None and link.up
 
     def next_hops(self) -> Mapping[str, NextHop | None]:
-        """Of every watched address whose route has been asked for; None: it cannot be reached."""
-        return {address: self._next_hop(address, route) for address, route in self._routes.items()}
+        """Of every watched address whose route has been asked for; None: it cannot be reached.
+
+        The same object as before, as long as nothing has changed.
+        """
+        if self._next_hops is None:
+            self._next_hops = {
+                address: self._next_hop(address, route) for address, route in self._routes.items()
+            }
+        return self._next_hops
 
     def _next_hop(self, address: str, route: Route | None) -> NextHop | None:
         link = None if route is None else self._links.get(route.ifindex)
@@ -221,3 +294,8 @@ class NextHopTable:
             gateway=route.gateway,
             source=route.source,
         )
+
+
+def _matters(neighbour: Neighbour) -> tuple[str | None, bool, int]:
+    """What of a neighbour's state next hops depend on: it goes from one usable state to another."""
+    return neighbour.mac, bool(neighbour.state & USABLE), neighbour.state & FIXED

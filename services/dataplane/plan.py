@@ -5,18 +5,13 @@ the last census of the flow table. Out: an ordered list of writes, and what the 
 are done. A second plan with the same input is empty; so is the first one after a restart, because
 the maps hold all that is needed to match them to the table.
 
-`seats` says who has a seat and how it stands, `fronts` which services and addresses there are.
+`seats` says who has a seat and how it stands, `fronts` which services and addresses there are,
+`rings` which node takes a new flow. Only entries that change are written.
 
 **Nothing goes while a flow needs it.** What is removed, renamed or moved takes no new flow at once,
 but stays for its flows: seats, services, SNAT addresses. Each time a census has been taken
 afterwards that met none of them any more, the next plan takes them away (`Plan.watch` says what the
 census must look out for, `Plan.can_free` whether there is something of the kind).
-
-**Rings** are built from all nodes that the table lists, and those that take no new flows are masked
-(see `ring`): a node that dies, drains or comes back moves its own slots and no other. Masked are
-nodes that are not UP in the table, those that are DOWN or BANNED as seen from here, and those that
-could not get a seat. Only entries that change are written, four slots each. The ring of a service
-that is retired is emptied.
 
 **Order.** Seats that are added or changed, endpoints, addresses; slots; services, new and changed
 ones before those that go; seats that take no new flows any more; what is removed. After every
@@ -26,38 +21,41 @@ process that dies half way leaves maps that work, and its successor plans the re
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bus.messages import LocalView, NodeTable, SeatState
+from bus.states import (
+    LocalView,
+    NodeTable,
+    SeatState,
+)
 from services.dataplane import ring
 from services.dataplane.flows.census import Census, Watch
-from services.dataplane.fronts import Fronts, has_waned, is_unused, plan_addresses, plan_fronts
+from services.dataplane.fronts import has_waned, is_unused, plan_addresses, plan_fronts
 from services.dataplane.maps import (
-    ENTRIES,
-    LANES,
-    NO_SEAT,
     AddressRemoval,
     AddressWrite,
-    BuiltRing,
     EndpointRemoval,
     EndpointWrite,
     Facts,
     KernelState,
+    Place,
+    Placed,
     Seat,
     SeatRemoval,
-    SeatRing,
     SeatWrite,
+    Service,
     ServiceRemoval,
     ServiceWrite,
     SlotsWrite,
     Write,
 )
 from services.dataplane.nexthop import NextHop
-from services.dataplane.seats import Place, Seats, endpoints, has_gone, places, plan_seats
+from services.dataplane.rings import Rings, plan_rings, slot_writes
+from services.dataplane.seats import Seats, endpoints, has_gone, places, plan_seats
+from services.dataplane.words import ServiceKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +64,15 @@ class Plan:
     after: KernelState
     moved_slots: int
     """Slots that had a node and now have another, or none."""
-    seats: tuple[SeatState, ...]
-    """Of all seated nodes that the table lists, for `state.dataplane.`."""
+    described: tuple[Mapping[str, list[Place]], Mapping[str, int], Seats, Rings]
     refused: tuple[str, ...]
     """Who was left out, and why; empty when all is well."""
+
+    def states(self) -> tuple[SeatState, ...]:
+        """Of all seated nodes that the table lists, for `state.dataplane.`; worked out anew each
+        time, and no packet waits for it.
+        """
+        return _describe(*self.described)
 
     @property
     def addresses(self) -> frozenset[str]:
@@ -110,75 +113,57 @@ def make_plan(
     An address that `next_hops` says nothing about keeps the next hop the kernel holds for it.
     """
     fronts = plan_fronts(kernel, table, facts, census, now_ms)
-    placed = places(table, fronts.ids)
+    placed = _placed(kernel, table, fronts.ids)
     seats = plan_seats(kernel, placed, fronts.ids, table, view, next_hops, facts, census, now_ms)
-    addresses = plan_addresses(kernel, fronts.values, facts, census, now_ms)
-    rings, built = _plan_rings(kernel, placed, fronts.ids, seats, table.hash_seed)
-    rings |= _emptied_rings(fronts)
-    slots, moved = _slot_writes(kernel.rings, rings)
+    rings = plan_rings(kernel, placed, fronts.ids, seats, table.hash_seed, facts)
+    services = _with_rings(fronts.values, rings.of_service)
+    addresses = plan_addresses(kernel, services, facts, census, now_ms)
+    slots, moved = slot_writes(kernel, rings)
     after = KernelState(
         seats=seats.values,
-        services=fronts.values,
-        rings=rings,
+        services=services,
+        rings=rings.contents,
         addresses=addresses.values,
-        endpoints=endpoints(kernel, fronts.values, seats.values),
+        endpoints=endpoints(kernel, services, seats.values, facts),
         retired_ms=seats.retired_ms,
         waning_ms=fronts.waning_ms,
         unused_ms=addresses.unused_ms,
         ids=fronts.ids,
-        built=built,
+        built=rings.built,
+        placed=Placed(table, fronts.ids, placed),
     )
     return Plan(
         writes=_ordered_writes(kernel, after, seats.fresh_cursors, slots),
         after=after,
         moved_slots=moved,
-        seats=_describe(placed, seats.seat_of, seats.values, rings),
-        refused=(*fronts.refused, *seats.refused),
+        described=(placed, fronts.ids, seats, rings),
+        refused=(*fronts.refused, *seats.refused, *rings.refused),
     )
 
 
-# --------------------------------------------------------------------------- rings
+def _placed(
+    kernel: KernelState, table: NodeTable, ids: Mapping[str, int]
+) -> dict[str, list[Place]]:
+    before = kernel.placed
+    if before is not None and before.table is table and before.ids == ids:
+        return before.places
+    return places(table, ids)
 
 
-def _plan_rings(
-    kernel: KernelState,
-    placed: Iterable[Place],
-    ids: Mapping[str, int],
-    seats: Seats,
-    seed: int,
-) -> tuple[dict[int, SeatRing], dict[str, BuiltRing]]:
-    weighted: dict[str, list[Place]] = {name: [] for name in ids}
-    for place in placed:
-        if place.node.weight > 0:
-            weighted[place.service.name].append(place)
-    rings: dict[int, SeatRing] = {}
-    built: dict[str, BuiltRing] = {}
-    for name, own in weighted.items():
-        members = tuple(ring.Member(place.node.id, place.node.weight) for place in own)
-        built[name] = _build(kernel.built.get(name), members, seed, name)
-        resting = [index for index, place in enumerate(own) if place.identity not in seats.takers]
-        masked = ring.masked(built[name].ring, resting)
-        # NOBODY is -1, so it finds the last element.
-        numbers = [*(seats.seat_of.get(place.identity, NO_SEAT) for place in own), NO_SEAT]
-        slots = np.zeros(ENTRIES * LANES, np.uint16)
-        slots[: ring.SLOTS] = np.array(numbers, np.uint16)[masked]
-        rings[ids[name]] = slots.reshape(ENTRIES, LANES)
-    return rings, built
-
-
-def _build(
-    before: BuiltRing | None, members: tuple[ring.Member, ...], seed: int, service: str
-) -> BuiltRing:
-    if before is not None and (before.members, before.seed) == (members, seed):
-        return before
-    return BuiltRing(members, seed, ring.build(members, seed, service))
-
-
-def _emptied_rings(fronts: Fronts) -> dict[int, SeatRing]:
-    """Those of services that the table names no more."""
-    named = set(fronts.ids.values())
-    gone = {value.service_id for value in fronts.values.values() if value.retired} - named
-    return {number: np.zeros((ENTRIES, LANES), np.uint16) for number in gone}
+def _with_rings(
+    fronts: Mapping[ServiceKey, Service], rings: Mapping[int, int]
+) -> dict[ServiceKey, Service]:
+    """Each service with the number of its ring; without those for which there is none."""
+    known: dict[int, Service | None] = {}
+    values: dict[ServiceKey, Service] = {}
+    for key, service in fronts.items():
+        if id(service) not in known:
+            place = service.ring if service.retired else rings.get(service.service_id)
+            known[id(service)] = None if place is None else replace(service, ring=place)
+        value = known[id(service)]
+        if value is not None:
+            values[key] = value
+    return values
 
 
 # --------------------------------------------------------------------------- differences
@@ -229,7 +214,7 @@ def _seat_writes(
     forgotten: set[int] = set()
     for seat, value in seats.items():
         old = kernel.seats.get(seat)
-        if old == value:
+        if old is value or old == value:
             continue
         forgets = value.cursor in fresh_cursors - forgotten
         if forgets:
@@ -240,43 +225,21 @@ def _seat_writes(
     return early, late
 
 
-def _slot_writes(
-    held: Mapping[int, SeatRing], wanted: Mapping[int, SeatRing]
-) -> tuple[list[SlotsWrite], int]:
-    """One batch per service with the entries that change, and how many slots move."""
-    writes: list[SlotsWrite] = []
-    moved = 0
-    for number, after in wanted.items():
-        before = held.get(number)
-        if before is None:
-            changed = np.arange(ENTRIES)
-        else:
-            differs = before != after
-            changed = np.flatnonzero(differs.any(axis=1))
-            moved += int((differs & (before != NO_SEAT)).sum())
-        if changed.size:
-            indices = (number * ENTRIES + changed).astype(np.uint32)
-            writes.append(SlotsWrite(number, indices, after[changed]))
-    return writes, moved
-
-
 def _describe(
-    placed: Iterable[Place],
-    seat_of: Mapping[int, int],
-    seats: Mapping[int, Seat],
-    rings: Mapping[int, SeatRing],
+    placed: Mapping[str, list[Place]], ids: Mapping[str, int], seats: Seats, rings: Rings
 ) -> tuple[SeatState, ...]:
-    slots: Counter[int] = Counter()
-    for held in rings.values():
-        counts = np.bincount(held.ravel())
-        slots.update({int(seat): int(counts[seat]) for seat in np.flatnonzero(counts)})
+    slots = {place: np.bincount(held.ravel()) for place, held in rings.contents.items()}
     states = []
-    for place in placed:
-        seat = seat_of.get(place.identity)
-        if seat is not None:
-            hop = seats[seat].next_hop
-            resolved = hop is not None and hop.destination_mac is not None
-            share = slots[seat] / ring.SLOTS
-            name = place.service.name
-            states.append(SeatState(seat, name, place.node.id, slots[seat], share, resolved))
+    for name, own in placed.items():
+        number = ids[name]
+        counts = slots[rings.of_service[number]] if number in rings.of_service else ()
+        for place in own:
+            seat = seats.seat_of.get(place.identity)
+            if seat is not None:
+                hop = seats.values[seat].next_hop
+                resolved = hop is not None and hop.destination_mac is not None
+                count = int(counts[seat - number]) if seat - number < len(counts) else 0
+                share = count / ring.SLOTS
+                reason = seats.reasons.get(place.identity, "")
+                states.append(SeatState(seat, name, place.node.id, count, share, resolved, reason))
     return tuple(states)

@@ -6,6 +6,10 @@ source that does not compile, a map whose pin does not fit (`PinMismatch`) and a
 verifier refuses all leave the old programs forwarding. TC is attached before XDP: what a new XDP
 program passes on must find its TC program.
 
+What is attached is a set (bpf/attachments.py): once the new programs are on their hooks, whatever
+of an earlier configuration is on another one is taken off, on all interfaces of the machine. What
+cannot be taken off stands among the hooks, with the reason.
+
 Three pins below `prog/`: `xdp_public`, `tc_public`, `tc_private`. Where public and private
 interface are one, `tc_public` handles both directions and there is no `tc_private`. Without native
 XDP the TC program takes the requests too, and the hook's state says why. With `reply_hook = "xdp"`
@@ -17,6 +21,8 @@ into both. Once the dataplane has seen that no flow lives in the one before, it 
 ones: they are compiled already, so this takes a moment. `chained` says what `settings.chained` is,
 which `attach` writes in the order that loses nothing: set before the first program is attached that
 has a table before its own, cleared after the last one that had is gone.
+
+The map of rings grows in the same way with the number of services: a larger copy, programs over it.
 """
 
 from __future__ import annotations
@@ -28,12 +34,14 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from bpf import attach
+from bpf.attachments import TC, XDP, Attachment, Place, set_aside, take_off_rest
 from bpf.chain import FlowTables
 from bpf.loader import LoadedObject, compile_programs, fill_cache
 from bpf.pins import PinnedMaps
-from bus.messages import HookState
+from bus.states import HookState
 from conf import LbConfig
 from services.dataplane.machine import Machine
+from services.dataplane.maps import ENTRIES
 
 SOURCES = ("xdp.c", "tc.c")
 FLOW_WAYS = 16
@@ -41,6 +49,7 @@ FLOW_WAYS = 16
 LEAST_BUCKETS = 16
 LEAST_HALF_OPEN_WAYS, MOST_HALF_OPEN_WAYS = 2, 12
 """Some places are always for half-open flows, and some never."""
+RING_COUNTS = (16, 80, 320, 1_280)
 FRAGS_MTU = 3_000
 """Above this a driver may hand XDP a packet in pieces, and asks for a program that knows it."""
 
@@ -93,7 +102,18 @@ class ProgramPlan:
             "FLOW_BUCKETS": self.flow_buckets,
             "HALF_OPEN_WAYS": self.half_open_ways,
         }
-        return sizes | ({"GALE_ONE_ARM": 1} if self.one_arm else {})
+        if self.one_arm:
+            sizes["GALE_ONE_ARM"] = 1
+        if self.generic_xdp:
+            sizes["GALE_GENERIC_XDP"] = 1
+        return sizes
+
+
+def rings_for(services: int) -> int:
+    """How many rings the map has room for: one for each service, which mostly share a few, and some
+    for those that part from the others. A ring takes 131 kB; the map can only grow.
+    """
+    return next((rings for rings in RING_COUNTS if services <= rings * 4 // 5), RING_COUNTS[-1])
 
 
 class Programs:
@@ -106,13 +126,21 @@ class Programs:
         cache_dir: Path,
         netlink: IPRoute,
         *,
+        services: int = 0,
         old_table_is_empty: bool = False,
     ) -> None:
-        """`old_table_is_empty`: no flow lives in the flow table before the present one."""
+        """`services`: how many there are, for each of which there may have to be a ring.
+        `old_table_is_empty`: no flow lives in the flow table before the present one.
+        """
         self.plan = plan
+        self._bpf_dir = bpf_dir
         self._pins = bpf_dir / "prog"
         self._netlink = netlink
         self._without_xdp: dict[str, str] = {}
+        self._left: dict[Attachment, str] = {}
+        """What is wanted no longer and could not be taken off, with the reason."""
+        self.taken_off: tuple[str, ...] = ()
+        """What was wanted no longer, in words."""
         self.migrated: tuple[str, ...] = ()
         """The maps that were copied to a new size."""
         self._refuse_foreign()
@@ -122,6 +150,7 @@ class Programs:
                 plan.flow_buckets, old_is_empty=old_table_is_empty
             )
             """The flow table's size and that of the one before it."""
+            self._ring_entries = max(rings_for(services) * ENTRIES, self._maps.entries("ring"))
             self._xdp, self._tc = compile_programs(
                 SOURCES,
                 maps=self._maps,
@@ -135,7 +164,7 @@ class Programs:
             raise
 
     def _defines(self, tables: FlowTables) -> dict[str, str | int]:
-        return self.plan.defines | tables.defines
+        return self.plan.defines | tables.defines | {"RING_MAP_ENTRIES": self._ring_entries}
 
     @property
     def chained(self) -> bool:
@@ -155,11 +184,22 @@ class Programs:
 
     def _refuse_foreign(self) -> None:
         """Before anything is compiled or attached: half of the hooks would be worse than none."""
-        plan = self.plan
-        attach.refuse_foreign(self._netlink, plan.public, self._pins / "xdp_public")
+        plan, pins = self.plan, self._pins
+        attach.refuse_foreign(self._netlink, plan.public, pins / "xdp_public", pins / "tc_public")
         if not plan.one_arm:
-            pin = self._pins / "xdp_private" if self._replies_by_xdp else None
-            attach.refuse_foreign(self._netlink, plan.private, pin)
+            pin = pins / "xdp_private" if self._replies_by_xdp else None
+            attach.refuse_foreign(self._netlink, plan.private, pin, pins / "tc_private")
+
+    @property
+    def _wanted(self) -> dict[Place, str]:
+        """By interface and hook, the pin of what is to be there."""
+        plan = self.plan
+        wanted = {(plan.public, XDP): "xdp_public", (plan.public, TC): "tc_public"}
+        if not plan.one_arm:
+            wanted[plan.private, TC] = "tc_private"
+        if self._replies_by_xdp:
+            wanted[plan.private, XDP] = "xdp_private"
+        return {place: pin for place, pin in wanted.items() if pin not in self._without_xdp}
 
     @property
     def objects(self) -> LoadedObject:
@@ -179,6 +219,7 @@ class Programs:
             for pin, name, at in xdp
         ]
         self._maps.prepare()
+        set_aside(netlink, self._bpf_dir, self._wanted)
         if self.chained:
             self._write_chained()
         if not plan.one_arm:
@@ -186,6 +227,9 @@ class Programs:
         attach.attach_tc(netlink, plan.public, tc_public, self._pins / "tc_public")
         for pin, interface, fd in loaded:
             self._attach_xdp(pin, interface, fd)
+        rest = take_off_rest(netlink, self._bpf_dir, self._wanted)
+        self._left = {each: problem for each, problem in rest.items() if problem}
+        self.taken_off = tuple(f"{each.interface}: {each}" for each in rest.keys() - self._left)
         if not self.chained:
             self._write_chained()
         self.migrated = self._maps.migrated
@@ -220,6 +264,9 @@ class Programs:
         states.append(_state(attach.tc_state(netlink, plan.public, self._pins / "tc_public")))
         if not plan.one_arm:
             states.append(_state(attach.tc_state(netlink, plan.private, self._pins / "tc_private")))
+        for each, problem in self._left.items():
+            detail = f"not wanted any more, and it cannot be taken off: {problem}"
+            states.append(HookState(each.name, each.interface, True, each.flavour, detail))
         return tuple(states)
 
     def lost(self, hooks: tuple[HookState, ...]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The ring: which node takes a new flow. Maglev's permutations (Eisenbud et al., NSDI 2016, 3.4).
+"""The ring: which node takes a new flow. Maglev's permutations (Eisenbud et al., NSDI 2016). Pure.
 
 **Theory.** Each node has its own permutation of the slots: it starts at `offset` and goes on in
 strides of `skip`; the number of slots is prime, so every stride visits every slot. Offsets and

@@ -5,7 +5,8 @@
 * a node keeps its seat for as long as the table lists it, in whatever state;
 * a seat that nobody has any more is *retired*: it goes on forwarding its flows, and its number is
   given to somebody else only after a census that began later has met no flow that names it;
-* the lowest free number is given first, to UP and DRAINING nodes only;
+* the lowest free number is given first, to UP and DRAINING nodes only; and to all the services of
+  a node at once, so that their seats lie apart as their ids do (see `rings`), where there is room;
 * the value carries a 64-bit hash of service and node, by which a restarted process knows it again.
 
 **Standing.** UP takes new flows. DEAD is the seat of a node that is DOWN or BANNED, as agreed or as
@@ -26,20 +27,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import blake2b
 
-from bus.messages import (
-    LocalView,
-    NodeState,
-    NodeTable,
-    OnNodeDown,
-    Protocol,
-    TableNode,
-    TableService,
-)
+import numpy as np
+from numpy.typing import NDArray
+
+from bus.states import LocalView, NodeTable
+from bus.words import Mode, NodeState, OnNodeDown, Protocol
 from services.dataplane.flows.census import Census
 from services.dataplane.fronts import SETTLE_MS
-from services.dataplane.maps import Facts, KernelState, Seat, Service
+from services.dataplane.maps import NO_SEAT, Facts, KernelState, Place, Seat, Service
 from services.dataplane.nexthop import NextHop
 from services.dataplane.words import ServiceKey
 
@@ -48,18 +46,11 @@ SEATED = frozenset({NodeState.UP, NodeState.DRAINING})
 
 DEAD = frozenset({NodeState.DOWN, NodeState.BANNED})
 
+MANY = 16
+"""Services of a node beyond which looking for the lowest free seats takes too long."""
+
 NodePlace = tuple[str, int]
 """A node's address and port."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A node that serves a service."""
-
-    service: TableService
-    node: TableNode
-    port: int
-    identity: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,38 +73,37 @@ class Seats:
     retired_ms: dict[int, int]
     fresh_cursors: frozenset[int]
     refused: list[str]
+    reasons: dict[int, str]
+    """Why a node that is well takes no new flows; by the identity of the place."""
 
 
+@lru_cache(1 << 17)
 def seat_identity(service: str, node_id: str) -> int:
     """By which a restarted process knows a seat again."""
     key = blake2b(service.encode(), digest_size=32).digest()
     return int.from_bytes(blake2b(node_id.encode(), key=key, digest_size=8).digest(), "little")
 
 
-def places(table: NodeTable, ids: Mapping[str, int]) -> list[Place]:
-    """All of them, of the services that have an id."""
-    found = []
-    for service in table.services:
-        if service.name not in ids:
-            continue
-        for node in table.nodes:
-            port = _port(service, node)
-            if port is not None:
-                identity = seat_identity(service.name, node.id)
-                found.append(Place(service, node, port, identity))
+def places(table: NodeTable, ids: Mapping[str, int]) -> dict[str, list[Place]]:
+    """By service, of those that have an id; each in the order of the table's nodes.
+
+    A node that names no services serves all of them.
+    """
+    services = {each.name: each for each in table.services if each.name in ids}
+    found: dict[str, list[Place]] = {name: [] for name in services}
+    for node in table.nodes:
+        named = {own.name: own.port for own in node.services if own.name in services}
+        for name in named if node.services else services:
+            service = services[name]
+            port = named.get(name, service.node_port)
+            place = 0 if service.keeps_port and service.mode is Mode.L4 else port
+            found[name].append(Place(service, node, place, seat_identity(name, node.id)))
     return found
-
-
-def _port(service: TableService, node: TableNode) -> int | None:
-    """Where a node serves a service. One that names no services serves all of them."""
-    if not node.services:
-        return service.node_port
-    return next((own.port for own in node.services if own.name == service.name), None)
 
 
 def plan_seats(
     kernel: KernelState,
-    placed: list[Place],
+    placed_by_service: Mapping[str, list[Place]],
     ids: Mapping[str, int],
     table: NodeTable,
     view: LocalView | None,
@@ -122,9 +112,12 @@ def plan_seats(
     census: Census | None,
     now_ms: int,
 ) -> Seats:
-    seat_of, refused = _given_seats(kernel, placed, facts)
+    placed = [place for own in placed_by_service.values() for place in own]
+    seat_of, refused = _given_seats(kernel, placed, ids, facts)
     retired_ms = _retired(kernel, seat_of, census, now_ms)
     deaths = _deaths(table, view)
+    hops = {value.address: value.next_hop for value in kernel.seats.values()} | dict(next_hops)
+    reasons = _out_of_reach(placed, hops)
     takers = frozenset(
         place.identity
         for place in placed
@@ -132,48 +125,132 @@ def plan_seats(
         and place.node.weight > 0
         and place.node.id not in deaths
         and place.identity in seat_of
+        and place.identity not in reasons
     )
-    held_hops = {value.address: value.next_hop for value in kernel.seats.values()}
     values: dict[int, Seat] = {}
     for place in placed:
         seat = seat_of.get(place.identity)
-        if seat is None:
-            continue
-        death = deaths.get(place.node.id)
-        values[seat] = Seat(
-            identity=place.identity,
-            service_id=ids[place.service.name],
-            address=place.node.address,
-            port=place.port,
-            cursor=0,
-            up=place.identity in takers,
-            dead=death is not None,
-            reset=death is not None and _resets(place.service.on_node_down, death),
-            next_hop=next_hops.get(place.node.address, held_hops.get(place.node.address)),
-        )
+        if seat is not None:
+            up = place.identity in takers
+            death = deaths.get(place.node.id)
+            number = ids[place.service.name]
+            hop = hops.get(place.node.address)
+            values[seat] = _value(kernel.seats.get(seat), place, number, death, hop, up=up)
     values |= _retired_values(kernel, retired_ms, ids, table, deaths, next_hops)
     cursors, fresh = _cursors(kernel.seats, values)
-    values = {seat: replace(value, cursor=cursors[seat]) for seat, value in values.items()}
-    return Seats(seat_of, takers, values, retired_ms, fresh, refused)
+    values = {
+        seat: value if value.cursor == cursors[seat] else replace(value, cursor=cursors[seat])
+        for seat, value in values.items()
+    }
+    refused += dict.fromkeys(reasons.values())
+    return Seats(seat_of, takers, values, retired_ms, fresh, refused, reasons)
+
+
+def _out_of_reach(placed: Iterable[Place], hops: Mapping[str, NextHop | None]) -> dict[int, str]:
+    """Why a place cannot be routed to although its node is well; by the place's identity.
+
+    In mode L2 a router on the way would get a packet for the VIP, and send it back to where VIPs
+    are: to us, round and round.
+    """
+    behind = {a: hop.gateway for a, hop in hops.items() if hop is not None and hop.gateway}
+    if not behind:
+        return {}
+    return {
+        place.identity: f"node {place.node.id} at {place.service.name}: it is behind the router"
+        f" {behind[place.node.address]}, and mode l2 reaches only what is on the link"
+        for place in placed
+        if place.service.mode is Mode.L2 and place.node.address in behind
+    }
+
+
+def _value(
+    old: Seat | None,
+    place: Place,
+    service_id: int,
+    death: Death | None,
+    hop: NextHop | None,
+    *,
+    up: bool,
+) -> Seat:
+    """The very same object if nothing of it has changed: most plans are about one node of many."""
+    dead = death is not None
+    reset = death is not None and _resets(place.service.on_node_down, death)
+    address = place.node.address
+    if (
+        old is not None
+        and (old.up, old.dead, old.reset, old.port, old.address)
+        == (up, dead, reset, place.port, address)
+        and (old.next_hop is hop or old.next_hop == hop)
+    ):
+        return old
+    return Seat(
+        identity=place.identity,
+        service_id=service_id,
+        address=address,
+        port=place.port,
+        cursor=0 if old is None else old.cursor,
+        up=up,
+        dead=dead,
+        reset=reset,
+        next_hop=hop,
+    )
 
 
 def _given_seats(
-    kernel: KernelState, placed: Iterable[Place], facts: Facts
+    kernel: KernelState, placed: Iterable[Place], ids: Mapping[str, int], facts: Facts
 ) -> tuple[dict[int, int], list[str]]:
     """The seats of these places, by identity, and who was refused."""
-    seat_of = {value.identity: seat for seat, value in kernel.seats.items()}
-    free = iter([seat for seat in range(1, facts.max_seats) if seat not in kernel.seats])
+    # A service that came back under another id has other seats: they must lie behind its id.
+    seat_of = {(each.identity, each.service_id): seat for seat, each in kernel.seats.items()}
     given: dict[int, int] = {}
-    refused = []
+    waiting: dict[str, list[Place]] = {}
     for place in placed:
-        seat = seat_of.get(place.identity)
-        if seat is None and place.node.state in SEATED:
-            seat = next(free, None)
-            if seat is None:
-                refused.append(f"node {place.node.id} at {place.service.name}: no free seat")
+        seat = seat_of.get((place.identity, ids[place.service.name]))
         if seat is not None:
             given[place.identity] = seat
+        elif place.node.state in SEATED:
+            waiting.setdefault(place.node.id, []).append(place)
+    refused = []
+    free: NDArray[np.bool_] = np.ones(facts.max_seats, np.bool_)
+    free[[NO_SEAT, *kernel.seats]] = False
+    for own in waiting.values():
+        own.sort(key=lambda place: ids[place.service.name])
+        numbers = _free_seats(free, [ids[place.service.name] for place in own])
+        for place, number in zip(own, numbers, strict=True):
+            if number == NO_SEAT:
+                refused.append(f"node {place.node.id} at {place.service.name}: no free seat")
+            else:
+                given[place.identity] = number
     return given, refused
+
+
+def _free_seats(free: NDArray[np.bool_], ids: list[int]) -> list[int]:
+    """A seat for each of these services, in ascending order of their ids, which are then free no
+    more: all as far behind their ids, if there is room for that; NO_SEAT where there is none at
+    all.
+    """
+    taken = np.flatnonzero(~free)[-1]
+    behind = max(1, int(taken) + 1 - ids[0])
+    if len(ids) <= MANY or behind + ids[-1] >= len(free):
+        # From the beginning, where it is worth it, or where there is no room behind all others.
+        candidates = np.arange(1, max(1, len(free) - ids[-1]))
+        for number in ids:
+            candidates = candidates[free[candidates + number]]
+        behind = int(candidates[0]) if candidates.size else 0
+    if behind:
+        numbers = [behind + number for number in ids]
+        free[numbers] = False
+        return numbers
+    return [_free_seat(free, number) for number in ids]
+
+
+def _free_seat(free: NDArray[np.bool_], service_id: int) -> int:
+    after = np.flatnonzero(free[service_id + 1 :])
+    if not after.size:
+        return NO_SEAT
+    seat = service_id + 1 + int(after[0])
+    free[seat] = False
+    return seat
 
 
 def _retired(
@@ -298,22 +375,54 @@ def _free_cursor(members: Iterable[int], taken: set[int]) -> int:
 
 
 def endpoints(
-    kernel: KernelState, services: Mapping[ServiceKey, Service], seats: Mapping[int, Seat]
+    kernel: KernelState,
+    services: Mapping[ServiceKey, Service],
+    seats: Mapping[int, Seat],
+    facts: Facts,
 ) -> dict[ServiceKey, int]:
-    """Each node's address, port and protocol, with the lowest of its seats.
+    """Each node's address, port and protocol, with the lowest of its seats; as many as there is
+    room for.
 
-    A seat's protocol is its service's. When that has gone, the map still knows.
+    A seat's protocol is its service's, and where it has no port of its own, its ports are. When the
+    service has gone, the map still knows.
     """
-    protocols: dict[int, set[Protocol]] = {}
+    if kernel.ids and _have_same_places(kernel, services, seats):
+        return dict(kernel.endpoints)
+    fronts: dict[int, set[tuple[int, Protocol]]] = {}
     for key, service in services.items():
-        protocols.setdefault(service.service_id, set()).add(key.protocol)
-    known: dict[NodePlace, set[Protocol]] = {}
-    for key in kernel.endpoints:
-        known.setdefault((key.address, key.port), set()).add(key.protocol)
+        fronts.setdefault(service.service_id, set()).add((key.port, key.protocol))
+    known: dict[NodePlace, set[tuple[int, Protocol]]] = {}
+    of_seat: dict[int, set[tuple[int, Protocol]]] = {}
+    for key, seat in kernel.endpoints.items():
+        known.setdefault((key.address, key.port), set()).add((key.port, key.protocol))
+        of_seat.setdefault(seat, set()).add((key.port, key.protocol))
     found: dict[ServiceKey, int] = {}
     for seat in sorted(seats):
         value = seats[seat]
-        own = protocols.get(value.service_id) or known.get((value.address, value.port), set())
-        for protocol in own:
-            found.setdefault(ServiceKey(value.address, value.port, protocol), seat)
+        own = fronts.get(value.service_id, set())
+        if not value.port:
+            own = own or of_seat.get(seat, set())
+        elif own:
+            own = {(value.port, protocol) for _, protocol in own}
+        else:
+            own = known.get((value.address, value.port), set())
+        for port, protocol in own:
+            if len(found) < facts.max_endpoints:
+                found.setdefault(ServiceKey(value.address, port, protocol), seat)
     return found
+
+
+def _have_same_places(
+    kernel: KernelState, services: Mapping[ServiceKey, Service], seats: Mapping[int, Seat]
+) -> bool:
+    """Whether fronts, and where the seats' nodes serve them, are what the last plan left."""
+    if services.keys() != kernel.services.keys() or seats.keys() != kernel.seats.keys():
+        return False
+    held = kernel.services
+    if any(each.service_id != held[key].service_id for key, each in services.items()):
+        return False
+    return all(
+        value is old
+        or (value.address, value.port, value.service_id) == (old.address, old.port, old.service_id)
+        for value, old in ((value, kernel.seats[seat]) for seat, value in seats.items())
+    )

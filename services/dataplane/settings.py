@@ -7,6 +7,7 @@ last segments.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from conf import LbConfig
@@ -22,13 +23,18 @@ OPENING_MS = 240_000
 RESET_MS = 10_000
 
 
-def of_machine(present: Machine) -> dict[str, Any]:
-    """What of the settings is the machine's."""
+def of_machine(present: Machine, by_tc: Callable[[int], bool]) -> dict[str, Any]:
+    """What of the settings is the machine's. `by_tc`: whether TC must send to this ifindex."""
     return {
         "public_ifindex": present.public.ifindex,
         "private_ifindex": present.private.ifindex,
         "public_mac": present.public.mac,
         "public_mtu": min(present.public.mtu, LONGEST_PACKET_BYTES),
+        "private_mac": present.private.mac,
+        "public_address": address_word(present.public.address),
+        "private_address": address_word(present.private.address),
+        "public_by_tc": int(by_tc(present.public.ifindex)),
+        "private_by_tc": int(by_tc(present.private.ifindex)),
     }
 
 
@@ -40,8 +46,9 @@ def settings(
     *,
     chained: bool,
     states: int,
+    by_tc: Callable[[int], bool],
 ) -> Settings:
-    """`states`: how many timeouts the programs keep."""
+    """`states`: how many timeouts the programs keep. `by_tc`: as in `of_machine`."""
     limits = config.dataplane
     return Settings(
         hash_seed=hash_seed,
@@ -52,7 +59,7 @@ def settings(
         new_flows_per_second_per_source=limits.new_flows_per_second_per_source,
         answers_per_second=ANSWERS_PER_SECOND,
         timeout=timeouts(config, states),
-        **of_machine(present),
+        **of_machine(present, by_tc),
     )
 
 

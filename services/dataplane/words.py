@@ -9,17 +9,24 @@ from __future__ import annotations
 import ipaddress
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from bus.messages import Protocol
+from bus.words import Protocol
 
 MAC_BYTES = 6
 
 
+@lru_cache(1 << 16)
 def address_word(address: str | None) -> int:
     """An IPv4 address as the maps hold it; 0 for none."""
     packed = ipaddress.IPv4Address(address).packed if address else bytes(4)
     return int.from_bytes(packed, sys.byteorder)
+
+
+def is_ipv6(address: str | None) -> bool:
+    """Whether it is one of the other family, which a route's gateway may be (RFC 5549)."""
+    return address is not None and ":" in address
 
 
 def address_text(word: Any) -> str:
@@ -42,6 +49,7 @@ def endpoint_text(address: Any, port: Any) -> str:
     return f"{address_text(address)}:{port_number(port)}"
 
 
+@lru_cache(1 << 12)
 def mac_bytes(mac: str | None) -> bytes:
     """`02:00:...` as six bytes; zeros for none."""
     return bytes.fromhex(mac.replace(":", "")) if mac else bytes(MAC_BYTES)

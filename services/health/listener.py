@@ -4,11 +4,7 @@ The interface may come later than this process, or change its address: `settle` 
 and binds anew when it must. While it cannot, it says what it waits for. Agents that are connected
 stay so when the address changes; they notice themselves when it is gone.
 
-The options are what kernel-notes asks for between machines, on the side of the many: a backlog for
-ten thousand agents that return at once, small queues towards each, and pings of libzmq's own, slow
-ones, only to be rid of connections whose other end has vanished. They must not fire because this
-process was stopped for a while, hence `PING_PATIENCE_MS`: what lies in the sockets by then is still
-to be read.
+The options of the socket stand in `bus.tcp`.
 """
 
 from __future__ import annotations
@@ -18,14 +14,9 @@ from typing import Any, NamedTuple
 
 import zmq
 
+from bus import tcp
 from services.machine import own_address
 
-PING_MS = 5_000
-PING_PATIENCE_MS = 30_000
-BACKLOG = 4_096
-SEND_QUEUE = 64
-RECEIVE_QUEUE = 0
-"""No limit: connections.py says why, and what limits it."""
 MOST_PARTS = 2
 DISCARDED_AT_ONCE = 1_000
 LARGEST_FRAME = 128 << 10
@@ -46,17 +37,7 @@ class Listener:
         self.endpoint: str | None = None
         self.waiting_for = ""
         self._discarding = False
-        self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-        for option, value in (
-            (zmq.LINGER, 0),
-            (zmq.BACKLOG, BACKLOG),
-            (zmq.SNDHWM, SEND_QUEUE),
-            (zmq.RCVHWM, RECEIVE_QUEUE),
-            (zmq.MAXMSGSIZE, LARGEST_FRAME),
-            (zmq.HEARTBEAT_IVL, PING_MS),
-            (zmq.HEARTBEAT_TIMEOUT, PING_PATIENCE_MS),
-        ):
-            self.socket.setsockopt(option, value)
+        self.socket = tcp.accepting(context, LARGEST_FRAME)
 
     def settle(self, interface: str, port: int) -> None:
         """Be bound to the interface's present address, or say what that lacks."""
@@ -101,7 +82,7 @@ class Listener:
             frames.append(self.socket.recv(zmq.NOBLOCK))
             more = bool(self.socket.getsockopt(zmq.RCVMORE))
         self._discarding = more
-        address = str(first.get("Peer-Address")) if frames[0] == b"hello" else ""
+        address = tcp.peer_address(first) if frames[0] == b"hello" else ""
         return Received(connection, address, frames)
 
     def _discard(self) -> Received:

@@ -26,41 +26,38 @@ by themselves. A disk that cannot be written, a private interface without an add
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import os
 import resource
-import signal
-import socket
-import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import structlog
 import zmq
 
-from bus import topology
-from bus.messages import (
-    CommittedTable,
-    Encapsulation,
-    Mode,
+from bus import topics
+from bus.commands import (
+    CommandError,
+)
+from bus.node_protocol import (
     OfferedService,
-    ProcessEvent,
-    Protocol,
-    Topic,
     encode_node,
 )
-from bus.socket import CommandError, CommandServer, Publisher, Subscriber
-from conf import ConfigError, LbConfig, Paths, load_lb, taken
-from services import logs
+from bus.states import CommittedTable
+from bus.topics import Topic
+from bus.words import (
+    Encapsulation,
+    Mode,
+    Protocol,
+)
+from conf import LbConfig, Paths, load_lb
+from services import process
 from services.health.connections import Connections
 from services.health.listener import Listener
 from services.health.model import Happened, Policy, Send
 from services.health.registry import Registry
 from services.health.statefile import NOTHING, Kept, StateFile
-from services.machine import own_address
+from services.machine import boot_id, own_address
+from services.process import Bus, Loop
 
 REPUBLISH_MS = 500
 SETTLE_MS = 1_000
@@ -68,27 +65,23 @@ GAP_MS = 50
 POLL_MS = 100
 LAG_MS = 100
 """A turn later than this was late; less is the ordinary business of a machine."""
+CHECKS_SHARE = 100
 LAG_SAID_MS = 10_000
 OFFENDER_SAID_MS = 10_000
 DRAIN_MS = 200
 LOOK_AFTER_MESSAGES = 200
 MOST_UNDRAINED = 5
-MACHINE_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 _log = structlog.get_logger()
 
 
 def main() -> None:
     """Console script `gale-health`."""
-    argparse.ArgumentParser(prog="gale-health", description="Gale's health process.").parse_args()
-    logs.set_up()
-    paths = Paths.from_environment()
-    try:
-        config = load_lb(paths.lb_config)
-    except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        sys.exit(2)
+    what = "Gale's health process."
+    process.launch("gale-health", what, load_lb, lambda paths: paths.lb_config, _run)
+
+
+def _run(paths: Paths, config: LbConfig) -> None:
     _allow_many_connections()
     HealthProcess(paths, config).run()
 
@@ -99,73 +92,53 @@ class HealthProcess:
     def __init__(self, paths: Paths, config: LbConfig) -> None:
         self._config_path = paths.lb_config
         self._config = self._started_with = config
-        self._context: zmq.Context[Any] = zmq.Context()
-        path = topology.publisher_path(paths.run_dir, topology.HEALTH)
-        self._publisher = Publisher(self._context, path, topology.HEALTH, config.local.name)
-        self._commands = CommandServer(
-            self._context, topology.command_path(paths.run_dir, topology.HEALTH)
-        )
-        wanted = topology.SUBSCRIBES[topology.HEALTH]
-        self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
-        self._listener = Listener(self._context)
+        self._bus = Bus(paths.run_dir, topics.HEALTH, config.local.name)
+        self._publisher, self._commands = self._bus.publisher, self._bus.commands
+        self._subscriber = self._bus.subscriber
+        self._listener = Listener(self._bus.context)
         now_ms = _monotonic_ms()
         self._registry = Registry(_policy(config), now_ms)
-        rejected = self._registry.manners.rejected
-        self._connections = Connections(self._context, self._listener.socket, rejected, now_ms)
-        self._file = StateFile(paths.state_dir, MACHINE_BOOT.read_text().strip())
+        rejected = self._registry.faults.rejected
+        self._connections = Connections(self._bus.context, self._listener.socket, rejected, now_ms)
+        self._file = StateFile(paths.state_dir, boot_id())
         self._disk_trouble = ""
         self._said_waiting = ""
         self._view_changed = self._keep = True
         self._events: list[Happened] = []
-        self._publish_from_ms = self._republish_ms = self._settle_ms = now_ms
+        self._publish_from_ms = self._republish_ms = self._settle_ms = self._checks_ms = now_ms
         self._undrained = 0
         self._lag_said_ms, self._unsaid_lag_ms = now_ms - LAG_SAID_MS, 0
         self._offender_said_ms = now_ms - OFFENDER_SAID_MS
-        self._stopping = self._reload_wanted = False
+        self._loop = Loop()
         adopted = self._adopt(now_ms)
-        started = ProcessEvent(topology.HEALTH, os.getpid(), version("gale"), adopted)
-        self._publisher.publish(Topic.PROCESS_STARTED, started)
+        self._bus.started(adopted)
 
     def run(self) -> None:
         """Until SIGTERM."""
-        wake = self._install_signals()
-        poller = zmq.Poller()
-        for polled in (
-            self._listener.socket,
-            self._publisher.poll_socket,
-            self._commands.socket,
-            self._subscriber.socket,
-        ):
-            poller.register(polled, zmq.POLLIN)
-        poller.register(wake.fileno(), zmq.POLLIN)
-        expected_ms = _monotonic_ms()
-        while not self._stopping:
-            drained_ms = self._step(expected_ms)
-            wait_ms = self._wait_ms(_monotonic_ms())
+        self._loop.watch(self._listener.socket, *self._bus.sockets)
+        while not self._loop.signals.stopping:
+            drained_ms = self._step(_monotonic_ms())
             # Nobody listens from the end of the drain to the next turn: what is not waiting is lag.
-            expected_ms = drained_ms + wait_ms
-            if wake.fileno() in dict(poller.poll(wait_ms)):
-                wake.recv(4096)
+            self._loop.wait(self._wait_ms(_monotonic_ms()), listened_ms=drained_ms)
         self._stop()
 
-    def _step(self, expected_ms: int) -> int:
-        """One turn, which was meant to begin at `expected_ms`; returns when its drain ended."""
-        begun_ms = _monotonic_ms()
+    def _step(self, begun_ms: int) -> int:
+        """One turn; returns when its drain ended."""
         self._connections.turn(begun_ms)
         drained = self._drain()
         now_ms = _monotonic_ms()
-        lag_ms = max(0, begun_ms - expected_ms) + max(0, now_ms - begun_ms - DRAIN_MS)
+        lag_ms = self._loop.late_ms(begun_ms) + max(0, now_ms - begun_ms - DRAIN_MS)
         if lag_ms > LAG_MS:
             self._registry.lagged(lag_ms, now_ms)
             self._say_lag(lag_ms, now_ms)
         self._publisher.serve()
         self._commands.serve(self._command)
-        if self._reload_wanted:
-            self._reload_wanted = False
+        if self._loop.signals.take_reload():
             self._reload()
         for envelope in self._subscriber.receive():
             if isinstance(envelope.data, CommittedTable):
-                self._registry.adopt_table(envelope.data.table, now_ms)
+                age_ms = max(0, now_ms - envelope.head.made_ms)
+                self._registry.adopt_table(envelope.data.table, now_ms, age_ms)
         if now_ms >= self._settle_ms:
             self._settle_ms = now_ms + SETTLE_MS
             self._settle(now_ms)
@@ -200,7 +173,7 @@ class HealthProcess:
     def _wait_ms(self, now_ms: int) -> int:
         if self._undrained:
             return 0
-        moments = [now_ms + POLL_MS, self._republish_ms, self._settle_ms]
+        moments = [now_ms + POLL_MS, self._republish_ms, self._settle_ms, self._checks_ms]
         if self._view_changed or self._keep or self._events:
             moments.append(self._publish_from_ms)
         if (due_ms := self._registry.next_due_ms()) is not None:
@@ -219,6 +192,15 @@ class HealthProcess:
             self._publish(now_ms)
         for send in output.messages:
             self._send(send)
+        if now_ms >= self._checks_ms:
+            self._publish_checks()
+
+    def _publish_checks(self) -> None:
+        """Read by people alone: so it may cost a hundredth of this process's time, no more."""
+        now_ms, begun_s = _monotonic_ms(), time.thread_time()
+        self._publisher.publish(Topic.STATE_CHECKS, self._registry.checks(now_ms))
+        cost_ms = int(1_000 * (time.thread_time() - begun_s))
+        self._checks_ms = now_ms + max(REPUBLISH_MS, CHECKS_SHARE * cost_ms)
 
     def _publish(self, now_ms: int) -> None:
         if self._keep:
@@ -228,9 +210,12 @@ class HealthProcess:
             what = {"node": event.id, "state": event.state.value, "fails": event.fails}
             _log.info(topic.value.rstrip("."), reason=event.reason, **what)
         self._events.clear()
-        waiting_for = self._disk_trouble or self._listener.waiting_for
-        self._publisher.publish(Topic.STATE_VIEW, self._registry.view(now_ms, waiting_for))
-        self._view_changed = False
+        if self._view_changed:
+            waiting_for = self._disk_trouble or self._listener.waiting_for
+            self._publisher.publish(Topic.STATE_VIEW, self._registry.view(now_ms, waiting_for))
+            self._view_changed = False
+        else:
+            self._publisher.repeat(Topic.STATE_VIEW)
         done_ms = _monotonic_ms()
         self._republish_ms = now_ms + REPUBLISH_MS
         self._publish_from_ms = done_ms + min(max(GAP_MS, 10 * (done_ms - now_ms)), REPUBLISH_MS)
@@ -298,42 +283,18 @@ class HealthProcess:
         return self._reload()
 
     def _reload(self) -> dict[str, Any]:
-        try:
-            config = load_lb(self._config_path)
-        except ConfigError as error:
-            problems = [str(problem) for problem in error.problems]
-            for problem in problems:
-                _log.error("the configuration stays as it was", problem=problem)
-            return {"applied": False, "problems": problems, "restart_needed": []}
-        self._config, restart_needed = taken(self._started_with, config)
-        self._settle(_monotonic_ms())
-        _log.info("configuration applied", path=self._config_path, restart_needed=restart_needed)
-        return {"applied": True, "problems": [], "restart_needed": restart_needed}
-
-    def _install_signals(self) -> socket.socket:
-        """TERM and HUP set a flag and make the returned socket readable."""
-        wake, self._wake = socket.socketpair()
-        for end in (wake, self._wake):
-            end.setblocking(False)
-        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._on_term)
-        signal.signal(signal.SIGINT, self._on_term)
-        signal.signal(signal.SIGHUP, self._on_hangup)
-        return wake
-
-    def _on_term(self, _signal: int, _frame: object) -> None:
-        self._stopping = True
-
-    def _on_hangup(self, _signal: int, _frame: object) -> None:
-        self._reload_wanted = True
+        config, answer = process.reload_lb(self._config_path, self._started_with)
+        if config is not None:
+            self._config = config
+            self._settle(_monotonic_ms())
+        return answer
 
     def _stop(self) -> None:
         self._save(_monotonic_ms())
-        _log.info("stopped", process=topology.HEALTH)
+        _log.info("stopped", process=topics.HEALTH)
         self._connections.close()
-        for owned in (self._listener, self._publisher, self._commands, self._subscriber):
-            owned.close()
-        self._context.term()
+        self._listener.close()
+        self._bus.close()
 
 
 def _policy(config: LbConfig) -> Policy:

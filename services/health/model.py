@@ -5,20 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from bus.messages import (
+from bus.events import NodeEvent
+from bus.node_protocol import (
+    NodeMessage,
+    OfferedService,
+)
+from bus.states import NodeService
+from bus.topics import Topic
+from bus.words import (
     Duration,
     IPv4,
     Mode,
-    NodeEvent,
-    NodeMessage,
-    NodeService,
     NodeState,
-    OfferedService,
     Stored,
-    Topic,
     Weight,
 )
-from services.health.sighting import ClockOffset
+from services.health.clock_offset import ClockOffset
 
 PROBATION_HASTE = 10
 """How many times as often a node on probation beats."""

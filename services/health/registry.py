@@ -1,4 +1,4 @@
-"""The registry: what this LB knows of its nodes, and what follows from it.
+"""The registry: what this LB knows of its nodes, and what follows from it. Pure.
 
 Each node stands in one of five states. `TRANSITIONS` below is the whole of what may happen; any
 other step raises, since it would be a mistake of this file.
@@ -25,8 +25,9 @@ Rules that are not seen in the picture:
   service no more than half are banned at a time (a lone node may be): what restarts them one after
   the other, over and over, is more likely an operator than a fault of each.
 * **Time** is the caller's monotonic clock. When a node was last seen is worked out from the agent's
-  own stamps (sighting.py). `lagged` extends every deadline by what this loop was late, until the
-  node is seen again: who did not listen does not accuse.
+  own stamps (clock_offset.py). If this process was stopped or starved
+  for N ms, `lagged` moves every deadline N ms later, until the node's next heartbeat: the missing
+  beats may be ours, not the node's.
 * **Mass silence.** When more than half of a service's UP nodes (and at least two) are silent
   together, the fault is more likely here than there. They stay UP for at most one more
   `checks_timeout`, then it is believed; those that are heard meanwhile end the hold for the rest.
@@ -40,7 +41,8 @@ Rules that are not seen in the picture:
 * **Prepared**: an agent says for which modes its machine is prepared, service by service, when that
   changes. It goes out with the services of the view; an agent that never says so is taken for one
   that is prepared for all. After a restart of the agent its first beat decides.
-* Who beats without a hello is asked for one: that is how agents find out that this process is new.
+* A heartbeat on a connection that never sent a Hello is answered with Refused(retry_ms=0), "say
+  hello first". That is how an agent learns that this process was restarted.
 * An agent may have several connections at once: when one was lost and nobody noticed here, or when
   its file names this LB twice. It is heard on each of the last `MOST_SESSIONS`, answered on each,
   and beats are numbered by connection: no number says anything about another connection's.
@@ -52,8 +54,8 @@ Rules that are not seen in the picture:
 
 Inputs are methods, with the time; outputs collect in `take_output()`: messages to connections,
 events for the bus, whether the view or what must be kept on disk has changed. A heartbeat that
-changes nothing costs no more than a few field writes: deadlines are looked up when they are due,
-in a heap that holds one live entry per node.
+changes nothing costs no more than a few field writes: it shows in `checks` alone, and deadlines are
+looked up when they are due, in a heap that holds one live entry per node.
 """
 
 from __future__ import annotations
@@ -63,33 +65,38 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bus.messages import (
-    FORMAT_VERSION,
-    Ban,
+from bus.codec import MalformedMessage
+from bus.events import NodeEvent
+from bus.node_protocol import (
+    NODE_VERSION,
     Heartbeat,
     Hello,
-    LocalView,
-    MalformedMessage,
-    Mode,
-    NodeEvent,
     NodeMessage,
-    NodeObservation,
-    NodeService,
-    NodeState,
-    NodeTable,
     Prepared,
     Refused,
-    ServingStatus,
-    TableNode,
-    Topic,
     Welcome,
     decode_node,
+)
+from bus.states import (
+    Ban,
+    LocalChecks,
+    LocalView,
+    NodeService,
+    NodeTable,
+    NodeView,
+    TableNode,
+)
+from bus.topics import Topic
+from bus.words import (
+    Mode,
+    NodeState,
+    ServingStatus,
     is_ipv4,
     one_line,
 )
-from services.health.manners import Manners, heartbeat_problem, hello_problem
+from services.health.clock_offset import ClockOffset
 from services.health.model import Happened, KeptNode, Node, Output, Policy, Send
-from services.health.sighting import ClockOffset
+from services.health.peer_faults import PeerFaults, heartbeat_problem, hello_problem
 
 PROBATION, UP, DRAINING, DOWN, BANNED = (
     NodeState.PROBATION,
@@ -133,7 +140,7 @@ class IllegalTransitionError(Exception):
 class Registry:
     def __init__(self, policy: Policy, now_ms: int) -> None:
         self.policy = policy
-        self.manners = Manners()
+        self.faults = PeerFaults()
         self._nodes: dict[str, Node] = {}
         self._by_connection: dict[bytes, Node] = {}
         self._deadlines: list[tuple[int, str]] = []
@@ -145,14 +152,14 @@ class Registry:
         """How many nodes are known, by address."""
         self._census: tuple[Counter[str], Counter[str]] | None = None
         """By service: how many nodes are known, and how many are banned. None: to be counted."""
-        self._version = 0
+        self._version = self._checks_version = 0
         self._output = Output()
 
     # ----------------------------------------------------------------- from the agents
 
     def receive(self, connection: bytes, address: str, frames: list[bytes], now_ms: int) -> None:
         """Take one message of the node protocol from a connection whose peer is `address`."""
-        if self.manners.ignores(connection, now_ms):
+        if self.faults.ignores(connection, now_ms):
             return
         if not connection.startswith(b"\0"):
             # libzmq's own begin so; a name that a peer chose may be another's when it is gone.
@@ -172,9 +179,9 @@ class Registry:
                 self._fault(connection, "unexpected_kind", now_ms)
 
     def _hello(self, connection: bytes, address: str, hello: Hello, now_ms: int) -> None:
-        if hello.v != FORMAT_VERSION:
+        if hello.v != NODE_VERSION:
             self._fault(connection, "version", now_ms)
-            text = f"node protocol {hello.v}, this load balancer speaks {FORMAT_VERSION}"
+            text = f"node protocol {hello.v}, this load balancer speaks {NODE_VERSION}"
             self._send(connection, Refused(text, SAME_NAME_RETRY_MS))
             return
         if problem := hello_problem(hello):
@@ -188,12 +195,12 @@ class Registry:
             self._fault(connection, "another_name", now_ms)
         if node is None:
             if full := self._why_full(address):
-                self.manners.rejected["registry_full"] += 1
+                self.faults.rejected["registry_full"] += 1
                 self._send(connection, Refused(full, SAME_NAME_RETRY_MS))
                 return
             node = self._join(node_id, address, hello, now_ms)
         elif node.former_boot == hello.boot:
-            self.manners.rejected["same_name"] += 1
+            self.faults.rejected["same_name"] += 1
             text = f"another agent named {hello.name} has since started at {address}"
             self._send(connection, Refused(text, SAME_NAME_RETRY_MS))
             return
@@ -273,7 +280,7 @@ class Registry:
             self._fault(connection, problem, now_ms)
             return
         if beat.seq <= node.sessions[connection]:
-            self.manners.rejected["repeated"] += 1
+            self.faults.rejected["repeated"] += 1
             return
         node.sessions[connection] = beat.seq
         # Nothing new on a new connection says nothing; on the first of a new agent it does.
@@ -515,8 +522,10 @@ class Registry:
         if node.state is UP:
             expiry_ms = self.policy.black_list_expiry_ms
             faded = (now_ms - node.fading_from_ms) // expiry_ms
-            node.fails = max(0, node.fails - faded)
             node.fading_from_ms += faded * expiry_ms
+            if faded and node.fails:
+                node.fails = max(0, node.fails - faded)
+                self._output.view_changed = True
 
     def _why_spared(self, node: Node) -> str:
         """Why the node is not banned though it has failed often enough; empty: it is."""
@@ -595,7 +604,7 @@ class Registry:
         )
 
     def _fault(self, connection: bytes, reason: str, now_ms: int) -> None:
-        if refused := self.manners.fault(connection, reason, now_ms):
+        if refused := self.faults.fault(connection, reason, now_ms):
             self._send(connection, refused)
 
     def _send(self, connection: bytes, message: NodeMessage) -> None:
@@ -624,8 +633,11 @@ class Registry:
             self._adopt_node(replace(node, ban_remaining_ms=remaining_ms), now_ms)
         return sum(node.state in (UP, DRAINING) for node in self._nodes.values())
 
-    def adopt_table(self, table: NodeTable, now_ms: int) -> None:
-        """Take over what the LBs had agreed on; only during the grace after a restart."""
+    def adopt_table(self, table: NodeTable, now_ms: int, age_ms: int = 0) -> None:
+        """Take over what the LBs had agreed on; only during the grace after a restart.
+
+        `age_ms`: since the table was made; the bans in it have that much less time left.
+        """
         if now_ms >= self._grace_ends_ms:
             return
         for node in table.nodes:
@@ -634,7 +646,8 @@ class Registry:
         for ban in table.bans:
             known = self._nodes.get(ban.node)
             if known is None or not (known.heard or known.state is BANNED):
-                self._adopt_ban(ban, known, now_ms)
+                remaining_ms = max(0, ban.remaining_ms - age_ms)
+                self._adopt_ban(replace(ban, remaining_ms=remaining_ms), known, now_ms)
 
     def _adopt_ban(self, ban: Ban, known: Node | None, now_ms: int) -> None:
         if ban.remaining_ms <= 0:
@@ -733,34 +746,44 @@ class Registry:
         return output
 
     def view(self, now_ms: int, waiting_for: str = "") -> LocalView:
-        """All that this LB sees of its nodes, with a version of its own."""
+        """What this LB has decided of its nodes, as a new version: for when that has changed."""
         self._version += 1
         return LocalView(
             version=self._version,
-            nodes=tuple(self._observation(node, now_ms) for node in self._nodes.values()),
-            rejected=dict(self.manners.rejected),
+            nodes=tuple(
+                NodeView(
+                    id=node.id,
+                    name=node.name,
+                    address=node.address,
+                    state=node.state,
+                    reason=node.reason,
+                    weight=node.weight,
+                    services=node.services,
+                    fails=node.fails,
+                    banned_for_ms=self._banned_for_ms(node, now_ms),
+                    silent=node.silent,
+                )
+                for node in self._nodes.values()
+            ),
             waiting_for=waiting_for,
         )
 
-    def _observation(self, node: Node, now_ms: int) -> NodeObservation:
-        self._fade(node, now_ms)
-        return NodeObservation(
-            id=node.id,
-            name=node.name,
-            address=node.address,
-            state=node.state,
-            reason=node.reason,
-            weight=node.weight,
-            services=node.services,
-            fails=node.fails,
-            banned_for_ms=self._banned_for_ms(node, now_ms),
-            observed_ms=max(0, now_ms - node.last_seen_ms),
-            checks_passed=node.passed,
-            checks_required=self.policy.checks_before_routing,
-            checks_good_total=node.good_total,
-            checks_bad_total=node.bad_total,
-            load=node.load,
-            silent=node.silent,
+    def checks(self, now_ms: int) -> LocalChecks:
+        """How the checks of all nodes stand. Failures that have faded by now change the view."""
+        self._checks_version += 1
+        nodes = self._nodes.values()
+        for node in nodes:
+            self._fade(node, now_ms)
+        return LocalChecks(
+            version=self._checks_version,
+            required=self.policy.checks_before_routing,
+            rejected=dict(self.faults.rejected),
+            id=tuple(self._nodes),
+            observed_ms=tuple([max(0, now_ms - node.last_seen_ms) for node in nodes]),
+            passed=tuple([node.passed for node in nodes]),
+            good_total=tuple([node.good_total for node in nodes]),
+            bad_total=tuple([node.bad_total for node in nodes]),
+            load=tuple([node.load for node in nodes]),
         )
 
 

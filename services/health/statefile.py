@@ -1,10 +1,9 @@
 """What the registry must not forget, in one small file: `health.json` in the state directory.
 
-A save writes a temporary file and renames it over the old one, so a reader finds the one from
-before or the one from after. It is not synced to the disk: what it must survive is the death of
-this process, not of the machine, and nodes go down at moments when waiting for a disk would cost
-requests. After a power loss the file may be an older one, or damaged; then bans may be forgotten,
-which the peers' bans make good.
+It is replaced as a whole (`services.statefile`) and not synced to the disk: what it must survive is
+the death of this process, not of the machine, and nodes go down at moments when waiting for a disk
+would cost requests. After a power loss the file may be an older one, or damaged; then bans may be
+forgotten, which the peers' bans make good.
 
 How much of a ban has passed since the save is told by the monotonic clock, or, if the machine was
 booted since, by the wall clock, which may be wrong but never makes a ban longer.
@@ -20,7 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bus.messages import MalformedMessage, Signed, Whole, from_json, to_json
+from bus.codec import (
+    MalformedMessage,
+    from_json,
+    to_json,
+)
+from bus.words import (
+    Signed,
+    Whole,
+)
+from services import statefile
 from services.health.model import KeptNode
 
 FILE_NAME = "health.json"
@@ -52,24 +60,20 @@ class StateFile:
 
     def __init__(self, directory: Path, machine_boot: str) -> None:
         self.path = directory / FILE_NAME
-        self._temporary = directory / f"{FILE_NAME}.tmp"
-        self._damaged = directory / f"{FILE_NAME}.damaged"
+        self._file = statefile.StateFile(self.path)
         self._machine_boot = machine_boot
 
     def load(self, now_ms: int, time_ms: int) -> Kept:
         """What was saved last. Raises OSError when the file is there and cannot be read."""
-        try:
-            raw = self.path.read_bytes()
-        except FileNotFoundError:
+        raw = self._file.load()
+        if raw is None:
             return NOTHING
         try:
             record = from_json(_Record, raw)
             if record.v != FORMAT:
                 raise MalformedMessage(f"format {record.v}, expected {FORMAT}")
         except MalformedMessage as problem:
-            self.path.replace(self._damaged)
-            complaint = f"{self.path}: {problem}; set aside as {self._damaged}"
-            return Kept((), 0, complaint)
+            return Kept((), 0, self._file.set_aside(problem))
         if record.machine_boot == self._machine_boot:
             elapsed_ms = now_ms - record.monotonic_ms
         else:
@@ -79,10 +83,4 @@ class StateFile:
     def save(self, nodes: tuple[KeptNode, ...], now_ms: int, time_ms: int) -> None:
         """Replace the file; after an OSError it is as it was."""
         record = _Record(FORMAT, self._machine_boot, now_ms, time_ms, nodes)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._temporary.write_bytes(to_json(record))
-        except OSError:
-            self._temporary.unlink(missing_ok=True)
-            raise
-        self._temporary.replace(self.path)
+        self._file.save(to_json(record))

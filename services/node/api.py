@@ -31,7 +31,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from bus.messages import one_line
+from bus.words import one_line
 
 PATIENCE_S = 2.0
 REQUEST_TIMEOUT_S = 5.0

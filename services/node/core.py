@@ -48,21 +48,23 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from bus.messages import (
-    FORMAT_VERSION,
+from bus.codec import MalformedMessage
+from bus.node_protocol import (
+    NODE_VERSION,
     Heartbeat,
     Hello,
-    MalformedMessage,
     NodeMessage,
-    NodeService,
-    NodeState,
     OfferedService,
     Prepared,
-    Protocol,
     Refused,
-    ServingStatus,
     Welcome,
     decode_node,
+)
+from bus.states import NodeService
+from bus.words import (
+    NodeState,
+    Protocol,
+    ServingStatus,
     one_line,
 )
 from services.node.direct import NOTHING_NEEDED, Need, prepared_for
@@ -157,7 +159,7 @@ class AgentConfig:
 
     def hello(self, boot: str) -> Hello:
         services = tuple(NodeService(plan.service, plan.port) for plan in self.named)
-        return Hello(FORMAT_VERSION, self.name, boot, self.weight, services)
+        return Hello(NODE_VERSION, self.name, boot, self.weight, services)
 
 
 class Send(NamedTuple):

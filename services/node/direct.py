@@ -33,7 +33,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from bus.messages import Encapsulation, Mode, OfferedService, Prepared
+from bus.node_protocol import (
+    OfferedService,
+    Prepared,
+)
+from bus.words import (
+    Encapsulation,
+    Mode,
+)
 
 HEADER_BYTES = {Encapsulation.IPIP: 20, Encapsulation.GUE: 32}
 IP_AND_TCP_BYTES = 40

@@ -24,7 +24,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from bpf.attach import ForeignProgram, InterfaceMissing, NativeXdpUnsupported
 from bpf.loader import CompileError
 from bpf.syscall import VerifierError
-from bus.messages import MalformedMessage
+from bus.codec import MalformedMessage
 from services.node.clamp import clamp
 from services.node.direct import (
     ARP_ANNOUNCE,
@@ -69,7 +69,8 @@ class Order:
 
     need: Need = NOTHING_NEEDED
     complete: bool = True
-    """Whether all LBs were heard: what is not needed may go."""
+    """True once every LB has sent its Welcome. Until then nothing is removed: an LB not yet heard
+    may need it."""
     lbs: frozenset[str] = frozenset()
     """Their addresses."""
     managed: bool = True

@@ -37,7 +37,7 @@ class Keeper:
         self._thread.start()
 
     def order(self, order: Order) -> None:
-        """From now on, this."""
+        """Set what is wanted; the thread starts on it at once."""
         if order != self._order:
             self._order = order
             self._changed.set()

@@ -9,10 +9,8 @@ the protocol: no ZeroMQ, or a message longer than `LARGEST_FRAME`. It tells nobo
 it was, so a link that has lost its connection and not got another one is `spent`, and its owner
 makes a new one.
 
-A link that is cut without a word is noticed by TCP, which gives up what is not acknowledged within
-`UNACKNOWLEDGED_MS`; libzmq's slow pings see to it that something is always under way. An LB whose
-process is merely stopped acknowledges (its kernel does), so its connection survives, and what it
-was sent meanwhile lies there for it to read.
+How a link that is cut without a word is noticed, and how quickly it is tried again, is said in
+`bus.tcp`, where the options of these sockets stand.
 
 libzmq does not tell a refused connection from one that nobody answers, nor that the answer came too
 late: `UNREACHED` says that it is worth asking the port itself.
@@ -26,16 +24,8 @@ from typing import Any, NamedTuple
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-RECONNECT_MS = 50
-LONGEST_RECONNECT_MS = 100
-CONNECT_TIMEOUT_MS = 150
-"""With the above: after a silent cut has healed, the next SYN is sent within 250 ms."""
-FAR_CONNECT_TIMEOUT_MS = 1_000
-"""For an LB whose answer to a SYN takes longer than that to come."""
-UNACKNOWLEDGED_MS = 1_000
-PING_MS = 2_000
-PING_PATIENCE_MS = 30_000
-SEND_QUEUE = 64
+from bus import tcp
+
 LARGEST_FRAME = 1 << 20
 """A welcome with a thousand services of the longest names takes 200 kB."""
 
@@ -54,7 +44,7 @@ WATCHED = (
 )
 
 
-class News(StrEnum):
+class LinkEvent(StrEnum):
     READY = "ready"
     LOST = "lost"
     FOREIGN = "foreign"
@@ -62,7 +52,7 @@ class News(StrEnum):
     UNREACHED = "unreached"
 
 
-class Place(NamedTuple):
+class Address(NamedTuple):
     """Where an LB is, now that its name is resolved."""
 
     address: str
@@ -80,25 +70,13 @@ class Link:
     def __init__(
         self,
         context: zmq.Context[Any],
-        place: Place,
-        connect_timeout_ms: int = CONNECT_TIMEOUT_MS,
+        place: Address,
+        connect_timeout_ms: int = tcp.CONNECT_TIMEOUT_MS,
     ) -> None:
         self.place = place
-        self.socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-        for option, value in (
-            (zmq.LINGER, 0),
-            (zmq.IMMEDIATE, 1),
-            (zmq.SNDHWM, SEND_QUEUE),
-            (zmq.RECONNECT_IVL, RECONNECT_MS),
-            (zmq.RECONNECT_IVL_MAX, LONGEST_RECONNECT_MS),
-            (zmq.CONNECT_TIMEOUT, connect_timeout_ms),
-            (zmq.TCP_MAXRT, UNACKNOWLEDGED_MS),
-            (zmq.HEARTBEAT_IVL, PING_MS),
-            (zmq.HEARTBEAT_TIMEOUT, PING_PATIENCE_MS),
-            (zmq.MAXMSGSIZE, LARGEST_FRAME),
-            (zmq.IPV6, int(":" in place.address)),
-        ):
-            self.socket.setsockopt(option, value)
+        self.socket = tcp.connecting(
+            context, LARGEST_FRAME, connect_timeout_ms, ipv6=":" in place.address
+        )
         self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(WATCHED)
         self.spent = False
         """Whether the connection was lost, and libzmq has not made another one by itself."""
@@ -106,9 +84,9 @@ class Link:
         self._accepted = False
         self.socket.connect(place.endpoint)
 
-    def news(self) -> list[News]:
+    def news(self) -> list[LinkEvent]:
         """What has become of the connection since the last call."""
-        heard: list[News] = []
+        heard: list[LinkEvent] = []
         while self.monitor.poll(0):
             event = int(parse_monitor_message(self.monitor.recv_multipart())["event"])
             if event == CONNECTED:
@@ -116,11 +94,11 @@ class Link:
             elif event == READY:
                 self.stands = True
                 self.spent = False
-                heard.append(News.READY)
+                heard.append(LinkEvent.READY)
             elif event == RETRIED:
-                heard.append(News.UNREACHED)
+                heard.append(LinkEvent.UNREACHED)
             elif self.stands or self._accepted:  # the first of several that tell of one end
-                heard.append(News.LOST if self.stands else News.FOREIGN)
+                heard.append(LinkEvent.LOST if self.stands else LinkEvent.FOREIGN)
                 self.stands = self._accepted = False
                 self.spent = True
         return heard

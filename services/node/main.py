@@ -19,21 +19,19 @@ its own session; the status says which, and what to look at.
 
 from __future__ import annotations
 
-import argparse
 import os
 import secrets
-import signal
 import socket
-import sys
 import time
 from typing import Any
 
 import structlog
 import zmq
 
-from bus.messages import encode_node
+from bus import tcp
+from bus.node_protocol import encode_node
 from conf import ConfigError, Endpoint, NodeConfig, Paths, load_node
-from services import logs
+from services import logs, process
 from services.node.api import Ask, NodeApi
 from services.node.checks import Prober, Result
 from services.node.core import (
@@ -49,14 +47,12 @@ from services.node.direct import NOTHING_NEEDED, NOTHING_TAKEN, Lingering, need_
 from services.node.host import Order, open_flows
 from services.node.keeper import Keeper
 from services.node.link import (
-    CONNECT_TIMEOUT_MS,
-    FAR_CONNECT_TIMEOUT_MS,
-    RECONNECT_MS,
+    Address,
     Link,
-    News,
-    Place,
+    LinkEvent,
 )
 from services.node.resolve import Resolver
+from services.process import Loop
 
 SETTLE_MS = 1_000
 SUSPECT_MS = 5_000
@@ -71,15 +67,11 @@ _log = structlog.get_logger()
 
 def main() -> None:
     """Console script `gale-agent`."""
-    argparse.ArgumentParser(prog="gale-agent", description="Gale's agent on a node.").parse_args()
-    logs.set_up()
-    paths = Paths.from_environment()
-    try:
-        config = load_node(paths.node_config)
-    except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        sys.exit(2)
+    what = "Gale's agent on a node."
+    process.launch("gale-agent", what, load_node, lambda paths: paths.node_config, _run)
+
+
+def _run(paths: Paths, config: NodeConfig) -> None:
     AgentProcess(paths, config).run()
 
 
@@ -92,18 +84,15 @@ class AgentProcess:
         self._config = config
         self._core = Agent(_core_config(config), secrets.token_hex(8), now_ms)
         self._context: zmq.Context[Any] = zmq.Context()
-        self._poller = zmq.Poller()
-        self._wake_read, self._wake_write = socket.socketpair()
-        for end in (self._wake_read, self._wake_write):
-            end.setblocking(False)
-        self._poller.register(self._wake_read.fileno(), zmq.POLLIN)
-        self._resolver = Resolver(self._wake)
+        self._loop = Loop()
+        self._poller, self._signals = self._loop.poller, self._loop.signals
+        self._resolver = Resolver(self._signals.wake)
         cache_dir = paths.state_dir / PROGRAM_CACHE
-        self._keeper = Keeper(paths.run_dir, paths.bpf_dir, cache_dir, self._wake)
+        self._keeper = Keeper(paths.run_dir, paths.bpf_dir, cache_dir, self._signals.wake)
         self._order = Order()
         self._lingering = Lingering()
         self._prober = Prober(self._poller)
-        self._api = NodeApi(self._wake)
+        self._api = NodeApi(self._signals.wake)
         self._endpoints: dict[str, Endpoint] = {}
         self._links: dict[str, Link] = {}
         self._link_from_ms: dict[str, int] = {}
@@ -117,15 +106,12 @@ class AgentProcess:
         self._own_address = LOOPBACK
         self._api_problem = ""
         self._settle_ms = now_ms
-        self._leave_wanted = self._reload_wanted = False
         self._take_endpoints()
 
     def run(self) -> None:
         """Until SIGTERM and what it takes to leave in peace."""
-        self._install_signals()
         while self._core.activity is not Activity.ENDED:
-            ready = dict(self._poller.poll(self._wait_ms(_now_ms())))
-            self._step(ready)
+            self._step(self._loop.wait(self._wait_ms(_now_ms())))
         self.close()
         _log.info("stopped", process="agent")
 
@@ -144,8 +130,6 @@ class AgentProcess:
         """Drain the input, then look at the clock, then do what the core says."""
         self._watch_threads()
         now_ms = _now_ms()
-        if self._wake_read.fileno() in ready:
-            self._wake_read.recv(4096)
         self._heed_signals(now_ms)
         for lb, link in list(self._links.items()):
             self._serve_link(lb, link, now_ms)
@@ -153,7 +137,7 @@ class AgentProcess:
         self._prober.tick(now_ms)
         for result in self._prober.take_results():
             self._checked(result, now_ms)
-        if now_ms >= self._settle_ms or self._wake_read.fileno() in ready:
+        if now_ms >= self._settle_ms or self._signals.fileno() in ready:
             self._settle_ms = now_ms + SETTLE_MS
             self._settle(now_ms)
         self._keep_prepared(now_ms)
@@ -191,7 +175,7 @@ class AgentProcess:
             if address is None:
                 self._core.unreached(lb, self._resolver.failure(endpoint.host))
                 continue
-            place = Place(address, endpoint.port)
+            place = Address(address, endpoint.port)
             link = self._links.get(lb)
             if link is not None and link.place != place:
                 self._drop_link(lb)
@@ -207,12 +191,12 @@ class AgentProcess:
             _log.warning("waiting", waiting_for=problem)
         self._api_problem = problem
 
-    def _add_link(self, lb: str, place: Place, now_ms: int) -> None:
+    def _add_link(self, lb: str, place: Address, now_ms: int) -> None:
         from_ms = self._link_from_ms.get(lb, now_ms)
         if now_ms < from_ms:
             self._settle_ms = min(self._settle_ms, from_ms)
             return
-        timeout_ms = FAR_CONNECT_TIMEOUT_MS if lb in self._far else CONNECT_TIMEOUT_MS
+        timeout_ms = tcp.FAR_CONNECT_TIMEOUT_MS if lb in self._far else tcp.CONNECT_TIMEOUT_MS
         link = self._links[lb] = Link(self._context, place, timeout_ms)
         self._poller.register(link.socket, zmq.POLLIN)
         self._poller.register(link.monitor, zmq.POLLIN)
@@ -226,14 +210,14 @@ class AgentProcess:
 
     def _serve_link(self, lb: str, link: Link, now_ms: int) -> None:
         for news in link.news():
-            if news is News.READY:
+            if news is LinkEvent.READY:
                 self._slow.discard(lb)
                 self._core.connected(lb, now_ms)
-            elif news is News.FOREIGN:
+            elif news is LinkEvent.FOREIGN:
                 self._core.disconnected(
                     lb, _wrong_port(link.place, "does not speak Gale's node protocol")
                 )
-            elif news is News.UNREACHED:
+            elif news is LinkEvent.UNREACHED:
                 self._suspect(lb, link.place, now_ms)
             else:
                 self._core.disconnected(lb, f"the connection to {link.place.endpoint} was lost")
@@ -247,12 +231,12 @@ class AgentProcess:
     def _renew(self, lb: str, now_ms: int) -> None:
         """Have another connection made, after a pause: this one may never come back by itself."""
         self._drop_link(lb)
-        pause_ms = self._renewal_ms.get(lb, RECONNECT_MS)
+        pause_ms = self._renewal_ms.get(lb, tcp.RECONNECT_MS)
         self._renewal_ms[lb] = min(2 * pause_ms, LONGEST_RENEWAL_MS)
         self._link_from_ms[lb] = now_ms + pause_ms
         self._settle_ms = min(self._settle_ms, now_ms + pause_ms)
 
-    def _suspect(self, lb: str, place: Place, now_ms: int) -> None:
+    def _suspect(self, lb: str, place: Address, now_ms: int) -> None:
         """The port cannot be reached: find out whether it refuses, as a wrong one does."""
         if now_ms < self._suspect_from_ms.get(lb, now_ms):
             return
@@ -339,7 +323,7 @@ class AgentProcess:
         if link is None:
             return
         if result.good:
-            if now_ms - asked_ms >= CONNECT_TIMEOUT_MS and not link.stands:
+            if now_ms - asked_ms >= tcp.CONNECT_TIMEOUT_MS and not link.stands:
                 self._answered_late(lb, now_ms)
         elif "refused" in result.reason:
             self._core.unreached(lb, _wrong_port(link.place, "refuses connections"))
@@ -372,45 +356,21 @@ class AgentProcess:
     # ----------------------------------------------------------------- signals and configuration
 
     def _heed_signals(self, now_ms: int) -> None:
-        if self._leave_wanted:
-            self._leave_wanted = False
+        if self._signals.take_stop():
             self._core.leave(now_ms)
-        if self._reload_wanted:
-            self._reload_wanted = False
+        if self._signals.take_reload():
             self._reload(now_ms)
 
     def _reload(self, now_ms: int) -> None:
-        try:
-            config = load_node(self._path)
-        except ConfigError as error:
-            for problem in error.problems:
-                _log.error("the configuration stays as it was", problem=str(problem))
+        config = process.read_again(self._path, load_node)
+        if isinstance(config, ConfigError):
             return
         self._config = config
+        logs.set_up(config.log.format, config.log.level)
         self._core.configure(_core_config(config), now_ms)
         self._take_endpoints()
         self._settle_ms = now_ms
         _log.info("configuration applied", path=str(self._path))
-
-    def _install_signals(self) -> None:
-        """TERM and HUP set a flag and wake the loop."""
-        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._on_term)
-        signal.signal(signal.SIGINT, self._on_term)
-        signal.signal(signal.SIGHUP, self._on_hangup)
-
-    def _on_term(self, _signal: int, _frame: object) -> None:
-        self._leave_wanted = True
-
-    def _on_hangup(self, _signal: int, _frame: object) -> None:
-        self._reload_wanted = True
-
-    def _wake(self) -> None:
-        """For the threads: have the loop look at what they left for it."""
-        try:
-            self._wake_write.send(b"\0")
-        except BlockingIOError:
-            return  # it is about to wake anyway
 
 
 def _core_config(config: NodeConfig) -> AgentConfig:
@@ -432,7 +392,7 @@ def _core_config(config: NodeConfig) -> AgentConfig:
     )
 
 
-def _wrong_port(place: Place, what: str) -> str:
+def _wrong_port(place: Address, what: str) -> str:
     """The commonest mistake: a port here that is not the LB's."""
     return (
         f"{place.endpoint} {what}: port must be the load balancer's local.node_port,"

@@ -11,8 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bus.messages import MalformedMessage, Signed, Whole, from_json, to_json
+from bus.codec import (
+    MalformedMessage,
+    from_json,
+    to_json,
+)
+from bus.words import (
+    Signed,
+    Whole,
+)
+from services.machine import boot_id
 from services.node.direct import NOTHING_TAKEN, Need, Setting, Taken
+from services.statefile import StateFile
 
 FILE_NAME = "prepared.json"
 
@@ -40,18 +50,18 @@ class RecordFile:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / FILE_NAME
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        self._where = f"{boot} {Path('/proc/thread-self/ns/net').readlink()}"
+        self._file = StateFile(self.path)
+        self._where = f"{boot_id()} {Path('/proc/thread-self/ns/net').readlink()}"
 
     def load(self) -> Taken:
         """What was saved last for this network. Raises OSError if it cannot be read."""
-        try:
-            record = from_json(_Record, self.path.read_bytes())
-        except FileNotFoundError:
+        raw = self._file.load()
+        if raw is None:
             return NOTHING_TAKEN
-        except MalformedMessage:
-            self.path.replace(self.path.with_suffix(".damaged"))
-            raise
+        try:
+            record = from_json(_Record, raw)
+        except MalformedMessage as problem:
+            raise MalformedMessage(self._file.set_aside(problem)) from None
         if record.where != self._where:
             return NOTHING_TAKEN
         return Taken(
@@ -64,7 +74,7 @@ class RecordFile:
     def save(self, taken: Taken) -> None:
         """Replace the file; one that would say nothing is removed."""
         if not taken:
-            self.path.unlink(missing_ok=True)
+            self._file.remove()
             return
         record = _Record(
             where=self._where,
@@ -78,7 +88,4 @@ class RecordFile:
             ),
             hooks=tuple(sorted(taken.hooks)),
         )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f"{FILE_NAME}.tmp")
-        beside.write_bytes(to_json(record))
-        beside.replace(self.path)
+        self._file.save(to_json(record))

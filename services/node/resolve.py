@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import zeroconf
 
-from bus.messages import one_line
+from bus.words import one_line
 
 REFRESH_S = 30.0
 RETRY_S = 2.0

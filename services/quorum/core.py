@@ -49,20 +49,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from bus.messages import (
-    CommittedTable,
-    LocalView,
-    NodeState,
-    NodeTable,
-    QuorumEvent,
-    QuorumMember,
-    QuorumState,
-    Role,
-    TableEvent,
-    Topic,
-    VipEvent,
-    VipHolder,
-)
+from bus.events import QuorumEvent, TableEvent, VipEvent
 from bus.peer_protocol import (
     NO_VERSION,
     Ack,
@@ -77,6 +64,16 @@ from bus.peer_protocol import (
     Vote,
     VoteReply,
 )
+from bus.states import (
+    CommittedTable,
+    LocalView,
+    NodeTable,
+    QuorumMember,
+    QuorumState,
+    VipHolder,
+)
+from bus.topics import Topic
+from bus.words import NodeState, Role
 from services.quorum.election import Election, Outgoing
 from services.quorum.leases import Granted, Held
 from services.quorum.ownership import Standing, assign
@@ -186,6 +183,7 @@ class _View:
 
     boot: str
     view: LocalView
+    made_ms: int
     sent_ms: int | None = None
 
 
@@ -253,12 +251,12 @@ class Quorum:
 
     # ------------------------------------------------------------------ what happened
 
-    def report(self, boot: str, view: LocalView, now_ms: int) -> None:
-        """This LB's health process sees its nodes like this."""
-        own = self._own_view
+    def report(self, boot: str, view: LocalView, now_ms: int, age_ms: int = 0) -> None:
+        """This LB's health process saw its nodes like this `age_ms` ago."""
+        own, made_ms = self._own_view, now_ms - age_ms
         if own is None or own.boot != boot or view.version > own.view.version:
-            self._own_view = _View(boot, view)
-            self._take_report(self._config.name, boot, view, now_ms)
+            self._own_view = _View(boot, view, made_ms)
+            self._take_report(self._config.name, boot, view, now_ms, made_ms)
             self._send_view(None, now_ms)
             self._propose(now_ms)
 
@@ -470,7 +468,8 @@ class Quorum:
         self._election.chosen(message.sender, message, now_ms)
 
     def _on_view(self, _peer: str, message: ViewReport, now_ms: int) -> None:
-        self._take_report(message.sender, message.boot, message.view, now_ms)
+        made_ms = now_ms - message.age_ms
+        self._take_report(message.sender, message.boot, message.view, now_ms, made_ms)
 
     # ------------------------------------------------------------------ inside
 
@@ -563,16 +562,17 @@ class Quorum:
         for address, peer in self._peers.items():
             if peer.name == leader:
                 own.sent_ms = now_ms
-                report = ViewReport(self._config.name, own.boot, own.view)
+                age_ms = now_ms - own.made_ms
+                report = ViewReport(self._config.name, own.boot, own.view, age_ms)
                 self._outbox.append(Outgoing(address, report, 0))
 
-    def _take_report(self, lb: str, boot: str, view: LocalView, now_ms: int) -> None:
-        """`lb` sees its nodes like this. A repeated or overtaken view changes nothing."""
+    def _take_report(self, lb: str, boot: str, view: LocalView, now_ms: int, made_ms: int) -> None:
+        """`lb` saw its nodes like this. A repeated or overtaken view changes nothing."""
         heard = self._heard.get(lb)
         if heard is None or heard.boot != boot:
-            self._heard[lb] = _Heard(boot, now_ms, now_ms, view, settled=False)
+            self._heard[lb] = _Heard(boot, now_ms, made_ms, view, settled=False)
         elif view.version > heard.view.version:
-            heard.view, heard.newest_ms = view, now_ms
+            heard.view, heard.newest_ms = view, made_ms
         else:
             return
         self._stale = True

@@ -47,7 +47,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from bus.messages import Role
 from bus.peer_protocol import (
     Ack,
     Beat,
@@ -58,6 +57,7 @@ from bus.peer_protocol import (
     Vote,
     VoteReply,
 )
+from bus.words import Role
 from services.quorum.register import Register, version_of
 from services.quorum.timing import LARGEST_FACTOR, LARGEST_PROMISE_MS, Timing
 
@@ -197,13 +197,17 @@ class Election:
         if self.role is Role.LEADER:
             if self._others and now_ms >= self._heard_majority_ms() + self.timing.promise_ms:
                 self._follow(Cause.MAJORITY_LOST, now_ms)
-        elif now_ms >= self._deadline_ms:
+        elif now_ms >= self._deadline_ms and not self._waits_for_disk():
             self._stand(now_ms)
 
     def next_due_ms(self) -> int | None:
         if self.role is not Role.LEADER:
-            return self._deadline_ms
+            return None if self._waits_for_disk() else self._deadline_ms
         return self._heard_majority_ms() + self.timing.promise_ms if self._others else None
+
+    def _waits_for_disk(self) -> bool:
+        """A quorum of one has its only vote, once that is stored."""
+        return not self._others and self.role is Role.CANDIDATE
 
     def lagged(self, lag_ms: int) -> None:
         """This loop was late by so much: beats may be waiting for it."""

@@ -19,61 +19,54 @@ this LB decides alone, says so, and shows itself as the only member.
 
 from __future__ import annotations
 
-import argparse
-import os
 import secrets
-import signal
-import socket
 import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import structlog
-import zmq
 
-from bus import topology
-from bus.messages import (
+from bus import topics
+from bus.commands import (
+    CommandError,
+)
+from bus.states import (
+    LocalView,
+    QuorumState,
+    TableService,
+)
+from bus.topics import Topic
+from bus.words import (
     Affinity,
     Encapsulation,
-    LocalView,
     Mode,
     NoFlow,
     OnNodeDown,
-    ProcessEvent,
     Protocol,
-    QuorumState,
-    TableService,
-    Topic,
 )
-from bus.socket import CommandError, CommandServer, Publisher, Subscriber
-from conf import ConfigError, LbConfig, Paths, load_lb, taken
+from conf import LbConfig, Paths, load_lb
 from conf.lb import Service
-from services import logs
-from services.machine import all_addresses
-from services.quorum.core import HardState, Quorum, QuorumConfig, Ready
+from services import process
+from services.machine import all_addresses, boot_id
+from services.process import Bus, Loop
+from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
 from services.quorum.storage import NewerFormatError, Storage
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig
+from services.quorum.timing import Timing
 
 REPUBLISH_MS = 500
 RETRY_MS = 1_000
-MACHINE_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 _log = structlog.get_logger()
 
 
 def main() -> None:
     """Console script `gale-quorum`."""
-    argparse.ArgumentParser(prog="gale-quorum", description="Gale's quorum process.").parse_args()
-    logs.set_up()
-    paths = Paths.from_environment()
-    try:
-        config = load_lb(paths.lb_config)
-    except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        sys.exit(2)
+    what = "Gale's quorum process."
+    process.launch("gale-quorum", what, load_lb, lambda paths: paths.lb_config, _run)
+
+
+def _run(paths: Paths, config: LbConfig) -> None:
     try:
         QuorumProcess(paths, config).run()
     except NewerFormatError as error:
@@ -88,58 +81,42 @@ class QuorumProcess:
         self._config_path = paths.lb_config
         self._started_with = config
         self._name = config.local.name
-        self._context: zmq.Context[Any] = zmq.Context()
-        path = topology.publisher_path(paths.run_dir, topology.QUORUM)
-        self._publisher = Publisher(self._context, path, topology.QUORUM, self._name)
-        self._commands = CommandServer(
-            self._context, topology.command_path(paths.run_dir, topology.QUORUM)
-        )
-        wanted = topology.SUBSCRIBES[topology.QUORUM]
-        self._subscriber = Subscriber(self._context, paths.run_dir, wanted)
-        self._storage = Storage(paths.state_dir, MACHINE_BOOT.read_text().strip())
+        self._bus = Bus(paths.run_dir, topics.QUORUM, config.local.name)
+        self._publisher, self._commands = self._bus.publisher, self._bus.commands
+        self._subscriber = self._bus.subscriber
+        self._storage = Storage(paths.state_dir, boot_id())
         stored, adopted = _load(self._storage)
         seed, now_ms = secrets.randbits(64), _monotonic_ms()
         self._core = Quorum(core_config(config), stored, seed, now_ms)
+        self._unwritten: Persist | None = None
+        """What the core wants on the disk and is not there yet."""
         self._published: QuorumState | None = None
         self._state_due_ms = now_ms
         self._table_due_ms = now_ms
         self._retry_ms = now_ms
-        self._stopping = False
-        self._reload_wanted = False
-        self._publisher.publish(
-            Topic.PROCESS_STARTED,
-            ProcessEvent(topology.QUORUM, os.getpid(), version("gale"), adopted),
-        )
+        self._bus.started(adopted)
         _warn_if_not_alone(config)
+        self._loop = Loop()
 
     def run(self) -> None:
         """Until SIGTERM."""
-        wake = self._install_signals()
-        poller = zmq.Poller()
-        sockets = (self._publisher.poll_socket, self._commands.socket, self._subscriber.socket)
-        for polled in sockets:
-            poller.register(polled, zmq.POLLIN)
-        poller.register(wake.fileno(), zmq.POLLIN)
-        while not self._stopping:
+        self._loop.watch(*self._bus.sockets)
+        while not self._loop.signals.stopping:
             self._step(_monotonic_ms())
-            if wake.fileno() in dict(poller.poll(self._wait_ms(_monotonic_ms()))):
-                wake.recv(4096)
-        _log.info("stopped", process=topology.QUORUM)
-        for owned in (self._publisher, self._commands, self._subscriber):
-            owned.close()
-        self._context.term()
+            self._loop.wait(self._wait_ms(_monotonic_ms()))
+        _log.info("stopped", process=topics.QUORUM)
+        self._bus.close()
 
     def _step(self, now_ms: int) -> None:
         """Drain the input, then look at the clock, then do what the core says."""
         self._publisher.serve()
         self._commands.serve(self._command)
-        if self._reload_wanted:
-            self._reload_wanted = False
+        if self._loop.signals.take_reload():
             self._reload()
-        newest = {envelope.source: envelope for envelope in self._subscriber.receive()}
-        for envelope in newest.values():
+        for envelope in self._subscriber.receive():
             if isinstance(envelope.data, LocalView):
-                self._core.report(self._name, envelope.boot, envelope.data, now_ms)
+                age_ms = max(0, now_ms - envelope.head.made_ms)
+                self._core.report(envelope.boot, envelope.data, now_ms, age_ms)
         self._core.tick(now_ms)
         self._work_off(now_ms)
         self._publish_states(now_ms)
@@ -147,25 +124,29 @@ class QuorumProcess:
     # ------------------------------------------------------------------ out
 
     def _work_off(self, now_ms: int) -> None:
-        while (ready := self._core.ready(now_ms)) is not None:
-            if ready.persist is not None and not self._persist(ready.persist, now_ms):
-                return
+        if self._unwritten is not None:
+            self._write(now_ms)
+        while (ready := self._core.take(now_ms)) is not None:
             self._publish(ready)
-            self._core.advance(ready, now_ms)
+            if ready.persist is not None:
+                self._unwritten = ready.persist
+                self._write(now_ms)
 
-    def _persist(self, state: HardState, now_ms: int) -> bool:
-        if now_ms < self._retry_ms:
-            return False
+    def _write(self, now_ms: int) -> None:
+        unwritten = self._unwritten
+        if unwritten is None or now_ms < self._retry_ms:
+            return
         try:
-            self._storage.save(state, now_ms)
+            self._storage.save(unwritten.state, now_ms)
         except OSError as error:
             reason = f"{self._storage.path}: {error.strerror}"
-            if reason != self._core.state().waiting_for:
+            if reason != self._core.state(now_ms).waiting_for:
                 _log.error("the table stands still: cannot write", path=reason)
             self._core.stall(reason)
             self._retry_ms = now_ms + RETRY_MS
-            return False
-        return True
+            return
+        self._unwritten = None
+        self._core.stored(unwritten.mark, now_ms)
 
     def _publish(self, ready: Ready) -> None:
         if ready.committed is not None:
@@ -175,7 +156,7 @@ class QuorumProcess:
             _log.info(topic.value.rstrip("."), **_loggable(event))
 
     def _publish_states(self, now_ms: int) -> None:
-        state = self._core.state()
+        state = self._core.state(now_ms)
         if now_ms >= self._state_due_ms or state != self._published:
             self._publisher.publish(Topic.STATE_QUORUM, state)
             self._published = state
@@ -183,13 +164,16 @@ class QuorumProcess:
             self._state_due_ms = now_ms + min(REPUBLISH_MS, half_lease_ms)
         if now_ms >= self._table_due_ms:
             self._table_due_ms = now_ms + REPUBLISH_MS
-            if (committed := self._core.committed(now_ms)) is not None:
-                self._publisher.publish(Topic.STATE_TABLE, committed)
+            self._publisher.repeat(Topic.STATE_TABLE)
 
     def _wait_ms(self, now_ms: int) -> int:
         due_ms = min(self._state_due_ms, self._table_due_ms)
-        deadline_ms = self._core.deadline_ms()
-        return max(0, (due_ms if deadline_ms is None else min(due_ms, deadline_ms)) - now_ms)
+        next_ms = self._core.next_due_ms()
+        if next_ms is not None:
+            due_ms = min(due_ms, next_ms)
+        if self._unwritten is not None:
+            due_ms = min(due_ms, self._retry_ms)
+        return max(0, due_ms - now_ms)
 
     # ------------------------------------------------------------------ commands and signals
 
@@ -199,37 +183,11 @@ class QuorumProcess:
         return self._reload()
 
     def _reload(self) -> dict[str, Any]:
-        try:
-            config = load_lb(self._config_path)
-        except ConfigError as error:
-            problems = [str(problem) for problem in error.problems]
-            for problem in problems:
-                _log.error("the configuration stays as it was", problem=problem)
-            return {"applied": False, "problems": problems, "restart_needed": []}
-        config, restart_needed = taken(self._started_with, config)
-        self._core.reconfigure(core_config(config), _monotonic_ms())
-        _warn_if_not_alone(config)
-        _log.info("configuration applied", path=self._config_path, restart_needed=restart_needed)
-        return {"applied": True, "problems": [], "restart_needed": restart_needed}
-
-    def _install_signals(self) -> socket.socket:
-        """TERM and HUP set a flag and make the returned socket readable."""
-        wake, written = socket.socketpair()
-        for end in (wake, written):
-            end.setblocking(False)
-        # Python closes a socket that nobody refers to; this one lives as long as the loop.
-        self._wake = written
-        signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._on_term)
-        signal.signal(signal.SIGINT, self._on_term)
-        signal.signal(signal.SIGHUP, self._on_hangup)
-        return wake
-
-    def _on_term(self, _signal: int, _frame: object) -> None:
-        self._stopping = True
-
-    def _on_hangup(self, _signal: int, _frame: object) -> None:
-        self._reload_wanted = True
+        config, answer = process.reload_lb(self._config_path, self._started_with)
+        if config is not None:
+            self._core.reconfigure(core_config(config), _monotonic_ms())
+            _warn_if_not_alone(config)
+        return answer
 
 
 def _load(storage: Storage) -> tuple[HardState, str]:
@@ -264,9 +222,16 @@ def core_config(config: LbConfig) -> QuorumConfig:
         name=config.local.name,
         address=_own_address(config),
         table=TableConfig(services, vips),
-        lease_ms=config.quorum.lease_ms,
+        timing=_timing(config),
         checks_timeout_ms=config.node_health.checks_timeout_ms,
         slot_reuse_ms=max(SLOT_REUSE_MS, flows.udp_one_sided_ms, *idle_ms),
+    )
+
+
+def _timing(config: LbConfig) -> Timing:
+    quorum = config.quorum
+    return Timing(
+        quorum.heartbeat_ms, quorum.lease_ms, quorum.promise_ms, quorum.election_jitter_ms
     )
 
 
@@ -285,6 +250,9 @@ def _table_service(service: Service) -> TableService:
         snat_addresses=service.snat_addresses,
         on_node_down=OnNodeDown(down) if down is not None else None,
         no_flow=NoFlow(service.no_flow),
+        ports=service.ports.size,
+        keeps_port=service.keeps_port,
+        affinity_group=service.affinity_group or "",
     )
 
 

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bus.messages import NodeTable
 from bus.peer_protocol import NO_VERSION, Version
+from bus.states import NodeTable
 from services.quorum.table import aged
 
 

@@ -1,7 +1,7 @@
 """The hard state on the disk: term, vote and the accepted table, in one small file.
 
-A save is a temporary file, fsync, rename, fsync of the directory. Whenever the machine stops, the
-file is the one from before or the one from after; a temporary file left over means nothing and is
+It is replaced as a whole and durably (`services.statefile`): whenever the machine stops, the file
+is the one from before or the one from after; a temporary file left over means nothing and is
 overwritten. The first line says the format and the SHA-256 of the rest, so a truncated or altered
 file is known as such; the rest is JSON that an operator can read.
 
@@ -16,24 +16,26 @@ of the process it has gone on passing; after one of the machine nobody knows, so
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bus.messages import (
-    LARGEST_WHOLE,
+from bus.codec import (
     MalformedMessage,
-    NodeTable,
-    Signed,
-    Stored,
     from_json,
     to_json,
 )
+from bus.states import NodeTable
+from bus.words import (
+    LARGEST_WHOLE,
+    Duration,
+    Signed,
+    Stored,
+)
 from services.quorum.core import BLANK, HardState
 from services.quorum.table import aged
+from services.statefile import StateFile
 
 FILE_NAME = "quorum.state"
 MAGIC = "gale-quorum"
@@ -59,6 +61,8 @@ class _Record:
     table: NodeTable | None
     saved_ms: Signed
     machine_boot: str
+    promise_ms: Duration = 0
+    joined: bool = False
 
 
 class Storage:
@@ -66,8 +70,7 @@ class Storage:
 
     def __init__(self, directory: Path, machine_boot: str) -> None:
         self.path = directory / FILE_NAME
-        self._temporary = directory / f"{FILE_NAME}.tmp"
-        self._damaged = directory / f"{FILE_NAME}.damaged"
+        self._file = StateFile(self.path, durable=True)
         self._machine_boot = machine_boot
 
     def load(self, now_ms: int) -> tuple[HardState, str]:
@@ -76,34 +79,32 @@ class Storage:
         Raises `NewerFormatError`, or OSError if the file cannot be read or set aside.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            raw = self.path.read_bytes()
-        except FileNotFoundError:
+        raw = self._file.load()
+        if raw is None:
             return BLANK, ""
         try:
             record = self._parse(raw)
         except _DamagedError as damage:
-            self.path.replace(self._damaged)
-            return BLANK, f"{self.path}: {damage}; set aside as {self._damaged}, starting blank"
+            return BLANK, f"{self._file.set_aside(damage)}, starting blank"
         table = record.table
         if table is not None and record.machine_boot == self._machine_boot:
             table = aged(table, now_ms - record.saved_ms)
-        return HardState(record.term, record.vote, table), ""
+        return HardState(record.term, record.vote, table, record.promise_ms, record.joined), ""
 
     def save(self, state: HardState, now_ms: int) -> None:
         """Durable when this returns; after an OSError the file is as it was, or new and whole."""
-        record = _Record(state.term, state.vote, state.table, now_ms, self._machine_boot)
+        record = _Record(
+            state.term,
+            state.vote,
+            state.table,
+            now_ms,
+            self._machine_boot,
+            state.promise_ms,
+            state.joined,
+        )
         body = to_json(record)
         head = f"{MAGIC} {FORMAT} {hashlib.sha256(body).hexdigest()}\n".encode()
-        try:
-            _write_durably(self._temporary, head + body)
-        except OSError:
-            # On a full disk a half-written file would only take more of what is lacking.
-            with contextlib.suppress(OSError):
-                self._temporary.unlink(missing_ok=True)
-            raise
-        self._temporary.replace(self.path)
-        _sync_directory(self.path.parent)
+        self._file.save(head + body)
 
     def _parse(self, raw: bytes) -> _Record:
         head, _, body = raw.partition(b"\n")
@@ -125,19 +126,3 @@ class Storage:
         if table is not None and max(table.term, table.epoch) > _LARGEST_STORED:
             raise _DamagedError(f"term {table.term}, epoch {table.epoch}: nothing follows these")
         return record
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:  # noqa: PTH123 - opened by descriptor, for its mode
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -48,19 +48,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from bus.messages import (
+from bus.states import (
     Ban,
     LocalView,
-    Mode,
-    NodeObservation,
     NodeService,
-    NodeState,
     NodeTable,
+    NodeView,
     SnatSlice,
     TableNode,
     TableService,
     VipOwner,
 )
+from bus.words import Mode, NodeState
 from services.quorum.ownership import Standing, assign
 
 SLOTS = 8
@@ -131,7 +130,7 @@ def merge(
     present = sorted(set(members))
     if owners is None:
         alive = {lb: Standing(eligible=True, fitness=0) for lb in present}
-        held = {vip.address: vip.owner for vip in previous.vip_owners}
+        held = {vip.address: vip.owner for vip in previous.vip_owners if vip.owner in present}
         owners = assign(held, (vip.address for vip in config.vips), alive, lambda _: True)
     nodes, bans = _merge_nodes(previous, reports)
     merged = replace(
@@ -174,7 +173,7 @@ def aged(table: NodeTable, elapsed_ms: int) -> NodeTable:
 def _merge_nodes(
     previous: NodeTable, reports: Mapping[str, Report]
 ) -> tuple[tuple[TableNode, ...], tuple[Ban, ...]]:
-    observed: dict[str, list[tuple[NodeObservation, int]]] = {}
+    observed: dict[str, list[tuple[NodeView, int]]] = {}
     for lb in sorted(reports):
         for observation in reports[lb].view.nodes:
             observed.setdefault(observation.id, []).append((observation, reports[lb].age_ms))
@@ -220,7 +219,7 @@ def _elect(votes: list[NodeState], electors: int) -> NodeState:
 
 
 def _describe(
-    state: NodeState, opinions: list[tuple[NodeObservation, int]], before: TableNode | None
+    state: NodeState, opinions: list[tuple[NodeView, int]], before: TableNode | None
 ) -> TableNode:
     """Name, address, weight and services as the first LB says that routes to the node.
 
@@ -240,7 +239,7 @@ def _describe(
 
 
 def _prepared_for_all(
-    services: tuple[NodeService, ...], routing: list[NodeObservation]
+    services: tuple[NodeService, ...], routing: list[NodeView]
 ) -> tuple[NodeService, ...]:
     """The modes that all LBs have heard of, if any has heard of modes."""
     if all(seen.services == services for seen in routing):
@@ -261,13 +260,13 @@ def _common(modes: list[frozenset[Mode]]) -> tuple[Mode, ...]:
     return tuple(sorted({Mode.L4, *frozenset.intersection(*modes)}))
 
 
-def _is_silent(opinions: list[tuple[NodeObservation, int]]) -> bool:
+def _is_silent(opinions: list[tuple[NodeView, int]]) -> bool:
     """Whether most of those that call it dead hear nothing of it; one on probation is heard."""
     silences = [seen.silent for seen, _ in opinions if seen.state in DEAD]
     return 2 * sum(silences) > len(silences)
 
 
-def _ban(node_id: str, opinions: list[tuple[NodeObservation, int]]) -> Ban:
+def _ban(node_id: str, opinions: list[tuple[NodeView, int]]) -> Ban:
     """The longest of the electors' bans."""
     banning = [(seen, age_ms) for seen, age_ms in opinions if seen.state is NodeState.BANNED]
     remaining_ms = max(max(0, seen.banned_for_ms - age_ms) for seen, age_ms in banning)

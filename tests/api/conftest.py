@@ -22,9 +22,13 @@ import pytest
 import zmq
 from hypothesis import HealthCheck, settings
 
-from bus import topology
-from bus.messages import Topic
-from bus.socket import CommandError, CommandServer, Publisher
+from bus import topics
+from bus.commands import (
+    CommandError,
+    CommandServer,
+)
+from bus.socket import Publisher
+from bus.topics import Topic
 from tests.api.samples import dataplane, node, quorum, seat, started, table, view
 
 TIMEOUT_S = 40
@@ -36,9 +40,9 @@ settings.register_profile(
 settings.load_profile("any machine")
 
 STATES: dict[str, Callable[[], tuple[Topic, Any]]] = {
-    topology.HEALTH: lambda: (Topic.STATE_VIEW, view(node())),
-    topology.QUORUM: lambda: (Topic.STATE_TABLE, table("node-0")),
-    topology.DATAPLANE: lambda: (
+    topics.HEALTH: lambda: (Topic.STATE_VIEW, view(node())),
+    topics.QUORUM: lambda: (Topic.STATE_TABLE, table("node-0")),
+    topics.DATAPLANE: lambda: (
         Topic.STATE_DATAPLANE,
         dataplane(seat("node-0", 65537, 65537)),
     ),
@@ -77,12 +81,12 @@ class FakeProcess:
 
     def _run(self) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        path = topology.publisher_path(self._run_dir, self._source)
+        path = topics.publisher_path(self._run_dir, self._source)
         publisher = Publisher(context, path, self._source, "lb-0")
-        commands = CommandServer(context, topology.command_path(self._run_dir, self._source))
+        commands = CommandServer(context, topics.command_path(self._run_dir, self._source))
         publisher.publish(Topic.PROCESS_STARTED, started(self._source))
         publisher.publish(*STATES[self._source]())
-        if self._source == topology.QUORUM:
+        if self._source == topics.QUORUM:
             publisher.publish(Topic.STATE_QUORUM, quorum())
         while True:
             publisher.serve()
@@ -233,7 +237,7 @@ def listen(gale: Gale) -> Iterator[Callable[..., Listener]]:
     made: list[Listener] = []
 
     def listen_to(*prefixes: str, endpoint: str | None = None) -> Listener:
-        public = f"ipc://{topology.events_path(gale.run_dir)}"
+        public = f"ipc://{topics.events_path(gale.run_dir)}"
         made.append(Listener(endpoint or public, *prefixes))
         return made[-1]
 

@@ -2,48 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any
 
-from bus import topology
-from bus.messages import (
+from bus import topics
+from bus.codec import Envelope, Head
+from bus.events import (
+    NodeEvent,
+    ProcessEvent,
+)
+from bus.states import (
     Ban,
     CommittedTable,
     Counters,
     DataplaneState,
-    Envelope,
     HookState,
+    LocalChecks,
     LocalView,
-    Mode,
-    NodeEvent,
-    NodeObservation,
+    NodeChecks,
     NodeService,
-    NodeState,
     NodeTable,
-    ProcessEvent,
-    Protocol,
+    NodeView,
     QuorumMember,
     QuorumState,
-    Role,
+    SeatColumns,
     SeatCounters,
     SeatState,
     TableNode,
     TableService,
-    Topic,
     VipHolder,
+)
+from bus.topics import Topic
+from bus.words import (
+    Mode,
+    NodeState,
+    Protocol,
+    Role,
 )
 
 SERVICES = (NodeService("default", 8080),)
 
 
-def envelope(source: str, topic: Topic, data: Any, *, boot: str = "b1", seq: int = 1) -> Envelope:
-    return Envelope(topic, source, "lb-0", boot, seq, time_ms=1000 + seq, data=data)
+def envelope(
+    source: str, topic: Topic, data: Any, *, boot: str = "b1", seq: int = 1, made_ms: int = 0
+) -> Envelope:
+    version = data.version if topic.is_state else 0
+    return Envelope(Head(topic, source, "lb-0", boot, seq, version, 1000 + seq, made_ms), data)
 
 
 def node_id(name: str) -> str:
     return f"{name}@10.81.0.20"
 
 
-def node(name: str = "node-0", state: NodeState = NodeState.UP, **changed: Any) -> NodeObservation:
+def node(name: str = "node-0", state: NodeState = NodeState.UP, **changed: Any) -> NodeView:
     values: dict[str, Any] = {
         "id": node_id(name),
         "name": name,
@@ -54,18 +65,19 @@ def node(name: str = "node-0", state: NodeState = NodeState.UP, **changed: Any) 
         "services": SERVICES,
         "fails": 0,
         "banned_for_ms": 0,
-        "observed_ms": 100,
-        "checks_passed": 3,
-        "checks_required": 3,
-        "checks_good_total": 10,
-        "checks_bad_total": 1,
-        "load": 0.5,
     }
-    return NodeObservation(**(values | changed))
+    return NodeView(**(values | changed))
 
 
-def view(*nodes: NodeObservation, version: int = 1, **rejected: int) -> LocalView:
-    return LocalView(version=version, nodes=nodes, rejected=rejected)
+def view(*nodes: NodeView, version: int = 1) -> LocalView:
+    return LocalView(version=version, nodes=nodes)
+
+
+def checks(*nodes: NodeView, version: int = 1, **rejected: int) -> LocalChecks:
+    """Each node has passed 3 of 3 checks and was seen 100 ms ago."""
+    rows = [NodeChecks(node.id, 100, 3, 10, 1, 0.5) for node in nodes]
+    columns = zip(*(astuple(row) for row in rows), strict=True) if rows else [()] * 6
+    return LocalChecks(version, 3, rejected, *columns)
 
 
 def table(*names: str, epoch: int = 1, bans: tuple[Ban, ...] = ()) -> CommittedTable:
@@ -98,9 +110,11 @@ def seat(name: str, slots: int, of: int, service: str = "default") -> SeatState:
     return SeatState(0, service, node_id(name), slots, slots / of, True)
 
 
-def dataplane(*seats: SeatState, ready: bool = True, waiting_for: str = "") -> DataplaneState:
+def dataplane(
+    *seats: SeatState, ready: bool = True, waiting_for: str = "", version: int = 1
+) -> DataplaneState:
     return DataplaneState(
-        version=1,
+        version=version,
         ready=ready,
         epoch=1,
         mode=Mode.L4,
@@ -113,7 +127,7 @@ def dataplane(*seats: SeatState, ready: bool = True, waiting_for: str = "") -> D
 
 
 def counters(*seats: SeatCounters, **verdicts: int) -> Counters:
-    return Counters(1, seats, verdicts, 5, 2, 262_144, 4, 1000, 0.5)
+    return Counters(1, SeatColumns.of(seats), verdicts, 5, 2, 262_144, 4, 1000, 0.5)
 
 
 def down(name: str = "node-0", reason: str = "connection refused") -> NodeEvent:
@@ -126,13 +140,14 @@ def started(process: str, pid: int = 4242) -> ProcessEvent:
 
 def everything() -> list[Envelope]:
     """One message of each kind of state, and each process's start."""
-    health, agreed, forwards = topology.HEALTH, topology.QUORUM, topology.DATAPLANE
+    health, agreed, forwards = topics.HEALTH, topics.QUORUM, topics.DATAPLANE
     return [
         *(
             envelope(source, Topic.PROCESS_STARTED, started(source))
             for source in (health, agreed, forwards)
         ),
         envelope(health, Topic.STATE_VIEW, view(node())),
+        envelope(health, Topic.STATE_CHECKS, checks(node())),
         envelope(agreed, Topic.STATE_TABLE, table("node-0")),
         envelope(agreed, Topic.STATE_QUORUM, quorum()),
         envelope(forwards, Topic.STATE_DATAPLANE, dataplane(seat("node-0", 65537, 65537))),

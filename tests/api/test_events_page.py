@@ -12,8 +12,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import orjson
 
-from bus import topology
-from bus.messages import PAYLOADS, Topic
+from bus import topics
+from bus.topics import (
+    PAYLOADS,
+    Topic,
+)
 from services.api.fold import PUBLIC_STATES
 from services.api.stream import EventLog
 from tests.api.samples import down, envelope
@@ -89,9 +92,7 @@ def test_no_schema_is_left_over() -> None:
 
 
 def test_every_field_of_the_envelope() -> None:
-    entry = EventLog("b").append(
-        Topic.NODE_DOWN, envelope(topology.HEALTH, Topic.NODE_DOWN, down())
-    )
+    entry = EventLog("b").append(Topic.NODE_DOWN, envelope(topics.HEALTH, Topic.NODE_DOWN, down()))
     assert list(rows("A message")) == list(orjson.loads(entry.body))
 
 

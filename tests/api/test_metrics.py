@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from bus import topology
-from bus.messages import NodeState, SeatCounters, Topic
+from bus import topics
+from bus.states import SeatCounters
+from bus.topics import Topic
+from bus.words import NodeState
 from services.api.fold import Fold
 from services.api.metrics import Scrape, exposition
 from services.api.snapshot import Local
 from tests.api.samples import (
+    checks,
     counters,
     dataplane,
     envelope,
@@ -72,14 +75,15 @@ def full() -> Fold:
     counted = SeatCounters("default", NODE, 1, 2, 3, 4, 5, 7.5)
     unheard = SeatCounters("default", node_id("node-1"), 0, 0, 0, 0, 0)
     for source, topic, data in (
-        (topology.HEALTH, Topic.STATE_VIEW, view(node(), unknown_kind=4)),
+        (topics.HEALTH, Topic.STATE_VIEW, view(node())),
+        (topics.HEALTH, Topic.STATE_CHECKS, checks(node(), unknown_kind=4)),
         (
-            topology.DATAPLANE,
+            topics.DATAPLANE,
             Topic.STATE_COUNTERS,
             counters(counted, unheard, **{"xdp_public.drop_no_node": 6}),
         ),
-        (topology.DATAPLANE, Topic.STATE_DATAPLANE, dataplane(seat("node-0", 65537, 65537))),
-        (topology.QUORUM, Topic.STATE_QUORUM, quorum()),
+        (topics.DATAPLANE, Topic.STATE_DATAPLANE, dataplane(seat("node-0", 65537, 65537))),
+        (topics.QUORUM, Topic.STATE_QUORUM, quorum()),
     ):
         fold.receive(envelope(source, topic, data, seq=2), 0)
     return fold

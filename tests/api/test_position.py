@@ -36,7 +36,7 @@ def test_a_damaged_file_is_set_aside_and_the_stream_begins_anew(
     path.write_bytes(raw)
     assert PositionFile(tmp_path).load() == {}
     assert "starting the event stream anew" in capsys.readouterr().out
-    assert path.with_suffix(".damaged").read_bytes() == raw
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == raw
     assert not path.exists()
 
 

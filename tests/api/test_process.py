@@ -18,9 +18,14 @@ import orjson
 import pytest
 import zmq
 
-from bus import topology
-from bus.messages import PAYLOADS, NodeState, Topic, from_plain
-from bus.socket import request
+from bus import topics
+from bus.codec import from_json, to_json
+from bus.commands import request
+from bus.topics import (
+    PAYLOADS,
+    Topic,
+)
+from bus.words import NodeState
 from services.api.position import FILE_NAME
 from tests.api.conftest import TIMEOUT_S, Gale, Listener, free_port, wait_for
 from tests.api.samples import dataplane, down, node, node_id, seat, view
@@ -35,7 +40,7 @@ def is_down(name: str) -> Callable[[dict[str, Any]], bool]:
 
 
 def went_down(gale: Gale, name: str) -> None:
-    gale.fakes[topology.HEALTH].publish(Topic.NODE_DOWN, down(name))
+    gale.fakes[topics.HEALTH].publish(Topic.NODE_DOWN, down(name))
 
 
 def check_no_holes(messages: list[dict[str, Any]]) -> None:
@@ -132,8 +137,9 @@ def test_what_is_not_known_yet_is_503(gale: Gale) -> None:
 
 
 def test_readiness_follows_the_dataplane(ready: Gale) -> None:
-    ready.fakes[topology.DATAPLANE].publish(
-        Topic.STATE_DATAPLANE, dataplane(ready=False, waiting_for="pub0: no such interface")
+    ready.fakes[topics.DATAPLANE].publish(
+        Topic.STATE_DATAPLANE,
+        dataplane(ready=False, waiting_for="pub0: no such interface", version=2),
     )
     answer = wait_for(lambda: unready(ready), "the LB to be unready")
     assert "pub0: no such interface" in answer.json()["detail"]
@@ -141,7 +147,9 @@ def test_readiness_follows_the_dataplane(ready: Gale) -> None:
 
 
 def test_without_a_node_that_is_up_nobody_should_come_here(ready: Gale) -> None:
-    ready.fakes[topology.DATAPLANE].publish(Topic.STATE_DATAPLANE, dataplane(seat("node-0", 0, 9)))
+    ready.fakes[topics.DATAPLANE].publish(
+        Topic.STATE_DATAPLANE, dataplane(seat("node-0", 0, 9), version=2)
+    )
     answer = wait_for(lambda: unready(ready), "the LB to be unready")
     assert answer.json()["detail"].startswith("nodes: none is up for any service")
     assert ready.get("/v1/status").json()["not_ready"] == [answer.json()["detail"]]
@@ -160,7 +168,9 @@ def test_present_state_first_then_what_changes(ready: Gale, listen: Listen) -> N
     present = listener.until(lambda message: message["topic"] == PRESENT[-1])
     assert [message["topic"] for message in present] == PRESENT
     went_down(ready, "node-0")
-    ready.fakes[topology.HEALTH].publish(Topic.STATE_VIEW, view(node(state=NodeState.DOWN)))
+    ready.fakes[topics.HEALTH].publish(
+        Topic.STATE_VIEW, view(node(state=NodeState.DOWN), version=2)
+    )
     after = listener.until(
         lambda message: (
             message["topic"] == "state.nodes." and message["data"]["nodes"][0]["state"] == "down"
@@ -191,14 +201,14 @@ def test_what_is_sent_is_what_is_documented(ready: Gale, listen: Listen) -> None
     documented = re.findall(r"^\| `(\w+)` \|", head.split("\n## ")[0], flags=re.MULTILINE)
     for message in messages:
         assert list(message) == documented
-        payload = from_plain(PAYLOADS[Topic(message["topic"])], message["data"])
+        payload = from_json(PAYLOADS[Topic(message["topic"])], to_json(message["data"]))
         assert orjson.loads(orjson.dumps(payload)) == message["data"]
 
 
 def test_a_restarted_process_is_followed(ready: Gale, listen: Listen) -> None:
     listener = listen("process.started.", "node.")
-    ready.fakes[topology.HEALTH].stop()
-    ready.start_fakes(topology.HEALTH)
+    ready.fakes[topics.HEALTH].stop()
+    ready.start_fakes(topics.HEALTH)
     listener.until(lambda message: message["source"] == "health")
     went_down(ready, "node-0")
     assert listener.until(is_down("node-0"))[-1]["origin"]["seq"] == 2
@@ -361,7 +371,7 @@ def test_hangup_with_a_bad_file_changes_nothing(ready: Gale) -> None:
     assert ready.process is not None
     ready.process.send_signal(signal.SIGHUP)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    path = topology.command_path(ready.run_dir, topology.API)
+    path = topics.command_path(ready.run_dir, topics.API)
     answer = request(context, path, "reload", {}, timeout_ms=TIMEOUT_S * 1000)
     context.term()
     assert answer["applied"] is False
@@ -375,7 +385,7 @@ def test_hangup_with_a_fifo_in_the_files_place_holds_nothing_up(ready: Gale) -> 
     assert ready.process is not None
     ready.process.send_signal(signal.SIGHUP)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    path = topology.command_path(ready.run_dir, topology.API)
+    path = topics.command_path(ready.run_dir, topics.API)
     answer = request(context, path, "reload", {}, timeout_ms=TIMEOUT_S * 1000)
     context.term()
     assert answer["applied"] is False

@@ -7,12 +7,18 @@ from typing import Any
 
 import pytest
 
-from bus import topology
-from bus.messages import NodeState, QuorumMember, SeatCounters, Topic
+from bus import topics
+from bus.states import (
+    QuorumMember,
+    SeatCounters,
+)
+from bus.topics import Topic
+from bus.words import NodeState
 from services.api import snapshot
 from services.api.fold import Fold
 from services.api.snapshot import Local
 from tests.api.samples import (
+    checks,
     counters,
     dataplane,
     envelope,
@@ -29,11 +35,12 @@ from tests.api.samples import (
 NOBODY = seat("node-0", 0, 9)
 LOCAL = Local("lb-0", "l4", "0.1.0", 99, "10.80.0.10", "")
 SOURCES = {
-    Topic.STATE_VIEW: topology.HEALTH,
-    Topic.STATE_TABLE: topology.QUORUM,
-    Topic.STATE_QUORUM: topology.QUORUM,
-    Topic.STATE_DATAPLANE: topology.DATAPLANE,
-    Topic.STATE_COUNTERS: topology.DATAPLANE,
+    Topic.STATE_VIEW: topics.HEALTH,
+    Topic.STATE_CHECKS: topics.HEALTH,
+    Topic.STATE_TABLE: topics.QUORUM,
+    Topic.STATE_QUORUM: topics.QUORUM,
+    Topic.STATE_DATAPLANE: topics.DATAPLANE,
+    Topic.STATE_COUNTERS: topics.DATAPLANE,
 }
 
 
@@ -42,7 +49,7 @@ def fold_with(at_ms: int = 0, **states: Any) -> Fold:
     fold = Fold("api", {})
     for name, data in states.items():
         topic = Topic(f"state.{name}.")
-        fold.receive(envelope(SOURCES[topic], topic, data), at_ms)
+        fold.receive(envelope(SOURCES[topic], topic, data, made_ms=at_ms), at_ms)
     return fold
 
 
@@ -93,7 +100,8 @@ def test_a_node_with_its_share_of_all_rings() -> None:
 def test_ages_and_remainders_go_on() -> None:
     fold = fold_with(
         at_ms=1000,
-        view=view(node(observed_ms=100, banned_for_ms=500)),
+        view=view(node(banned_for_ms=500)),
+        checks=checks(node()),
         quorum=quorum(
             lease_remaining_ms=200,
             members=(QuorumMember("lb-1", "10.81.0.11:8081", True, 3, 1, 40),),
@@ -168,7 +176,7 @@ def test_a_process_never_heard_has_no_age() -> None:
 
 def test_a_silent_process_is_not_alive() -> None:
     fold = Fold("api", {})
-    fold.receive(envelope(topology.HEALTH, Topic.PROCESS_STARTED, started("health")), 0)
+    fold.receive(envelope(topics.HEALTH, Topic.PROCESS_STARTED, started("health")), 0)
     assert snapshot.status(fold, LOCAL, snapshot.STALE_MS).processes["health"].alive
     assert not snapshot.status(fold, LOCAL, snapshot.STALE_MS + 1).processes["health"].alive
 

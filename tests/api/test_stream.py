@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus import topology
-from bus.messages import Topic
+from bus import topics
+from bus.topics import Topic
 from services.api import stream
 from services.api.stream import EventLog
 from tests.api.samples import down, envelope, node, view
 
-EVENT = envelope(topology.HEALTH, Topic.NODE_DOWN, down(), boot="origin", seq=9)
-STATE = envelope(topology.HEALTH, Topic.STATE_VIEW, view(node()))
+EVENT = envelope(topics.HEALTH, Topic.NODE_DOWN, down(), boot="origin", seq=9)
+STATE = envelope(topics.HEALTH, Topic.STATE_VIEW, view(node()))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from scapy.layers.l2 import Ether
 
 from bpf.loader import LoadedObject, compile_program, compile_programs
 from bpf.syscall import possible_cpus, run_program, xdp_context
-from bus.messages import Mode
+from bus.words import Mode
 from e2e.bench import flows
 from e2e.bench.cost import CLIENTS, ROWS, Bench, Course, Row, Trial, bench, result
 from e2e.bench.flows import FlowTable
@@ -72,7 +72,7 @@ def scenery(entries: int) -> Iterator[Scene]:
         defines=flows.sized(entries),
         cache_dir=IMAGES,
     )
-    Tables(xdp).fill([(SERVICE, SEATS)], LOOPBACK, LOOPBACK, LB_MAC)
+    Tables(xdp).fill([(SERVICE, SEATS)], LOOPBACK, LOOPBACK, LB_MAC, LB_MAC)
     wrapper = Wrapper(IMAGES)
     table = FlowTable(own, wrapper, SERVICE, SEATS, CLIENTS, FLOWS, FIRST_SNAT_PORT)
     yield Scene(xdp, tc, own, table, wrapper)

@@ -32,8 +32,9 @@ from scapy.layers.l2 import Ether
 from bpf.syscall import possible_cpus, read_entries, write_entries
 from services.dataplane.counters import Counters, hooks, reasons
 from services.dataplane.flows.record import HALF_OPEN, FlowState
-from services.dataplane.kernel import service_places
+from services.dataplane.front_table import service_places
 from tests.bpf.harness import (
+    LB_MAC,
     LOOPBACK,
     PEER_MAC,
     Result,
@@ -54,15 +55,17 @@ CLIENT = (CLIENT_ADDRESS, 40000)
 PORT = 8080
 SERVICE = (VIP, PORT)
 NODE = ("10.81.0.20", 80)
-NODE_MAC, PRIVATE_MAC, PUBLIC_MAC = "02:00:00:00:20:01", "02:00:00:00:0b:02", "02:00:00:00:0b:01"
+NODE_MAC, PRIVATE_MAC = "02:00:00:00:20:01", "02:00:00:00:0b:02"
+PUBLIC_MAC = LB_MAC
+OWN_PUBLIC, OWN_PRIVATE = "10.80.0.2", "10.81.0.2"
 SEAT = 5
 FIRST_PORT, PORTS = 20000, 1000
 MTU = 1500
 SEED = 0x0123_4567_89AB_CDEF
 
 RESOLVED, UP = 1, 2
-SEAT_DEAD, SEAT_RESET = 4, 8
-AFFINITY_CLIENT, NO_SNAT, GUE, NO_RESET, HAS_FLOWS, RETIRED = 1, 2, 4, 8, 16, 32
+SEAT_DEAD, SEAT_RESET, SEAT_BY_TC = 4, 8, 16
+AFFINITY_CLIENT, NO_SNAT, GUE, NO_RESET, HAS_FLOWS, RETIRED, KEEPS_PORT = 1, 2, 4, 8, 16, 32, 64
 OF_SERVICE, FLOATING, OF_SNAT = 1, 2, 4
 RING_ENTRIES, LANES = 16385, 4
 PROTOCOLS = {"tcp": 6, "udp": 17}
@@ -161,6 +164,7 @@ class Scene:
         for name in (
             "services",
             "flows",
+            "vlan_clients",
             "fragments",
             "sources",
             "flow_rate",
@@ -189,12 +193,14 @@ class Scene:
             "flow_seed": FLOW_SEED,
             "public_mtu": MTU,
             "answers_per_second": ANSWERS_PER_SECOND,
+            "public_address": address(OWN_PUBLIC),
+            "private_address": address(OWN_PRIVATE),
             **fields,
         }
         leaf = table.Leaf(**values)
         for state, seconds in TIMEOUTS_S.items():
             leaf.timeout[state] = ticks(seconds)
-        leaf.public_mac[:] = mac(PUBLIC_MAC)
+        leaf.public_mac[:] = leaf.private_mac[:] = mac(LB_MAC)
         table[0] = leaf
 
     def service(
@@ -213,6 +219,7 @@ class Scene:
         table = self.programs.table("services")
         values = {
             "id": number,
+            "ring": number,
             "mode": int(mode[1]),
             "flags": flags | (HAS_FLOWS if mode == "l4" else 0),
             "snat_first_port": FIRST_PORT,
@@ -244,7 +251,7 @@ class Scene:
         raise AssertionError("a scene of a handful of services always has a free place")
 
     def ring(self, number: int, seats: Iterable[int]) -> None:
-        wanted = tuple(seats)
+        wanted = tuple(seat and seat - number for seat in seats)
         if self._rings.get(number) == wanted:
             return
         self._rings[number] = wanted
@@ -466,6 +473,15 @@ def to_node(hook: str, frame: bytes) -> bytes:
 def to_client(hook: str, frame: bytes) -> bytes:
     """The frame as it leaves either hook for the client, whose packets came from PEER_MAC."""
     return with_macs(frame, PEER_MAC, PUBLIC_MAC)
+
+
+def routed(frame: bytes) -> bytes:
+    """The frame after a router's hop: one less to live, in a header summed up anew by scapy."""
+    end = 14 + (frame[14] & 0x0F) * 4
+    header = IP(frame[14:end])
+    header.ttl -= 1
+    header.chksum = None
+    return frame[:14] + bytes(header) + frame[end:]
 
 
 def wrapped(

@@ -26,6 +26,8 @@ from tests.bpf.scene import (
     NODE,
     OF_SERVICE,
     OF_SNAT,
+    OWN_PRIVATE,
+    OWN_PUBLIC,
     PORTS,
     PUBLIC,
     REPLY_HOOKS,
@@ -41,6 +43,7 @@ from tests.bpf.scene import (
     Connection,
     Scene,
     is_xdp,
+    mac,
     node_of,
     to_node,
 )
@@ -430,6 +433,99 @@ class TestDeadNode:
         scene.seat(SEAT, flags=DEAD_RESETS)
         wanted = to_node(hook, other.request_out())
         scene.expect(hook, other.request(), "l4_established", wanted)
+
+
+# --------------------------------------------------------------------------- time to live
+
+
+def time_exceeded(packet: bytes, source: str, to: str) -> bytes:
+    error = ICMP(type=11, code=0) / Raw(packet[14:42])
+    return bytes(Ether(src=LB_MAC, dst=PEER_MAC) / IP(src=source, dst=to, id=0, ttl=64) / error)
+
+
+class TestTimeExceeded:
+    """Where the LB routes it is a hop, which says so as itself (RFC 1812, 5.3.1)."""
+
+    ROUTED = tuple(mode for mode in (*STATELESS, "l4") if mode != "l2")
+
+    def serve(self, scene: Scene, mode: str, protocol: str = "tcp") -> None:
+        name, flags = STATELESS.get(mode, (mode, 0))
+        scene.service(name, flags=flags, protocol=protocol)
+
+    @pytest.mark.parametrize("hook", REQUEST_HOOKS)
+    @pytest.mark.parametrize("mode", ROUTED)
+    @pytest.mark.parametrize("ttl", [0, 1])
+    @pytest.mark.parametrize("protocol", ["tcp", "udp"])
+    def test_of_a_client(self, scene: Scene, hook: str, mode: str, ttl: int, protocol: str) -> None:
+        self.serve(scene, mode, protocol)
+        packet = (tcp if protocol == "tcp" else udp)(CLIENT, SERVICE, ttl=ttl)
+        wanted = time_exceeded(packet, OWN_PUBLIC, CLIENT_ADDRESS)
+        scene.expect(hook, packet, "ttl_answered", wanted)
+        assert scene.flows() == []
+
+    @pytest.mark.parametrize("hook", REPLY_HOOKS)
+    def test_of_a_node(self, scene: Scene, established: Connection, hook: str) -> None:
+        packet = established.reply(ttl=1)
+        wanted = time_exceeded(packet, OWN_PRIVATE, NODE[0])
+        scene.expect(hook, packet, "ttl_answered", wanted)
+
+    @pytest.mark.parametrize("hook", REQUEST_HOOKS)
+    @pytest.mark.parametrize("mode", [*STATELESS, "l4"])
+    def test_two_is_enough(self, scene: Scene, hook: str, mode: str) -> None:
+        self.serve(scene, mode)
+        outcome = scene.send(hook, tcp(CLIENT, SERVICE, ttl=2))
+        inner = outcome.scapy.getlayer(IP, 2) if mode == "ipip" else outcome.scapy[IP]
+        if mode == "gue":
+            inner = IP(outcome.packet[14 + 32 :])
+        assert inner.ttl == (2 if mode == "l2" else 1)
+
+    @pytest.mark.parametrize("hook", REQUEST_HOOKS)
+    def test_a_bridge_is_no_hop(self, scene: Scene, hook: str) -> None:
+        self.serve(scene, "l2")
+        packet = tcp(CLIENT, SERVICE, ttl=1)
+        scene.expect(hook, packet, "l2_forwarded", to_node(hook, packet))
+
+    @pytest.mark.parametrize("hook", REQUEST_HOOKS)
+    @pytest.mark.parametrize("mode", ROUTED)
+    def test_an_error_is_not_answered(self, scene: Scene, hook: str, mode: str) -> None:
+        self.serve(scene, mode)
+        if mode == "l4":
+            Connection(scene).establish()
+        quoted = tcp(SERVICE, CLIENT, "A")[14:]
+        scene.expect(hook, icmp("192.0.2.1", VIP, 3, 1, quoted, ttl=1), "drop_ttl")
+
+    @pytest.mark.parametrize("hook", REQUEST_HOOKS)
+    @pytest.mark.parametrize("mode", ROUTED)
+    def test_so_many_a_second(self, scene: Scene, hook: str, mode: str) -> None:
+        self.serve(scene, mode)
+        scene.settings(answers_per_second=2)
+        packet = tcp(CLIENT, SERVICE, ttl=1)
+        for reason in ("ttl_answered", "ttl_answered", "drop_answer_rate"):
+            scene.refresh("answer_rate")
+            scene.expect(hook, packet, reason)
+
+
+# --------------------------------------------------------------------------- for others
+
+
+@pytest.mark.parametrize("hook", [*REQUEST_HOOKS, *REPLY_HOOKS])
+@pytest.mark.parametrize("mode", [*STATELESS, "l4"])
+@pytest.mark.parametrize(
+    "to",
+    ["02:00:00:00:00:0c", "02:00:00:00:01:0b", "03:00:00:00:00:0b", "0a:00:00:00:00:0b",
+     "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01"],
+)  # fmt: skip
+def test_a_frame_to_another_machine_passes(scene: Scene, hook: str, mode: str, to: str) -> None:
+    """A bridge that floods shows it to all; whoever takes it sends it out once more."""
+    name, flags = STATELESS.get(mode, (mode, 0))
+    scene.service(name, flags=flags)
+    packet = tcp(CLIENT, SERVICE)
+    if hook in REPLY_HOOKS:
+        scene.service("l4")
+        packet = Connection(scene).establish().reply()
+    known = len(scene.flows())
+    scene.expect(hook, mac(to) + packet[6:], "pass_other_mac")
+    assert len(scene.flows()) == known
 
 
 # --------------------------------------------------------------------------- how many

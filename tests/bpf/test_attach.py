@@ -27,6 +27,7 @@ from bpf.attach import (
     tc_state,
     xdp_state,
 )
+from bpf.attachments import all_attachments, take_off
 from bpf.loader import LoadedObject
 from bpf.pins import pin
 from bpf.syscall import get_object, program_info
@@ -317,6 +318,48 @@ def test_a_foreign_filter_of_our_priority_is_refused_by_name(machine: Machine) -
     assert "stranger" in state.detail
     assert detach_tc(machine.netlink, "a", machine.tc_pin) is False
     assert "stranger" in tool("tc", "filter", "show", "dev", "a", "ingress")
+
+
+def put_a_stranger(machine: Machine) -> None:
+    """In the place of ours, whatever is there."""
+    index = socket.if_nametoindex("a")
+    words = {"handle": 1, "prio": 1, "parent": attach.INGRESS, "direct_action": True}
+    fd = machine.tc("tc_stranger")
+    machine.netlink.tc("replace-filter", "bpf", index, fd=fd, name="stranger", **words)
+
+
+def test_a_filter_that_was_attached_meanwhile_is_refused(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at what is there and the change."""
+    look = attach._refuse_foreign_filter
+
+    def too_late(*arguments: Any) -> None:
+        look(*arguments)
+        put_a_stranger(machine)
+
+    monkeypatch.setattr(attach, "_refuse_foreign_filter", too_late)
+    with pytest.raises(ForeignProgram, match="a: another TC filter was attached meanwhile"):
+        attach_tc(machine.netlink, "a", machine.tc(), machine.tc_pin)
+    assert "stranger" in tool("tc", "filter", "show", "dev", "a", "ingress")
+
+
+def test_what_took_our_place_is_not_taken_off(machine: Machine) -> None:
+    """After somebody looked at the whole set."""
+    attach_xdp(machine.netlink, "a", machine.xdp(), machine.xdp_pin)
+    attach_tc(machine.netlink, "a", machine.tc(), machine.tc_pin)
+    seen = all_attachments(machine.netlink, machine.prog.parent)
+    assert [str(each.owner) for each in seen] == ["load balancer"] * 2
+    put_a_stranger(machine)
+    forced = {"attrs": [("IFLA_XDP_FD", machine.xdp("stranger")), ("IFLA_XDP_FLAGS", 1 << 2)]}
+    machine.netlink.link("set", index=socket.if_nametoindex("a"), IFLA_XDP=forced)
+    for each in seen:
+        with pytest.raises(ForeignProgram, match="attached meanwhile"):
+            take_off(machine.netlink, each, machine.prog.parent)
+    now = all_attachments(machine.netlink, machine.prog.parent)
+    assert [(each.name, each.ours) for each in now] == [("stranger", False)] * 2
+    with pytest.raises(ValueError, match="is not Gale's"):
+        take_off(machine.netlink, now[0], machine.prog.parent)
 
 
 def test_a_foreign_filter_of_another_kind_is_refused_by_its_kind(machine: Machine) -> None:

@@ -25,6 +25,7 @@ from tests.bpf.scene import (
     Outcome,
     Scene,
     is_xdp,
+    routed,
     to_client,
     to_node,
     wrapped,
@@ -75,8 +76,9 @@ def expected(hook: str, mode: str, packet: bytes, outcome: Outcome) -> bytes:
     if mode == "l2":
         return to_node(hook, packet)
     if mode == "ipip":
-        return to_node(hook, wrapped(packet))
-    return to_node(hook, wrapped(packet, gue_port=int.from_bytes(outcome.packet[34:36])))
+        return to_node(hook, wrapped(routed(packet)))
+    port = int.from_bytes(outcome.packet[34:36])
+    return to_node(hook, wrapped(routed(packet), gue_port=port))
 
 
 @pytest.mark.parametrize("hook", REQUEST_HOOKS)
@@ -285,7 +287,7 @@ class TestTheWay:
 
     def test_time_to_live(self, scene: Scene, hook: str, mode: str) -> None:
         later = self.after_first(scene, mode, ttl=1)
-        scene.expect(hook, later, "drop_ttl" if mode == "l4" else "fragment_forwarded")
+        scene.expect(hook, later, "fragment_forwarded" if mode == "l2" else "drop_ttl")
 
     def test_tags(self, scene: Scene, hook: str, mode: str) -> None:
         later = self.after_first(scene, mode)

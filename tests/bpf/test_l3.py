@@ -23,6 +23,7 @@ from tests.bpf.scene import (
     Outcome,
     Scene,
     address,
+    routed,
     to_node,
     wrapped,
 )
@@ -39,10 +40,10 @@ pytestmark = [
 def expected(hook: str, encap: str, packet: bytes, outcome: Outcome) -> bytes:
     """With GUE the source port is the flow's; all that holds of any is its range."""
     if encap == "ipip":
-        return to_node(hook, wrapped(packet))
+        return to_node(hook, wrapped(routed(packet)))
     port = int.from_bytes(outcome.packet[34:36])
     assert port >= 0xC000
-    return to_node(hook, wrapped(packet, gue_port=port))
+    return to_node(hook, wrapped(routed(packet), gue_port=port))
 
 
 def forward(scene: Scene, hook: str, encap: str, packet: bytes) -> Outcome:
@@ -57,7 +58,8 @@ FORWARDED = {
     "RST": tcp(CLIENT, SERVICE, "R"),
     "odd length": tcp(CLIENT, SERVICE, "PA", b"odd"),
     "dscp and ecn are copied outward": tcp(CLIENT, SERVICE, tos=0xBB),
-    "time to live 1 stays the client's": tcp(CLIENT, SERVICE, ttl=1),
+    "the shortest time to live": tcp(CLIENT, SERVICE, ttl=2),
+    "the longest": tcp(CLIENT, SERVICE, ttl=255),
     "ip options": udp(CLIENT, SERVICE, b"x", options=[b"\x01\x01\x01\x00"]),
     "padded to Ethernet's least": tcp(CLIENT, SERVICE) + bytes(6),
     "wrong checksum inside": tcp(CLIENT, SERVICE, "PA", b"data")[:-1] + b"!",
@@ -65,7 +67,9 @@ FORWARDED = {
 
 
 @pytest.mark.parametrize("name", FORWARDED)
-def test_wrapped_and_nothing_inside_changed(scene: Scene, hook: str, encap: str, name: str) -> None:
+def test_wrapped_and_nothing_inside_changed_but_the_time_to_live(
+    scene: Scene, hook: str, encap: str, name: str
+) -> None:
     for protocol in ("tcp", "udp"):
         scene.service("l3", flags=ENCAPSULATIONS[encap], protocol=protocol)
     forward(scene, hook, encap, FORWARDED[name])
@@ -106,7 +110,8 @@ def test_an_outer_checksum_whose_carry_carries_again(scene: Scene, hook: str, en
     scene.seat(at=(node, 80))
     outcome = scene.expect(hook, packet, "l3_forwarded")
     port = int.from_bytes(outcome.packet[34:36]) if encap == "gue" else None
-    assert outcome.packet == to_node(hook, wrapped(packet, gue_port=port, node=node))
+    wanted = wrapped(routed(packet), gue_port=port, node=node)
+    assert outcome.packet == to_node(hook, wanted)
 
 
 class TestTooLong:

@@ -24,6 +24,7 @@ from tests.bpf.harness import (
 from tests.bpf.scene import CLIENT, SERVICE, SNAT, VIP, address, least_bytes, wrapped
 
 NODE = "10.81.0.20"
+UNWRAPPED, CONGESTION_DROPPED = 0, 1
 
 
 class Unwrapper:
@@ -37,13 +38,17 @@ class Unwrapper:
 
     def __call__(self, frame: bytes) -> tuple[bytes, int]:
         """Frame in → frame out, and how many were unwrapped. All goes on to the kernel."""
-        before = self._counted()
+        before = self.counted()
         result = self._run(self._fd, frame)
         assert result.verdict in (TcVerdict.UNSPEC, XdpVerdict.PASS)
-        return result.packet, self._counted() - before
+        return result.packet, self.counted() - before
 
-    def _counted(self) -> int:
-        return sum(int(count) for count in self._count[0])
+    def is_dropped(self, frame: bytes) -> bool:
+        result = self._run(self._fd, frame)
+        return result.verdict in (TcVerdict.SHOT, XdpVerdict.DROP)
+
+    def counted(self, outcome: int = UNWRAPPED) -> int:
+        return sum(int(count) for count in self._count[outcome])
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +88,40 @@ INNER = {
 def test_unwrapped(unwrap: Unwrapper, name: str, gue_port: int | None) -> None:
     outer = wrapped(INNER[name], gue_port=gue_port, source=SNAT, node=NODE)
     assert unwrap(outer) == (INNER[name], 1)
+
+
+NOT_ECT, ECT_1, ECT_0, CE = range(4)
+DROP = -1
+DECAPSULATED = {
+    NOT_ECT: {NOT_ECT: NOT_ECT, ECT_0: NOT_ECT, ECT_1: NOT_ECT, CE: DROP},
+    ECT_0: {NOT_ECT: ECT_0, ECT_0: ECT_0, ECT_1: ECT_1, CE: CE},
+    ECT_1: {NOT_ECT: ECT_1, ECT_0: ECT_1, ECT_1: ECT_1, CE: CE},
+    CE: {NOT_ECT: CE, ECT_0: CE, ECT_1: CE, CE: CE},
+}
+"""RFC 6040, figure 4: by the mark inside, then by the mark outside."""
+
+
+@pytest.mark.parametrize("inside", DECAPSULATED)
+@pytest.mark.parametrize("outside", range(4))
+@pytest.mark.parametrize("gue_port", [None, 50000])
+@pytest.mark.parametrize("dscp", [0, 0xB8, 0xFC])
+def test_congestion_is_carried_inside(
+    unwrap: Unwrapper, inside: int, outside: int, gue_port: int | None, dscp: int
+) -> None:
+    frame = tcp(CLIENT, SERVICE, "PA", b"data", tos=dscp | inside)
+    outer = bytearray(wrapped(frame, gue_port=gue_port))
+    header = IP(bytes(outer[14:34]))
+    header.tos, header.chksum = 0x40 | outside, None
+    outer[14:34] = bytes(header)
+    mark = DECAPSULATED[inside][outside]
+    before = unwrap.counted(CONGESTION_DROPPED)
+    if mark == DROP:
+        assert unwrap.is_dropped(bytes(outer))
+        assert unwrap.counted(CONGESTION_DROPPED) == before + 1
+        return
+    wanted = tcp(CLIENT, SERVICE, "PA", b"data", tos=dscp | mark)
+    assert unwrap(bytes(outer)) == (wanted, 1)
+    assert unwrap.counted(CONGESTION_DROPPED) == before
 
 
 def gue(inner: Packet | bytes, header: bytes = b"\0\4\0\0", port: int = 6080) -> bytes:

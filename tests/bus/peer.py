@@ -15,11 +15,23 @@ from typing import Any
 import structlog
 import zmq
 
-from bus import topology
-from bus.messages import CommittedTable, NodeTable, ProcessEvent, Topic
-from bus.socket import CommandError, CommandServer, Publisher, Subscriber
+from bus import topics
+from bus.commands import (
+    CommandError,
+    CommandServer,
+)
+from bus.events import ProcessEvent
+from bus.socket import (
+    Publisher,
+    Subscriber,
+)
+from bus.states import (
+    CommittedTable,
+    NodeTable,
+)
+from bus.topics import Topic
 
-SOURCE = topology.QUORUM
+SOURCE = topics.QUORUM
 POLL_MS = 50
 
 
@@ -35,7 +47,7 @@ def committed_table(version: int) -> CommittedTable:
 def publisher(run_dir: Path) -> None:
     """Lines in: `{"events": N, "pad": BYTES}` or `{"state": VERSION}`; each answered when done."""
     context = zmq.Context()
-    mine = Publisher(context, topology.publisher_path(run_dir, SOURCE), SOURCE, "lb-0")
+    mine = Publisher(context, topics.publisher_path(run_dir, SOURCE), SOURCE, "lb-0")
     say(ready=mine.boot)
     poller = zmq.Poller()
     poller.register(mine.poll_socket, zmq.POLLIN)
@@ -61,7 +73,7 @@ def publisher(run_dir: Path) -> None:
 def subscriber(run_dir: Path) -> None:
     """Tells of every message; of a batch, also what was dropped so far."""
     context = zmq.Context()
-    mine = Subscriber(context, run_dir, {SOURCE: topology.PUBLISHES[SOURCE]})
+    mine = Subscriber(context, run_dir, {SOURCE: topics.PUBLISHES[SOURCE]})
     say(ready=True)
     while True:
         if not mine.socket.poll(POLL_MS):
@@ -75,7 +87,7 @@ def subscriber(run_dir: Path) -> None:
 def server(run_dir: Path) -> None:
     """Commands: `echo`, `refuse`, and `count`, which says how often it was executed."""
     context = zmq.Context()
-    mine = CommandServer(context, topology.command_path(run_dir, SOURCE))
+    mine = CommandServer(context, topics.command_path(run_dir, SOURCE))
     say(ready=True)
     counted = 0
 

@@ -6,24 +6,36 @@ import dataclasses
 import enum
 import types
 import typing
+from collections.abc import Callable
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
 
-from bus import messages
-from bus.messages import NODE_PROTOCOL, PAYLOADS, Envelope, NodeTable, SnatSlice, Topic
+from bus import words
+from bus.codec import Envelope, Head
+from bus.node_protocol import NODE_PROTOCOL
+from bus.states import (
+    LocalChecks,
+    NodeTable,
+    SeatColumns,
+    SnatSlice,
+)
+from bus.topics import (
+    PAYLOADS,
+    Topic,
+)
 
 RANGES: list[tuple[Any, st.SearchStrategy[Any]]] = [
-    (messages.Whole, st.integers(0, 2**62)),
-    (messages.Stored, st.integers(0, 2**61)),
-    (messages.Signed, st.integers(-(2**62), 2**62)),
-    (messages.Word, st.integers(0, 2**64 - 1)),
-    (messages.Duration, st.integers(0, 316_224_000_000)),
-    (messages.Weight, st.integers(0, 1_000)),
-    (messages.Port, st.integers(1, 65_535)),
-    (messages.PortCount, st.integers(0, 65_536)),
-    (messages.LowPort, st.integers(0, 1_023)),
-    (messages.IPv4, st.ip_addresses(v=4).map(str)),
+    (words.Whole, st.integers(0, 2**62)),
+    (words.Stored, st.integers(0, 2**61)),
+    (words.Signed, st.integers(-(2**62), 2**62)),
+    (words.Word, st.integers(0, 2**64 - 1)),
+    (words.Duration, st.integers(0, 316_224_000_000)),
+    (words.Weight, st.integers(0, 1_000)),
+    (words.Port, st.integers(1, 65_535)),
+    (words.PortCount, st.integers(0, 65_536)),
+    (words.LowPort, st.integers(0, 1_023)),
+    (words.IPv4, st.ip_addresses(v=4).map(str)),
 ]
 
 
@@ -35,8 +47,8 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind, include_extras=True)
         fields = {name: values(hint) for name, hint in hints.items()}
-        built = st.builds(typing.cast("type[Any]", kind), **fields)
-        return built.map(_clipped) if kind is SnatSlice else built.filter(_fits)
+        made = st.fixed_dictionaries(fields)
+        return made.map(_fitted(kind)).map(lambda found: typing.cast("type[Any]", kind)(**found))
     if get_origin(kind) is Annotated:
         return values(get_args(kind)[0])
     origin, arguments = get_origin(kind), get_args(kind)
@@ -58,37 +70,60 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
     }[kind]
 
 
-def _clipped(found: SnatSlice) -> SnatSlice:
+def _fitted(kind: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What makes of any values some that a message of this type may hold together."""
+    if kind is SnatSlice:
+        return _clipped
+    if kind in (LocalChecks, SeatColumns):
+        return _as_long_as_each_other
+    if kind is NodeTable:
+        return _each_once
+    return lambda found: found
+
+
+def _clipped(found: dict[str, Any]) -> dict[str, Any]:
     """As many of its ports as there are."""
-    low_first_port = max(1, found.low_first_port) if found.low_ports else found.low_first_port
-    return dataclasses.replace(
-        found,
-        ports=min(found.ports, 65_536 - found.first_port),
-        low_first_port=low_first_port,
-        low_ports=min(found.low_ports, 1_024 - low_first_port),
+    low_first_port = found["low_first_port"]
+    if found["low_ports"]:
+        low_first_port = max(1, low_first_port)
+    return found | {
+        "ports": min(found["ports"], 65_536 - found["first_port"]),
+        "low_first_port": low_first_port,
+        "low_ports": min(found["low_ports"], 1_024 - low_first_port),
+    }
+
+
+def _as_long_as_each_other(found: dict[str, Any]) -> dict[str, Any]:
+    shortest = min(len(column) for column in found.values() if isinstance(column, tuple))
+    return {
+        name: value[:shortest] if isinstance(value, tuple) else value
+        for name, value in found.items()
+    }
+
+
+def _each_once(found: dict[str, Any]) -> dict[str, Any]:
+    nodes = {node.id: node for node in found["nodes"]}
+    services = {service.name: service for service in found["services"]}
+    return found | {"nodes": tuple(nodes.values()), "services": tuple(services.values())}
+
+
+def heads(topic: Topic) -> st.SearchStrategy[Head]:
+    return st.builds(
+        Head,
+        topic=st.just(topic),
+        source=values(str),
+        host=values(str),
+        boot=values(str),
+        seq=values(int),
+        version=values(int),
+        time_ms=values(int),
+        made_ms=values(int),
     )
-
-
-def _fits(value: Any) -> bool:
-    """Whether what is said of values together holds as well."""
-    if isinstance(value, NodeTable):
-        ids, names = [n.id for n in value.nodes], [s.name for s in value.services]
-        return len(set(ids)) == len(ids) and len(set(names)) == len(names)
-    return True
 
 
 def envelopes() -> st.SearchStrategy[Envelope]:
     return st.sampled_from(Topic).flatmap(
-        lambda topic: st.builds(
-            Envelope,
-            topic=st.just(topic),
-            source=values(str),
-            host=values(str),
-            boot=values(str),
-            seq=values(int),
-            time_ms=values(int),
-            data=values(PAYLOADS[topic]),
-        )
+        lambda topic: st.builds(Envelope, heads(topic), values(PAYLOADS[topic]))
     )
 
 

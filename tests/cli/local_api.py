@@ -11,13 +11,14 @@ from urllib.parse import parse_qsl, urlsplit
 
 import orjson
 
-from bus.messages import VipHolder
+from bus.states import VipHolder
 from services.api.snapshot import (
     DataplaneShape,
     HookShape,
     MemberShape,
     NodeShape,
     NodesShape,
+    OutputShape,
     ProcessShape,
     QuorumShape,
     SeatShape,
@@ -45,7 +46,19 @@ NODE = NodeShape(
     services=[SEAT],
 )
 SERVICE = ServiceShape(
-    "default", None, 8080, "tcp", "l4", 80, "flow", nodes_up=2, nodes=[SEAT], observed_ms=10
+    name="default",
+    address=None,
+    port=8080,
+    ports=1,
+    protocol="tcp",
+    mode="l4",
+    node_port=80,
+    node_ports=1,
+    affinity="flow",
+    affinity_group="",
+    nodes_up=2,
+    nodes=[SEAT],
+    observed_ms=10,
 )
 QUORUM = QuorumShape(
     name="lb-0",
@@ -65,6 +78,7 @@ DATAPLANE = DataplaneShape(
     ready=True,
     epoch=42,
     hooks=[HookShape("xdp_public", "pub0", True, "native", "gale_xdp_public")],
+    outputs=[OutputShape("priv0", "requests", "tc", "a bridge: it takes no frames from XDP")],
     conntrack_established=1_234_567,
     conntrack_half_open=8,
     conntrack_capacity=2_000_000,

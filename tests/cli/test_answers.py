@@ -74,6 +74,8 @@ def test_status(gale: Gale) -> None:
     assert " ".join(row_of(result.stdout, "health")) == "health SILENT never priv0 to appear"
     assert " ".join(row_of(result.stdout, "quorum")) == "quorum alive 120 ms 4711"
     assert row_of(result.stdout, "xdp_public")[:3] == ["xdp_public", "pub0", "attached"]
+    sent = " ".join(row_of(result.stdout, "requests"))
+    assert sent == "priv0 requests tc a bridge: it takes no frames from XDP"
     assert "conntrack 1 234 567 of 2 000 000 established" in result.stdout
     assert "nodes: 2 up, 1 down" in lines
     assert " ".join(row_of(result.stdout, "default")) == ("default tcp (public address):8080 l4 2")

@@ -200,6 +200,41 @@ def test_host_without_the_interfaces(tmp_path: Path) -> None:
     assert min(names) in problems[0][2]
 
 
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_host_that_listens_on_a_services_port(tmp_path: Path, kind: socket.SocketKind) -> None:
+    protocol = "tcp" if kind is socket.SOCK_STREAM else "udp"
+    with socket.socket(socket.AF_INET, kind) as ours:
+        ours.bind(("127.0.0.1", 0))
+        if kind is socket.SOCK_STREAM:
+            ours.listen()
+        port = ours.getsockname()[1]
+        service = f'[[services]]\nname = "web"\nport = "{port - 1}-{port}"\n'
+        other = "udp" if protocol == "tcp" else "tcp"
+        assert _host_problems(_file(tmp_path, f'{LOOPBACK}{service}protocol = "{other}"\n'))[0] == 0
+        code, problems = _host_problems(
+            _file(tmp_path, f'{LOOPBACK}{service}protocol = "{protocol}"\n')
+        )
+    assert code == 1
+    ((line, key, message),) = problems
+    assert (line, key) == (7, "services[0].port")
+    assert f"{protocol} 127.0.0.1:{port}: this machine listens there itself" in message
+
+
+def test_host_on_whose_address_two_services_are_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.cli.host.own_address", lambda _: "198.51.100.9")
+    text = (
+        f'{LOOPBACK}[[services]]\nname = "a"\nport = 8079\n'
+        '[[services]]\nname = "b"\nport = "8070-8079"\naddress = "198.51.100.9"\n'
+    )
+    file = _file(tmp_path, text)
+    code, problems = _host_problems(file)
+    assert [(line, key) for line, key, _ in problems] == [(10, "services[1].port")]
+    assert "is also a's" in problems[0][2]
+    assert code == 1
+
+
 @pytest.mark.usefixtures("_no_names")
 def test_host_that_is_not_in_the_list(tmp_path: Path) -> None:
     text = (

@@ -143,13 +143,40 @@ def test_an_interface_that_is_gone_keeps_no_pin(namespace: Namespace) -> None:
     assert pins(namespace) == []
 
 
-def test_one_interface_for_both(namespace: Namespace) -> None:
+def test_what_an_earlier_configuration_put_on_other_interfaces_goes_too(
+    namespace: Namespace,
+) -> None:
     namespace.attach_ours()
+    namespace.attach_xdp("priv0", "gale_xdp_reply").rename(namespace.bpf_dir / "prog" / "former_1")
     text = namespace.config.read_text().replace("priv0", "pub0").replace("8080", "8081")
     namespace.config.write_text(text)
     assert namespace.gale("detach").returncode == 0
+    assert namespace.xdp("pub0") + namespace.xdp("priv0") == ""
+    assert "gale_tc_private" not in namespace.ingress("priv0")
+    assert pins(namespace) == []
+
+
+def test_strangers_on_other_interfaces_are_none_of_its_business(namespace: Namespace) -> None:
+    namespace.attach_tc("pub0-far", "neighbour", priority=1)
+    namespace.attach_xdp("priv0-far", "firewall")
+    result = namespace.gale("detach")
+    assert result.stdout == "nothing of Gale's was attached or pinned\n"
+    assert "neighbour" in namespace.ingress("pub0-far")
+    assert namespace.xdp("priv0-far")
+
+
+def test_what_is_the_node_agents_stays_pins_and_all(namespace: Namespace) -> None:
+    namespace.attach_ours()
+    namespace.attach_tc("priv0-far", "gale_unwrap", priority=1)
+    pin = namespace.attach_xdp("pub0-far", "renamed")
+    pin.rename(namespace.bpf_dir / "prog" / "unwrap_xdp_pub0-far")
+    result = namespace.gale("detach")
+    assert result.returncode == 0, result.stderr
+    assert "left     priv0-far: gale_unwrap" in result.stdout
+    assert "gale_unwrap" in namespace.ingress("priv0-far")
+    assert namespace.xdp("pub0-far")
     assert namespace.xdp("pub0") == ""
-    assert "gale_tc_private" in namespace.ingress("priv0"), "not one of the file's interfaces"
+    assert pins(namespace) == ["foreign/gale_unwrap", "gale/v1/prog/unwrap_xdp_pub0-far"]
 
 
 def test_only_a_bpf_file_system_is_cleared(namespace: Namespace) -> None:

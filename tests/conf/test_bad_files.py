@@ -91,6 +91,75 @@ BAD_FILES = [
         "services[1].port",
         "missing",
     ),
+    # ------------------------------------------------------------- services and their room
+    Bad(
+        "a range backwards",
+        LOCAL + '[[services]]\nname = "a"\nport = "9009-9000" #!\n',
+        "services[0].port",
+        "no range of ports",
+    ),
+    Bad(
+        "a range beyond the last port",
+        LOCAL + '[[services]]\nname = "a"\nport = "65000-65536" #!\n',
+        "services[0].port",
+        "no range of ports",
+    ),
+    Bad(
+        "nodes on another range",
+        SERVICE.replace("port = 1", 'port = "10-19"') + 'node_port = "20-29" #!\n',
+        "services[0].node_port",
+        "the same range",
+    ),
+    Bad(
+        "ranges that overlap",
+        SERVICE.replace("port = 1", 'port = "9000-9099"')
+        + '[[services]]\nname = "b"\nport = "9099-9199" #!\n',
+        "services[1].port",
+        "also another service's (line 7)",
+    ),
+    Bad(
+        "a range around another service",
+        SERVICE.replace("port = 1", "port = 9050")
+        + '[[services]]\nname = "b"\nport = "9000-9099" #!\n',
+        "services[1].port",
+        "also another service's",
+    ),
+    Bad(
+        "more services than there is room for",
+        LOCAL
+        + "".join(
+            f'[[services]]{" #!" if port == 1001 else ""}\nname = "s{port}"\nport = {port}\n'
+            for port in range(1, 1002)
+        ),
+        "services[1000]",
+        "at most 1000",
+    ),
+    Bad(
+        "more ports than there is room for",
+        LOCAL
+        + '[[services]]\nname = "a"\nport = "1-16384"\n'
+        + '[[services]]\nname = "b"\nport = 20000 #!\n',
+        "services[1].port",
+        "at most 16384 in all",
+    ),
+    Bad(
+        "a group whose flows go anywhere",
+        SERVICE + 'affinity = "flow"\naffinity_group = "shop" #!\n',
+        "services[0].affinity_group",
+        'expected affinity "client"',
+    ),
+    Bad(
+        "the LB's own address on its nodes, where they reach it by it",
+        LOCAL.replace("eth1", "eth0") + 'mode = "l2" #!\n',
+        "local.mode",
+        "this machine's own address",
+    ),
+    Bad(
+        "likewise of one service",
+        SERVICE.replace("eth1", "eth0") + 'mode = "l3" #!\n',
+        "services[0].mode",
+        "expected mode",
+    ),
     # ------------------------------------------------------------- numbers and ports
     Bad("port 0", LOCAL + "node_port = 0 #!\n", "local.node_port", "1 to 65535"),
     Bad("port 65536", LOCAL + "clients_port = 65536 #!\n", "local.clients_port", "1 to 65535"),

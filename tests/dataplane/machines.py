@@ -31,25 +31,33 @@ from typing import Any
 import zmq
 
 from bpf.loader import fill_cache
-from bus import topology
-from bus.messages import (
+from bus import topics
+from bus.commands import request
+from bus.events import (
+    DataplaneEvent,
+    ProcessEvent,
+)
+from bus.socket import (
+    Publisher,
+    Subscriber,
+)
+from bus.states import (
     CommittedTable,
     Counters,
-    DataplaneEvent,
     DataplaneState,
     LocalView,
-    Mode,
-    NodeObservation,
-    NodeState,
     NodeTable,
-    ProcessEvent,
-    Protocol,
+    NodeView,
     SnatSlice,
     TableNode,
     TableService,
-    Topic,
 )
-from bus.socket import Publisher, Subscriber, request
+from bus.topics import Topic
+from bus.words import (
+    Mode,
+    NodeState,
+    Protocol,
+)
 from services.dataplane.programs import SOURCES, ProgramPlan
 from tests.bpf.harness import IMAGES, private_bpffs
 
@@ -117,10 +125,8 @@ def table(
     return NodeTable(**values | fields)
 
 
-def observed(node: TableNode, state: NodeState) -> NodeObservation:
-    return NodeObservation(
-        node.id, node.name, node.address, state, "", 100, (), 0, 0, 0, 3, 3, 3, 0, 0.0
-    )
+def observed(node: TableNode, state: NodeState) -> NodeView:
+    return NodeView(node.id, node.name, node.address, state, "", 100, (), 0, 0)
 
 
 class Site:
@@ -140,19 +146,21 @@ class Site:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.state: DataplaneState | None = None
         self.counters: Counters | None = None
+        self.repeated = 0
+        """How often a state was said to hold still."""
         self.started: list[ProcessEvent] = []
         self.degraded: list[DataplaneEvent] = []
         self._versions = itertools.count(1)
         self._open = contextlib.ExitStack()
         self.context: zmq.Context[Any] = zmq.Context()
         self._publishers = {
-            who: Publisher(self.context, topology.publisher_path(self.run_dir, who), who, LB)
-            for who in (topology.QUORUM, topology.HEALTH)
+            who: Publisher(self.context, topics.publisher_path(self.run_dir, who), who, LB)
+            for who in (topics.QUORUM, topics.HEALTH)
         }
         self._subscriber = Subscriber(
             self.context,
             self.run_dir,
-            {topology.DATAPLANE: topology.PUBLISHES[topology.DATAPLANE]},
+            {topics.DATAPLANE: topics.PUBLISHES[topics.DATAPLANE]},
         )
 
     # ------------------------------------------------------------------ the network
@@ -178,6 +186,17 @@ class Site:
         run("ip", "-n", self.node, "address", "add", f"{NODES[1]}/24", "dev", "priv0")
         run("ip", "-n", self.lb, "address", "add", f"{PRIVATE}/24", "dev", "priv0")
         run("ip", "-n", self.lb, "link", "set", "priv0", "up")
+
+    def rebuild_private_as_bridge(self) -> None:
+        """`priv0` of the LB becomes a bridge, which the cable is a port of."""
+        ip = ("ip", "-n", self.lb)
+        run(*ip, "address", "flush", "dev", "priv0")
+        run(*ip, "link", "set", "priv0", "down")
+        run(*ip, "link", "set", "priv0", "name", "cable0")
+        run(*ip, "link", "add", "priv0", "type", "bridge", "stp_state", "0")
+        run(*ip, "link", "set", "cable0", "master", "priv0", "up")
+        run(*ip, "address", "add", f"{PRIVATE}/24", "dev", "priv0")
+        run(*ip, "link", "set", "priv0", "up")
 
     def plug(self, where: str, name: str, address: str) -> None:
         """A cable from the LB to another machine, whose end is ready."""
@@ -227,9 +246,10 @@ class Site:
         }
 
     def start(self) -> subprocess.Popen[bytes]:
-        """What was heard of another copy before is forgotten."""
+        """What was heard of a copy that has ended is forgotten; one that lives says it but once."""
         self.look()
-        self.state, self.counters = None, None
+        if all(process.poll() is not None for process in self.processes):
+            self.state, self.counters = None, None
         with (self.directory / "log").open("ab") as log:
             process = subprocess.Popen(self.command(), env=self.environment(), stderr=log)
         self.processes.append(process)
@@ -246,15 +266,15 @@ class Site:
 
     def publish(self, agreed: NodeTable) -> None:
         message = CommittedTable(next(self._versions), agreed)
-        self._publishers[topology.QUORUM].publish(Topic.STATE_TABLE, message)
+        self._publishers[topics.QUORUM].publish(Topic.STATE_TABLE, message)
 
     def silence_quorum(self) -> None:
         """As if its process were dead."""
-        self._publishers.pop(topology.QUORUM).close()
+        self._publishers.pop(topics.QUORUM).close()
 
-    def publish_view(self, *nodes: NodeObservation) -> None:
-        message = LocalView(next(self._versions), nodes, {})
-        self._publishers[topology.HEALTH].publish(Topic.STATE_VIEW, message)
+    def publish_view(self, *nodes: NodeView) -> None:
+        message = LocalView(next(self._versions), nodes)
+        self._publishers[topics.HEALTH].publish(Topic.STATE_VIEW, message)
 
     def look(self) -> DataplaneState | None:
         for publisher in self._publishers.values():
@@ -269,6 +289,7 @@ class Site:
                     self.started.append(envelope.data)
                 case DataplaneEvent() if envelope.topic is Topic.DATAPLANE_DEGRADED:
                     self.degraded.append(envelope.data)
+        self.repeated += len(self._subscriber.repeated)
         return self.state
 
     def until(self, is_so: Callable[[DataplaneState], Any], what: str = "") -> DataplaneState:
@@ -293,11 +314,9 @@ class Site:
 
     def until_waited(self, process: subprocess.Popen[bytes]) -> None:
         """Until the process, which waits, has tried again a few times."""
-        states = 0
-        seen: DataplaneState | None = None
-        while states < 6:
-            if self.look() != seen:
-                seen, states = self.state, states + 1
+        enough = self.repeated + 6
+        while self.repeated < enough:
+            self.look()
             assert process.poll() is None, self.log()
             time.sleep(0.005)
 
@@ -307,7 +326,7 @@ class Site:
         return self.counters
 
     def ask(self, verb: str, **arguments: Any) -> dict[str, Any]:
-        path = topology.command_path(self.run_dir, topology.DATAPLANE)
+        path = topics.command_path(self.run_dir, topics.DATAPLANE)
         return request(self.context, path, verb, arguments, 20_000)
 
     def bring_up(self) -> subprocess.Popen[bytes]:

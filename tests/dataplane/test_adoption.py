@@ -13,18 +13,21 @@ import pytest
 
 from bpf.loader import SOURCE_DIR, LoadedObject
 from bpf.syscall import read_entries
-from bus.messages import (
-    Affinity,
-    Encapsulation,
-    Mode,
-    NodeState,
+from bus.states import (
     NodeTable,
-    NoFlow,
-    Protocol,
     SnatSlice,
     TableNode,
     TableService,
 )
+from bus.words import (
+    Affinity,
+    Encapsulation,
+    Mode,
+    NodeState,
+    NoFlow,
+    Protocol,
+)
+from services.dataplane import front_table
 from services.dataplane import kernel as constants
 from services.dataplane.kernel import Kernel, Settings
 from services.dataplane.maps import (
@@ -84,6 +87,8 @@ SERVICE = Service(
     no_reset=False,
     has_flows=True,
     retired=False,
+    keeps_port=False,
+    ring=5,
     snat_addresses=("10.81.0.10",),
     snat_slice=Slice(20_000, 4096, 600, 53),
 )
@@ -117,20 +122,21 @@ def test_words_and_bytes_are_as_packets_have_them() -> None:
 def test_constants_are_those_of_the_header() -> None:
     header = (SOURCE_DIR / "types.h").read_text() + (SOURCE_DIR / "service.h").read_text()
     defined = dict(re.findall(r"#define (\w+) (\w+)", header))
+    both = vars(constants) | vars(front_table)
     names = [
         name
-        for name in vars(constants)
+        for name in both
         if name.startswith(("SEAT_", "SERVICE_", "ADDRESS_")) and name.isupper()
     ]
-    assert len(names) >= 13
-    ours = {name: int(vars(constants)[name]) for name in names}
+    assert len(names) >= 16
+    ours = {name: int(both[name]) for name in names}
     assert ours == {name: int(defined[name].rstrip("UL"), 0) for name in names}
     assert int(defined["RING_LANES"]) == LANES
     assert int(defined["RING_ENTRIES"]) == ENTRIES
 
 
 def test_sizes_are_those_of_the_maps(kernel: Kernel) -> None:
-    assert (kernel.max_seats, kernel.max_services) == (8192, 64)
+    assert (kernel.max_seats, kernel.max_rings, kernel.max_endpoints) == (65_536, 16, 262_144)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +264,7 @@ def test_in_the_maps_addresses_are_as_packets_have_them(maps: LoadedObject, kern
     assert (value.low_first_port, value.low_ports) == (3, 4)
 
 
-def test_slots_go_to_their_services_ring_and_leave_others(kernel: Kernel) -> None:
+def test_slots_go_to_their_ring_and_leave_others(kernel: Kernel) -> None:
     kernel.apply(ServiceWrite(KEY, SERVICE))
     dice = np.random.default_rng(1)
     whole = dice.integers(0, 8192, (ENTRIES, LANES)).astype(np.uint16)
@@ -271,7 +277,7 @@ def test_slots_go_to_their_services_ring_and_leave_others(kernel: Kernel) -> Non
     rings = kernel.adopt().rings
     assert list(rings) == [5]
     assert (rings[5] == whole).all()
-    kernel.apply(ServiceWrite(replace(KEY, port=1), replace(SERVICE, service_id=6)))
+    kernel.apply(ServiceWrite(replace(KEY, port=1), replace(SERVICE, ring=6)))
     assert not kernel.adopt().rings[6].any()
 
 
@@ -284,11 +290,16 @@ def test_settings_are_read_as_they_were_written(kernel: Kernel) -> None:
         private_ifindex=2**31,
         public_mac=bytes(range(6)),
         public_mtu=65_535,
+        private_mac=bytes(range(6, 12)),
+        public_address=address_word("10.80.0.10"),
+        private_address=address_word("10.81.0.10"),
         outer_prefix=address_word("10.200.0.0"),
         chained=1,
         new_flows_per_second=10**8,
         new_flows_per_second_per_source=10**7,
         answers_per_second=1000,
+        public_by_tc=1,
+        private_by_tc=2,
         timeout=tuple(range(2**32 - 16, 2**32)),
     )
     kernel.write_settings(settings)
@@ -297,7 +308,7 @@ def test_settings_are_read_as_they_were_written(kernel: Kernel) -> None:
 
 # --------------------------------------------------------------------------- whole plans
 
-FACTS = Facts("lb-0", "10.80.0.10", "10.81.0.10", frozenset({"10.80.0.10"}), 8192, 64)
+FACTS = Facts("lb-0", "10.80.0.10", "10.81.0.10", frozenset({"10.80.0.10"}), 8192, 64, 16, 64, 64)
 STATES = (NodeState.UP, NodeState.UP, NodeState.DRAINING, NodeState.DOWN, NodeState.UP)
 NODES = tuple(
     TableNode(f"n{number}@{address}", f"n{number}", address, state, 100, ())
@@ -358,6 +369,8 @@ def test_who_dies_between_two_writes_is_followed_by_one_that_makes_the_rest(
     for done, write in enumerate(wanted.writes, start=1):
         kernel.apply(write)
         rest = make_plan(kernel.adopt(), table, None, HOPS, FACTS, None, 1000)
-        assert len(rest.writes) == len(wanted.writes) - done
+        # A ring that nobody goes by yet is not adopted, but written once more.
+        again = len(rest.writes) - (len(wanted.writes) - done)
+        assert again == 0 or (again == 1 and isinstance(rest.writes[0], SlotsWrite))
         assert rest.after.seats == wanted.after.seats
     assert kernel.adopt().services == wanted.after.services

@@ -7,26 +7,36 @@ from collections.abc import Iterator
 
 import pytest
 
-from bus.messages import (
-    Affinity,
-    Encapsulation,
-    Mode,
+from bus.states import (
     NodeTable,
-    Protocol,
     SnatSlice,
     TableService,
 )
-from services.dataplane.kernel import (
-    PROTOCOLS,
+from bus.words import (
+    Affinity,
+    Encapsulation,
+    Mode,
+    Protocol,
+)
+from services.dataplane.front_table import (
+    MOST_FRONTS,
     SERVICE_PLACES,
-    SERVICE_PROBES,
-    Kernel,
     NoPlaceError,
+    places_of,
     service_places,
 )
-from services.dataplane.maps import Facts, KernelState, Service, ServiceRemoval, ServiceWrite, Slice
+from services.dataplane.kernel import Kernel
+from services.dataplane.maps import (
+    EMPTY,
+    Facts,
+    KernelState,
+    Service,
+    ServiceRemoval,
+    ServiceWrite,
+    Slice,
+)
 from services.dataplane.plan import make_plan
-from services.dataplane.words import ServiceKey, address_word, port_word
+from services.dataplane.words import ServiceKey
 from tests.dataplane.maps import maps
 
 
@@ -37,7 +47,7 @@ def key(number: int) -> ServiceKey:
 
 def service(number: int) -> Service:
     return Service(
-        service_id=number % 4,  # adopting reads the rings up to the highest id
+        service_id=number % 4,
         identity=1000 + number,
         mode=Mode.L4,
         affinity=Affinity.CLIENT,
@@ -46,6 +56,8 @@ def service(number: int) -> Service:
         no_reset=False,
         has_flows=True,
         retired=False,
+        keeps_port=bool(number % 3),
+        ring=number % 4,
         snat_addresses=("10.81.0.10",),
         snat_slice=Slice(1536, 31_232, 600, 424),
     )
@@ -57,15 +69,16 @@ def kernel() -> Iterator[Kernel]:
         yield Kernel(loaded.bpf)
 
 
-def test_places_are_a_few_in_a_row() -> None:
+def test_places_are_two_pairs() -> None:
     places = service_places(0x0A00_000A, 0x901F, 6)
-    assert len(set(places)) == SERVICE_PROBES
+    assert len(set(places)) == len(places) == 4
     assert all(0 <= place < SERVICE_PLACES for place in places)
-    assert [(place - places[0]) % SERVICE_PLACES for place in places] == [0, 1, 2, 3]
+    assert places[1] == places[0] ^ 1
+    assert places[3] == places[2] ^ 1
 
 
 def test_what_is_written_is_adopted(kernel: Kernel) -> None:
-    wanted = {key(number): service(number) for number in range(kernel.max_services)}
+    wanted = {key(number): service(number) for number in range(250)}
     for where, what in wanted.items():
         kernel.apply(ServiceWrite(where, what))
     assert kernel.adopt().services == wanted
@@ -95,48 +108,71 @@ def test_none_moves_when_others_come_and_go(kernel: Kernel) -> None:
             assert kernel.adopt().services == held
 
 
-def crowd(size: int) -> list[ServiceKey]:
-    """So many services that would all stand at one place."""
-    found: dict[int, list[ServiceKey]] = {}
-    for port in range(1, 65_000):
-        where = ServiceKey("10.80.0.10", port, Protocol.TCP)
-        first = _first_place(where)
-        found.setdefault(first, []).append(where)
-        if len(found[first]) == size:
-            return found[first]
-    raise AssertionError("65,000 ports meet at a thousand places")
-
-
-def test_no_free_place_is_said_by_name(kernel: Kernel) -> None:
-    *fitting, last = crowd(SERVICE_PROBES + 1)
-    for where in fitting:
+def crowd(kernel: Kernel) -> tuple[list[ServiceKey], ServiceKey]:
+    """Four fronts that stand at all the places of a fifth."""
+    last = ServiceKey("10.80.0.10", 1, Protocol.TCP)
+    found: list[ServiceKey] = []
+    for wanted in (places_of(last)[0], places_of(last)[2]):
+        meeting = (
+            ServiceKey("10.80.0.10", port, Protocol.TCP)
+            for port in range(2, 65_536)
+            if places_of(ServiceKey("10.80.0.10", port, Protocol.TCP))[0] == wanted
+        )
+        found += [next(meeting), next(meeting)]
+    for where in found:
         kernel.apply(ServiceWrite(where, service(1)))
-    with pytest.raises(NoPlaceError, match=f"10.80.0.10:{last.port}"):
-        kernel.apply(ServiceWrite(last, service(1)))
+    return found, last
 
 
-def test_who_found_no_place_is_left_out_and_put_in_when_one_is_free(kernel: Kernel) -> None:
-    fronts = crowd(SERVICE_PROBES + 1)
-    facts = Facts("lb", "10.80.0.10", "10.81.0.10", frozenset(), 64, 64)
+def test_whoever_stands_in_the_way_moves_on(kernel: Kernel) -> None:
+    found, last = crowd(kernel)
+    kernel.apply(ServiceWrite(last, service(2)))
+    wanted = {**dict.fromkeys(found, service(1)), last: service(2)}
+    assert kernel.adopt().services == wanted
 
-    def turn(held: KernelState, wanted: list[ServiceKey]) -> tuple[KernelState, tuple[str, ...]]:
+
+def test_a_front_that_stands_at_two_places_is_one(kernel: Kernel) -> None:
+    """Its writer died while it was moving it."""
+    kernel.apply(ServiceWrite(key(1), service(1)))
+    table = kernel._services
+    first, *others = places_of(key(1))
+    table[others[-1]] = table[first]
+    assert kernel.adopt().services == {key(1): service(1)}
+    assert table[others[-1]].port == 0
+    kernel.apply(ServiceRemoval(key(1)))
+    assert kernel.adopt().services == {}
+
+
+def test_what_finds_no_place_is_left_out_by_name_until_there_is_one(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = Facts("lb", "10.80.0.10", "10.81.0.10", frozenset(), 64, 64, 64, 64, 64)
+    fronts = [ServiceKey("10.80.0.10", port, Protocol.TCP) for port in (80, 81)]
+    full = [NoPlaceError("no free place")]
+    way_for = kernel._fronts.way_for
+
+    def way(front: ServiceKey) -> list[int]:
+        if full and front.port == 81:
+            raise full[0]
+        return way_for(front)
+
+    def turn(held: KernelState) -> tuple[KernelState, tuple[str, ...]]:
         services = tuple(
             TableService(f"s{each.port}", None, each.port, each.protocol, Mode.L3, each.port)
-            for each in wanted
+            for each in fronts
         )
         slices = (SnatSlice("lb", None, 1536, 31_232),)
         table = NodeTable(1, 1, 1, services, (), (), (), slices)
         return kernel.carry_out(make_plan(held, table, None, {}, facts, None, 0))
 
-    held, left_out = turn(kernel.adopt(), fronts)
-    assert left_out == (f"service at 10.80.0.10:{fronts[-1].port}: no free place in the table",)
-    assert set(held.services) == set(kernel.adopt().services) == set(fronts[:-1])
-    # One goes; its place is free only after the others have been written.
-    held, left_out = turn(held, fronts[1:])
-    assert len(left_out) == 1
-    held, left_out = turn(held, fronts[1:])
+    monkeypatch.setattr(kernel._fronts, "way_for", way)
+    held, left_out = turn(EMPTY)
+    assert left_out == ("no free place",)
+    assert set(held.services) == {fronts[0]}
+    full.clear()
+    held, left_out = turn(held)
     assert left_out == ()
-    assert set(held.services) == set(kernel.adopt().services) == set(fronts[1:])
+    assert set(held.services) == set(kernel.adopt().services) == set(fronts)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +184,14 @@ def test_neighbouring_ports_are_no_crowd(kernel: Kernel, ports: range) -> None:
     assert len(kernel.adopt().services) == len(ports)
 
 
-def _first_place(where: ServiceKey) -> int:
-    return service_places(
-        address_word(where.address), port_word(where.port), PROTOCOLS[where.protocol]
-    )[0]
+def test_as_many_fronts_as_there_may_be_find_room(kernel: Kernel) -> None:
+    """256 addresses with 64 ports each."""
+    assert MOST_FRONTS == 256 * 64
+    fronts = [
+        ServiceKey(f"10.80.{vip % 4}.{vip}", 9000 + port, Protocol.TCP)
+        for vip in range(256)
+        for port in range(64)
+    ]
+    writes = [ServiceWrite(front, service(1)) for front in fronts]
+    assert kernel._write_services(writes) == {}
+    assert set(kernel.adopt().services) == set(fronts)

@@ -18,8 +18,12 @@ import pytest
 from bpf.loader import LoadedObject, compile_program
 from bpf.pins import PinnedMaps, open_pin, pin
 from bpf.syscall import MapType, create_map, map_shape
-from bus.messages import Mode, NodeService, NodeState
-from bus.socket import CommandError
+from bus.commands import CommandError
+from bus.states import NodeService
+from bus.words import (
+    Mode,
+    NodeState,
+)
 from conf import Paths, load_lb
 from services.dataplane import main
 from services.dataplane.flows.record import ticks
@@ -464,6 +468,43 @@ def test_what_is_taken_off_while_it_is_being_attached_is_put_back(lb: Site) -> N
             "attached again",
         )
     lb.until_ready()
+
+
+# --------------------------------------------------------------------------- what XDP cannot send
+
+
+def sent_by(lb: Site, interface: str, hook: str, reason: str) -> None:
+    """Wait until this is who sends requests to this device, and why."""
+    lb.until(
+        lambda state: any(
+            (each.interface, each.carries, each.hook) == (interface, "requests", hook)
+            and reason in each.reason
+            for each in state.outputs
+        ),
+        f"{hook} sends by {interface}: {reason}",
+    )
+
+
+def test_a_device_that_stops_taking_frames_from_xdp_is_left_to_tc(lb: Site) -> None:
+    """Of a veth, whose other end loses its GRO and has it again: no connection notices."""
+    lb.bring_up()
+    opened = connections(lb)
+    for gro, hook, reason in (
+        ("off", "tc", "its other end has neither GRO nor an XDP program"),
+        ("on", "xdp", "takes frames from XDP"),
+    ):
+        lb.inside(lb.node, "ethtool", "-K", "priv0", "gro", gro)
+        sent_by(lb, "priv0", hook, reason)
+        assert all(each.echo() for each in opened)
+        connections(lb)
+
+
+def test_a_bridge_as_the_private_interface(lb: Site) -> None:
+    lb.rebuild_private_as_bridge()
+    lb.bring_up()
+    sent_by(lb, "priv0", "tc", "a bridge: it takes no frames from XDP")
+    assert all(each.echo() for each in connections(lb))
+    lb.until_counted(lambda counted: counted.verdicts.get("xdp_public.slow_output", 0) > 0)
 
 
 STRANGER = """

@@ -9,15 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.messages import (
+from bus.states import (
     LocalView,
-    Mode,
     NodeService,
-    NodeState,
     NodeTable,
-    Protocol,
     TableNode,
     TableService,
+)
+from bus.words import (
+    Mode,
+    NodeState,
+    Protocol,
 )
 from services.dataplane.mode_change import (
     GRACE_MS,
@@ -176,5 +178,5 @@ def test_what_this_lb_hears_goes_before_what_is_agreed(
     state: NodeState, services: tuple[NodeService, ...], prepared: list[Modes]
 ) -> None:
     agreed = table(a=(UP, serves(L4)))
-    view = LocalView(1, (replace(seen("a", state), services=services), seen("x", UP)), {})
+    view = LocalView(1, (replace(seen("a", state), services=services), seen("x", UP)))
     assert modes_of_nodes(agreed, view)["web"] == prepared

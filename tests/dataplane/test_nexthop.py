@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
 
 from services.dataplane.nexthop import (
+    NARROW_MS,
     NUD_NOARP,
     NUD_PERMANENT,
     NUD_REACHABLE,
@@ -19,6 +21,7 @@ from services.dataplane.nexthop import (
     Neighbour,
     NextHop,
     NextHopTable,
+    PathNarrowed,
     Route,
     RoutesChanged,
 )
@@ -44,6 +47,26 @@ def resolved() -> NextHopTable:
 def test_link_neighbour_and_route_make_a_next_hop() -> None:
     table = resolved()
     assert table.next_hops() == {NODE: RESOLVED}
+    assert table.routes_to_ask() == []
+
+
+def test_a_narrow_path_is_asked_for_at_once_and_again_as_long_as_it_is() -> None:
+    table = resolved()
+    table.due(0)
+    table.fold(PathNarrowed("10.81.0.99"))
+    assert table.routes_to_ask() == []
+    table.fold(PathNarrowed(NODE))
+    assert table.routes_to_ask() == [NODE]
+    table.answer(NODE, replace(ON_LINK, mtu=1400))
+    assert table.next_hops()[NODE] == replace(RESOLVED, mtu=1400)
+    table.due(1000)
+    table.due(1000 + NARROW_MS - 1)
+    assert table.routes_to_ask() == []
+    table.due(1000 + NARROW_MS)
+    assert table.routes_to_ask() == [NODE]
+    table.answer(NODE, ON_LINK)
+    table.due(1000 + 2 * NARROW_MS)
+    table.due(1000 + 4 * NARROW_MS)
     assert table.routes_to_ask() == []
 
 

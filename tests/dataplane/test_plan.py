@@ -11,21 +11,23 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from bus.messages import (
-    Affinity,
+from bus.states import (
     LocalView,
-    Mode,
-    NodeObservation,
     NodeService,
-    NodeState,
     NodeTable,
-    NoFlow,
-    OnNodeDown,
-    Protocol,
+    NodeView,
     SnatSlice,
     TableNode,
     TableService,
     VipOwner,
+)
+from bus.words import (
+    Affinity,
+    Mode,
+    NodeState,
+    NoFlow,
+    OnNodeDown,
+    Protocol,
 )
 from services.dataplane import ring
 from services.dataplane.flows.census import Census
@@ -60,7 +62,17 @@ from services.dataplane.seats import seat_identity
 from services.dataplane.words import ServiceKey
 
 OWN = frozenset({"127.0.0.1", "10.80.0.10", "10.81.0.10"})
-FACTS = Facts("lb-0", "10.80.0.10", "10.81.0.10", OWN, max_seats=64, max_services=32)
+FACTS = Facts(
+    "lb-0",
+    "10.80.0.10",
+    "10.81.0.10",
+    OWN,
+    max_seats=64,
+    max_services=32,
+    max_rings=16,
+    max_fronts=64,
+    max_endpoints=64,
+)
 HOP = NextHop(7, "02:00:00:00:00:01", "02:00:00:00:00:02", 1500, None, "10.81.0.10")
 UP, DRAINING, DOWN, BANNED = NodeState.UP, NodeState.DRAINING, NodeState.DOWN, NodeState.BANNED
 
@@ -83,9 +95,9 @@ def table(
 
 
 def view(*dead: int, state: NodeState = DOWN) -> LocalView:
-    def observed(number: int) -> NodeObservation:
+    def observed(number: int) -> NodeView:
         known = node(number)
-        return NodeObservation(
+        return NodeView(
             id=known.id,
             name=known.name,
             address=known.address,
@@ -95,15 +107,9 @@ def view(*dead: int, state: NodeState = DOWN) -> LocalView:
             services=(),
             fails=0,
             banned_for_ms=0,
-            observed_ms=0,
-            checks_passed=0,
-            checks_required=3,
-            checks_good_total=0,
-            checks_bad_total=0,
-            load=0.0,
         )
 
-    return LocalView(1, tuple(observed(number) for number in dead), {})
+    return LocalView(1, tuple(observed(number) for number in dead))
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ class Kernel:
     addresses: dict[str, AddressInfo] = field(default_factory=dict)
     endpoints: dict[ServiceKey, int] = field(default_factory=dict)
     ring: np.ndarray = field(
-        default_factory=lambda: np.zeros((FACTS.max_services * ENTRIES, LANES), np.uint16)
+        default_factory=lambda: np.zeros((FACTS.max_rings * ENTRIES, LANES), np.uint16)
     )
     flows: list[Flow] = field(default_factory=list)
 
@@ -162,7 +168,9 @@ class Kernel:
         for key, value in self.services.items():
             assert key.address in self.addresses
             assert value.has_flows or value.mode is not Mode.L4
-            for seat in np.unique(self.region(value.service_id)).tolist():
+            if value.retired:
+                continue
+            for seat in np.unique(self.seats_of(value)).tolist():
                 assert seat == NO_SEAT or self.seats[seat].service_id == value.service_id
         assert (self.ring.reshape(-1, ENTRIES * LANES)[:, ring.SLOTS :] == 0).all()
         for flow in self.flows:
@@ -170,15 +178,20 @@ class Kernel:
             assert self.services[flow.front].has_flows
             assert all(self.addresses[each].snat_slice for each in flow.snat_addresses)
 
-    def region(self, service_id: int) -> np.ndarray:
-        return self.ring[service_id * ENTRIES : (service_id + 1) * ENTRIES]
+    def region(self, number: int) -> np.ndarray:
+        return self.ring[number * ENTRIES : (number + 1) * ENTRIES]
+
+    def seats_of(self, value: Service) -> np.ndarray:
+        """Whose seat stands in each slot of a service's ring."""
+        offsets = self.region(value.ring).ravel().astype(int)
+        return np.where(offsets == 0, NO_SEAT, offsets + value.service_id)
 
     def open(self, front: ServiceKey, slot: int) -> Flow | None:
         """What a SYN to that front does, if anything."""
         value = self.services.get(front)
         if value is None or value.mode is not Mode.L4 or value.retired:
             return None
-        seat = int(self.region(value.service_id).ravel()[slot])
+        seat = int(self.seats_of(value)[slot])
         if seat == NO_SEAT or not self.seats[seat].up:
             return None
         snat = frozenset(value.snat_addresses) if value.snat_slice != NO_PORTS else frozenset()
@@ -199,8 +212,8 @@ class Kernel:
 
     def adopt(self, *, read_all: bool = False) -> KernelState:
         """What a restarted process reads out of the maps."""
-        ids = {value.service_id for value in self.services.values()}
-        wanted = range(FACTS.max_services) if read_all else ids
+        used = {value.ring for value in self.services.values()}
+        wanted = range(FACTS.max_rings) if read_all else used
         rings = {number: self.region(number).copy() for number in wanted}
         return KernelState(
             dict(self.seats),
@@ -212,15 +225,15 @@ class Kernel:
 
     def slots(self, name: str) -> list[int]:
         """The identities of the nodes in a service's slots, 0 for nobody."""
-        number = next(
-            value.service_id
+        found = next(
+            value
             for value in self.services.values()
             if value.identity == service_identity(name) and not value.retired
         )
         identity = np.zeros(FACTS.max_seats, np.uint64)
         for seat, value in self.seats.items():
             identity[seat] = value.identity
-        flat: list[int] = identity[self.region(number).ravel()[: ring.SLOTS]].tolist()
+        flat: list[int] = identity[self.seats_of(found)[: ring.SLOTS]].tolist()
         return flat
 
 
@@ -252,7 +265,7 @@ def expected_slots(wanted: NodeTable, local: LocalView | None, name: str) -> lis
         index for index, member in enumerate(serving) if member.state is not UP or member.id in dead
     }
     members = [ring.Member(member.id, member.weight) for member in serving]
-    slots = ring.masked(ring.build(members, wanted.hash_seed, name), resting)
+    slots = ring.masked(ring.build(members, wanted.hash_seed, ""), resting)
     identities = [seat_identity(name, member.id) for member in serving]
     return [0 if index == ring.NOBODY else identities[index] for index in slots.tolist()]
 
@@ -355,10 +368,6 @@ def follows(kernel: Kernel, plan: Plan, wanted: NodeTable, local: LocalView | No
     for offered in wanted.services:
         assert kernel.slots(offered.name) == expected_slots(wanted, local, offered.name)
     cursors_are_shared(kernel)
-    for value in kernel.services.values():
-        names = {service_identity(offered.name) for offered in wanted.services}
-        if value.retired and value.identity not in names:
-            assert not kernel.region(value.service_id).any()
 
 
 def ends_clean(kernel: Kernel, state: KernelState, wanted: NodeTable, now_ms: int) -> None:
@@ -390,7 +399,7 @@ def test_a_death_writes_only_entries_with_slots_of_the_dead() -> None:
     wanted = table(node(i) for i in range(4))
     first = run(kernel, EMPTY, wanted)
     before = kernel.region(0).copy()
-    seat = next(s.seat for s in first.seats if s.node == node(2).id)
+    seat = next(s.seat for s in first.states() if s.node == node(2).id)
     after = run(kernel, first.after, wanted, view(2))
     slots, flag = after.writes
     assert isinstance(slots, SlotsWrite)
@@ -444,7 +453,7 @@ def test_all_dead_leaves_every_slot_to_nobody() -> None:
 
 def test_shares_are_told() -> None:
     plan = run(Kernel(), EMPTY, table([node(0), node(1, UP, 3), node(2, DRAINING)]))
-    shares = {told.node: (told.slots, told.share, told.resolved) for told in plan.seats}
+    shares = {told.node: (told.slots, told.share, told.resolved) for told in plan.states()}
     light, heavy = shares[node(0).id], shares[node(1).id]
     assert light[0] + heavy[0] == ring.SLOTS
     assert heavy[1] == pytest.approx(0.75, abs=0.01)
@@ -469,7 +478,7 @@ def test_a_seat_is_the_lowest_free_number_and_stays() -> None:
     kernel = Kernel()
     first = run(kernel, EMPTY, table([node(1), node(2)]))
     second = run(kernel, first.after, table([node(0), node(1), node(2)]))
-    seats = {told.node: told.seat for told in second.seats}
+    seats = {told.node: told.seat for told in second.states()}
     assert seats == {node(1).id: 1, node(2).id: 2, node(0).id: 3}
 
 
@@ -487,7 +496,7 @@ def test_a_vanished_node_s_seat_is_kept_until_a_later_census_met_no_flow_of_it()
     gone = run(kernel, both.after, left, now_ms=100, census=met(99, 2))
     assert kernel.seats[1].address == node(0).address
     assert node(0).address in gone.addresses
-    assert {told.node: told.seat for told in gone.seats}[node(2).id] == 3
+    assert {told.node: told.seat for told in gone.states()}[node(2).id] == 3
     state = gone.after
     for useless in (None, met(100 + SETTLE_MS - 1), met(100 + SETTLE_MS, 1, 2), met(99_999, 1)):
         assert not gone.can_free(useless)
@@ -500,7 +509,7 @@ def test_a_vanished_node_s_seat_is_kept_until_a_later_census_met_no_flow_of_it()
     assert 1 not in kernel.seats
     assert not freed.can_free(free)
     reused = run(kernel, freed.after, table(node(i) for i in (1, 2, 3)))
-    assert {told.node: told.seat for told in reused.seats}[node(3).id] == 1
+    assert {told.node: told.seat for told in reused.states()}[node(3).id] == 1
     assert any(isinstance(w, SeatWrite) and w.seat == 1 and w.fresh for w in reused.writes)
 
 
@@ -509,7 +518,7 @@ def test_a_node_that_returns_before_its_seat_is_given_away_has_it_again() -> Non
     first = run(kernel, EMPTY, table([node(0), node(1)]))
     gone = run(kernel, first.after, table([node(1)]), now_ms=100)
     back = run(kernel, gone.after, table([node(0), node(1)]), now_ms=500)
-    assert {told.node: told.seat for told in back.seats}[node(0).id] == 1
+    assert {told.node: told.seat for told in back.states()}[node(0).id] == 1
     assert kernel.seats[1].up
     later = run(kernel, back.after, table([node(0), node(1)]), census=met(100_000))
     assert later.writes == ()
@@ -528,7 +537,7 @@ def test_only_up_and_draining_nodes_are_given_a_seat() -> None:
     kernel = Kernel()
     nodes = [node(0, DOWN), node(1, DRAINING), node(2, BANNED), node(3)]
     plan = run(kernel, EMPTY, table(nodes))
-    assert {told.node for told in plan.seats} == {node(1).id, node(3).id}
+    assert {told.node for told in plan.states()} == {node(1).id, node(3).id}
 
 
 def test_without_a_free_seat_a_node_is_left_out_by_name() -> None:
@@ -759,14 +768,14 @@ def test_next_hops_are_kept_changed_and_unset() -> None:
     kernel = Kernel()
     address = node(0).address
     first = hops_plan(kernel, EMPTY, {address: HOP})
-    assert first.seats[0].resolved
+    assert first.states()[0].resolved
     assert hops_plan(kernel, first.after, {}).writes == ()
     unresolved = hops_plan(kernel, first.after, {address: replace(HOP, destination_mac=None)})
     assert len(unresolved.writes) == 1
-    assert not unresolved.seats[0].resolved
+    assert not unresolved.states()[0].resolved
     lost = hops_plan(kernel, unresolved.after, {address: None})
     assert kernel.seats[1].next_hop is None
-    assert not lost.seats[0].resolved
+    assert not lost.states()[0].resolved
 
 
 def test_a_retired_seat_s_next_hop_is_kept_current() -> None:
@@ -801,8 +810,8 @@ def test_services_come_after_their_rings_and_go_before_their_seats() -> None:
     first = run(kernel, EMPTY, with_slices([node(0)], service("web")))
     assert kinds(first) == [SeatWrite, EndpointWrite, AddressWrite, AddressWrite, *FILLED]
     gone = run(kernel, first.after, with_slices([node(0)]))
-    # Its ring is emptied, it is retired, and its seat is not up any more: all that is there stays.
-    assert kinds(gone) == [SlotsWrite, ServiceWrite, SeatWrite]
+    # It is retired, and its seat is not up any more: all that is there stays.
+    assert kinds(gone) == [ServiceWrite, SeatWrite]
     last = run(kernel, gone.after, with_slices([node(0)]), census=met(SETTLE_MS, plan=gone))
     removals = [ServiceRemoval, AddressRemoval, AddressRemoval, EndpointRemoval, SeatRemoval]
     assert kinds(last) == removals
@@ -943,7 +952,7 @@ def test_of_two_services_at_one_front_the_second_is_refused_by_name() -> None:
     both = [service("web"), service("api", address="10.80.0.10")]
     plan = run(kernel, EMPTY, table([node(0)], both))
     assert plan.refused == ("service api: tcp 10.80.0.10:80 is web's already",)
-    assert [told.service for told in plan.seats] == ["web"]
+    assert [told.service for told in plan.states()] == ["web"]
     assert [value.identity for value in kernel.services.values()] == [service_identity("web")]
 
 
@@ -1064,3 +1073,129 @@ def test_without_a_slice_there_are_no_ports() -> None:
     (value,) = kernel.services.values()
     assert value.snat_slice == NO_PORTS
     assert kernel.addresses["10.80.0.10"].snat_slice is None
+
+
+# --------------------------------------------------------------------------- many services
+
+
+def rings_of(plan: Plan) -> dict[str, int]:
+    """The ring that each service goes by."""
+    named = {number: name for name, number in plan.after.ids.items()}
+    return {named[v.service_id]: v.ring for v in plan.after.services.values() if not v.retired}
+
+
+def test_services_of_the_same_nodes_share_a_ring_and_a_death_is_one_write() -> None:
+    kernel = Kernel()
+    three = [service(name, port) for name, port in (("web", 80), ("dns", 81), ("api", 82))]
+    first = run(kernel, EMPTY, table([node(i) for i in range(4)], three))
+    assert set(rings_of(first).values()) == {0}
+    death = run(kernel, first.after, table([node(i) for i in range(4)], three), view(2))
+    assert sum(isinstance(write, SlotsWrite) for write in death.writes) == 1
+    gone = {seat_identity(each.name, node(2).id) for each in three}
+    for each in three:
+        assert not gone & set(kernel.slots(each.name))
+
+
+def test_a_service_that_parts_from_the_others_gets_a_ring_of_its_own() -> None:
+    kernel = Kernel()
+    services = [service("web", 80), service("dns", 81)]
+    everywhere = [node(i, UP, 1, "dns", "web") for i in range(3)]
+    first = run(kernel, EMPTY, table(everywhere, services))
+    parted = [everywhere[0], everywhere[1], node(2, UP, 1, "dns")]
+    second = run(kernel, first.after, table(parted, services))
+    rings = rings_of(second)
+    assert rings["web"] != rings["dns"]
+    # And together again: the ring of the one is the other's once more.
+    third = run(kernel, second.after, table(everywhere, services))
+    assert len(set(rings_of(third).values())) == 1
+    assert kernel.slots("web") == expected_slots(table(everywhere, services), None, "web")
+
+
+def test_too_few_rings_leave_a_service_out_by_name() -> None:
+    services = [service("web", 80), service("dns", 81)]
+    nodes = [node(0, UP, 1, "web"), node(1, UP, 1, "dns")]
+    plan = run(Kernel(), EMPTY, table(nodes, services), facts=replace(FACTS, max_rings=1))
+    assert plan.refused == ("service dns: all 1 rings are in use",)
+    assert {key.port for key in plan.after.services} == {80}
+
+
+def test_one_group_sends_a_client_to_one_node_and_another_elsewhere() -> None:
+    kernel = Kernel()
+    shop = [
+        service(f"s{port}", port, affinity=Affinity.CLIENT, affinity_group=group)
+        for port, group in ((80, "shop"), (81, "shop"), (82, ""), (83, "other"))
+    ]
+    run(kernel, EMPTY, table([node(i) for i in range(3)], shop))
+    nodes = {
+        each.name: [
+            next((i for i in range(3) if seat_identity(each.name, node(i).id) == identity), None)
+            for identity in kernel.slots(each.name)[:2000]
+        ]
+        for each in shop
+    }
+    assert nodes["s80"] == nodes["s81"]
+    assert nodes["s80"] != nodes["s82"] != nodes["s83"] != nodes["s80"]
+
+
+def test_a_range_has_a_front_and_an_endpoint_for_each_port() -> None:
+    kernel = Kernel()
+    ranged = service("web", 9000, ports=10, keeps_port=True)
+    plan = run(kernel, EMPTY, table([node(0)], [ranged, service("one", 80)]))
+    ports = {key.port for key, value in kernel.services.items() if value.keeps_port}
+    assert ports == set(range(9000, 9010))
+    seats = {plan.after.seats[seat].port for seat in kernel.endpoints.values()}
+    assert seats == {0, 80}
+    assert {key.port for key in kernel.endpoints} == {80, *range(9000, 9010)}
+    fewer = replace(ranged, ports=4)
+    less = run(kernel, plan.after, table([node(0)], [fewer, service("one", 80)]))
+    retired = {key.port for key, value in kernel.services.items() if value.retired}
+    assert retired == set(range(9004, 9010))
+    assert {key.port for key in less.watch.fronts} == retired
+
+
+def test_of_two_ranges_that_overlap_the_later_is_left_out_where_they_do() -> None:
+    kernel = Kernel()
+    services = [service("web", 9000, ports=10), service("dns", 9009, ports=2)]
+    plan = run(kernel, EMPTY, table([node(0)], services))
+    assert plan.refused == ("service dns: tcp 10.80.0.10:9009 is web's already",)
+    numbers = {key.port: value.service_id for key, value in kernel.services.items()}
+    assert numbers[9009] == numbers[9000] != numbers[9010]
+
+
+def test_ports_beyond_what_there_is_room_for_are_left_out_by_name() -> None:
+    services = [service("web", 9000, ports=4), service("dns", 53)]
+    plan = run(Kernel(), EMPTY, table([], services), facts=replace(FACTS, max_fronts=4))
+    assert plan.refused == ("service dns: all 4 places for ports are in use",)
+    assert {key.port for key in plan.after.services} == {9000, 9001, 9002, 9003}
+
+
+def test_many_services_of_one_node_lie_behind_each_other() -> None:
+    """More than the lowest free seats are looked for; and where there is no room, anywhere."""
+    kernel = Kernel()
+    services = [service(f"s{port}", port) for port in range(1, 21)]
+    nodes = [node(i) for i in range(3)]
+    plan = run(kernel, EMPTY, table(nodes, services))
+    assert plan.refused == ()
+    assert sorted(kernel.seats) == list(range(1, 61))
+    assert set(rings_of(plan).values()) == {0}
+    full = run(kernel, plan.after, table([*nodes, node(3)], services))
+    assert len(kernel.seats) == FACTS.max_seats - 1
+    assert len(full.refused) == 20 - 3
+
+
+def test_in_mode_l2_a_node_behind_a_router_is_not_routed_to_and_says_why() -> None:
+    kernel = Kernel()
+    services = [service("web", 80, mode=Mode.L2), service("dns", 81, mode=Mode.L3)]
+    wanted = table([node(0), node(1)], services)
+    routed = {node(0).address: HOP, node(1).address: replace(HOP, gateway="10.81.0.254")}
+    plan = make_plan(EMPTY, wanted, None, routed, FACTS, None, 0)
+    for write in plan.writes:
+        kernel.apply(write)
+    far = seat_identity("web", node(1).id)
+    assert far not in kernel.slots("web")
+    assert seat_identity("dns", node(1).id) in kernel.slots("dns")
+    assert [why for why in plan.refused if "behind the router 10.81.0.254" in why]
+    reasons = {(each.service, each.node): each.reason for each in plan.states()}
+    assert "behind the router" in reasons["web", node(1).id]
+    assert not reasons["web", node(0).id]
+    assert not reasons["dns", node(1).id]

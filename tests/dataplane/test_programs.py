@@ -11,14 +11,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyroute2 import IPRoute
 
-from bpf import attach
+from bpf import attach, attachments
 from bpf.attach import ForeignProgram, InterfaceMissing
+from bpf.attachments import all_attachments
 from bpf.chain import FlowTables
 from bpf.loader import LoadedObject
 from bpf.pins import PinMismatch, pin
@@ -30,17 +32,22 @@ from bpf.syscall import (
     map_shape,
     program_info,
 )
-from bus.messages import HookState
+from bus.states import HookState
 from conf import load_lb
 from services.dataplane import programs as module
 from services.dataplane.machine import look
-from services.dataplane.programs import ProgramPlan, Programs
+from services.dataplane.maps import ENTRIES
+from services.dataplane.programs import ProgramPlan, Programs, rings_for
 from tests.bpf.harness import IMAGES, private_bpffs, private_network, program
 from tests.bpf.two_tables import add_flow, finds, sources
 
 PLAN = ProgramPlan("pub0", "priv0", False, False, 128, 32)
 LARGER = replace(PLAN, conntrack_entries=256)
 LARGEST = replace(PLAN, conntrack_entries=384)
+UNWRAPPER = """
+#include <linux/bpf.h>
+int gale_unwrap(struct __sk_buff *ctx) { return 0; }
+"""
 STRANGER = """
 #include <linux/bpf.h>
 int stranger(struct xdp_md *ctx) { return XDP_PASS; }
@@ -54,10 +61,21 @@ class Host:
     netlink: IPRoute
     bpf_dir: Path
 
-    def attach(self, plan: ProgramPlan = PLAN, *, old_table_is_empty: bool = False) -> Programs:
+    def attach(
+        self,
+        plan: ProgramPlan = PLAN,
+        *,
+        services: int = 0,
+        old_table_is_empty: bool = False,
+    ) -> Programs:
         present = look(self.netlink, plan.public, plan.private)
         programs = Programs(
-            plan, self.bpf_dir, IMAGES, self.netlink, old_table_is_empty=old_table_is_empty
+            plan,
+            self.bpf_dir,
+            IMAGES,
+            self.netlink,
+            services=services,
+            old_table_is_empty=old_table_is_empty,
         )
         try:
             programs.attach(present)
@@ -131,7 +149,8 @@ def test_the_plan_is_what_the_configuration_says(tmp_path: Path) -> None:
     plan = ProgramPlan.from_config(load_lb(path))
     assert plan == ProgramPlan("a", "a", True, True, 1024, 512)
     assert plan.one_arm
-    assert plan.defines == {"FLOW_BUCKETS": 128, "HALF_OPEN_WAYS": 8, "GALE_ONE_ARM": 1}
+    sizes = {"FLOW_BUCKETS": 128, "HALF_OPEN_WAYS": 8}
+    assert plan.defines == sizes | {"GALE_ONE_ARM": 1, "GALE_GENERIC_XDP": 1}
     assert not PLAN.one_arm
     assert "GALE_ONE_ARM" not in PLAN.defines
 
@@ -226,7 +245,173 @@ def test_a_second_process_replaces_all_and_keeps_the_maps(host: Host) -> None:
     second.close()
 
 
+# --------------------------------------------------------------------------- a set
+
+
+def attached(host: Host) -> set[tuple[str, str, str]]:
+    """Interface, hook and name of what is Gale's on this machine."""
+    present = all_attachments(host.netlink, host.bpf_dir)
+    return {(each.interface, each.hook, each.name) for each in present if each.ours}
+
+
+BOTH_ARMS = {
+    ("pub0", "xdp", "gale_xdp_public"),
+    ("pub0", "tc", "gale_tc_public"),
+    ("priv0", "tc", "gale_tc_private"),
+}
+ON_THE_BRIDGE = {
+    ("br0", "tc", "gale_tc_private"),
+    *(BOTH_ARMS - {("priv0", "tc", "gale_tc_private")}),
+}
+PLANS: dict[str, tuple[dict[str, Any], set[tuple[str, str, str]]]] = {
+    "two arms": ({}, BOTH_ARMS),
+    "replies by XDP": ({"xdp_replies": True}, BOTH_ARMS | {("priv0", "xdp", "gale_xdp_reply")}),
+    "another private": ({"private": "br0"}, ON_THE_BRIDGE),
+    "another public": (
+        {"public": "br0"},
+        {("br0", "tc", "gale_tc_public"), ("priv0", "tc", "gale_tc_private")},
+    ),
+    "one arm": (
+        {"private": "pub0"},
+        {("pub0", "xdp", "gale_xdp_public"), ("pub0", "tc", "gale_tc_public")},
+    ),
+    "the other way round": (
+        {"public": "priv0", "private": "pub0", "xdp_replies": True},
+        {
+            ("priv0", "xdp", "gale_xdp_public"),
+            ("priv0", "tc", "gale_tc_public"),
+            ("pub0", "xdp", "gale_xdp_reply"),
+            ("pub0", "tc", "gale_tc_private"),
+        },
+    ),
+    "generic": ({"generic_xdp": True}, BOTH_ARMS),
+}
+
+
+def nameless(program_id: int) -> int:
+    """As without CAP_SYS_ADMIN: only pins prove what is ours."""
+    raise PermissionError(program_id)
+
+
+@pytest.mark.parametrize(("before", "after"), list(permutations(PLANS, 2)))
+def test_after_any_change_only_what_is_wanted_is_attached(
+    host: Host, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    host.attach(replace(PLAN, **PLANS[before][0])).close()
+    assert attached(host) == PLANS[before][1]
+    with monkeypatch.context() as patch:
+        patch.setattr(attach, "program_by_id", nameless)
+        patch.setattr(attachments, "program_by_id", nameless)
+        programs = host.attach(replace(PLAN, **PLANS[after][0]))
+    assert attached(host) == PLANS[after][1]
+    assert sorted(host.pins()) == sorted(hook.program for hook in programs.hooks() if hook.attached)
+    assert len(host.pins()) == len(PLANS[after][1])
+    programs.close()
+
+
+def test_a_crash_before_the_rest_is_taken_off_forgets_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(attach, "program_by_id", nameless)
+    monkeypatch.setattr(attachments, "program_by_id", nameless)
+    host.attach(replace(PLAN, xdp_replies=True)).close()
+    for plan in (PLANS["the other way round"][0], {"public": "priv0", "private": "br0"}):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "take_off_rest", crash)
+            with pytest.raises(KeyboardInterrupt):
+                host.attach(replace(PLAN, **plan))
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "SOURCES", sources())
+    monkeypatch.setattr(attach, "program_by_id", nameless)
+    host.attach(replace(PLAN, public="br0", private="br0")).close()
+    assert attached(host) == {("br0", "tc", "gale_tc_public")}
+    assert list(host.pins()) == ["tc_public"]
+
+
+def test_a_stranger_where_ours_was_is_left_alone(host: Host) -> None:
+    """Who put something else on an interface of an earlier configuration keeps it."""
+    host.attach(replace(PLAN, xdp_replies=True)).close()
+    index = socket.if_nametoindex("priv0")
+    host.netlink.link("set", index=index, xdp_fd=-1)
+    with program(STRANGER) as loaded:
+        host.netlink.link("set", index=index, xdp_fd=loaded.function("stranger", "xdp"))
+        programs = host.attach(replace(PLAN, private="br0"))
+    (stranger,) = (
+        each for each in all_attachments(host.netlink, host.bpf_dir) if each.interface == "priv0"
+    )
+    assert (stranger.hook, stranger.name, stranger.ours) == ("xdp", "stranger", False)
+    assert attached(host) == ON_THE_BRIDGE
+    programs.close()
+
+
+def test_what_cannot_be_taken_off_stands_among_the_hooks(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.attach().close()
+
+    def refuse(*_: object) -> None:
+        raise OSError("not today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attachments, "take_off", refuse)
+        programs = host.attach(replace(PLAN, private="br0"))
+    left = programs.hooks()[-1]
+    assert (left.program, left.interface, left.attached) == ("gale_tc_private", "priv0", True)
+    assert left.detail == "not wanted any more, and it cannot be taken off: not today"
+    assert programs.taken_off == ()
+    programs.close()
+    again = host.attach(replace(PLAN, private="br0"))
+    assert again.taken_off == ("priv0: gale_tc_private (TC bpf, prio 1)",)
+    assert all(hook.interface != "priv0" for hook in again.hooks())
+    again.close()
+
+
+def test_a_node_agents_programs_stay(host: Host) -> None:
+    """On an interface that the load balancer has no part in; and it takes no place of theirs."""
+    with program(UNWRAPPER) as loaded:
+        fd = loaded.function("gale_unwrap", "tc")
+        pins = host.bpf_dir / "prog"
+        attach.attach_tc(host.netlink, "far0", fd, pins / "unwrap_tc_far0")
+        host.attach().close()
+        assert attached(host) == BOTH_ARMS | {("far0", "tc", "gale_unwrap")}
+        assert "unwrap_tc_far0" in host.pins()
+        attach.attach_tc(host.netlink, "br0", fd, pins / "unwrap_tc_br0")
+        with pytest.raises(ForeignProgram, match="br0: a TC filter that is not ours"):
+            host.attach(replace(PLAN, private="br0"))
+
+
 # --------------------------------------------------------------------------- another size
+
+
+@pytest.mark.parametrize(
+    ("services", "rings"), [(0, 16), (12, 16), (13, 80), (64, 80), (65, 320), (1_000, 1_280)]
+)
+def test_there_is_a_ring_for_each_service_and_some_to_spare(services: int, rings: int) -> None:
+    assert rings_for(services) == rings
+
+
+def test_the_rings_map_grows_with_what_it_holds_and_never_shrinks(host: Host) -> None:
+    first = host.attach(services=1)
+    assert first.objects.bpf[b"ring"].info.max_entries == 16 * ENTRIES
+    table = first.objects.bpf[b"ring"]
+    last = 16 * ENTRIES - 1
+    leaf = table.Leaf()
+    leaf.seat_less_id[3] = 7
+    table[last] = leaf
+    first.close()
+    second = host.attach(services=13)
+    assert second.migrated == ("ring",)
+    table = second.objects.bpf[b"ring"]
+    assert table.info.max_entries == 80 * ENTRIES
+    assert table[last].seat_less_id[3] == 7
+    second.close()
+    third = host.attach(services=1)
+    assert third.migrated == ()
+    assert third.objects.bpf[b"ring"].info.max_entries == 80 * ENTRIES
+    third.close()
 
 
 def chained(programs: Programs) -> int:

@@ -22,9 +22,17 @@ from typing import Any
 
 import zmq
 
-from bus import topology
-from bus.messages import LocalView, NodeEvent, NodeObservation, NodeState, Topic
-from bus.socket import Subscriber, request
+from bus import topics
+from bus.commands import request
+from bus.events import NodeEvent
+from bus.socket import Subscriber
+from bus.states import (
+    LocalChecks,
+    LocalView,
+    NodeView,
+)
+from bus.topics import Topic
+from bus.words import NodeState
 
 PATIENCE_S = 30.0
 TIMEOUT_MS = 2_000
@@ -69,6 +77,7 @@ class Site:
     api_port: int = field(default_factory=free_port)
     events: list[tuple[Topic, NodeEvent]] = field(default_factory=list)
     view: LocalView | None = None
+    checks: LocalChecks | None = None
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     server: socket.socket | None = None
 
@@ -79,7 +88,7 @@ class Site:
         self.run_dir = self.directory / "run"
         self.write_lb_file()
         self.write_node_file()
-        wanted = {topology.HEALTH: topology.PUBLISHES[topology.HEALTH]}
+        wanted = {topics.HEALTH: topics.PUBLISHES[topics.HEALTH]}
         self.subscriber = Subscriber(self.context, self.run_dir, wanted)
 
     def write_lb_file(self, extra: str = "") -> None:
@@ -162,6 +171,8 @@ api_port = {self.api_port}
         for envelope in self.subscriber.receive():
             if isinstance(envelope.data, LocalView):
                 self.view = envelope.data
+            elif isinstance(envelope.data, LocalChecks):
+                self.checks = envelope.data
             elif isinstance(envelope.data, NodeEvent):
                 self.events.append((envelope.topic, envelope.data))
 
@@ -169,9 +180,18 @@ api_port = {self.api_port}
         self.read()
         return self.view
 
-    def node(self) -> NodeObservation | None:
+    def node(self) -> NodeView | None:
         view = self.look()
         return next(iter(view.nodes), None) if view is not None else None
+
+    def good_checks(self) -> int:
+        """Of the only node, as far as they have been told."""
+        self.read()
+        return sum(self.checks.good_total) if self.checks is not None else 0
+
+    def rejected(self) -> dict[str, int]:
+        self.read()
+        return self.checks.rejected if self.checks is not None else {}
 
     def state(self) -> NodeState | None:
         node = self.node()
@@ -181,7 +201,7 @@ api_port = {self.api_port}
         self.read()
         return [topic for topic, _ in self.events]
 
-    def wait_for(self, state: NodeState) -> NodeObservation:
+    def wait_for(self, state: NodeState) -> NodeView:
         eventually(lambda: self.state() is state, f"{state}: {self.node()}\n{self.log()}")
         node = self.node()
         assert node is not None
@@ -194,7 +214,7 @@ api_port = {self.api_port}
         return health, agent
 
     def command(self, verb: str) -> dict[str, Any]:
-        path = topology.command_path(self.run_dir, topology.HEALTH)
+        path = topics.command_path(self.run_dir, topics.HEALTH)
         return request(self.context, path, verb, {}, 10_000)
 
     def agent_status(self, method: str = "GET", path: str = "/status") -> dict[str, Any] | None:

@@ -6,23 +6,29 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from bus.messages import (
-    FORMAT_VERSION,
+from bus.events import NodeEvent
+from bus.node_protocol import (
+    NODE_VERSION,
     Heartbeat,
     Hello,
-    Mode,
-    NodeEvent,
     NodeMessage,
-    NodeObservation,
-    NodeService,
-    NodeState,
     OfferedService,
-    Protocol,
-    ServingStatus,
-    Topic,
     encode_node,
 )
-from bus.messages import Encapsulation as Encap
+from bus.states import (
+    NodeObservation,
+    NodeService,
+    NodeView,
+)
+from bus.topics import Topic
+from bus.words import Encapsulation as Encap
+from bus.words import (
+    Mode,
+    NodeState,
+    Protocol,
+    ServingStatus,
+)
+from services.api.observed import nodes_state
 from services.health.model import Policy
 from services.health.registry import Registry
 
@@ -58,6 +64,7 @@ class Rig:
     now_ms: int = START_MS
     events: list[tuple[Topic, NodeEvent]] = field(default_factory=list)
     sent: list[tuple[bytes, NodeMessage]] = field(default_factory=list)
+    decided: tuple[NodeView, ...] = ()
     view_changes: int = 0
     keeps: int = 0
 
@@ -66,6 +73,12 @@ class Rig:
 
     def collect(self) -> None:
         output = self.registry.take_output()
+        decided = tuple(
+            replace(node, banned_for_ms=0) for node in self.registry.view(self.now_ms).nodes
+        )
+        # A reader is told of nothing else: what changes without that word is never seen.
+        assert output.view_changed or decided == self.decided
+        self.decided = decided
         self.events += output.events
         self.sent += output.messages
         self.view_changes += output.view_changed
@@ -107,7 +120,10 @@ class Rig:
             self.tick()
 
     def observe(self, node_id: str) -> NodeObservation:
-        nodes = self.registry.view(self.now_ms).nodes
+        checks = self.registry.checks(self.now_ms)
+        view = self.registry.view(self.now_ms)
+        self.collect()
+        nodes = nodes_state(view, checks, 0, 0).nodes
         return next(node for node in nodes if node.id == node_id)
 
     def knows(self, node_id: str) -> bool:
@@ -141,7 +157,7 @@ class Agent:
     def connect(self) -> None:
         self.connection = b"\0%d" % next(_connections)
 
-    def hello(self, version: int = FORMAT_VERSION, weight: int = 1) -> None:
+    def hello(self, version: int = NODE_VERSION, weight: int = 1) -> None:
         if not self.connection:
             self.connect()
         message = Hello(version, self.name, self.boot, weight, self.services)

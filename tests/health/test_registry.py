@@ -6,23 +6,27 @@ from dataclasses import replace
 
 import pytest
 
-from bus.messages import (
-    Affinity,
-    Ban,
+from bus.node_protocol import (
     Heartbeat,
     Hello,
-    Mode,
-    NodeService,
-    NodeState,
-    NodeTable,
     Prepared,
-    Protocol,
     Refused,
-    TableNode,
-    TableService,
-    Topic,
     Welcome,
     encode_node,
+)
+from bus.states import (
+    Ban,
+    NodeService,
+    NodeTable,
+    TableNode,
+    TableService,
+)
+from bus.topics import Topic
+from bus.words import (
+    Affinity,
+    Mode,
+    NodeState,
+    Protocol,
 )
 from services.health import registry as registry_module
 from services.health.registry import (
@@ -478,7 +482,7 @@ def test_what_cannot_be_prepared_is_refused(prepared: tuple[Prepared, ...]) -> N
     rig = Rig()
     agent = Agent(rig).bring_up()
     beat_prepared(agent, prepared)
-    assert rig.registry.view(rig.now_ms).rejected == {"bad_heartbeat": 1}
+    assert rig.registry.checks(rig.now_ms).rejected == {"bad_heartbeat": 1}
     assert modes_of(rig, agent) == {"default": ()}
 
 
@@ -741,7 +745,7 @@ def test_a_repeated_beat_counts_once() -> None:
     for _ in range(5):
         agent.deliver(frames)
     assert rig.observe(agent.id).checks_passed == 1
-    assert rig.registry.view(rig.now_ms).rejected == {"repeated": 4}
+    assert rig.registry.checks(rig.now_ms).rejected == {"repeated": 4}
 
 
 # ----------------------------------------------------------------- mass silence
@@ -1048,7 +1052,7 @@ def test_malformed_messages_count_and_then_cut_the_connection_off() -> None:
     for frames in ([b"hello"], [b"noise", b"{}"], [b"hello", b"{}"], [b"heartbeat", b"\xff"]):
         for _ in range(3):
             rig.raw(bad, frames)
-    rejected = rig.registry.view(rig.now_ms).rejected
+    rejected = rig.registry.checks(rig.now_ms).rejected
     assert rejected == {"malformed": 9, "cut_off": 3}
     refusals = [message for connection, message in rig.sent if connection == bad]
     assert [type(message) for message in refusals] == [Refused]
@@ -1093,7 +1097,7 @@ def test_what_is_well_typed_and_wrong_is_refused_by_name(
     rig = Rig()
     rig.raw(b"\0x", encode_node(message))
     view = rig.registry.view(rig.now_ms)
-    assert (view.nodes, view.rejected) == ((), {reason: 1})
+    assert (view.nodes, rig.registry.checks(rig.now_ms).rejected) == ((), {reason: 1})
 
 
 @pytest.mark.parametrize("load", [-1.0, 1e9])
@@ -1103,7 +1107,7 @@ def test_a_beat_that_is_wrong_is_not_a_check(load: float) -> None:
     agent.hello()
     agent.deliver(encode_node(Heartbeat(1, 1, SERVING, load, "")))
     assert rig.observe(agent.id).checks_passed == 0
-    assert rig.registry.view(rig.now_ms).rejected == {"bad_heartbeat": 1}
+    assert rig.registry.checks(rig.now_ms).rejected == {"bad_heartbeat": 1}
 
 
 @pytest.mark.parametrize(
@@ -1121,7 +1125,7 @@ def test_a_reason_that_is_no_line_is_made_one_and_is_no_fault(reason: str, shown
     for _ in range(20):
         agent.beat(NOT_SERVING, reason)
     assert rig.observe(agent.id).reason == (f"not serving: {shown}" if shown else "not serving")
-    assert rig.registry.view(rig.now_ms).rejected == {}
+    assert rig.registry.checks(rig.now_ms).rejected == {}
 
 
 def test_a_load_that_is_no_number_is_refused() -> None:
@@ -1140,7 +1144,7 @@ def test_there_is_an_end_to_the_names_of_one_connection() -> None:
     for number in range(20_000):
         rig.raw(b"\0many", encode_node(Hello(1, f"name-{number}", "b", 1, ())))
     assert len(rig.registry.view(rig.now_ms).nodes) < 12
-    rejected = rig.registry.view(rig.now_ms).rejected
+    rejected = rig.registry.checks(rig.now_ms).rejected
     assert rejected["another_name"] == 9
     assert rejected["cut_off"] > 19_900
     rig.wait(STRANGER_MS + 1, beating=[honest])
@@ -1166,7 +1170,7 @@ def test_there_is_an_end_to_the_nodes_of_one_address() -> None:
         agent.hello()
     refused = [a for a in agents if isinstance(a.messages()[-1], Refused)]
     assert refused == agents[MOST_NODES_OF_ADDRESS:]
-    assert rig.registry.view(rig.now_ms).rejected == {"registry_full": 5}
+    assert rig.registry.checks(rig.now_ms).rejected == {"registry_full": 5}
     other = Agent(rig, "node-0", "10.81.0.21")
     other.hello()
     assert isinstance(other.messages()[-1], Welcome)

@@ -10,7 +10,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from bus.messages import NodeEvent, NodeState, Refused, ServingStatus, Topic, Welcome
+from bus.events import NodeEvent
+from bus.node_protocol import (
+    Refused,
+    Welcome,
+)
+from bus.topics import Topic
+from bus.words import (
+    NodeState,
+    ServingStatus,
+)
 from tests.health.rig import (
     NOT_SERVING,
     POLICY,

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from bus.messages import NodeService, NodeState
+from bus.states import NodeService
+from bus.words import NodeState
 from services.health.model import KeptNode
 from services.health.statefile import NOTHING, StateFile
 

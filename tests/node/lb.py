@@ -8,18 +8,20 @@ from collections.abc import Callable, Iterator
 
 import zmq
 
-from bus.messages import (
-    Encapsulation,
+from bus.node_protocol import (
     Heartbeat,
     Hello,
-    Mode,
     NodeMessage,
-    NodeState,
     OfferedService,
-    Protocol,
     Welcome,
     decode_node,
     encode_node,
+)
+from bus.words import (
+    Encapsulation,
+    Mode,
+    NodeState,
+    Protocol,
 )
 from conf import Paths, load_node
 from services.node.main import AgentProcess

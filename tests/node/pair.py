@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field, replace
 
-from bus.messages import (
-    NodeEvent,
-    NodeObservation,
-    NodeState,
+from bus.events import NodeEvent
+from bus.node_protocol import (
     Refused,
-    Topic,
     encode_node,
 )
+from bus.states import NodeView
+from bus.topics import Topic
+from bus.words import NodeState
 from services.health.model import Policy
 from services.health.registry import Registry
 from services.node.core import Agent, AgentConfig, CheckPlan
@@ -98,12 +98,12 @@ class Pair:
         return self
 
     @property
-    def node(self) -> NodeObservation:
+    def node(self) -> NodeView:
         return self.registry.view(self.now_ms).nodes[0]
 
     @property
     def rejected(self) -> dict[str, int]:
-        return self.registry.view(self.now_ms).rejected
+        return self.registry.checks(self.now_ms).rejected
 
     def topics(self) -> list[Topic]:
         return [topic for _, topic, _ in self.events]

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpf.syscall import VerifierError
-from bus.messages import NodeState, Topic
+from bus.topics import Topic
+from bus.words import NodeState
 from services.health.registry import MOST_SESSIONS
 from services.node.core import Activity
 from tests.health.rig import POLICY

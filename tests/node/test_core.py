@@ -6,22 +6,24 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from bus.messages import (
-    LONGEST_REASON,
-    Encapsulation,
+from bus.node_protocol import (
     Heartbeat,
     Hello,
-    Mode,
     NodeMessage,
-    NodeService,
-    NodeState,
     OfferedService,
     Prepared,
-    Protocol,
     Refused,
-    ServingStatus,
     Welcome,
     encode_node,
+)
+from bus.states import NodeService
+from bus.words import (
+    LONGEST_REASON,
+    Encapsulation,
+    Mode,
+    NodeState,
+    Protocol,
+    ServingStatus,
 )
 from services.node.core import (
     ACTIVITY_STEPS,

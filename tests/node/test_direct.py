@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from bus.messages import Encapsulation, Mode, OfferedService, Prepared, Protocol
+from bus.node_protocol import (
+    OfferedService,
+    Prepared,
+)
+from bus.words import (
+    Encapsulation,
+    Mode,
+    Protocol,
+)
 from services.node.direct import (
     LEAST_MSS,
     LINGER_MS,

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from bus.messages import Mode, NodeState
+from bus.words import (
+    Mode,
+    NodeState,
+)
 from services.node.core import LEAVE_SETTLE_MS
 from tests.health.processes import eventually
 from tests.node.host_state import snapshot, tool, write_setting

@@ -286,7 +286,7 @@ def test_a_record_of_another_network_is_nothing_here(machine: Machine) -> None:
 def test_a_damaged_record_is_set_aside(machine: Machine) -> None:
     machine.record.write_text("{")
     assert machine.host().settle(order()).missing == ()
-    assert machine.record.with_suffix(".damaged").read_text() == "{"
+    assert machine.record.with_name("prepared.json.damaged").read_text() == "{"
 
 
 # --------------------------------------------------------------------------- the operator's

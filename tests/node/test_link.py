@@ -8,9 +8,14 @@ import time
 
 import zmq
 
-from bus.messages import Heartbeat, Hello, NodeState, encode_node
+from bus.node_protocol import (
+    Heartbeat,
+    Hello,
+    encode_node,
+)
+from bus.words import NodeState
 from services.node.core import Phase
-from services.node.link import LARGEST_FRAME, Link, News, Place
+from services.node.link import LARGEST_FRAME, Address, Link, LinkEvent
 from tests.health.processes import eventually, free_port
 from tests.node.host_state import tool
 from tests.node.lb import fake_lb, offers, welcome
@@ -24,7 +29,7 @@ def test_a_probe_that_ends_when_the_connection_stands_again_ends_no_session() ->
     with fake_lb() as lb:
         lb.admit()
         agent, name = lb.agent, next(iter(lb.agent._endpoints))
-        agent._suspect(name, Place("127.0.0.1", free_port()), 10**9)
+        agent._suspect(name, Address("127.0.0.1", free_port()), 10**9)
         lb.until(lambda: not agent._suspected, "the end of the probe")
         assert lb.session["phase"] == Phase.ADMITTED
         lb.hear(Heartbeat)
@@ -80,7 +85,7 @@ def test_an_lb_that_is_far_away_is_given_longer_to_answer() -> None:
         lb.router.unbind(lb.endpoint)
         lb.until(lambda: name in agent._links and not agent._links[name].stands)
         with socket.create_server(("127.0.0.1", 0)) as slow:
-            place = Place("127.0.0.1", slow.getsockname()[1])
+            place = Address("127.0.0.1", slow.getsockname()[1])
             for known in (set(), {name}):
                 assert agent._far == set()
                 assert agent._slow == known, "once says nothing"
@@ -97,19 +102,19 @@ def test_an_lb_that_is_far_away_is_given_longer_to_answer() -> None:
 def test_a_connection_that_comes_back_by_itself_is_not_spent() -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         port = router.bind_to_random_port("tcp://127.0.0.1")
-        link = Link(context, Place("127.0.0.1", port))
+        link = Link(context, Address("127.0.0.1", port))
         try:
-            eventually(lambda: News.READY in link.news())
+            eventually(lambda: LinkEvent.READY in link.news())
             assert link.stands
             router.unbind(f"tcp://127.0.0.1:{port}")
             router.setsockopt(zmq.LINGER, 0)
             router.close()
-            eventually(lambda: News.LOST in link.news())
+            eventually(lambda: LinkEvent.LOST in link.news())
             assert link.spent
             with context.socket(zmq.ROUTER) as again:
                 again.setsockopt(zmq.LINGER, 0)
                 again.bind(f"tcp://127.0.0.1:{port}")
-                eventually(lambda: News.READY in link.news())
+                eventually(lambda: LinkEvent.READY in link.news())
                 assert not link.spent
         finally:
             link.close()

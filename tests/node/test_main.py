@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from bus.messages import NodeState, Topic
+from bus.topics import Topic
+from bus.words import NodeState
 from tests.health.processes import Site, eventually, free_port, site
 from tests.node.lb import fake_lb
 

@@ -10,27 +10,39 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import zmq
 
-from bus import topology
-from bus.messages import (
+from bus import topics
+from bus.codec import Envelope
+from bus.commands import (
+    CommandError,
+    request,
+)
+from bus.events import (
+    ProcessEvent,
+    TableEvent,
+)
+from bus.socket import (
+    Publisher,
+    Subscriber,
+)
+from bus.states import (
     CommittedTable,
-    Envelope,
     LocalView,
-    NodeState,
     NodeTable,
+    QuorumState,
+)
+from bus.topics import Topic
+from bus.words import (
+    NodeState,
     NoFlow,
     OnNodeDown,
-    ProcessEvent,
-    QuorumState,
-    TableEvent,
-    Topic,
 )
-from bus.socket import CommandError, Publisher, Subscriber, request
 from conf import load_lb
 from services.quorum.main import core_config
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip
@@ -102,8 +114,8 @@ class Rig:
         if restarted:
             self.health_ends()
         if self.health is None:
-            path = topology.publisher_path(self.run_dir, topology.HEALTH)
-            self.health = Publisher(self.context, path, topology.HEALTH, "lb-test")
+            path = topics.publisher_path(self.run_dir, topics.HEALTH)
+            self.health = Publisher(self.context, path, topics.HEALTH, "lb-test")
         self.health.publish(Topic.STATE_VIEW, seen_view)
 
     def health_ends(self) -> None:
@@ -114,7 +126,7 @@ class Rig:
     def wait(self, wanted: Callable[[], T | None]) -> T:
         """Until `wanted` returns something; meanwhile messages come in, health serves."""
         if self.subscriber is None:
-            wants = {topology.QUORUM: topology.PUBLISHES[topology.QUORUM]}
+            wants = {topics.QUORUM: topics.PUBLISHES[topics.QUORUM]}
             self.subscriber = Subscriber(self.context, self.run_dir, wants)
         deadline = time.monotonic() + TIMEOUT_S
         while time.monotonic() < deadline:
@@ -126,6 +138,8 @@ class Rig:
                     self.newest[envelope.topic] = envelope
                 else:
                     self.events.append(envelope)
+            for head in self.subscriber.repeated:
+                self.newest[head.topic] = replace(self.newest[head.topic], head=head)
             if (found := wanted()) is not None and found is not False:
                 return found
         raise AssertionError(f"not within {TIMEOUT_S} s; log:\n{self.log.read_text()}")
@@ -155,7 +169,7 @@ class Rig:
         return self.wait(found)
 
     def reload(self) -> dict[str, Any]:
-        path = topology.command_path(self.run_dir, topology.QUORUM)
+        path = topics.command_path(self.run_dir, topics.QUORUM)
         return request(self.context, path, "reload", {}, 20_000)
 
     def close(self) -> None:
@@ -378,7 +392,7 @@ def test_a_new_name_needs_a_restart(rig: Rig) -> None:
 def test_an_unknown_command_is_refused(rig: Rig) -> None:
     rig.start()
     rig.wait(rig.quorum)
-    path = topology.command_path(rig.run_dir, topology.QUORUM)
+    path = topics.command_path(rig.run_dir, topics.QUORUM)
     with pytest.raises(CommandError, match="unknown command: dance"):
         request(rig.context, path, "dance", {}, 20_000)
 

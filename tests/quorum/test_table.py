@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.messages import LocalView, Mode, NodeService, NodeState, NodeTable, SnatSlice
+from bus.states import (
+    LocalView,
+    NodeService,
+    NodeTable,
+    SnatSlice,
+)
+from bus.words import (
+    Mode,
+    NodeState,
+)
 from conf.lb import Dataplane
 from services.quorum.table import (
     FIRST_PORT,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from bus.messages import (
+from bus.states import (
     LocalView,
-    Mode,
-    NodeObservation,
     NodeService,
+    NodeView,
+    TableService,
+)
+from bus.words import (
+    Mode,
     NodeState,
     Protocol,
-    TableService,
 )
 from services.quorum.core import HardState, Quorum, QuorumConfig, Ready
 from services.quorum.table import FloatingVip, TableConfig
+from services.quorum.timing import Timing
 
 WEB = TableService("default", None, 8080, Protocol.TCP, Mode.L4, 8080)
 ECHO = TableService("echo", None, 9000, Protocol.TCP, Mode.L4, 9000)
@@ -20,9 +23,9 @@ ECHO = TableService("echo", None, 9000, Protocol.TCP, Mode.L4, 9000)
 
 def seen(
     node: str, state: NodeState, *, weight: int = 1, ban_ms: int = 0, fails: int = 0
-) -> NodeObservation:
+) -> NodeView:
     """One node as one LB sees it; its id is its name at an address made of it."""
-    return NodeObservation(
+    return NodeView(
         id=f"{node}@10.81.0.20",
         name=node,
         address="10.81.0.20",
@@ -32,17 +35,11 @@ def seen(
         services=(NodeService("default", 8080),),
         fails=fails,
         banned_for_ms=ban_ms,
-        observed_ms=5,
-        checks_passed=3,
-        checks_required=3,
-        checks_good_total=10,
-        checks_bad_total=0,
-        load=0.0,
     )
 
 
-def view(*nodes: NodeObservation, version: int = 1) -> LocalView:
-    return LocalView(version, nodes, {})
+def view(*nodes: NodeView, version: int = 1) -> LocalView:
+    return LocalView(version, nodes)
 
 
 def table_config(*, vips: tuple[FloatingVip, ...] = ()) -> TableConfig:
@@ -52,15 +49,21 @@ def table_config(*, vips: tuple[FloatingVip, ...] = ()) -> TableConfig:
 def quorum_config(
     *, name: str = "lb-0", table: TableConfig | None = None, checks_timeout_ms: int = 1000
 ) -> QuorumConfig:
-    return QuorumConfig(name, "", table or table_config(), 225, checks_timeout_ms)
+    timing = Timing(50, 225, 250, 150)
+    return QuorumConfig(name, "", table or table_config(), timing, checks_timeout_ms)
 
 
 def work_off(core: Quorum, now_ms: int, disk: list[HardState] | None = None) -> list[Ready]:
-    """Do all that `ready` says, in its order; what is persisted goes to the end of `disk`."""
+    """Do all that `take` says, in its order; what is persisted goes to the end of `disk`.
+
+    Only what is more than a claim that is renewed is returned.
+    """
     done: list[Ready] = []
-    while (ready := core.ready(now_ms)) is not None:
-        if ready.persist is not None and disk is not None:
-            disk.append(ready.persist)
-        done.append(ready)
-        core.advance(ready, now_ms)
+    while (ready := core.take(now_ms)) is not None:
+        if ready.persist is not None:
+            if disk is not None:
+                disk.append(ready.persist.state)
+            core.stored(ready.persist.mark, now_ms)
+        if ready.persist is not None or ready.committed is not None or ready.events:
+            done.append(ready)
     return done

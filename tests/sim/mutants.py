@@ -3,8 +3,8 @@
     python -m tests.sim.mutants [NAME …]
 
 A mutant is a place in a module of services/quorum/ and what is to stand there instead. It is made
-in a copy of the sources and played until the first seed that fails with it. Exit status 1: some were
-not caught within `SEEDS`, or their place is not in the sources any more.
+in a copy of the sources and played until the first seed that fails with it. Exit status 1: some
+were not caught within `SEEDS`, or their place is not in the sources any more.
 """
 
 from __future__ import annotations

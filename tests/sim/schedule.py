@@ -57,9 +57,10 @@ class Schedule:
     def _kinds(self) -> list[Callable[[Machine], None]]:
         faults: Faults = self.faults
         kinds: list[Callable[[Machine], None]] = [self._see]
-        kinds += [self._cut] * (2 * faults.cuts)
-        kinds += [self._cut_link] * (2 * faults.partial)
-        kinds += [self._cut_one_way] * (2 * faults.one_way)
+        if len(self.world.machines) > 1:
+            kinds += [self._cut] * (2 * faults.cuts)
+            kinds += [self._cut_link] * (2 * faults.partial)
+            kinds += [self._cut_one_way] * (2 * faults.one_way)
         kinds += [self._mend] * (faults.cuts or faults.partial or faults.one_way)
         kinds += [self._crash] * faults.crashes
         kinds += [self._pause] * faults.pauses
@@ -92,10 +93,15 @@ class Schedule:
     def _crash(self, machine: Machine) -> None:
         if machine.core is None:
             return
-        forgets = self.faults.amnesia and self.random.random() < 0.3
+        forgets = self.faults.amnesia and self.random.random() < 0.3 and self._others_know(machine)
         self.world.crash(machine, forgets=forgets)
         back_ms = self.world.now_ms + self.random.choice((5.0, 100.0, 800.0))
         self.world.at(back_ms, lambda: self._come_back(machine))
+
+    def _others_know(self, machine: Machine) -> bool:
+        """Only one disk at a time may be lost: no agreement survives the loss of a majority."""
+        others = (each for each in self.world.machines.values() if each is not machine)
+        return all(other.disk.joined for other in others)
 
     def _come_back(self, machine: Machine) -> None:
         if machine.core is None:

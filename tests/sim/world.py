@@ -26,8 +26,9 @@ from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 from random import Random
 
-from bus.messages import NodeState, NodeTable, Role
 from bus.peer_protocol import PeerMessage
+from bus.states import NodeTable
+from bus.words import NodeState, Role
 from services.quorum.core import BLANK, HardState, Persist, Quorum, QuorumConfig
 from services.quorum.table import FloatingVip, TableConfig, same_content
 from services.quorum.timing import Timing

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bus.messages import Protocol
+from bus.words import Protocol
 from services.dataplane.flows.record import (
     HALF_OPEN,
     REQUEST,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bpf.loader import LoadedObject
-from bus.messages import Protocol
+from bus.words import Protocol
 from services.dataplane.flows.census import Census, Counting, Watch
 from services.dataplane.flows.record import TCP, UDP, FlowState, ticks
 from services.dataplane.words import ServiceKey

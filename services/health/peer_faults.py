@@ -1,7 +1,7 @@
-"""What to do about a peer that sends nonsense: count it, bear a little, then cut it off.
+"""Protocol violations, counted per connection: after 8 within 10 s it is ignored for 60 s. Pure.
 
 A message that cannot be read is always its sender's fault, and never a reason for this process to
-fail or to fill its log. Each fault counts by its reason (`rejected` goes out with the view). A
+fail or to fill its log. Each fault counts by its reason (`rejected` goes out with the checks). A
 connection that commits more than `TOLERATED` within `WINDOW_MS` is told so once and ignored for
 `CUT_OFF_MS`; then it starts clean. A peer that reconnects starts clean too: what it costs is a
 handshake per handful of faults, which libzmq's thread bears, not this loop.
@@ -14,7 +14,15 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
-from bus.messages import LARGEST_WEIGHT, MOST_NAMED_SERVICES, Heartbeat, Hello, Refused
+from bus.node_protocol import (
+    Heartbeat,
+    Hello,
+    Refused,
+)
+from bus.words import (
+    LARGEST_WEIGHT,
+    MOST_NAMED_SERVICES,
+)
 
 TOLERATED = 8
 WINDOW_MS = 10_000
@@ -29,7 +37,7 @@ class _Offender:
     cut_off_until_ms: int | None = None
 
 
-class Manners:
+class PeerFaults:
     """Faults of connections; `rejected` counts them by reason since the process started."""
 
     def __init__(self) -> None:

@@ -1,0 +1,73 @@
+"""What happens, told once each: the event topics' messages. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bus.words import Duration, NodeState, Whole
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEvent:
+    """`node.*`: what happened to one node, as this LB sees it."""
+
+    id: str
+    name: str
+    address: str
+    state: NodeState
+    previous: NodeState | None
+    reason: str
+    fails: Whole
+    banned_for_ms: Duration
+
+
+@dataclass(frozen=True, slots=True)
+class VipEvent:
+    """`vip.acquired.` and `vip.lost.`"""
+
+    address: str
+    holder: str | None
+    term: Whole
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuorumEvent:
+    """`quorum.leader.`, `quorum.lost.`, `quorum.regained.`, `quorum.peer_refused.`"""
+
+    term: Whole
+    leader: str | None
+    peer: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableEvent:
+    """`table.committed.`"""
+
+    term: Whole
+    epoch: Whole
+    nodes_up: Whole
+    changes: tuple[str, ...]
+    """One line per change: `node-1 up -> down`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataplaneEvent:
+    """`dataplane.attached.` and `dataplane.degraded.`"""
+
+    program: str
+    interface: str
+    flavour: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessEvent:
+    """`process.started.`"""
+
+    process: str
+    pid: Whole
+    version: str
+    adopted: str
+    """What it found and took over, in words; empty when it started from nothing."""

@@ -1,0 +1,463 @@
+"""The states: whole, repeated, and right again after any loss. Pure.
+
+Whoever owns a state raises its `version` when the content changes and never otherwise: a reader
+that has `(boot, version)` already skips the message undecoded, so what changed without a new
+version would never be seen. What passes by itself (the time left of a ban) is no content: it was
+right when the message was made, which its head says (`codec.Head.made_ms`).
+
+`state.view.` holds what health has *decided*; what changes with every beat is `state.checks.`,
+read by the API alone. Long lists of numbers (checks, counters) travel as columns: ten thousand
+objects of six fields cost many times what six lists of ten thousand numbers do.
+
+An object whose parts contradict each other (a node listed twice, ports beyond 65535) cannot be
+made: `__post_init__` raises ValueError, which the decoder turns into the sender's fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, fields
+
+from bus.words import (
+    Affinity,
+    Duration,
+    Encapsulation,
+    IPv4,
+    LowPort,
+    Mode,
+    NodeState,
+    NoFlow,
+    OnNodeDown,
+    Port,
+    PortCount,
+    Protocol,
+    Role,
+    Weight,
+    Whole,
+    Word,
+    check_words,
+)
+
+# --------------------------------------------------------------------------- health: state.view.
+
+
+@dataclass(frozen=True, slots=True)
+class NodeService:
+    """One service a node serves: by the service's name, on the node's own port."""
+
+    name: str
+    port: Port
+    modes: tuple[Mode, ...] = ()
+    """The modes that the node is prepared for; none: its agent does not say, so all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """What this LB has decided of one node."""
+
+    id: str
+    name: str
+    address: IPv4
+    state: NodeState
+    reason: str
+    """Why it is in that state, in words an operator can act on."""
+    weight: Weight
+    services: tuple[NodeService, ...]
+    fails: Whole
+    banned_for_ms: Duration
+    """What was left of the ban when the message was made; 0 when there is none."""
+    silent: bool = False
+    """DOWN or BANNED, and nothing is heard of it; False: it says that it does not serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalView:
+    """`state.view.`: what this LB has decided of its nodes. Published by health."""
+
+    version: Whole
+    nodes: tuple[NodeView, ...]
+    waiting_for: str = ""
+    """What of this machine is missing (the private interface, ...); empty when nothing is."""
+
+
+# --------------------------------------------------------------------------- health: state.checks.
+
+
+@dataclass(frozen=True, slots=True)
+class NodeChecks:
+    """How the checks of one node stand."""
+
+    id: str
+    observed_ms: Whole
+    """How old the newest sign of life was when the message was made."""
+    passed: Whole
+    good_total: Whole
+    bad_total: Whole
+    load: float
+
+
+@dataclass(frozen=True, slots=True)
+class LocalChecks:
+    """`state.checks.`: what changes with every beat; one column for each field of `NodeChecks`."""
+
+    version: Whole
+    required: Whole
+    """Good checks in a row that make a node UP."""
+    rejected: dict[str, Whole]
+    """Messages of agents that were refused, by reason."""
+    id: tuple[str, ...]
+    observed_ms: tuple[Whole, ...]
+    passed: tuple[Whole, ...]
+    good_total: tuple[Whole, ...]
+    bad_total: tuple[Whole, ...]
+    load: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _check_columns(self, NodeChecks)
+
+    def by_node(self) -> dict[str, NodeChecks]:
+        """The same by the nodes' ids."""
+        return {row.id: row for row in map(NodeChecks, *_columns(self, NodeChecks))}
+
+
+# --------------------------------------------------------------------------- the API: state.nodes.
+
+
+@dataclass(frozen=True, slots=True)
+class NodeObservation:
+    """A node's view and its checks in one, as the public stream shows it."""
+
+    id: str
+    name: str
+    address: IPv4
+    state: NodeState
+    reason: str
+    weight: Weight
+    services: tuple[NodeService, ...]
+    fails: Whole
+    banned_for_ms: Duration
+    observed_ms: Whole
+    checks_passed: Whole
+    checks_required: Whole
+    checks_good_total: Whole
+    checks_bad_total: Whole
+    load: float
+    silent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodesState:
+    """`state.nodes.` of the public stream: all that this LB sees of its nodes."""
+
+    version: Whole
+    nodes: tuple[NodeObservation, ...]
+    rejected: dict[str, Whole]
+    waiting_for: str = ""
+
+
+# --------------------------------------------------------------------------- quorum: state.table.
+
+
+@dataclass(frozen=True, slots=True)
+class TableService:
+    """A service as agreed. `address` None: each LB's own public address (no floating VIPs)."""
+
+    name: str
+    address: IPv4 | None
+    port: Port
+    protocol: Protocol
+    mode: Mode
+    node_port: Port
+    affinity: Affinity = Affinity.FLOW
+    encap: Encapsulation = Encapsulation.IPIP
+    snat: bool = True
+    snat_addresses: tuple[IPv4, ...] = ()
+    """Whose ports its flows take; none: its VIP's `VipOwner.snat_addresses`, or if that has none,
+    the LB's own private address."""
+    on_node_down: OnNodeDown | None = None
+    """None: RESET for a node that is silent, KEEP for one that is not."""
+    no_flow: NoFlow = NoFlow.RESET
+    ports: Port = 1
+    """How many ports it has, one after the other from `port` on, as far as there are ports."""
+    keeps_port: bool = False
+    """Nodes serve each of its ports on the same port; then `node_port` is the first."""
+    affinity_group: str = ""
+    """Services of one group send a client to the same node; empty: it belongs to none."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableNode:
+    """A node as agreed. Only UP and DRAINING nodes keep their place in the rings' tables."""
+
+    id: str
+    name: str
+    address: IPv4
+    state: NodeState
+    weight: Weight
+    services: tuple[NodeService, ...]
+    silent: bool = False
+    """DOWN or BANNED, and most of the LBs that say so hear nothing of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ban:
+    """A node nobody routes to. `remaining_ms` counts from when the message was made."""
+
+    node: str
+    remaining_ms: Duration
+    fails: Whole
+
+
+@dataclass(frozen=True, slots=True)
+class VipOwner:
+    """A floating VIP and its SNAT addresses are one unit: they move together."""
+
+    address: IPv4
+    snat_address: IPv4 | None
+    """The first of `snat_addresses`, for readers that know of one only; None: there is none."""
+    owner: str | None
+    snat_addresses: tuple[IPv4, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Either field makes up for the other: a file or a peer from before knows only one."""
+        if self.snat_addresses:
+            object.__setattr__(self, "snat_address", self.snat_addresses[0])
+        elif self.snat_address is not None:
+            object.__setattr__(self, "snat_addresses", (self.snat_address,))
+
+
+@dataclass(frozen=True, slots=True)
+class SnatSlice:
+    """The source ports that one LB, and no other, takes on an SNAT address.
+
+    `address` None: the LB's own private address, which it shares with nobody. The low ports are for
+    flows from a client's port below 1024, which keep to such a port (RFC 4787, REQ-3a); 0: none.
+    """
+
+    owner: str
+    address: IPv4 | None
+    first_port: Port
+    ports: PortCount
+    low_first_port: LowPort = 0
+    low_ports: LowPort = 0
+
+    def __post_init__(self) -> None:
+        if self.first_port + self.ports > 65_536:
+            raise ValueError(f"{self.ports} ports from {self.first_port} on")
+        if self.low_ports and not 1 <= self.low_first_port <= 1_024 - self.low_ports:
+            raise ValueError(f"{self.low_ports} low ports from {self.low_first_port} on")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTable:
+    """The one replicated register: what all LBs agree on. `(term, epoch)` orders its versions."""
+
+    term: Whole
+    epoch: Whole
+    hash_seed: Word
+    """64 bits that seed every ring: the same on all LBs, unpredictable to clients."""
+    services: tuple[TableService, ...]
+    nodes: tuple[TableNode, ...]
+    bans: tuple[Ban, ...]
+    vip_owners: tuple[VipOwner, ...]
+    snat_slices: tuple[SnatSlice, ...]
+
+    def __post_init__(self) -> None:
+        check_words(self.hash_seed)
+        if len({node.id for node in self.nodes}) != len(self.nodes):
+            raise ValueError("a node is listed twice")
+        if len({service.name for service in self.services}) != len(self.services):
+            raise ValueError("a service is listed twice")
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedTable:
+    """`state.table.`: the newest table a majority has accepted. Published by quorum."""
+
+    version: Whole
+    table: NodeTable
+
+
+# --------------------------------------------------------------------------- quorum: state.quorum.
+
+
+@dataclass(frozen=True, slots=True)
+class QuorumMember:
+    """One LB as this one sees it; `name` is empty until it has spoken once."""
+
+    name: str
+    address: str
+    alive: bool
+    term: Whole
+    epoch: Whole
+    heard_ms: Whole
+    """How long ago it was last heard; 0 for this LB itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class VipHolder:
+    address: str
+    holder: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class QuorumState:
+    """`state.quorum.`: this LB's part in the agreement."""
+
+    version: Whole
+    name: str
+    role: Role
+    term: Whole
+    leader: str | None
+    epoch: Whole
+    quorum: bool
+    """Whether a majority is heard."""
+    lease_remaining_ms: Whole
+    lease_changes: Whole
+    vips: tuple[VipHolder, ...]
+    members: tuple[QuorumMember, ...]
+    waiting_for: str
+    """What of this machine is missing (own address in the list, ...); empty when nothing is."""
+
+
+# --------------------------------------------------------------------------- dataplane
+
+
+@dataclass(frozen=True, slots=True)
+class HookState:
+    """One program on one interface."""
+
+    program: str
+    """The pin's name: xdp_public, tc_public, tc_private."""
+    interface: str
+    attached: bool
+    flavour: str
+    """native, generic, tc; or empty while not attached."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class SeatState:
+    """A node's seat at a service: one entry of the ring's table."""
+
+    seat: Whole
+    service: str
+    node: str
+    slots: Whole
+    share: float
+    """The part of the service's slots, 0 to 1."""
+    resolved: bool
+    """Whether the fast path knows the next hop; if not, TC hands over to the kernel's ARP."""
+    reason: str = ""
+    """Why it takes no new flows although its node is well; empty where nothing of that kind is."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputState:
+    """A device that packets leave by, and who sends them there."""
+
+    interface: str
+    carries: str
+    """requests, or replies (of mode L4)."""
+    hook: str
+    """xdp or tc."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataplaneState:
+    """`state.dataplane.`: what the kernel has been told."""
+
+    version: Whole
+    ready: bool
+    epoch: Whole
+    mode: Mode
+    hooks: tuple[HookState, ...]
+    seats: tuple[SeatState, ...]
+    services: tuple[str, ...]
+    moved_slots_total: Whole
+    waiting_for: str
+    outputs: tuple[OutputState, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SeatCounters:
+    """Totals since the pins were made, per service and node, both directions."""
+
+    service: str
+    node: str
+    packets_in: Word
+    bytes_in: Word
+    packets_out: Word
+    bytes_out: Word
+    flows: Word
+    snat_port_rest_seconds: float | None = None
+    """How long the SNAT port that was taken last towards this node had rested; None: none has been
+    taken again yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeatColumns:
+    """One column for each field of `SeatCounters`."""
+
+    service: tuple[str, ...]
+    node: tuple[str, ...]
+    packets_in: tuple[Word, ...]
+    bytes_in: tuple[Word, ...]
+    packets_out: tuple[Word, ...]
+    bytes_out: tuple[Word, ...]
+    flows: tuple[Word, ...]
+    snat_port_rest_seconds: tuple[float | None, ...]
+
+    def __post_init__(self) -> None:
+        _check_columns(self, SeatCounters)
+        for column in (
+            self.packets_in,
+            self.bytes_in,
+            self.packets_out,
+            self.bytes_out,
+            self.flows,
+        ):
+            check_words(*column)
+
+    @classmethod
+    def of(cls, rows: Iterable[SeatCounters]) -> SeatColumns:
+        columns = list(zip(*map(astuple, rows), strict=True))
+        return cls(*(columns or [() for _ in fields(SeatCounters)]))
+
+    def __iter__(self) -> Iterator[SeatCounters]:
+        return map(SeatCounters, *_columns(self, SeatCounters))
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """`state.counters.`: once a second, or as often as is cheap."""
+
+    version: Whole
+    seats: SeatColumns
+    verdicts: dict[str, Word]
+    """`hook.reason` → packets: each packet that a program sees counts one reason (reasons.h)."""
+    conntrack_established: Whole
+    conntrack_half_open: Whole
+    conntrack_capacity: Whole
+    snat_ports_used: Whole
+    snat_ports_capacity: Whole
+    census_ms: float
+    """What the last pass over the flow table cost, in CPU time."""
+
+    def __post_init__(self) -> None:
+        check_words(*self.verdicts.values())
+
+
+# --------------------------------------------------------------------------- columns
+
+
+def _columns(holder: object, row: type) -> list[tuple[object, ...]]:
+    """The columns of a message, in the order of the fields of its rows."""
+    return [getattr(holder, field.name) for field in fields(row)]
+
+
+def _check_columns(holder: object, row: type) -> None:
+    lengths = {len(column) for column in _columns(holder, row)}
+    if len(lengths) > 1:
+        raise ValueError(f"columns of {sorted(lengths)} rows")

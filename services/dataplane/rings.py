@@ -1,0 +1,195 @@
+"""Which ring each service goes by, and what stands in it: a part of the plan. Pure.
+
+**Rings** are built from all nodes that the table lists for a service, and those that take no new
+flows are masked (see `ring`): a node that dies, drains or comes back moves its own slots and no
+other. Masked are nodes that are not UP in the table, those that are DOWN or BANNED as seen from
+here, and those that could not get a seat.
+
+**Sharing.** What a slot names does not depend on the service: services of the same nodes have the
+same ring, and those of one `affinity_group` one that is seeded by the group's name, so a client's
+connections to all of them meet one node. A thousand services are then one calculation, and when a
+node dies, one write. In the kernel a slot holds a seat less the service's id, so services whose
+seats lie alike (`seats` gives them so where it can) share the map's entries as well.
+
+**Changes.** After every single write, each service's ring is complete and names its own seats. A
+ring is changed in place only while all services that go by it do so afterwards; where one parts
+from the others it gets a ring that nobody goes by, filled before the service is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from services.dataplane import ring
+from services.dataplane.maps import (
+    ENTRIES,
+    LANES,
+    NO_SEAT,
+    BuiltRing,
+    Facts,
+    KernelState,
+    Place,
+    RingName,
+    SeatRing,
+    SlotsWrite,
+)
+from services.dataplane.seats import Seats
+
+
+@dataclass(frozen=True, slots=True)
+class Rings:
+    """What is to stand in the map `ring`."""
+
+    of_service: dict[int, int]
+    """The ring of each service id that is served."""
+    contents: dict[int, SeatRing]
+    """By the ring's number."""
+    built: dict[RingName, BuiltRing]
+    refused: list[str]
+
+
+@dataclass(slots=True)
+class _Group:
+    """Services that go by one ring of the map."""
+
+    content: SeatRing
+    ids: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+
+def plan_rings(
+    kernel: KernelState,
+    placed: Mapping[str, list[Place]],
+    ids: Mapping[str, int],
+    seats: Seats,
+    seed: int,
+    facts: Facts,
+) -> Rings:
+    built: dict[RingName, BuiltRing] = {}
+    groups = _groups(kernel, placed, ids, seats, seed, built)
+    # Services that are retired take no new flow, so no ring of theirs is looked at.
+    held = {v.service_id: v.ring for v in kernel.services.values() if not v.retired}
+    holders: dict[int, set[int]] = {}
+    for number, place in held.items():
+        holders.setdefault(place, set()).add(number)
+    of_service: dict[int, int] = {}
+    contents: dict[int, SeatRing] = {}
+    waiting: list[_Group] = []
+    for group in groups:
+        kept = _kept(kernel, group, held, holders, contents)
+        if kept is None:
+            waiting.append(group)
+        else:
+            contents[kept] = group.content
+            of_service |= dict.fromkeys(group.ids, kept)
+    free = iter([n for n in range(facts.max_rings) if n not in holders and n not in contents])
+    refused: list[str] = []
+    for group in waiting:
+        found = next(free, None)
+        if found is None:
+            why = f"all {facts.max_rings} rings are in use"
+            refused += [f"service {name}: {why}" for name in group.names]
+        else:
+            contents[found] = group.content
+            of_service |= dict.fromkeys(group.ids, found)
+    return Rings(of_service, contents, built, refused)
+
+
+def _groups(
+    kernel: KernelState,
+    placed: Mapping[str, list[Place]],
+    ids: Mapping[str, int],
+    seats: Seats,
+    seed: int,
+    built: dict[RingName, BuiltRing],
+) -> Iterable[_Group]:
+    """Services of the same nodes whose seats lie alike, the largest group first."""
+    masks: dict[tuple[RingName, tuple[bool, ...]], ring.Ring] = {}
+    groups: dict[tuple[RingName, tuple[bool, ...], tuple[int, ...]], _Group] = {}
+    for name, number in ids.items():
+        own = [place for place in placed[name] if place.node.weight > 0]
+        group_name = own[0].service.affinity_group if own else ""
+        members = RingName(group_name, tuple([place.node.id for place in own]))
+        before = kernel.built.get(members)
+        if members not in built:
+            built[members] = _build(before, own, seed, group_name)
+        rests = tuple([place.identity not in seats.takers for place in own])
+        offsets = tuple([seats.seat_of.get(place.identity, NO_SEAT) - number for place in own])
+        offsets = tuple([max(0, offset) for offset in offsets])
+        key = (members, rests, offsets)
+        group = groups.get(key)
+        if group is None:
+            mask = masks.get((members, rests))
+            if mask is None:
+                mask = ring.masked(built[members].ring, np.flatnonzero(rests))
+                masks[members, rests] = mask
+            group = groups[key] = _Group(_content(mask, offsets))
+        group.ids.append(number)
+        group.names.append(name)
+    return sorted(groups.values(), key=lambda group: -len(group.ids))
+
+
+def _content(mask: ring.Ring, offsets: tuple[int, ...]) -> SeatRing:
+    slots = np.zeros(ENTRIES * LANES, np.uint16)
+    # NOBODY is -1, so it finds the last element.
+    slots[: ring.SLOTS] = np.array([*offsets, 0], np.uint16)[mask]
+    return slots.reshape(ENTRIES, LANES)
+
+
+def _build(before: BuiltRing | None, own: list[Place], seed: int, name: str) -> BuiltRing:
+    members = tuple([ring.Member(place.node.id, place.node.weight) for place in own])
+    if before is not None and (before.members, before.seed) == (members, seed):
+        return before
+    return BuiltRing(members, seed, ring.build(members, seed, name))
+
+
+def _kept(
+    kernel: KernelState,
+    group: _Group,
+    held: Mapping[int, int],
+    holders: Mapping[int, set[int]],
+    taken: Mapping[int, SeatRing],
+) -> int | None:
+    """A ring that the group's services have already, if it may hold what is to stand there."""
+    mine = set(group.ids)
+    for place in dict.fromkeys(held[number] for number in group.ids if number in held):
+        if place in taken:
+            continue
+        before = kernel.rings.get(place)
+        if holders[place] <= mine or (before is not None and (before == group.content).all()):
+            return place
+    return None
+
+
+def slot_writes(kernel: KernelState, after: Rings) -> tuple[list[SlotsWrite], int]:
+    """One batch for each ring with the entries that change, and how many slots of services move."""
+    writes: list[SlotsWrite] = []
+    held = {v.service_id: v.ring for v in kernel.services.values() if not v.retired}
+    for place, content in after.contents.items():
+        before = kernel.rings.get(place)
+        if before is content:
+            continue
+        changed = np.arange(ENTRIES)
+        if before is not None:
+            changed = np.flatnonzero((before != content).any(axis=1))
+        if changed.size:
+            indices = (place * ENTRIES + changed).astype(np.uint32)
+            writes.append(SlotsWrite(place, indices, content[changed]))
+    moved = 0
+    known: dict[tuple[int, int], int] = {}
+    for number, place in after.of_service.items():
+        way = (held.get(number, -1), place)
+        if way not in known:
+            known[way] = _moved(kernel.rings.get(way[0]), after.contents[place])
+        moved += known[way]
+    return writes, moved
+
+
+def _moved(before: SeatRing | None, after: SeatRing) -> int:
+    """Slots that had a node and now have another, or none."""
+    if before is None or before is after:
+        return 0
+    return int(((before != after) & (before != NO_SEAT)).sum())
