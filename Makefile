@@ -4,6 +4,7 @@
 #   make test     everything that must pass: check, tests/ in parallel, e2e/ serially
 #   make check    style and types
 #   make e2e      the end-to-end suite alone
+#   make sim      LBs that agree under every kind of trouble, on virtual time (SEEDS=, LBS=)
 #   make bench    what a packet costs, how many fit through, what TCP makes of it: 15 minutes
 #
 # As root, or with sudo for what needs root: installing packages, and the lab.
@@ -26,7 +27,7 @@ PACKAGES := python3-bpfcc linux-libc-dev python3-venv iproute2 nftables nginx-li
 # What these packages would start on this machine. The lab runs its own.
 DAEMONS := nginx haproxy supervisor
 
-.PHONY: help setup check test unit e2e demo bench clean
+.PHONY: help setup check test unit e2e sim demo bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -99,6 +100,11 @@ test: check
 
 demo: $(READY)
 	$(SUDO) $(PYTHON) -m e2e.demo
+
+SEEDS ?= 1000
+LBS ?= 3
+sim: $(READY)
+	$(PYTHON) -m tests.sim --lbs $(LBS) --seeds $(SEEDS) --jobs $$(nproc)
 
 bench: $(READY)
 	$(SUDO) $(PYTHON) -m e2e.bench
