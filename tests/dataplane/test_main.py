@@ -604,6 +604,19 @@ def test_nodes_without_a_seat_disturb_nobodys_next_hop(lb: Site) -> None:
         lb.until_ready(epoch)
 
 
+def test_what_is_left_out_is_said_once_by_name_and_the_others_serve(lb: Site) -> None:
+    lb.bring_up()
+    (served,) = table().services
+    for epoch in range(2, 5):
+        lb.publish(table(epoch, services=(served, replace(served, name="twice"))))
+        state = lb.until_ready(epoch)
+        assert [line.partition(": ")[0] for line in state.left_out] == ["service twice"]
+    assert lb.log().count("left out") == 1
+    assert all(each.echo() for each in connections(lb))
+    lb.publish(table(5))
+    assert lb.until_ready(5).left_out == ()
+
+
 class Resolving:
     """Next hops that are resolved at the very moment the plan has been made without them."""
 
