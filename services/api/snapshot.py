@@ -22,6 +22,7 @@ from typing import Any
 from bus import topics
 from bus.states import (
     NodeObservation,
+    NodeTable,
     QuorumMember,
     SeatCounters,
     SeatState,
@@ -32,6 +33,8 @@ from bus.states import (
 from bus.topics import Topic
 from bus.words import NodeState
 from services.api.fold import Fold
+
+ONLY_AGREED = "as agreed by the quorum: this LB has not heard of it"
 
 STALE_MS = 5000
 """Ten periods of a state without a word: its process is gone, not slow."""
@@ -67,6 +70,10 @@ class SeatShape:
 
     service: str
     node: str
+    state: str
+    """The node's."""
+    reason: str
+    """Why the node takes no new flows of this service; empty: it takes some."""
     port: int | None
     slots: int
     share: float
@@ -196,6 +203,8 @@ class StatusShape:
     ready: bool
     not_ready: list[str]
     """Why it is not ready, one line each."""
+    warnings: list[str]
+    """What is not served while all else is, a line each with the reason."""
     processes: dict[str, ProcessShape]
     nodes: dict[str, int]
     """How many nodes are in each state."""
@@ -247,12 +256,14 @@ def status(fold: Fold, local: Local, now_ms: int) -> StatusShape:
     known = nodes(fold, now_ms)
     offered = services(fold, local, now_ms)
     counts = Counter(node.state for node in known.nodes) if known is not None else Counter()
+    dataplane = data_of(fold, Topic.STATE_DATAPLANE)
     return StatusShape(
         name=local.name,
         mode=local.mode,
         version=local.version,
         ready=not not_ready,
         not_ready=not_ready,
+        warnings=list(dataplane.left_out) if dataplane is not None else [],
         processes={name: _process(fold, local, name, now_ms) for name in topics.SERVICES},
         nodes={state.value: counts[state] for state in NodeState},
         services=offered.services if offered is not None else [],
@@ -292,10 +303,19 @@ def services(fold: Fold, local: Local, now_ms: int) -> ServicesShape | None:
         return None
     table = committed.table
     ports = {(node.id, offer.name): offer.port for node in table.nodes for offer in node.services}
-    seats = _Seats(fold)
+    seats, standings = _Seats(fold), _standings(fold, table, now_ms)
     return ServicesShape(
-        [_service(service, local, seats, ports, age) for service in table.services], age
+        [_service(each, local, seats, ports, standings, age) for each in table.services], age
     )
+
+
+def _standings(fold: Fold, table: NodeTable, now_ms: int) -> dict[str, _Standing]:
+    """Of each node, as seen from here or else as agreed, by its id."""
+    observed = fold.nodes_state(now_ms)
+    agreed = {node.id: node for node in table.nodes}
+    seen = {node.id: node for node in observed.nodes} if observed is not None else {}
+    known: dict[str, NodeObservation | TableNode] = {**agreed, **seen}
+    return {number: _standing(node, agreed.get(number)) for number, node in known.items()}
 
 
 def quorum(fold: Fold, now_ms: int) -> QuorumShape | None:
@@ -319,6 +339,15 @@ def quorum(fold: Fold, now_ms: int) -> QuorumShape | None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """How a node stands at all of its services."""
+
+    state: str
+    reason: str
+    """Why it takes no new flows; empty: it may."""
+
+
 class _Seats:
     """The dataplane's seats with their counters, by node and by service."""
 
@@ -340,11 +369,13 @@ class _Seats:
         slots = sum(seat.slots for seat in self.by_node.get(node, ()))
         return slots / self.slots if self.slots else 0.0
 
-    def shape(self, seat: SeatState, port: int | None) -> SeatShape:
+    def shape(self, seat: SeatState, port: int | None, standing: _Standing) -> SeatShape:
         counted = self._counted.get((seat.service, seat.node))
         return SeatShape(
             service=seat.service,
             node=seat.node,
+            state=standing.state,
+            reason=seat.reason or standing.reason,
             port=port,
             slots=seat.slots,
             share=seat.share,
@@ -356,9 +387,23 @@ class _Seats:
             flows=counted.flows if counted else 0,
         )
 
-    def of_node(self, node: NodeObservation | TableNode) -> list[SeatShape]:
+    def of_node(
+        self, node: NodeObservation | TableNode, agreed: TableNode | None
+    ) -> list[SeatShape]:
         ports = {service.name: service.port for service in node.services}
-        return [self.shape(seat, ports.get(seat.service)) for seat in self.by_node.get(node.id, ())]
+        standing = _standing(node, agreed)
+        return [
+            self.shape(seat, ports.get(seat.service), standing)
+            for seat in self.by_node.get(node.id, ())
+        ]
+
+
+def _standing(node: NodeObservation | TableNode, agreed: TableNode | None) -> _Standing:
+    if node.state != NodeState.UP:
+        return _Standing(node.state, getattr(node, "reason", ONLY_AGREED))
+    if agreed is not None and agreed.state != NodeState.UP:
+        return _Standing(node.state, f"the load balancers have agreed that it is {agreed.state}")
+    return _Standing(node.state, "" if node.weight else "its weight is 0")
 
 
 def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats) -> NodeShape:
@@ -377,7 +422,7 @@ def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats) -> Nod
         checks_passed=node.checks_passed,
         checks_required=node.checks_required,
         load=node.load,
-        services=seats.of_node(node),
+        services=seats.of_node(node, agreed),
     )
 
 
@@ -388,7 +433,7 @@ def _only_agreed(node: TableNode, seats: _Seats, age: int) -> NodeShape:
         address=node.address,
         state=node.state,
         agreed_state=node.state,
-        reason="as agreed by the quorum: this LB has not heard of it",
+        reason=ONLY_AGREED,
         weight=node.weight,
         share=seats.share(node.id),
         fails=0,
@@ -397,7 +442,7 @@ def _only_agreed(node: TableNode, seats: _Seats, age: int) -> NodeShape:
         checks_passed=0,
         checks_required=0,
         load=0.0,
-        services=seats.of_node(node),
+        services=seats.of_node(node, node),
     )
 
 
@@ -406,6 +451,7 @@ def _service(
     local: Local,
     seats: _Seats,
     ports: dict[tuple[str, str], int],
+    standings: dict[str, _Standing],
     age: int,
 ) -> ServiceShape:
     of_service = seats.by_service.get(service.name, [])
@@ -421,7 +467,14 @@ def _service(
         affinity=service.affinity,
         affinity_group=service.affinity_group,
         nodes_up=sum(1 for seat in of_service if seat.slots),
-        nodes=[seats.shape(seat, ports.get((seat.node, service.name))) for seat in of_service],
+        nodes=[
+            seats.shape(
+                seat,
+                ports.get((seat.node, service.name)),
+                standings.get(seat.node, _Standing("", "forgotten by now")),
+            )
+            for seat in of_service
+        ],
         observed_ms=age,
     )
 

@@ -498,7 +498,14 @@ def direct_return_findings(network: dict[str, Any], machine: Machine) -> Finding
     own = machine.links[LOOPBACK].addresses if LOOPBACK in machine.links else ()
     for address in needed:
         holder = next((n for n, each in machine.links.items() if address in each.addresses), "")
-        if address in own:
+        if address in network["refused"]:
+            yield Finding(
+                Level.FAIL,
+                "direct return",
+                f"{address} is the address by which this node reaches its load balancer",
+                'give the service a virtual IP of its own, or mode = "l4"',
+            )
+        elif address in own:
             yield Finding(Level.OK, "direct return", f"{address} is on lo")
         else:
             yield Finding(

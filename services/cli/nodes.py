@@ -15,6 +15,8 @@ from services.cli.invocation import Invocation, print_json
 from services.cli.tables import STATE_STYLES, count, percent, show, size, span, table
 
 FLOW_LIMIT = 100
+SERVICES_NAMED = 3
+"""Of all the services at which a node is not routed to for the same reason."""
 
 
 def nodes(context: typer.Context) -> None:
@@ -42,10 +44,13 @@ def services(context: typer.Context) -> None:
     if invocation.json:
         print_json(answer)
         return
-    columns = ("node", "slots#", "share#", "begun#", "packets in#", "in#", "packets out#", "out#")
+    columns = (
+        *("node", "slots#", "share#", "begun#", "packets in#", "in#", "packets out#", "out#"),
+        "nothing new because",
+    )
     stacked = (
         *(("node",), ("slots", "share"), ("begun",), ("packets in", "in")),
-        *(("packets out", "out"),),
+        *(("packets out", "out"), ("nothing new because",)),
     )
     parts: list[Any] = []
     for service in answer["services"]:
@@ -115,11 +120,25 @@ def _node_row(node: dict[str, Any]) -> list[Any]:
         span(banned_for_ms) if banned_for_ms else "",
         span(node["observed_ms"]),
         node["id"],
-        node["reason"],
+        "; ".join([node["reason"], *_reasons_at_services(node)]),
     ]
 
 
-def _seat_row(seat: dict[str, Any]) -> list[str]:
+def _reasons_at_services(node: dict[str, Any]) -> list[str]:
+    """Why it is not routed to at some of its services, where the node's own reason is no answer."""
+    services: dict[str, list[str]] = {}
+    for seat in node.get("services", ()):
+        if seat["reason"] and seat["reason"] != node["reason"]:
+            services.setdefault(seat["reason"], []).append(seat["service"])
+    return [f"at {_some(names)}: {reason}" for reason, names in services.items()]
+
+
+def _some(names: list[str]) -> str:
+    said, more = ", ".join(names[:SERVICES_NAMED]), len(names) - SERVICES_NAMED
+    return f"{said} and {more} more services" if more > 0 else said
+
+
+def _seat_row(seat: dict[str, Any]) -> list[Any]:
     return [
         seat["node"],
         count(seat["slots"]),
@@ -129,4 +148,5 @@ def _seat_row(seat: dict[str, Any]) -> list[str]:
         size(seat["bytes_in"]),
         count(seat["packets_out"]),
         size(seat["bytes_out"]),
+        seat["reason"],
     ]
