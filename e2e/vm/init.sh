@@ -31,8 +31,11 @@ mount -t bpf bpf /root/sys/fs/bpf
 mount --bind "/root$checkout/build/vm/kernel/lib/modules" /root/lib/modules
 ip link set lo up
 
-status=0
-chroot /root /bin/sh -c "cd '$checkout' && exec .venv/bin/python -m e2e.vm.guest" || status=$?
-echo "$status" > /root/dev/ttyS1
-sync
-poweroff -f
+# From here on the kernel, too, finds its helpers (modprobe) in the new root. The result goes to the
+# second serial line.
+exec switch_root /root /bin/sh -c "
+    cd '$checkout'
+    .venv/bin/python -m e2e.vm.guest
+    echo \$? > /dev/ttyS1
+    exec /bin/busybox poweroff -f
+"

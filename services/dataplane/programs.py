@@ -13,8 +13,8 @@ cannot be taken off stands among the hooks, with the reason.
 Three pins below `prog/`: `xdp_public`, `tc_public`, `tc_private`. Where public and private
 interface are one, `tc_public` handles both directions and there is no `tc_private`. Where the
 driver takes no native XDP, or the kernel refuses the XDP program alone (it calls a helper of Linux
-5.18), the TC program takes the requests too, and the hook's state says why. With `reply_hook = "xdp"`
-a fourth, `xdp_private`, takes the replies that TC would.
+5.18), the TC program takes the requests too, and the hook's state says why. With `reply_hook =
+"xdp"` a fourth, `xdp_private`, takes the replies that TC would.
 
 A flow table of another size becomes the one before a new one (bpf/chain.py), and the programs look
 into both. Once the dataplane has seen that no flow lives in the one before, it makes the next

@@ -17,6 +17,7 @@ import pytest
 
 from bpf.compiler import compile_images
 from e2e.vm.variants import variants
+from services.cli.doctor import OLDEST_KERNEL, TESTED_KERNEL
 from tests.bpf.harness import IMAGES
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +91,9 @@ def test_versions_rise_with_the_numbers_of_helpers() -> None:
 def test_the_readme_asks_for_no_older_kernel_than_the_programs_do() -> None:
     match = re.search(r"Linux (\d+)\.(\d+) or later", (ROOT / "README.md").read_text())
     assert match is not None
-    assert max(row.version for row in table().values()) <= (int(match[1]), int(match[2]))
+    oldest = int(match[1]), int(match[2])
+    assert max(row.version for row in table().values()) <= oldest
+    assert oldest == TESTED_KERNEL
 
 
 def test_what_is_said_of_older_kernels_follows_from_the_table() -> None:
@@ -98,3 +101,4 @@ def test_what_is_said_of_older_kernels_follows_from_the_table() -> None:
     for hook in HOOKS.values():
         major, minor = max(row.version for row in table().values() if hook in row.hooks)
         assert f"{hook} wants {major}.{minor}" in text
+    assert max(row.version for row in table().values() if "TC" in row.hooks) == OLDEST_KERNEL
