@@ -45,8 +45,8 @@ from services.cli.machine import (
 )
 from services.cli.tables import show
 
-OLDEST_KERNEL = (5, 11)
-"""bpf_redirect_neigh, bpf_ktime_get_coarse_ns, memory accounted to the cgroup."""
+OLDEST_KERNEL = (5, 12)
+"""Atomic additions that return (5.12), bpf_redirect_neigh; memory is accounted to the cgroup."""
 TESTED_KERNEL = (6, 1)
 SNAT_PORTS = range(1_536, 32_768)
 """What an LB takes on an address of its own, as the node table lays it out."""
