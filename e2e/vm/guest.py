@@ -51,9 +51,17 @@ class Show:
 
     def __init__(self) -> None:
         self.failed: list[str] = []
+        self._said = ""
 
     def say(self, text: str) -> None:
         print(f"{time.clock_gettime(time.CLOCK_BOOTTIME):7.1f} s  {text}", flush=True)
+
+    def progress(self, text: str) -> None:
+        """What the lab waits for, once each, without the errors that it meets meanwhile."""
+        what = text.partition(" (")[0]
+        if what != self._said:
+            self.say(what)
+        self._said = what
 
     def check(self, what: str, test: Callable[[], str]) -> None:
         """Run it; it returns what was seen, or raises what went wrong."""
@@ -86,7 +94,7 @@ def show_modes(show: Show, extra: Path) -> None:
     service = {"name": "default", "port": 8080, "mode": FIRST_MODE}
     extra.write_text(toml_text({"node_health": PATIENT, "services": [service]}))
     lab = Plan(nodes=1, devices=(f"{VIRTIO}/{VETH}",), emulated=True)
-    with lab_hosts(lab, show.say, extra) as hosts:
+    with lab_hosts(lab, show.progress, extra) as hosts:
         show.check("hooks", lambda: hooks(hosts))
         show.check("outputs", lambda: outputs(hosts))
         for mode in MODES:
