@@ -8,8 +8,8 @@ with the network cards of a virtual machine:
 2. qemu boots it. The machine's root is this machine's own, read-only, over 9p, and a layer in
    memory on top: so all that is installed here is there, and nothing done there reaches here. Two
    virtio cards are joined by qemu and lead nowhere else.
-3. `guest` runs there: the verifier takes each program; then a lab for each mode, whose LB has one
-   of the cards for its public interface, and a client's request and a download through it.
+3. `guest` runs there: the verifier takes each program; then a lab whose LB has one of the
+   cards for its public interface, and a client's request and download through each mode.
 
 All of it is emulated, also where a machine has /dev/kvm, so that it is the same everywhere: it
 takes minutes. What is fetched and built is kept in build/vm. The result comes by a serial line of

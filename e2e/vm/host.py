@@ -162,7 +162,7 @@ def _qemu(kernel: Kernel, first_files: Path, result: Path) -> list[str]:
     words += ["-cpu", "max", "-smp", "2", "-m", "4G", "-nodefaults", "-no-reboot"]
     words += ["-display", "none", "-serial", "stdio", "-serial", f"file:{result}"]
     words += ["-kernel", str(kernel.image), "-initrd", str(first_files)]
-    options = f"console=ttyS0 quiet panic=-1 gale_checkout={CHECKOUT_DIR}"
+    options = f"console=ttyS0 loglevel=3 panic=-1 gale_checkout={CHECKOUT_DIR}"
     words += ["-append", options]
     root = "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"
     words += ["-fsdev", root, "-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]
