@@ -79,6 +79,14 @@ class Machine:
         text = self.ctl("pid", name).strip()
         return int(text) if text.isdigit() else 0
 
+    def kill(self, name: str) -> int:
+        """End it, once it runs, as no process sees coming; the pid that it had."""
+        wait_for(lambda: self.pid(name))
+        pid = self.pid(name)
+        assert pid, "0 would be everybody in this process group"
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
     def supervisord_pid(self) -> int:
         return int((self.home / "supervisord.pid").read_text())
 
@@ -132,15 +140,14 @@ def test_the_groups_run_under_the_names_operators_use(machine: Machine) -> None:
 
 def test_a_killed_process_comes_back_however_often(machine: Machine) -> None:
     for _ in range(5):
-        pid = machine.pid("gale:health")
-        os.kill(pid, signal.SIGKILL)
+        pid = machine.kill("gale:health")
         wait_for(partial(runs_anew, machine, "gale:health", pid))
     assert machine.state("gale:health") == "RUNNING"
 
 
 def test_a_crash_at_each_start_is_tried_again_and_never_fatal(machine: Machine) -> None:
     machine.does("quorum", "echo started; exit 1")
-    os.kill(machine.pid("gale:quorum"), signal.SIGKILL)
+    machine.kill("gale:quorum")
     wait_for(lambda: (machine.home / "log" / "quorum.log").read_text().count("started") >= 5)
     assert machine.state("gale:quorum") != "FATAL"
     machine.does("quorum", "")
@@ -152,7 +159,7 @@ def test_there_is_a_second_between_tries_whatever_fails(machine: Machine) -> Non
     for name in LB_PROGRAMS:
         (machine.home / "bin" / f"gale-{name}").unlink()
     for name in LB_PROGRAMS:
-        os.kill(machine.pid(f"gale:{name}"), signal.SIGKILL)
+        machine.kill(f"gale:{name}")
     began_s = time.monotonic()
     wait_for(lambda: all(tries(machine, name) >= 6 for name in LB_PROGRAMS))
     took_s = time.monotonic() - began_s
@@ -168,7 +175,7 @@ def tries(machine: Machine, name: str) -> int:
 @pytest.mark.parametrize("code", [0, 2])
 def test_told_to_stop_or_wrongly_configured_it_stays_stopped(machine: Machine, code: int) -> None:
     machine.does("api", f"echo why >&2; exit {code}")
-    os.kill(machine.pid("gale:api"), signal.SIGKILL)
+    machine.kill("gale:api")
     wait_for(lambda: machine.state("gale:api") == "EXITED")
     assert (machine.home / "log" / "api.log").read_text() == "why\n"
     machine.does("api", "")
@@ -180,8 +187,9 @@ def test_children_end_with_supervisord_and_the_next_one_starts_single_copies(
     machine: Machine,
 ) -> None:
     names = [*(f"gale:{name}" for name in LB_PROGRAMS), "gale-node:agent"]
+    wait_for(lambda: all(machine.pid(name) for name in names))
     pids = [machine.pid(name) for name in names]
-    assert all(alive(pid) for pid in pids)
+    assert all(pid and alive(pid) for pid in pids)
     os.kill(machine.supervisord_pid(), signal.SIGKILL)
     wait_for(lambda: not any(alive(pid) for pid in pids))
     machine.start()
