@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bpf.loader import LoadedObject, compile_program
 from bpf.pins import PinnedMaps, open_pin, pin
 from bpf.syscall import MapType, create_map, map_shape
 from bus.commands import CommandError
-from bus.states import NodeService
+from bus.states import DataplaneState, NodeService
 from bus.words import (
     Mode,
     NodeState,
@@ -450,12 +451,17 @@ def test_an_interface_that_changes_its_mac_keeps_its_flows(lb: Site, side: str) 
 def test_a_public_interface_that_becomes_narrow_says_so_to_the_nodes(lb: Site) -> None:
     lb.bring_up()
     opened = connections(lb)
-    run("ip", "-n", lb.lb, "link", "set", "pub0", "mtu", "1300")
+    for end in (lb.lb, lb.client):
+        run("ip", "-n", end, "link", "set", "pub0", "mtu", "1300")
     lb.until(lambda _: "attaching again" in lb.log(), "seen")
     lb.until_ready()
     assert all(each.echo(b"x" * 60_000 + b"\n") for each in opened)
     told = lb.until_counted(lambda told: told.verdicts.get("tc_private.too_big_answered", 0))
     assert not [name for name in told.verdicts if name.endswith("drop_too_big")]
+
+
+def waits(wanted: bool, state: DataplaneState) -> bool:
+    return bool(state.waiting_for) is wanted
 
 
 def test_an_interface_that_is_renamed_is_waited_for_and_its_flows_go_on(lb: Site) -> None:
@@ -464,8 +470,7 @@ def test_an_interface_that_is_renamed_is_waited_for_and_its_flows_go_on(lb: Site
     opened = connections(lb)
     for former, name in (("pub0", "wan0"), ("wan0", "pub0")):
         run("ip", "-n", lb.lb, "link", "set", former, "name", name)
-        gone = name == "wan0"
-        lb.until(lambda state, gone=gone: bool(state.waiting_for) is gone, name)  # type: ignore[misc]
+        lb.until(partial(waits, name == "wan0"), name)
         assert all(each.echo() for each in opened)
     lb.until_ready()
     connections(lb)
