@@ -9,7 +9,6 @@
 #ifndef GALE_REPLY_H
 #define GALE_REPLY_H
 
-#include "answer.h"
 #include "verifier.h"
 #include "ports.h"
 #include "service.h"
@@ -240,26 +239,6 @@ static __always_inline struct decision forward_reply(context_t *ctx, struct pack
 		follow_reply(packet, &pair, &to, own, now);
 	}
 	return send_to_client(ctx, packet, place.flow, &to, own, REASON_l4_reply);
-}
-
-static __always_inline enum reason handle_reply(context_t *ctx, struct packet *packet)
-{
-	struct decision decision = parse_packet(ctx, packet);
-	struct tcp_numbers numbers = {};
-	struct settings *own;
-	enum reason reason;
-	int zero = 0;
-
-	if (unlikely(is_decided(decision)))
-		return reason_of(decision);
-	packet->tcp = &numbers;
-	own = settings.lookup(&zero);
-	if (unlikely(!own || !own->public_ifindex))
-		return REASON_pass_not_ready;
-	if (unlikely(!is_for_us(ctx, packet, own->private_mac)))
-		return REASON_pass_other_mac;
-	reason = reason_of(forward_reply(ctx, packet, own));
-	return unlikely(packet->answer) ? give_answer(ctx, packet, own, reason) : reason;
 }
 
 #endif

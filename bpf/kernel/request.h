@@ -4,7 +4,6 @@
 #ifndef GALE_REQUEST_H
 #define GALE_REQUEST_H
 
-#include "answer.h"
 #include "verifier.h"
 #include "l4.h"
 #include "service.h"
@@ -55,26 +54,6 @@ static __always_inline struct decision forward_request(context_t *ctx, struct pa
 		return decide(REASON_drop_martian_source);
 	return service->flags & SERVICE_HAS_FLOWS ? forward_l4(ctx, packet, service, own)
 						  : forward_stateless(ctx, packet, service, own);
-}
-
-static __always_inline enum reason handle_request(context_t *ctx, struct packet *packet)
-{
-	struct decision decision = parse_packet(ctx, packet);
-	struct tcp_numbers numbers = {};
-	struct settings *own;
-	enum reason reason;
-	int zero = 0;
-
-	if (unlikely(is_decided(decision)))
-		return reason_of(decision);
-	packet->tcp = &numbers;
-	own = settings.lookup(&zero);
-	if (unlikely(!own || !own->public_ifindex))
-		return REASON_pass_not_ready;
-	if (unlikely(!is_for_us(ctx, packet, own->public_mac)))
-		return REASON_pass_other_mac;
-	reason = reason_of(forward_request(ctx, packet, own));
-	return unlikely(packet->answer) ? give_answer(ctx, packet, own, reason) : reason;
 }
 
 #endif

@@ -11,20 +11,19 @@
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
-#include "request.h"
-#include "reply.h"
+#include "handle.h"
 #include "verdict.h"
 
 int gale_tc_public(struct __sk_buff *ctx)
 {
 	struct packet packet = {};
-	enum reason reason = handle_request(ctx, &packet);
+	enum reason reason = handle(ctx, &packet, DIRECTION_REQUEST);
 
 #ifdef GALE_ONE_ARM
 	if (reason == REASON_pass_not_for_service || reason == REASON_pass_icmp_other ||
 	    reason == REASON_pass_fragment_alone) {
 		packet = (struct packet){};
-		reason = handle_reply(ctx, &packet);
+		reason = handle(ctx, &packet, DIRECTION_REPLY);
 	}
 #endif
 	return finish(&packet, HOOK_TC_PUBLIC, reason);
@@ -34,5 +33,5 @@ int gale_tc_private(struct __sk_buff *ctx)
 {
 	struct packet packet = {};
 
-	return finish(&packet, HOOK_TC_PRIVATE, handle_reply(ctx, &packet));
+	return finish(&packet, HOOK_TC_PRIVATE, handle(ctx, &packet, DIRECTION_REPLY));
 }

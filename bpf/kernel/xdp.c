@@ -12,15 +12,14 @@
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
-#include "request.h"
-#include "reply.h"
+#include "handle.h"
 #include "verdict.h"
 
 int gale_xdp_public(struct xdp_md *ctx)
 {
 	struct packet packet = {};
 
-	return finish(&packet, HOOK_XDP_PUBLIC, handle_request(ctx, &packet));
+	return finish(&packet, HOOK_XDP_PUBLIC, handle(ctx, &packet, DIRECTION_REQUEST));
 }
 
 /* Only with reply_hook = "xdp". */
@@ -28,5 +27,5 @@ int gale_xdp_reply(struct xdp_md *ctx)
 {
 	struct packet packet = {};
 
-	return finish(&packet, HOOK_XDP_PRIVATE, handle_reply(ctx, &packet));
+	return finish(&packet, HOOK_XDP_PRIVATE, handle(ctx, &packet, DIRECTION_REPLY));
 }
