@@ -11,7 +11,6 @@ Older kernels have no such family. Then nothing is known, and nothing is guessed
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from services.dataplane.netlink import (
     U32,
     attribute,
     attributes,
+    drain,
     message,
     split,
 )
@@ -75,7 +75,7 @@ class DeviceMonitor:
         """Take in what has changed. By ifindex, NETDEV_XDP_ACT_*; None: this kernel cannot say."""
         if self._family is None:
             return None
-        if not self._drain():
+        if not drain(self._notifications, self._take):
             self._read_all()
         return dict(self._features)
 
@@ -102,22 +102,9 @@ class DeviceMonitor:
                 continue
             return
 
-    def _drain(self) -> bool:
-        """Read until there is nothing left; False: some changes were lost."""
-        is_complete = True
-        while True:
-            try:
-                data = self._notifications.recv(RECEIVE_BYTES)
-            except BlockingIOError:
-                return is_complete
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                is_complete = False
-                continue
-            for kind, _, _, body in split(data):
-                if kind == self._family:
-                    self._fold(body)
+    def _take(self, kind: int, body: bytes) -> None:
+        if kind == self._family:
+            self._fold(body)
 
     def _fold(self, body: bytes) -> None:
         command, _ = COMMAND.unpack_from(body)

@@ -207,6 +207,26 @@ def decode_route(body: bytes) -> Route | None:
 # --------------------------------------------------------------------------- the sockets
 
 
+def drain(notifications: socket.socket, take: Callable[[int, bytes], None]) -> bool:
+    """Hand over the kind and body of each until there are none left.
+
+    False: some were lost, and what was read may be old.
+    """
+    is_complete = True
+    while True:
+        try:
+            data = notifications.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return is_complete
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            is_complete = False
+            continue
+        for kind, _, _, body in split(data):
+            take(kind, body)
+
+
 class NextHopMonitor:
     """Next hops of the watched addresses, kept current. Put it into the poller, by its `fileno`."""
 
@@ -250,7 +270,7 @@ class NextHopMonitor:
 
         Call it when the descriptor is readable, when `next_ms` has come, and after `watch`.
         """
-        if not self._drain():
+        if not drain(self._notifications, self._fold):
             self.resyncs += 1
             self._table.forget()
             self._read_all()
@@ -262,22 +282,6 @@ class NextHopMonitor:
     def next_ms(self, now_ms: int) -> int | None:
         """When `serve` is next due, if nothing happens before."""
         return self._table.next_ms(now_ms)
-
-    def _drain(self) -> bool:
-        """Read until there is nothing left; False: some were lost, and what was read may be old."""
-        complete = True
-        while True:
-            try:
-                data = self._notifications.recv(RECEIVE_BYTES)
-            except BlockingIOError:
-                return complete
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                complete = False
-                continue
-            for kind, _, _, body in split(data):
-                self._fold(kind, body)
 
     def _fold(self, kind: int, body: bytes) -> None:
         news = decode(kind, body)
