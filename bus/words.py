@@ -43,6 +43,10 @@ LARGEST_WHOLE = 2**62
 LARGEST_WORD = 2**64 - 1
 LARGEST_WEIGHT = 1_000
 LONGEST_MS = 10 * 366 * 86_400_000
+CLOCK_DRIFT_PERCENT = 2
+"""How far the clock of an LB may be off: what a lease must leave of a promise."""
+LARGEST_PROMISE_MS = 2_000
+"""After a boot no LB votes for so long, since it may have promised that before."""
 
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _IPV4 = rf"(?:{_OCTET}\.){{3}}{_OCTET}"

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from bus.words import CLOCK_DRIFT_PERCENT, LARGEST_PROMISE_MS
 from conf.lines import Key
 from conf.log import Log
 from conf.table import NEEDS_RESTART, Endpoint, Finding, Table, endpoint_findings
@@ -48,12 +49,6 @@ from conf.values import (
     duration_text,
     whole,
 )
-
-CLOCK_DRIFT_PERCENT = 2
-"""How far the clocks of two LBs may run apart: what a lease must leave of a promise."""
-
-LARGEST_PROMISE_MS = 2_000
-"""After a boot no LB votes for so long, since it may have promised that before."""
 
 DAY_MS = 86_400_000
 

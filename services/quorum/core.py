@@ -49,7 +49,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from bus.events import QuorumEvent, TableEvent, VipEvent
+from bus.events import QuorumEvent, TableEvent
 from bus.peer_protocol import (
     NO_VERSION,
     Ack,
@@ -130,7 +130,7 @@ class QuorumConfig:
     """How long the SNAT slot of an LB that left is given to nobody."""
 
 
-Event = TableEvent | QuorumEvent | VipEvent
+Event = TableEvent | QuorumEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,7 +465,7 @@ class Quorum:
             self._granted.release(message)
 
     def _on_go(self, _peer: str, message: Go, now_ms: int) -> None:
-        self._election.chosen(message.sender, message, now_ms)
+        self._election.chosen(message, now_ms)
 
     def _on_view(self, _peer: str, message: ViewReport, now_ms: int) -> None:
         made_ms = now_ms - message.age_ms

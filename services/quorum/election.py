@@ -57,9 +57,9 @@ from bus.peer_protocol import (
     Vote,
     VoteReply,
 )
-from bus.words import Role
+from bus.words import LARGEST_PROMISE_MS, Role
 from services.quorum.register import Register, version_of
-from services.quorum.timing import LARGEST_FACTOR, LARGEST_PROMISE_MS, Timing
+from services.quorum.timing import LARGEST_FACTOR, Timing
 
 
 class Cause(Enum):
@@ -116,9 +116,8 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Won:
-    """A term in which this LB leads, and why."""
+    """Why this LB leads in the present term."""
 
-    term: int
     reason: str
     resigned: bool
     """The leader before chose it, so leases that one had passed on may not be over yet."""
@@ -257,12 +256,12 @@ class Election:
         question = PreVote(self.name, self.term + 1, accepted, self._boot)
         self._send_all(question, 0)
 
-    def chosen(self, peer_name: str, message: Go, now_ms: int) -> None:
+    def chosen(self, message: Go, now_ms: int) -> None:
         """The leader has resigned for the sake of this LB."""
-        is_leader = message.term == self.term and peer_name == self.leader
+        is_leader = message.term == self.term and message.sender == self.leader
         if self.role is Role.FOLLOWER and is_leader and not self.is_blank:
-            self._resigned = peer_name
-            self._reason = f"{peer_name} handed over"
+            self._resigned = message.sender
+            self._reason = f"{message.sender} handed over"
             self._ask_for_votes(Cause.CHOSEN, now_ms)
 
     def _ask_for_votes(self, cause: Cause, now_ms: int) -> None:
@@ -298,7 +297,7 @@ class Election:
         self._sent.clear()
         self._led_since_ms = now_ms
         self._note_leader(self.name, now_ms)
-        self.won = Won(self.term, reason, self._resigned is not None)
+        self.won = Won(reason, self._resigned is not None)
 
     # ------------------------------------------------------------------ voting
 

@@ -21,7 +21,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from bus.peer_protocol import Grant, Release
-from services.quorum.timing import LARGEST_PROMISE_MS, passed_on
+from bus.words import LARGEST_PROMISE_MS
+from services.quorum.timing import passed_on
 
 
 @dataclass(slots=True)
@@ -67,10 +68,6 @@ class Held:
         self._least = 0
         """Grants of numbers up to this one were given up."""
         self.until_ms: dict[str, int] = {}
-
-    @property
-    def asked(self) -> int:
-        return self._asked
 
     def ask(self, now_ms: int) -> int:
         """The number for the next `Ack`."""

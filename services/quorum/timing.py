@@ -2,10 +2,10 @@
 
 A leader that sent a beat at t, and heard a majority acknowledge it, may act as the only one until
 t + `lease_ms` by its own clock: each of those followers has promised to elect nobody for
-`promise_ms` of *its* clock, counted from a later moment. A clock may run fast or slow by `DRIFT`,
-so that holds if
+`promise_ms` of *its* clock, counted from a later moment. A clock may run fast or slow by
+`CLOCK_DRIFT_PERCENT`, so that holds if
 
-    lease · (1 + DRIFT)  ≤  promise · (1 - DRIFT)
+    lease · (1 + drift)  ≤  promise · (1 - drift)
 
 which conf checks. A lease that the leader passes on is shortened by both clocks' drift
 (`passed_on`). All times are whole milliseconds of one machine's monotonic clock; none is ever
@@ -16,9 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-DRIFT_PERCENT = 2
-LARGEST_PROMISE_MS = 2_000
-"""What an LB that has lost its memory may have promised."""
+from bus.words import CLOCK_DRIFT_PERCENT, LARGEST_PROMISE_MS
+
 LEAST_JITTER_MS = 5
 LARGEST_FACTOR = 8
 
@@ -32,7 +31,7 @@ class Timing:
 
     def __post_init__(self) -> None:
         lease, promise = self.lease_ms, self.promise_ms
-        if lease * (100 + DRIFT_PERCENT) > promise * (100 - DRIFT_PERCENT):
+        if lease * (100 + CLOCK_DRIFT_PERCENT) > promise * (100 - CLOCK_DRIFT_PERCENT):
             raise ValueError(f"a promise of {promise} ms does not cover a lease of {lease} ms")
         if promise > LARGEST_PROMISE_MS:
             raise ValueError(f"a promise of {promise} ms, more than {LARGEST_PROMISE_MS}")
@@ -51,4 +50,4 @@ class Timing:
 
 def passed_on(left_ms: int) -> int:
     """What is left of a lease for somebody whose clock may drift the other way."""
-    return left_ms * (100 - DRIFT_PERCENT) // (100 + DRIFT_PERCENT)
+    return left_ms * (100 - CLOCK_DRIFT_PERCENT) // (100 + CLOCK_DRIFT_PERCENT)
