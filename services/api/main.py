@@ -26,7 +26,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections import Counter
 from collections.abc import Coroutine, Iterable
 from importlib.metadata import version
@@ -40,9 +39,7 @@ from bus.commands import (
     CommandError,
     request,
 )
-from bus.socket import (
-    PublisherSocket,
-)
+from bus.socket import PublisherSocket, monotonic_ms
 from conf import LbConfig, Paths, load_lb
 from services import process
 from services.api.fold import Fold
@@ -182,7 +179,7 @@ class ApiProcess:
     # ------------------------------------------------------------------ what HTTP asks for
 
     def now_ms(self) -> int:
-        return time.monotonic_ns() // 1_000_000
+        return monotonic_ms()
 
     def local(self) -> Local:
         waits = (*(listener.waiting_for for listener in self._listeners), self._events_waiting_for)

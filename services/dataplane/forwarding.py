@@ -9,7 +9,6 @@ these programs' maps: the census and with it the RSTs to clients of dead nodes, 
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from pyroute2 import IPRoute
 
 from bpf.syscall import possible_cpus
 from bpf.table import Table
+from bus.socket import monotonic_ms
 from bus.states import HookState, OutputState
 from services.dataplane import machine
 from services.dataplane.counters import Counters
@@ -198,8 +198,3 @@ def _reasons_of_the_machine() -> Iterator[None]:
 
 def _flow_table(table: Table) -> FlowTable:
     return FlowTable(table.map_fd, np.dtype(table.Leaf), table.info.max_entries)
-
-
-def monotonic_ms() -> int:
-    """The moment, by the monotonic clock."""
-    return time.monotonic_ns() // 1_000_000

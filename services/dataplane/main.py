@@ -51,6 +51,7 @@ from bus.commands import (
 from bus.events import (
     DataplaneEvent,
 )
+from bus.socket import monotonic_ms
 from bus.states import (
     CommittedTable,
     Counters,
@@ -67,7 +68,7 @@ from conf import LbConfig, Paths, load_lb
 from services import process
 from services.dataplane import machine, outputs
 from services.dataplane.flows.listing import Rows, Seated, list_flows
-from services.dataplane.forwarding import Forwarding, monotonic_ms
+from services.dataplane.forwarding import Forwarding
 from services.dataplane.front_table import MOST_FRONTS
 from services.dataplane.fronts import service_identity
 from services.dataplane.kernel import MAX_SERVICES, Settings

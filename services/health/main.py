@@ -42,6 +42,7 @@ from bus.node_protocol import (
     OfferedService,
     encode_node,
 )
+from bus.socket import monotonic_ms
 from bus.states import CommittedTable
 from bus.topics import Topic
 from bus.words import (
@@ -96,7 +97,7 @@ class HealthProcess:
         self._publisher, self._commands = self._bus.publisher, self._bus.commands
         self._subscriber = self._bus.subscriber
         self._listener = Listener(self._bus.context)
-        now_ms = _monotonic_ms()
+        now_ms = monotonic_ms()
         self._registry = Registry(_policy(config), now_ms)
         rejected = self._registry.faults.rejected
         self._connections = Connections(self._bus.context, self._listener.socket, rejected, now_ms)
@@ -117,16 +118,16 @@ class HealthProcess:
         """Until SIGTERM."""
         self._loop.watch(self._listener.socket, *self._bus.sockets)
         while not self._loop.signals.stopping:
-            drained_ms = self._step(_monotonic_ms())
+            drained_ms = self._step(monotonic_ms())
             # Nobody listens from the end of the drain to the next turn: what is not waiting is lag.
-            self._loop.wait(self._wait_ms(_monotonic_ms()), listened_ms=drained_ms)
+            self._loop.wait(self._wait_ms(monotonic_ms()), listened_ms=drained_ms)
         self._stop()
 
     def _step(self, begun_ms: int) -> int:
         """One turn; returns when its drain ended."""
         self._connections.turn(begun_ms)
         drained = self._drain()
-        now_ms = _monotonic_ms()
+        now_ms = monotonic_ms()
         lag_ms = self._loop.late_ms(begun_ms) + max(0, now_ms - begun_ms - DRAIN_MS)
         if lag_ms > LAG_MS:
             self._registry.lagged(lag_ms, now_ms)
@@ -156,9 +157,9 @@ class HealthProcess:
 
     def _drain(self) -> bool:
         """Read all that agents have sent; False if that would take too long for one turn."""
-        end_ms = _monotonic_ms() + DRAIN_MS
+        end_ms = monotonic_ms() + DRAIN_MS
         for number in itertools.count(1):
-            now_ms = _monotonic_ms()
+            now_ms = monotonic_ms()
             if now_ms >= end_ms:
                 break
             if number % LOOK_AFTER_MESSAGES == 0:  # it may be a flood
@@ -197,7 +198,7 @@ class HealthProcess:
 
     def _publish_checks(self) -> None:
         """Read by people alone: so it may cost a hundredth of this process's time, no more."""
-        now_ms, begun_s = _monotonic_ms(), time.thread_time()
+        now_ms, begun_s = monotonic_ms(), time.thread_time()
         self._publisher.publish(Topic.STATE_CHECKS, self._registry.checks(now_ms))
         cost_ms = int(1_000 * (time.thread_time() - begun_s))
         self._checks_ms = now_ms + max(REPUBLISH_MS, CHECKS_SHARE * cost_ms)
@@ -216,7 +217,7 @@ class HealthProcess:
             self._view_changed = False
         else:
             self._publisher.repeat(Topic.STATE_VIEW)
-        done_ms = _monotonic_ms()
+        done_ms = monotonic_ms()
         self._republish_ms = now_ms + REPUBLISH_MS
         self._publish_from_ms = done_ms + min(max(GAP_MS, 10 * (done_ms - now_ms)), REPUBLISH_MS)
 
@@ -286,11 +287,11 @@ class HealthProcess:
         config, answer = process.reload_lb(self._config_path, self._started_with)
         if config is not None:
             self._config = config
-            self._settle(_monotonic_ms())
+            self._settle(monotonic_ms())
         return answer
 
     def _stop(self) -> None:
-        self._save(_monotonic_ms())
+        self._save(monotonic_ms())
         _log.info("stopped", process=topics.HEALTH)
         self._connections.close()
         self._listener.close()
@@ -326,10 +327,6 @@ def _allow_many_connections() -> None:
     """Each agent's connection is a file descriptor: allow as many as the machine does."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _monotonic_ms() -> int:
-    return time.monotonic_ns() // 1_000_000
 
 
 if __name__ == "__main__":

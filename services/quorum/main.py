@@ -30,6 +30,7 @@ from bus import topics
 from bus.commands import (
     CommandError,
 )
+from bus.socket import monotonic_ms
 from bus.states import (
     LocalView,
     QuorumState,
@@ -86,7 +87,7 @@ class QuorumProcess:
         self._subscriber = self._bus.subscriber
         self._storage = Storage(paths.state_dir, boot_id())
         stored, adopted = _load(self._storage)
-        seed, now_ms = secrets.randbits(64), _monotonic_ms()
+        seed, now_ms = secrets.randbits(64), monotonic_ms()
         self._core = Quorum(core_config(config), stored, seed, now_ms)
         self._unwritten: Persist | None = None
         """What the core wants on the disk and is not there yet."""
@@ -102,8 +103,8 @@ class QuorumProcess:
         """Until SIGTERM."""
         self._loop.watch(*self._bus.sockets)
         while not self._loop.signals.stopping:
-            self._step(_monotonic_ms())
-            self._loop.wait(self._wait_ms(_monotonic_ms()))
+            self._step(monotonic_ms())
+            self._loop.wait(self._wait_ms(monotonic_ms()))
         _log.info("stopped", process=topics.QUORUM)
         self._bus.close()
 
@@ -185,7 +186,7 @@ class QuorumProcess:
     def _reload(self) -> dict[str, Any]:
         config, answer = process.reload_lb(self._config_path, self._started_with)
         if config is not None:
-            self._core.reconfigure(core_config(config), _monotonic_ms())
+            self._core.reconfigure(core_config(config), monotonic_ms())
             _warn_if_not_alone(config)
         return answer
 
@@ -195,7 +196,7 @@ def _load(storage: Storage) -> tuple[HardState, str]:
     said = ""
     while True:
         try:
-            stored, complaint = storage.load(_monotonic_ms())
+            stored, complaint = storage.load(monotonic_ms())
         except OSError as error:
             if str(error) != said:
                 said = str(error)
@@ -279,7 +280,3 @@ def _warn_if_not_alone(config: LbConfig) -> None:
 
 def _loggable(event: Any) -> dict[str, Any]:
     return {name: getattr(event, name) for name in type(event).__slots__}
-
-
-def _monotonic_ms() -> int:
-    return time.monotonic_ns() // 1_000_000
