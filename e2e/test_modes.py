@@ -9,20 +9,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
+from e2e import whole
 from e2e.hosts import Hosts, LabHosts, lab_hosts, node_states, traffic, verdicts, wait_for
 from e2e.lab import Plan
 from e2e.lab.files import toml_text
 from e2e.lab.plan import PRIVATE, SERVICES
 
-UDP_PORT = 5300
-IPERF = {"name": "iperf", "port": 5201, "affinity": "client"}
-"""iperf3's two connections, one that controls and one that carries, belong to one node."""
-LEAST_BITS_PER_SECOND = 100e6
 FRAGMENTED_BYTES = 4000
 NARROW_MTU = 1500
 OLD_FLOWS = """
@@ -65,7 +60,6 @@ while time.monotonic() < deadline and probe.getsockopt(socket.IPPROTO_IP, IP_MTU
         pass
 print(probe.getsockopt(socket.IPPROTO_IP, IP_MTU))
 """
-UDP_CLIENT = Path(__file__).with_name("datagrams.py").read_text()
 
 
 @pytest.fixture(scope="module", params=["l2", "l3", "l4"])
@@ -77,7 +71,7 @@ def hosts(
 
     extra = tmp_path_factory.mktemp("modes") / "extra.toml"
     ours = [{"name": one.name, "port": one.port, "protocol": one.protocol} for one in SERVICES]
-    extra.write_text(toml_text({"services": [*ours, IPERF]}))
+    extra.write_text(toml_text({"services": [*ours, whole.IPERF]}))
     with lab_hosts(Plan(mode=request.param), say, extra) as machines:
         yield machines
 
@@ -85,15 +79,6 @@ def hosts(
 @pytest.fixture
 def mode(hosts: Hosts, lb: str) -> str:
     return str(hosts.api(lb, "/v1/status")["mode"])
-
-
-def datagrams(hosts: Hosts, *options: str) -> dict[str, Any]:
-    """What became of the datagrams that datagrams.py sent from the client."""
-    words = ("python3", "-c", UDP_CLIENT, hosts.vip(), str(UDP_PORT), *options)
-    done = hosts.run(hosts.client, *words)
-    assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
 
 
 def test_pages(hosts: Hosts) -> None:
@@ -108,32 +93,23 @@ def test_pages(hosts: Hosts) -> None:
 
 
 def test_a_large_download_arrives_whole(hosts: Hosts) -> None:
-    url = f"http://{hosts.vip()}:8080/200m.bin"
-    fetch = "curl --silent --noproxy '*'"
-    script = f"{fetch} {url} | sha256sum; {fetch} {url}.sha256"
-    ours, theirs = hosts.run(hosts.client, "bash", "-c", script).stdout.splitlines()
-    assert ours.split()[0] == theirs.split()[0]
+    whole.large_download(hosts, hosts.vip())
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_bulk(hosts: Hosts, direction: str) -> None:
-    options = ["--reverse"] if direction == "down" else []
-    words = ["iperf3", "--json", "--time", "2", "--client", hosts.vip(), *options]
-    done = hosts.run(hosts.client, *words)
-    answer = json.loads(done.stdout)
-    assert "error" not in answer, answer["error"]
-    assert answer["end"]["sum_received"]["bits_per_second"] > LEAST_BITS_PER_SECOND
+    whole.bulk(hosts, hosts.vip(), direction)
 
 
 def test_queries_by_udp_are_answered_by_every_node(hosts: Hosts) -> None:
-    seen = datagrams(hosts, "--count", "300", "--bytes", "40")
+    seen = whole.exchanged(hosts, hosts.vip(), "--count", "300", "--bytes", "40")
     assert seen["lost"] == 0
     assert set(seen["answers"]) == set(hosts.nodes)
 
 
 def test_datagrams_in_fragments_both_ways(hosts: Hosts, lb: str) -> None:
     before = verdicts(hosts, lb)
-    seen = datagrams(hosts, "--count", "20", "--bytes", str(FRAGMENTED_BYTES))
+    seen = whole.exchanged(hosts, hosts.vip(), "--count", "20", "--bytes", str(FRAGMENTED_BYTES))
     assert seen["lost"] == 0
     assert sum(seen["answers"].values()) == 20
     wait_for(
@@ -143,10 +119,10 @@ def test_datagrams_in_fragments_both_ways(hosts: Hosts, lb: str) -> None:
 
 
 def test_a_fragment_before_its_first_is_counted_by_name(hosts: Hosts, lb: str) -> None:
-    in_order = datagrams(hosts, "--raw-fragments", "first-first")
+    in_order = whole.exchanged(hosts, hosts.vip(), "--raw-fragments", "first-first")
     assert in_order["lost"] == 0
     before = verdicts(hosts, lb)
-    out_of_order = datagrams(hosts, "--raw-fragments", "second-first")
+    out_of_order = whole.exchanged(hosts, hosts.vip(), "--raw-fragments", "second-first")
     assert out_of_order["lost"] == 1
     wait_for(
         lambda: verdicts(hosts, lb)["drop_fragment_alone"] > before["drop_fragment_alone"],

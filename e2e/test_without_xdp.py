@@ -6,17 +6,17 @@ through a VLAN whose tag the LB itself sees, and without which its replies reach
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 
 import pytest
 
+from e2e import whole
 from e2e.hosts import Hosts, LabHosts, lab_hosts, verdicts, wait_for
 from e2e.lab import Plan
 from e2e.lab.files import toml_text
 from e2e.lab.plan import SERVICES
-from e2e.test_modes import IPERF, LEAST_BITS_PER_SECOND, UPLOAD, datagrams
+from e2e.test_modes import UPLOAD
 
 
 @pytest.fixture(scope="module", params=["l2", "l3", "l4", "l4 in a VLAN"])
@@ -28,7 +28,7 @@ def hosts(
 
     extra = tmp_path_factory.mktemp("vlan") / "extra.toml"
     ours = [{"name": one.name, "port": one.port, "protocol": one.protocol} for one in SERVICES]
-    extra.write_text(toml_text({"services": [*ours, IPERF]}))
+    extra.write_text(toml_text({"services": [*ours, whole.IPERF]}))
     mode, _, vlan = request.param.partition(" in a ")
     lab = Plan(nodes=2, mode=mode, devices=("macvlan/veth",), vlan=bool(vlan))
     with lab_hosts(lab, say, extra) as machines:
@@ -36,11 +36,7 @@ def hosts(
 
 
 def test_a_large_download_arrives_whole(hosts: Hosts) -> None:
-    url = f"http://{hosts.vip()}:8080/200m.bin"
-    fetch = "curl --silent --noproxy '*'"
-    script = f"{fetch} {url} | sha256sum; {fetch} {url}.sha256"
-    ours, theirs = hosts.run(hosts.client, "bash", "-c", script).stdout.splitlines()
-    assert ours.split()[0] == theirs.split()[0]
+    whole.large_download(hosts, hosts.vip())
 
 
 def test_an_upload_arrives_whole(hosts: Hosts) -> None:
@@ -50,15 +46,11 @@ def test_an_upload_arrives_whole(hosts: Hosts) -> None:
 
 @pytest.mark.parametrize("direction", ["up", "down"])
 def test_bulk(hosts: Hosts, direction: str) -> None:
-    options = ["--reverse"] if direction == "down" else []
-    words = ["iperf3", "--json", "--time", "2", "--client", hosts.vip(), *options]
-    answer = json.loads(hosts.run(hosts.client, *words).stdout)
-    assert "error" not in answer, answer["error"]
-    assert answer["end"]["sum_received"]["bits_per_second"] > LEAST_BITS_PER_SECOND
+    whole.bulk(hosts, hosts.vip(), direction)
 
 
 def test_datagrams_are_answered_by_every_node(hosts: Hosts) -> None:
-    seen = datagrams(hosts, "--count", "100", "--bytes", "40")
+    seen = whole.exchanged(hosts, hosts.vip(), "--count", "100", "--bytes", "40")
     assert seen["lost"] == 0
     assert set(seen["answers"]) == set(hosts.nodes)
 

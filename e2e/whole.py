@@ -1,12 +1,17 @@
-"""Whether what a client sends and fetches through a VIP arrives whole: small and quick."""
+"""Whether what a client sends and fetches through a VIP arrives whole, small or large."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from e2e.hosts import Hosts
 
+UDP_PORT = 5300
+IPERF = {"name": "iperf", "port": 5201, "affinity": "client"}
+"""iperf3's two connections, one that controls and one that carries, belong to one node."""
+LEAST_BITS_PER_SECOND = 100e6
 FETCH = """
 fetch() { curl --silent --max-time 20 --noproxy '*' "http://$1:8080/$2"; }
 for i in $(seq 12); do fetch "$1" ""; done | sort -u | xargs
@@ -37,9 +42,32 @@ def upload(hosts: Hosts, vip: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def exchanged(hosts: Hosts, vip: str, *options: str) -> dict[str, Any]:
+    """What became of the datagrams that datagrams.py sent from the client."""
+    done = hosts.run(hosts.client, "python3", "-c", UDP_CLIENT, vip, str(UDP_PORT), *options)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
 def datagrams(hosts: Hosts, vip: str, size: int) -> None:
     """Twenty of so many bytes, and their answers."""
-    words = ("python3", "-c", UDP_CLIENT, vip, "5300", "--count", "20", "--bytes", str(size))
-    done = hosts.run(hosts.client, *words)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["lost"] == 0
+    assert exchanged(hosts, vip, "--count", "20", "--bytes", str(size))["lost"] == 0
+
+
+def large_download(hosts: Hosts, vip: str) -> None:
+    """Two hundred megabytes, with their hash."""
+    url = f"http://{vip}:8080/200m.bin"
+    fetch = "curl --silent --noproxy '*'"
+    script = f"{fetch} {url} | sha256sum; {fetch} {url}.sha256"
+    ours, theirs = hosts.run(hosts.client, "bash", "-c", script).stdout.splitlines()
+    assert ours.split()[0] == theirs.split()[0]
+
+
+def bulk(hosts: Hosts, vip: str, direction: str) -> None:
+    """Two seconds of iperf3, `up` or `down`, to a service that the lab was given (`IPERF`)."""
+    options = ["--reverse"] if direction == "down" else []
+    words = ["iperf3", "--json", "--time", "2", "--client", vip, *options]
+    answer = json.loads(hosts.run(hosts.client, *words).stdout)
+    assert "error" not in answer, answer["error"]
+    assert answer["end"]["sum_received"]["bits_per_second"] > LEAST_BITS_PER_SECOND
