@@ -366,8 +366,8 @@ def test_term_ends_it_well_though_streams_are_open(ready: Gale, listen: Listen) 
         list(stream)  # its end is orderly: not cut off, which would raise here
 
 
-def test_hangup_with_a_bad_file_changes_nothing(ready: Gale) -> None:
-    ready.config.write_text("[local]\nnonsense = 1\n")
+def refused_reload(ready: Gale) -> dict[str, Any]:
+    """What the command says, after the signal, of a file that cannot be taken."""
     assert ready.process is not None
     ready.process.send_signal(signal.SIGHUP)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -375,6 +375,12 @@ def test_hangup_with_a_bad_file_changes_nothing(ready: Gale) -> None:
     answer = request(context, path, "reload", {}, timeout_ms=TIMEOUT_S * 1000)
     context.term()
     assert answer["applied"] is False
+    return answer
+
+
+def test_hangup_with_a_bad_file_changes_nothing(ready: Gale) -> None:
+    ready.config.write_text("[local]\nnonsense = 1\n")
+    answer = refused_reload(ready)
     assert any("nonsense" in problem for problem in answer["problems"])
     assert ready.get("/healthz").status_code == 200
 
@@ -382,13 +388,7 @@ def test_hangup_with_a_bad_file_changes_nothing(ready: Gale) -> None:
 def test_hangup_with_a_fifo_in_the_files_place_holds_nothing_up(ready: Gale) -> None:
     ready.config.unlink()
     os.mkfifo(ready.config)
-    assert ready.process is not None
-    ready.process.send_signal(signal.SIGHUP)
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    path = topics.command_path(ready.run_dir, topics.API)
-    answer = request(context, path, "reload", {}, timeout_ms=TIMEOUT_S * 1000)
-    context.term()
-    assert answer["applied"] is False
+    answer = refused_reload(ready)
     assert "no regular file" in answer["problems"][0]
     assert ready.get("/healthz").status_code == 200
 

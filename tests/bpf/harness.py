@@ -189,6 +189,15 @@ def program(text: str, **defines: str | int) -> Iterator[LoadedObject]:
         compiled.close()
 
 
+def open_maps() -> int:
+    """How many maps this process holds by a descriptor."""
+    return sum(
+        "bpf-map" in str(link.readlink())
+        for link in Path("/proc/self/fd").iterdir()
+        if link.is_symlink()
+    )
+
+
 def clear_map(fd: int) -> None:
     """Delete every entry; of an array, zero every value."""
     kind = map_shape(fd)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from bpf.chain import Choice, FlowTables, choose, standing
 from bpf.loader import compile_program
 from bpf.pins import BELONG_TO_FLOWS, PinMismatch, PinnedMaps, map_info, open_pin, pin
 from bpf.syscall import MapType, create_map, get_object, map_name, pin_object
-from tests.bpf.harness import IMAGES, private_bpffs, source_file
+from tests.bpf.harness import IMAGES, open_maps, private_bpffs, source_file
 from tests.bpf.two_tables import XDP, add_flow, finds
 
 SIZES = (16, 32, 48)
@@ -335,23 +336,29 @@ def test_a_start_that_dies_while_it_begins_a_chain_loses_no_flow(
     assert steps == 4
 
 
+def with_an_empty_old_table(bpf_dir: Path) -> None:
+    ran(bpf_dir, 16)
+    ran(bpf_dir, 32, 2)
+
+
+def goes_on(next_size: int, bpf_dir: Path, attached: bool) -> None:
+    """The flow of before is there, and that of the one that died if it was attached."""
+    again = started(bpf_dir, next_size)
+    assert again.knows(2)
+    assert again.knows(9) is attached
+    nothing_half_done(bpf_dir)
+    again.end()
+
+
 @pytest.mark.parametrize("next_size", SIZES)
 def test_a_start_that_dies_while_it_drops_an_empty_table_loses_no_flow(
     monkeypatch: pytest.MonkeyPatch, next_size: int
 ) -> None:
-    def after(bpf_dir: Path, attached: bool) -> None:
-        again = started(bpf_dir, next_size)
-        assert again.knows(2)
-        assert again.knows(9) is attached
-        nothing_half_done(bpf_dir)
-        again.end()
-
-    def before(bpf_dir: Path) -> None:
-        ran(bpf_dir, 16)
-        ran(bpf_dir, 32, 2)
-
     steps = until_it_lives(
-        monkeypatch, before, lambda bpf_dir: Start(bpf_dir, 32, old_is_empty=True), after
+        monkeypatch,
+        with_an_empty_old_table,
+        lambda bpf_dir: Start(bpf_dir, 32, old_is_empty=True),
+        partial(goes_on, next_size),
     )
     assert steps == 2
 
@@ -360,19 +367,11 @@ def test_a_start_that_dies_while_it_drops_an_empty_table_loses_no_flow(
 def test_a_start_that_dies_while_one_chain_follows_another_loses_no_flow(
     monkeypatch: pytest.MonkeyPatch, next_size: int
 ) -> None:
-    def after(bpf_dir: Path, attached: bool) -> None:
-        again = started(bpf_dir, next_size)
-        assert again.knows(2)
-        assert again.knows(9) is attached
-        nothing_half_done(bpf_dir)
-        again.end()
-
-    def before(bpf_dir: Path) -> None:
-        ran(bpf_dir, 16)
-        ran(bpf_dir, 32, 2)
-
     steps = until_it_lives(
-        monkeypatch, before, lambda bpf_dir: Start(bpf_dir, 48, old_is_empty=True), after
+        monkeypatch,
+        with_an_empty_old_table,
+        lambda bpf_dir: Start(bpf_dir, 48, old_is_empty=True),
+        partial(goes_on, next_size),
     )
     assert steps == 4
 
@@ -538,13 +537,6 @@ def test_both_generations_take_the_same_locks(bpf_dir: Path) -> None:
 
 
 def test_fds_are_given_back(bpf_dir: Path) -> None:
-    def open_maps() -> int:
-        return sum(
-            "bpf-map" in str(link.readlink())
-            for link in Path("/proc/self/fd").iterdir()
-            if link.is_symlink()
-        )
-
     ran(bpf_dir, 16)
     before = open_maps()
     for buckets, old_is_empty in ((32, False), (48, False), (48, True), (48, True)):

@@ -13,7 +13,15 @@ import pytest
 from bpf.loader import LoadedObject, compile_program
 from bpf.pins import ADVICE, PinMismatch, PinnedMaps, map_info, open_pin, pin
 from bpf.syscall import create_map, get_object, map_shape, program_info
-from tests.bpf.harness import IMAGES, XdpVerdict, private_bpffs, run_xdp, source_file, tcp
+from tests.bpf.harness import (
+    IMAGES,
+    XdpVerdict,
+    open_maps,
+    private_bpffs,
+    run_xdp,
+    source_file,
+    tcp,
+)
 
 PACKET = tcp(("192.0.2.1", 1), ("192.0.2.2", 2))
 SHAPES: dict[str, str | int] = {
@@ -328,13 +336,6 @@ def test_a_migration_that_is_given_up_leaves_the_old_pins(bpf_dir: Path) -> None
 
 
 def test_fds_are_given_back(bpf_dir: Path) -> None:
-    def open_maps() -> int:
-        return sum(
-            "bpf-map" in str(link.readlink())
-            for link in Path("/proc/self/fd").iterdir()
-            if link.is_symlink()
-        )
-
     Start(bpf_dir).end()
     before = open_maps()
     for entries in (1000, 2000, 2000):
