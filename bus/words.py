@@ -122,7 +122,7 @@ class NoFlow(StrEnum):
 
 
 class NodeState(StrEnum):
-    """Where a node stands in the registry; design, section 4, has the transitions."""
+    """Where a node stands in the registry (services/health/registry.py has the transitions)."""
 
     PROBATION = "probation"
     UP = "up"
