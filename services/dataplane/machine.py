@@ -31,6 +31,10 @@ class Machine:
     public: Interface
     private: Interface
 
+    @property
+    def ifindexes(self) -> tuple[int, int]:
+        return self.public.ifindex, self.private.ifindex
+
 
 class NotReadyError(Exception):
     """Something of the machine is missing; the message says what, for `waiting_for`."""

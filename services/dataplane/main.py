@@ -329,10 +329,7 @@ class DataplaneProcess:
         self._describe_outputs(forwarding)
         self._waiting_for = ""
         self._held = forwarding.kernel.adopt()
-        if forwarding.settings.public_ifindex:
-            # What was set up goes on, with interfaces that may have other numbers by now.
-            there = of_machine(forwarding.machine, self._is_by_tc)
-            forwarding.write_settings(replace(forwarding.settings, **there))
+        self._write_machine(forwarding)
         self._watch(frozenset(seat.address for seat in self._held.seats.values()), now_ms)
         for hook in forwarding.hooks:
             self._announce(hook)
@@ -342,6 +339,12 @@ class DataplaneProcess:
             _log.info("maps migrated to a new size", maps=forwarding.programs.migrated)
         if forwarding.programs.resize_waits:
             _log.warning("a new size waits", why=forwarding.programs.resize_waits)
+
+    def _write_machine(self, forwarding: Forwarding) -> None:
+        """What was set up goes on, with interfaces that may be others by now."""
+        if forwarding.settings.public_ifindex:
+            there = of_machine(forwarding.machine, self._is_by_tc)
+            forwarding.write_settings(replace(forwarding.settings, **there))
 
     def _attach(self, *, old_table_is_empty: bool = False) -> Forwarding:
         """Raises one of NOT_READY or REFUSED; anything else is a fault of ours."""
@@ -404,6 +407,7 @@ class DataplaneProcess:
         if now_ms < self._settle_ms:
             return
         self._settle_ms = now_ms + SETTLE_MS
+        held = forwarding.machine
         plan = forwarding.programs.plan
         try:
             forwarding.hooks = forwarding.programs.hooks()
@@ -414,14 +418,20 @@ class DataplaneProcess:
             self._wait_for(str(reason))
             return
         lost = forwarding.programs.lost(forwarding.hooks)
-        if present != forwarding.machine or lost:
+        in_pieces, forwarding.machine = forwarding.xdp_in_pieces, present
+        is_other = present.ifindexes != held.ifindexes or forwarding.xdp_in_pieces != in_pieces
+        if is_other or lost:
             _log.warning("interfaces or hooks have changed, attaching again", lost=lost)
             forwarding.close()
             self._forwarding = None
             self._stale = True
             self._retry_ms = now_ms
             return
-        self._stale |= addresses != forwarding.addresses
+        if present != held:
+            # Until now XDP took packets to a new MAC address for a stranger's: TC forwarded them.
+            self._write_machine(forwarding)
+            _log.info("interfaces have changed", public=present.public, private=present.private)
+        self._stale |= present != held or addresses != forwarding.addresses
         forwarding.addresses = addresses
         self._waiting_for = ""
 

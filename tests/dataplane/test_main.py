@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from bpf.loader import LoadedObject, compile_program
 from bpf.pins import PinnedMaps, open_pin, pin
 from bpf.syscall import MapType, create_map, map_shape
 from bus.commands import CommandError
-from bus.states import DataplaneState, NodeService
+from bus.states import Counters, DataplaneState, NodeService
 from bus.words import (
     Mode,
     NodeState,
@@ -432,8 +431,11 @@ NEW_MAC = "02:00:5e:00:53:01"
 
 @pytest.mark.parametrize("side", ["public", "private"])
 def test_an_interface_that_changes_its_mac_keeps_its_flows(lb: Site, side: str) -> None:
-    """The other end learns of it at once, as from a gratuitous ARP."""
-    process = lb.bring_up()
+    """The other end learns of it at once, as from a gratuitous ARP; and there is no quorum yet."""
+    lb.kill(lb.bring_up())
+    lb.silence_quorum()
+    process = lb.start()
+    lb.until(lambda state: state.hooks and not state.waiting_for, "attached")
     opened = connections(lb)
     other, name, own = {
         "public": (lb.client, "pub0", PUBLIC),
@@ -442,9 +444,16 @@ def test_an_interface_that_changes_its_mac_keeps_its_flows(lb: Site, side: str) 
     run("ip", "-n", lb.lb, "link", "set", name, "address", NEW_MAC)
     run("ip", "-n", other, "neigh", "replace", own, "dev", name, "lladdr", NEW_MAC)
     assert all(each.echo() for each in opened)
-    lb.until_ready()
+    lb.until(lambda _: "interfaces have changed" in lb.log(), "seen")
     connections(lb)
     assert all(each.echo() for each in opened)
+    by_xdp = lb.until_counted(lambda _: True).verdicts["xdp_public.l4_established"]
+
+    def is_by_xdp_again(told: Counters) -> bool:
+        assert all(each.echo() for each in opened)
+        return told.verdicts["xdp_public.l4_established"] > by_xdp + 20 * len(opened)
+
+    lb.until_counted(is_by_xdp_again)
     assert process.poll() is None
 
 
@@ -453,26 +462,22 @@ def test_a_public_interface_that_becomes_narrow_says_so_to_the_nodes(lb: Site) -
     opened = connections(lb)
     for end in (lb.lb, lb.client):
         run("ip", "-n", end, "link", "set", "pub0", "mtu", "1300")
-    lb.until(lambda _: "attaching again" in lb.log(), "seen")
-    lb.until_ready()
+    lb.until(lambda _: "interfaces have changed" in lb.log(), "seen")
     assert all(each.echo(b"x" * 60_000 + b"\n") for each in opened)
     told = lb.until_counted(lambda told: told.verdicts.get("tc_private.too_big_answered", 0))
     assert not [name for name in told.verdicts if name.endswith("drop_too_big")]
-
-
-def waits(wanted: bool, state: DataplaneState) -> bool:
-    return bool(state.waiting_for) is wanted
 
 
 def test_an_interface_that_is_renamed_is_waited_for_and_its_flows_go_on(lb: Site) -> None:
     """Programs hang on the device, not on its name."""
     lb.bring_up()
     opened = connections(lb)
-    for former, name in (("pub0", "wan0"), ("wan0", "pub0")):
-        run("ip", "-n", lb.lb, "link", "set", former, "name", name)
-        lb.until(partial(waits, name == "wan0"), name)
-        assert all(each.echo() for each in opened)
+    run("ip", "-n", lb.lb, "link", "set", "pub0", "name", "wan0")
+    lb.until(lambda state: state.waiting_for.startswith("interface pub0"), "waiting")
+    assert all(each.echo() for each in opened)
+    run("ip", "-n", lb.lb, "link", "set", "wan0", "name", "pub0")
     lb.until_ready()
+    assert all(each.echo() for each in opened)
     connections(lb)
 
 
