@@ -76,6 +76,9 @@ class SeatShape:
     packets_out: int
     bytes_out: int
     flows: int
+    state: str
+    """Of the node at this service, as seen from here or else as agreed."""
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +280,8 @@ def nodes(fold: Fold, now_ms: int) -> NodesShape | None:
         return None
     observed, committed = fold.nodes_state(now_ms), data_of(fold, Topic.STATE_TABLE)
     agreed = {node.id: node for node in committed.table.nodes} if committed is not None else {}
-    seats = _Seats(fold)
     seen = observed.nodes if observed is not None else ()
+    seats = _Seats(fold, [*agreed.values(), *seen])
     shapes = [_seen(node, agreed.pop(node.id, None), seats) for node in seen]
     shapes += [_only_agreed(node, seats, ages[1] or 0) for node in agreed.values()]
     shapes.sort(key=lambda node: (node.name, node.id))
@@ -292,7 +295,8 @@ def services(fold: Fold, local: Local, now_ms: int) -> ServicesShape | None:
         return None
     table = committed.table
     ports = {(node.id, offer.name): offer.port for node in table.nodes for offer in node.services}
-    seats = _Seats(fold)
+    observed = fold.nodes_state(now_ms)
+    seats = _Seats(fold, [*table.nodes, *(observed.nodes if observed is not None else ())])
     return ServicesShape(
         [_service(service, local, seats, ports, age) for service in table.services], age
     )
@@ -322,7 +326,8 @@ def quorum(fold: Fold, now_ms: int) -> QuorumShape | None:
 class _Seats:
     """The dataplane's seats with their counters, by node and by service."""
 
-    def __init__(self, fold: Fold) -> None:
+    def __init__(self, fold: Fold, nodes: Iterable[NodeObservation | TableNode]) -> None:
+        self._node_of = {node.id: node for node in nodes}
         dataplane = data_of(fold, Topic.STATE_DATAPLANE)
         counters = data_of(fold, Topic.STATE_COUNTERS)
         self._counted: dict[tuple[str, str], SeatCounters] = (
@@ -342,6 +347,7 @@ class _Seats:
 
     def shape(self, seat: SeatState, port: int | None) -> SeatShape:
         counted = self._counted.get((seat.service, seat.node))
+        state, reason = _standing(self._node_of.get(seat.node), seat.service)
         return SeatShape(
             service=seat.service,
             node=seat.node,
@@ -354,11 +360,31 @@ class _Seats:
             packets_out=counted.packets_out if counted else 0,
             bytes_out=counted.bytes_out if counted else 0,
             flows=counted.flows if counted else 0,
+            state=state,
+            reason=seat.reason or reason,
         )
 
     def of_node(self, node: NodeObservation | TableNode) -> list[SeatShape]:
+        """With those of its services that it has no seat for, because they never were well."""
         ports = {service.name: service.port for service in node.services}
-        return [self.shape(seat, ports.get(seat.service)) for seat in self.by_node.get(node.id, ())]
+        seats = list(self.by_node.get(node.id, ()))
+        seated = {seat.service for seat in seats}
+        seats += [
+            SeatState(0, each.service, node.id, 0, 0.0, False)
+            for each in node.apart
+            if each.service not in seated
+        ]
+        return [self.shape(seat, ports.get(seat.service)) for seat in seats]
+
+
+def _standing(node: NodeObservation | TableNode | None, service: str) -> tuple[str, str]:
+    """The state of a node at a service, and why where that is not the node's own."""
+    if node is None:
+        return "", ""
+    for each in node.apart:
+        if each.service == service:
+            return each.state, each.reason
+    return node.state, ""
 
 
 def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats) -> NodeShape:

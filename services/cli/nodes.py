@@ -42,9 +42,12 @@ def services(context: typer.Context) -> None:
     if invocation.json:
         print_json(answer)
         return
-    columns = ("node", "slots#", "share#", "begun#", "packets in#", "in#", "packets out#", "out#")
+    columns = (
+        *("node", "state", "slots#", "share#", "begun#"),
+        *("packets in#", "in#", "packets out#", "out#"),
+    )
     stacked = (
-        *(("node",), ("slots", "share"), ("begun",), ("packets in", "in")),
+        *(("node", "state"), ("slots", "share"), ("begun",), ("packets in", "in")),
         *(("packets out", "out"),),
     )
     parts: list[Any] = []
@@ -115,13 +118,23 @@ def _node_row(node: dict[str, Any]) -> list[Any]:
         span(banned_for_ms) if banned_for_ms else "",
         span(node["observed_ms"]),
         node["id"],
-        node["reason"],
+        "; ".join([node["reason"], *_apart(node)]),
     ]
 
 
-def _seat_row(seat: dict[str, Any]) -> list[str]:
+def _apart(node: dict[str, Any]) -> list[str]:
+    """The services of a node that are not as it is, and why."""
+    return [
+        f"{seat['service']} {seat['state']}: {seat['reason']}"
+        for seat in node.get("services", ())
+        if seat.get("reason")
+    ]
+
+
+def _seat_row(seat: dict[str, Any]) -> list[Any]:
     return [
         seat["node"],
+        state_text(seat.get("state")),
         count(seat["slots"]),
         percent(seat["share"]),
         count(seat["flows"]),

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from bus.states import (
     LocalView,
     NodeTable,
+    states_apart,
 )
 from bus.words import (
     Mode,
@@ -97,7 +98,10 @@ def modes_of_nodes(table: NodeTable, view: LocalView | None) -> dict[str, list[M
             continue
         said = {service.name: service.modes for service in node.services}
         said |= {service.name: service.modes for service in own.services} if own else {}
+        out = set(states_apart(node))
+        if own is not None:
+            out |= {name for name, state in states_apart(own).items() if state in DEAD}
         for name, modes in said.items():
-            if name in prepared:
+            if name in prepared and name not in out:
                 prepared[name].append(modes)
     return prepared

@@ -21,6 +21,7 @@ from bus.words import (
     Weight,
 )
 from services.health.clock_offset import ClockOffset
+from services.health.standing import ROUTED, Standing
 
 PROBATION_HASTE = 10
 """How many times as often a node on probation beats."""
@@ -49,6 +50,17 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptService:
+    """What survives of a service of a node that stands apart."""
+
+    service: str
+    state: NodeState
+    reason: str
+    fails: Stored
+    ban_remaining_ms: Duration
+
+
+@dataclass(frozen=True, slots=True)
 class KeptNode:
     """What survives a restart of this process, by way of the state file."""
 
@@ -62,6 +74,7 @@ class KeptNode:
     ban_remaining_ms: Duration
     silent: bool = False
     was_up: bool = True
+    apart: tuple[KeptService, ...] = ()
 
 
 class Send(NamedTuple):
@@ -124,5 +137,16 @@ class Node:
     """Whether a beat has come since its agent started."""
     prepared: dict[str, tuple[Mode, ...]] | None = None
     """By service, where that is more than L4; None: its agent does not say."""
+    sick: dict[str, str] | None = None
+    """By service that it does not serve, why; None: its agent does not say."""
+    apart: dict[str, Standing] = field(default_factory=dict)
+    """By service that does not stand as the node does, or that has failures of its own."""
     scheduled_ms: int | None = None
     """The time of this node's live entry in the heap."""
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether one of its services is on probation while the node is routed to."""
+        return self.state in ROUTED and any(
+            standing.state is NodeState.PROBATION for standing in self.apart.values()
+        )

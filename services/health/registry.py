@@ -1,6 +1,6 @@
 """The registry: what this LB knows of its nodes, and what follows from it. Pure.
 
-Each node stands in one of five states. `TRANSITIONS` below is the whole of what may happen; any
+Each node stands in one of five states. `standing.TRANSITIONS` is the whole of what may happen; any
 other step raises, since it would be a mistake of this file.
 
     hello ──► PROBATION ──checks_before_routing good checks──► UP ◄──serving again── DRAINING
@@ -24,6 +24,10 @@ Rules that are not seen in the picture:
   forgotten; so a restart of its server now and then adds up to no ban. And of the nodes of one
   service no more than half are banned at a time (a lone node may be): what restarts them one after
   the other, over and over, is more likely an operator than a fault of each.
+* **A service of a node** that its agent says it does not serve, or that is new to the node, stands
+  apart (`standing.Standing`): it goes through the same states, by checks, failures and bans of its
+  own, and the node's other services do not hear of it. A node of which all services are sick is
+  itself NOT_SERVING. A ban of a service ends with the first beat after it.
 * **Time** is the caller's monotonic clock. When a node was last seen is worked out from the agent's
   own stamps (clock_offset.py). If this process was stopped or starved
   for N ms, `lagged` moves every deadline N ms later, until the node's next heartbeat: the missing
@@ -62,7 +66,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from bus.codec import MalformedMessage
@@ -74,6 +78,7 @@ from bus.node_protocol import (
     NodeMessage,
     Prepared,
     Refused,
+    Sick,
     Welcome,
     decode_node,
 )
@@ -84,6 +89,7 @@ from bus.states import (
     NodeService,
     NodeTable,
     NodeView,
+    ServiceState,
     TableNode,
 )
 from bus.topics import Topic
@@ -95,31 +101,20 @@ from bus.words import (
     one_line,
 )
 from services.health.clock_offset import ClockOffset
-from services.health.model import Happened, KeptNode, Node, Output, Policy, Send
+from services.health.model import Happened, KeptNode, KeptService, Node, Output, Policy, Send
 from services.health.peer_faults import PeerFaults, heartbeat_problem, hello_problem
-
-PROBATION, UP, DRAINING, DOWN, BANNED = (
-    NodeState.PROBATION,
-    NodeState.UP,
-    NodeState.DRAINING,
-    NodeState.DOWN,
-    NodeState.BANNED,
+from services.health.standing import (
+    BANNED,
+    DEAD,
+    DOWN,
+    DRAINING,
+    PROBATION,
+    ROUTED,
+    UP,
+    Standing,
+    checked_step,
 )
 
-TRANSITIONS: dict[tuple[NodeState, NodeState], Topic | None] = {
-    (PROBATION, UP): Topic.NODE_UP,
-    (PROBATION, DOWN): Topic.NODE_DOWN,
-    (UP, DRAINING): Topic.NODE_DRAINING,
-    (UP, DOWN): Topic.NODE_DOWN,
-    (DRAINING, UP): Topic.NODE_UP,
-    (DRAINING, DOWN): Topic.NODE_DOWN,
-    (DOWN, PROBATION): None,
-    (DOWN, BANNED): Topic.NODE_BANNED,
-    (BANNED, DOWN): Topic.NODE_PARDONED,
-}
-"""Every step a node may take, and the event that tells of it."""
-
-DEAD = frozenset({DOWN, BANNED})
 L4_ALONE = (Mode.L4,)
 
 FORGET_MS = 24 * 3_600_000
@@ -131,10 +126,6 @@ MOST_SESSIONS = 4
 SAME_NAME_RETRY_MS = 10_000
 TICK_SPACING_MS = 5
 """Deadlines closer together than this, and 1 ms more for each 250 nodes, are judged together."""
-
-
-class IllegalTransitionError(Exception):
-    """A step that TRANSITIONS does not have: a mistake in this module."""
 
 
 class Registry:
@@ -205,7 +196,7 @@ class Registry:
             self._send(connection, Refused(text, SAME_NAME_RETRY_MS))
             return
         self._attach(node, connection, hello.boot)
-        self._describe(node, hello)
+        self._describe(node, hello, now_ms)
         self._answer(node, now_ms)
 
     def _why_full(self, address: str) -> str:
@@ -249,6 +240,7 @@ class Registry:
             node.former_boot = node.clock.boot if node.clock is not None else None
             node.clock = ClockOffset(boot)
             node.has_beaten = False
+            node.sick = None
         node.sessions[connection] = node.sessions.pop(connection, -1)
         self._by_connection[connection] = node
         if len(node.sessions) > MOST_SESSIONS:
@@ -261,14 +253,12 @@ class Registry:
             del self._by_connection[connection]
         node.sessions.clear()
 
-    def _describe(self, node: Node, hello: Hello) -> None:
-        services = self._served(hello.services, node.prepared)
-        if (node.weight, node.services) != (hello.weight, services):
+    def _describe(self, node: Node, hello: Hello, now_ms: int) -> None:
+        if node.weight != hello.weight:
             self._output.view_changed = self._output.keep = True
-            self._census = None
         node.weight = hello.weight
         node.named = hello.services
-        node.services = services
+        self._serve(node, self._served(hello.services, node.prepared), now_ms)
 
     def _heartbeat(self, connection: bytes, beat: Heartbeat, now_ms: int) -> None:
         node = self._by_connection.get(connection)
@@ -285,18 +275,23 @@ class Registry:
         node.sessions[connection] = beat.seq
         # Nothing new on a new connection says nothing; on the first of a new agent it does.
         if beat.prepared is not None or not node.has_beaten:
-            self._prepared(node, beat.prepared)
+            self._prepared(node, beat.prepared, now_ms)
+        if beat.sick is not None:
+            node.sick = _by_service(beat.sick)
         node.has_beaten = True
         sent_ms = node.clock.sent_on_our_clock(beat.sent_ms, now_ms)
         self._heard(node, beat, sent_ms, now_ms)
         if node.state is BANNED:
             self._answer(node, now_ms)
-        elif beat.status is ServingStatus.SERVING:
-            self._good_check(node, sent_ms, now_ms)
-        elif beat.status is ServingStatus.NOT_SERVING:
+        elif beat.status is not ServingStatus.SHUTTING_DOWN and self._serves_nothing(node, beat):
             self._not_serving(node, beat.reason, now_ms)
         else:
-            self._shutting_down(node, now_ms)
+            if node.sick or node.apart:
+                self._judge_services(node, sent_ms, now_ms)
+            if beat.status is ServingStatus.SHUTTING_DOWN:
+                self._shutting_down(node, now_ms)
+            else:
+                self._good_check(node, sent_ms, now_ms)
 
     def _heard(self, node: Node, beat: Heartbeat, sent_ms: int, now_ms: int) -> None:
         """What a beat shows, whatever it says."""
@@ -310,7 +305,7 @@ class Registry:
             self._schedule(node, self._due_ms(node))
             self._output.view_changed = self._output.keep = True
 
-    def _prepared(self, node: Node, prepared: tuple[Prepared, ...] | None) -> None:
+    def _prepared(self, node: Node, prepared: tuple[Prepared, ...] | None, now_ms: int) -> None:
         """For which modes its machine is prepared, the agent says, or that it does not know."""
         if prepared is None:
             node.prepared = None
@@ -320,10 +315,7 @@ class Registry:
                 for each in prepared
                 for name in each.services
             }
-        services = self._served(node.named, node.prepared)
-        if services != node.services:
-            node.services = services
-            self._output.view_changed = self._output.keep = True
+        self._serve(node, self._served(node.named, node.prepared), now_ms)
 
     def _good_check(self, node: Node, sent_ms: int, now_ms: int) -> None:
         if sent_ms + self.policy.checks_timeout_ms <= now_ms:
@@ -501,6 +493,10 @@ class Registry:
         """To DOWN from wherever it is; from UP, and heard, that is a failure and counts."""
         node.passed = 0
         node.counted_ms = None
+        for standing in node.apart.values():
+            standing.start_anew()
+            if standing.state is PROBATION:
+                standing.enter(node.id, DOWN, reason, now_ms)
         if node.state is DOWN:
             if node.reason != reason:
                 node.reason = reason
@@ -509,9 +505,9 @@ class Registry:
         failed = node.state is UP and node.heard
         self._fade(node, now_ms)
         node.fails += failed
-        limit = self.policy.black_list_after_fails
-        due = failed and 0 < limit <= node.fails
-        spared = self._why_spared(node) if due else ""
+        due = failed and self._has_failed_enough(node.fails)
+        names = [service.name for service in node.services]
+        spared = self._why_spared(names, node.fails) if due else ""
         self._enter(node, DOWN, f"{reason}; {spared}" if spared else reason, now_ms)
         if due and not spared:
             node.ban_until_ms = now_ms + self.policy.black_list_expiry_ms
@@ -527,13 +523,16 @@ class Registry:
                 node.fails = max(0, node.fails - faded)
                 self._output.view_changed = True
 
-    def _why_spared(self, node: Node) -> str:
-        """Why the node is not banned though it has failed often enough; empty: it is."""
+    def _has_failed_enough(self, fails: int) -> bool:
+        return 0 < self.policy.black_list_after_fails <= fails
+
+    def _why_spared(self, names: Iterable[str], fails: int) -> str:
+        """Why a node, or one service of it, is not banned after so many failures; empty: it is."""
         known, banned = self._counted()
-        for service in node.services:
-            if banned[service.name] >= max(1, known[service.name] // 2):
-                name, count = service.name, f"{banned[service.name]} of {known[service.name]}"
-                return f"not banned after {node.fails} failures: {count} nodes of {name} are"
+        for name in names:
+            if banned[name] >= max(1, known[name] // 2):
+                count = f"{banned[name]} of {known[name]}"
+                return f"not banned after {fails} failures: {count} nodes of {name} are"
         return ""
 
     def _counted(self) -> tuple[Counter[str], Counter[str]]:
@@ -543,15 +542,13 @@ class Registry:
             for node in self._nodes.values():
                 names = {service.name for service in node.services}
                 known.update(names)
-                if node.state is BANNED:
-                    banned.update(names)
+                banned.update(names if node.state is BANNED else _banned_alone(node))
             self._census = known, banned
         return self._census
 
     def _enter(self, node: Node, state: NodeState, reason: str, now_ms: int) -> None:
         previous = node.state
-        if (previous, state) not in TRANSITIONS:
-            raise IllegalTransitionError(f"{node.id}: {previous} to {state} ({reason})")
+        topic = checked_step(node.id, previous, state, reason)
         self._fade(node, now_ms)
         node.state = state
         node.was_up |= state is UP
@@ -560,29 +557,135 @@ class Registry:
             self._census = None
         elif state is BANNED and self._census is not None:
             # Counting all anew for each of very many bans would take too long.
-            self._census[1].update({service.name for service in node.services})
+            names = {service.name for service in node.services}
+            self._census[1].update(names - _banned_alone(node))
         node.reason = reason
         node.held = False
         self._schedule(node, self._due_ms(node))
-        topic = TRANSITIONS[previous, state]
         if topic is not None:
             self._tell(topic, node, previous, now_ms)
         self._output.view_changed = self._output.keep = True
         self._answer(node, now_ms)
 
-    def _tell(self, topic: Topic, node: Node, previous: NodeState | None, now_ms: int) -> None:
+    def _tell(
+        self,
+        topic: Topic,
+        node: Node,
+        previous: NodeState | None,
+        now_ms: int,
+        service: str = "",
+    ) -> None:
+        about: Node | Standing = node.apart[service] if service else node
         event = NodeEvent(
             id=node.id,
             name=node.name,
             address=node.address,
-            state=node.state,
+            state=about.state,
             previous=previous,
-            reason=node.reason,
-            fails=node.fails,
-            banned_for_ms=self._banned_for_ms(node, now_ms),
+            reason=about.reason,
+            fails=about.fails,
+            banned_for_ms=self._banned_for_ms(about, now_ms),
+            service=service,
         )
         self._output.events.append(Happened(topic, event))
         self._output.view_changed = self._output.keep = True
+
+    # ----------------------------------------------------------------- services apart
+
+    def _serve(self, node: Node, services: tuple[NodeService, ...], now_ms: int) -> None:
+        """The node serves these from now on: those that are new to it after their own checks."""
+        if services == node.services:
+            return
+        former = {service.name for service in node.services}
+        names = [service.name for service in services]
+        if node.state in ROUTED:
+            for name in names:
+                if name not in former:
+                    node.apart[name] = Standing(PROBATION, "on probation", now_ms)
+        for name in former.difference(names):
+            node.apart.pop(name, None)
+        node.services = services
+        self._census = None
+        self._output.view_changed = self._output.keep = True
+
+    def _serves_nothing(self, node: Node, beat: Heartbeat) -> bool:
+        """Whether none of this LB's services is served there, by the node's own word."""
+        if not node.sick:
+            return beat.status is ServingStatus.NOT_SERVING
+        offered = {service.name for service in self.policy.services}
+        names = {service.name for service in node.services}
+        return node.sick.keys() >= ((names & offered) or names)
+
+    def _judge_services(self, node: Node, sent_ms: int, now_ms: int) -> None:
+        """What a beat says of the services one by one. That comes first: a node that comes up now
+        comes up without those that are sick.
+        """
+        sick = node.sick or {}
+        for service in node.services:
+            if service.name in sick:
+                self._service_sick(node, service.name, sick[service.name], now_ms)
+        if sent_ms + self.policy.checks_timeout_ms <= now_ms:
+            return
+        for name, standing in list(node.apart.items()):
+            if name not in sick:
+                self._service_well(node, name, standing, sent_ms, now_ms)
+
+    def _service_sick(self, node: Node, name: str, why: str, now_ms: int) -> None:
+        reason = f"not serving: {why}" if why else "not serving"
+        standing = node.apart.get(name)
+        if standing is None:
+            routed = node.state in ROUTED
+            standing = node.apart[name] = Standing(UP if routed else DOWN, reason, now_ms)
+            self._output.view_changed = self._output.keep = True
+        standing.start_anew()
+        self._end_ban(node, name, standing, now_ms)
+        if standing.state in DEAD:
+            if standing.state is DOWN and standing.reason != reason:
+                standing.reason = reason
+                self._output.view_changed = True
+            return
+        failed = standing.state is UP and node.state is UP and node.heard
+        standing.fade(self.policy.black_list_expiry_ms, now_ms)
+        standing.fails += failed
+        due = failed and self._has_failed_enough(standing.fails)
+        spared = self._why_spared([name], standing.fails) if due else ""
+        self._step(node, name, DOWN, f"{reason}; {spared}" if spared else reason, now_ms)
+        if due and not spared:
+            standing.ban_until_ms = now_ms + self.policy.black_list_expiry_ms
+            self._step(node, name, BANNED, f"banned after {standing.fails} failures", now_ms)
+
+    def _service_well(
+        self, node: Node, name: str, standing: Standing, sent_ms: int, now_ms: int
+    ) -> None:
+        self._end_ban(node, name, standing, now_ms)
+        if standing.state is UP:
+            standing.fade(self.policy.black_list_expiry_ms, now_ms)
+        elif standing.state is not BANNED:
+            standing.count(sent_ms, self.policy.interval_ms(PROBATION) // 2)
+            if standing.state is DOWN and standing.passed:
+                self._step(node, name, PROBATION, "on probation", now_ms)
+            if standing.passed >= self.policy.checks_before_routing:
+                self._step(node, name, UP, f"{standing.passed} checks passed", now_ms)
+        if standing.is_spent:
+            del node.apart[name]
+
+    def _end_ban(self, node: Node, name: str, standing: Standing, now_ms: int) -> None:
+        if standing.state is BANNED and now_ms >= standing.ban_until_ms:
+            standing.fails = 0
+            self._step(node, name, DOWN, "the ban is over", now_ms)
+
+    def _step(self, node: Node, name: str, state: NodeState, reason: str, now_ms: int) -> None:
+        """One service of the node takes a step."""
+        standing = node.apart[name]
+        previous, haste = standing.state, node.is_watched
+        topic = standing.enter(f"{name} of {node.id}", state, reason, now_ms)
+        if BANNED in (previous, state):
+            self._census = None
+        self._output.view_changed = self._output.keep = True
+        if topic is not None and node.state in ROUTED:
+            self._tell(topic, node, previous, now_ms, name)
+        if node.is_watched is not haste:
+            self._answer(node, now_ms)
 
     # ----------------------------------------------------------------- to the agents
 
@@ -598,7 +701,7 @@ class Registry:
             lb=self.policy.lb,
             node_id=node.id,
             checks_timeout_ms=self.policy.checks_timeout_ms,
-            interval_ms=self.policy.interval_ms(node.state),
+            interval_ms=self.policy.interval_ms(PROBATION if node.is_watched else node.state),
             state=node.state,
             services=self.policy.services,
         )
@@ -610,8 +713,8 @@ class Registry:
     def _send(self, connection: bytes, message: NodeMessage) -> None:
         self._output.messages.append(Send(connection, message))
 
-    def _banned_for_ms(self, node: Node, now_ms: int) -> int:
-        return max(0, node.ban_until_ms - now_ms) if node.state is BANNED else 0
+    def _banned_for_ms(self, about: Node | Standing, now_ms: int) -> int:
+        return max(0, about.ban_until_ms - now_ms) if about.state is BANNED else 0
 
     def _served(
         self, named: tuple[NodeService, ...], prepared: Mapping[str, tuple[Mode, ...]] | None
@@ -630,7 +733,11 @@ class Registry:
             if node.id in self._nodes:
                 continue
             remaining_ms = max(0, node.ban_remaining_ms - elapsed_ms)
-            self._adopt_node(replace(node, ban_remaining_ms=remaining_ms), now_ms)
+            apart = tuple(
+                replace(each, ban_remaining_ms=max(0, each.ban_remaining_ms - elapsed_ms))
+                for each in node.apart
+            )
+            self._adopt_node(replace(node, ban_remaining_ms=remaining_ms, apart=apart), now_ms)
         return sum(node.state in (UP, DRAINING) for node in self._nodes.values())
 
     def adopt_table(self, table: NodeTable, now_ms: int, age_ms: int = 0) -> None:
@@ -698,6 +805,7 @@ class Registry:
             silent=kept.silent and not routed,
             ban_until_ms=now_ms + banned_ms,
             fading_from_ms=now_ms,
+            apart={each.service: _adopted(each, now_ms) for each in kept.apart},
         )
         self._add(node)
         self._schedule(node, self._due_ms(node))
@@ -719,6 +827,16 @@ class Registry:
                 ban_remaining_ms=self._banned_for_ms(node, now_ms),
                 silent=node.silent,
                 was_up=node.was_up,
+                apart=tuple(
+                    KeptService(
+                        service=name,
+                        state=standing.state,
+                        reason=standing.reason,
+                        fails=standing.fails,
+                        ban_remaining_ms=self._banned_for_ms(standing, now_ms),
+                    )
+                    for name, standing in node.apart.items()
+                ),
             )
             for node in self._nodes.values()
         )
@@ -733,7 +851,7 @@ class Registry:
         self.policy = policy
         self._census = None
         for node in self._nodes.values():
-            node.services = self._served(node.named, node.prepared)
+            self._serve(node, self._served(node.named, node.prepared), now_ms)
             self._answer(node, now_ms)
         self._reschedule()
         self._output.view_changed = self._output.keep = True
@@ -762,6 +880,7 @@ class Registry:
                     fails=node.fails,
                     banned_for_ms=self._banned_for_ms(node, now_ms),
                     silent=node.silent,
+                    apart=_apart(node),
                 )
                 for node in self._nodes.values()
             ),
@@ -799,4 +918,38 @@ def _kept_of(node: TableNode) -> KeptNode:
         fails=0,
         ban_remaining_ms=0,
         silent=node.silent,
+        apart=tuple(KeptService(each.service, DOWN, "", 0, 0) for each in node.apart),
     )
+
+
+def _adopted(kept: KeptService, now_ms: int) -> Standing:
+    """One service of a node as a restart leaves it: it may have to be checked anew."""
+    banned = kept.ban_remaining_ms > 0
+    served = kept.state is UP
+    return Standing(
+        state=BANNED if banned else UP if served else DOWN,
+        reason=kept.reason,
+        since_ms=now_ms,
+        fails=0 if kept.state is BANNED and not banned else kept.fails,
+        ban_until_ms=now_ms + kept.ban_remaining_ms,
+    )
+
+
+def _apart(node: Node) -> tuple[ServiceState, ...]:
+    """The services of a node that is routed to which are not in its state."""
+    if not node.apart or node.state not in ROUTED:
+        return ()
+    return tuple(
+        ServiceState(name, standing.state, standing.reason)
+        for name, standing in sorted(node.apart.items())
+        if standing.state is not UP
+    )
+
+
+def _banned_alone(node: Node) -> set[str]:
+    """The services of the node that are banned for themselves."""
+    return {name for name, standing in node.apart.items() if standing.state is BANNED}
+
+
+def _by_service(sick: Iterable[Sick]) -> dict[str, str]:
+    return {name: one_line(each.reason) for each in sick for name in each.services}

@@ -21,6 +21,10 @@ listed, routed to by nobody, so that a health process that restarts adopts who t
 is `silent` if most of the LBs that call it DOWN or BANNED hear nothing of it: then its flows are
 better reset than kept (`on_node_down`).
 
+**Services.** Where an LB sees one service of a node otherwise than the node as a whole, all LBs
+that list the service are asked about it, by the same majority. What comes of it stands in `apart`,
+of nodes that are routed to. A node with no service left that is routed to is as its best one is.
+
 **Silence is not an opinion** until the report is `settled`. A health process that has just started
 knows no node for some milliseconds; taking that for "all gone" would empty every ring. Until its
 report settles, an LB is an elector only for the nodes it names, and a node without electors stays
@@ -54,10 +58,12 @@ from bus.states import (
     NodeService,
     NodeTable,
     NodeView,
+    ServiceState,
     SnatSlice,
     TableNode,
     TableService,
     VipOwner,
+    states_apart,
 )
 from bus.words import (
     Mode,
@@ -194,8 +200,9 @@ def _merge_nodes(
         state = _elect([seen.state for seen, _ in opinions], len(opinions) + silent)
         if before is None and state is NodeState.DOWN:
             continue
-        nodes.append(_describe(state, opinions, before))
-        if state is NodeState.BANNED:
+        node = _describe(state, opinions, before, silent)
+        nodes.append(node)
+        if node.state is NodeState.BANNED:
             bans.append(_ban(node_id, opinions))
     return tuple(nodes), tuple(bans)
 
@@ -213,7 +220,10 @@ def _elect(votes: list[NodeState], electors: int) -> NodeState:
 
 
 def _describe(
-    state: NodeState, opinions: list[tuple[NodeView, int]], before: TableNode | None
+    state: NodeState,
+    opinions: list[tuple[NodeView, int]],
+    before: TableNode | None,
+    unheard: int,
 ) -> TableNode:
     """Name, address, weight and services as the first LB says that routes to the node.
 
@@ -223,13 +233,35 @@ def _describe(
     routing = [seen for seen, _ in opinions if seen.state in ROUTED]
     silent = state in DEAD and _is_silent(opinions)
     if not routing and before is not None:
-        node = replace(before, state=state, silent=silent)
+        node = replace(before, state=state, silent=silent, apart=())
     else:
         said = routing[0] if routing else opinions[0][0]
         services = _prepared_for_all(said.services, routing)
         node = TableNode(said.id, said.name, said.address, state, said.weight, services, silent)
+        if any(seen.apart for seen in routing):
+            node = _with_services_apart(node, [seen for seen, _ in opinions], unheard)
     # The same object where nothing changed: then comparing ten thousand nodes costs nothing.
     return before if node == before else node
+
+
+def _with_services_apart(node: TableNode, seen: list[NodeView], unheard: int) -> TableNode:
+    """The node with what is agreed on its services one by one; `unheard` electors do not know it.
+
+    An LB that does not list a service has no say in it: its file may be an older one.
+    """
+    if node.state not in ROUTED:
+        return node
+    listed = [({each.name for each in one.services}, states_apart(one), one.state) for one in seen]
+    apart: dict[str, NodeState] = {}
+    for name in sorted({name for _, states, _ in listed for name in states}):
+        votes = [states.get(name, state) for names, states, state in listed if name in names]
+        elected = _elect(votes, len(votes) + unheard)
+        if elected is not node.state and any(name == own.name for own in node.services):
+            apart[name] = elected
+    if len(apart) == len(node.services) and not ROUTED & set(apart.values()):
+        best = NodeState.DOWN if NodeState.DOWN in apart.values() else NodeState.BANNED
+        return replace(node, state=best)
+    return replace(node, apart=tuple(ServiceState(*each) for each in apart.items()))
 
 
 def _prepared_for_all(
@@ -384,10 +416,20 @@ def _node_changes(old: NodeTable, new: NodeTable) -> Iterable[str]:
             yield f"{label} {from_state} -> {to_state}"
         elif before and after and before.weight != after.weight:
             yield f"{label} weight {before.weight} -> {after.weight}"
+        elif before and after and before.apart != after.apart:
+            yield from _service_changes(before, after)
         elif before and after and before.silent != after.silent:
             yield f"{label} {'fell silent' if after.silent else 'is heard again'}"
         elif before != after:
             yield f"{label} described anew"
+
+
+def _service_changes(before: TableNode, after: TableNode) -> Iterable[str]:
+    was, now = states_apart(before), states_apart(after)
+    for name in sorted(was.keys() | now.keys()):
+        from_state, to_state = was.get(name, before.state), now.get(name, after.state)
+        if from_state != to_state:
+            yield f"{name} at {after.name} {from_state.value} -> {to_state.value}"
 
 
 def _set_changes(kind: str, was: Mapping[str, object], now: Mapping[str, object]) -> list[str]:

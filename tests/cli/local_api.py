@@ -27,7 +27,9 @@ from services.api.snapshot import (
     StatusShape,
 )
 
-SEAT = SeatShape("default", "node-1@10.81.0.21", 8080, 32_768, 0.5, True, 12_345, 987, 7, 4_200, 3)
+SEAT = SeatShape(
+    "default", "node-1@10.81.0.21", 8080, 32_768, 0.5, True, 12_345, 987, 7, 4_200, 3, "up", ""
+)
 NODE = NodeShape(
     id="node-1@10.81.0.21",
     name="node-1",

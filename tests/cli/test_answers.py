@@ -39,7 +39,7 @@ def test_services(gale: Gale) -> None:
     result = gale("services")
     assert "default: tcp (public address):8080 -> port 80, l4, by flow, 2 nodes" in result.stdout
     row = " ".join(row_of(result.stdout, "node-1@10.81.0.21"))
-    assert row == "node-1@10.81.0.21 32 768 50.0 % 3 12 345 987 B 7 4.2 kB"
+    assert row == "node-1@10.81.0.21 up 32 768 50.0 % 3 12 345 987 B 7 4.2 kB"
 
 
 def test_quorum(gale: Gale) -> None:

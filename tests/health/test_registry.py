@@ -33,10 +33,9 @@ from services.health.registry import (
     FORGET_MS,
     MOST_NODES_OF_ADDRESS,
     STRANGER_MS,
-    TRANSITIONS,
-    IllegalTransitionError,
     Registry,
 )
+from services.health.standing import TRANSITIONS, IllegalTransitionError
 from tests.health.rig import (
     INTERVAL_MS,
     NOT_SERVING,
@@ -967,7 +966,7 @@ def test_a_new_configuration_is_told_to_everybody_and_takes_nobody_down() -> Non
     for agent in agents:
         last = agent.messages()[-1]
         assert isinstance(last, Welcome)
-        assert (last.checks_timeout_ms, last.interval_ms, len(last.services)) == (200, 100, 2)
+        assert (last.checks_timeout_ms, last.interval_ms, len(last.services)) == (200, 10, 2)
         assert rig.observe(agent.id).services == (
             NodeService("default", 8080),
             NodeService("echo", 9000),
