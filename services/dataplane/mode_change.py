@@ -41,6 +41,7 @@ from bus.words import (
 
 GRACE_MS = 5_000
 
+SERVING = frozenset({NodeState.UP, NodeState.SUSPECT})
 DEAD = frozenset({NodeState.DOWN, NodeState.BANNED})
 
 Modes = tuple[Mode, ...]
@@ -94,7 +95,7 @@ def modes_of_nodes(table: NodeTable, view: LocalView | None) -> dict[str, list[M
     prepared: dict[str, list[Modes]] = {service.name: [] for service in table.services}
     for node in table.nodes:
         own = seen.get(node.id)
-        if node.state is not NodeState.UP or (own is not None and own.state in DEAD):
+        if node.state not in SERVING or (own is not None and own.state in DEAD):
             continue
         said = {service.name: service.modes for service in node.services}
         said |= {service.name: service.modes for service in own.services} if own else {}

@@ -5,16 +5,16 @@
 * a node keeps its seat for as long as the table lists it, in whatever state;
 * a seat that nobody has any more is *retired*: it goes on forwarding its flows, and its number is
   given to somebody else only after a census that began later has met no flow that names it;
-* the lowest free number is given first, to what is UP or DRAINING only; and to all the services of
+* the lowest free number is given first, to what is routed to only; and to all the services of
   a node at once, so that their seats lie apart as their ids do (see `rings`), where there is room;
 * the value carries a 64-bit hash of service and node, by which a restarted process knows it again.
 
-**Standing.** UP takes new flows. DEAD is the seat of a node that is DOWN or BANNED, as a whole or
-at this service, as agreed or as seen from here, or that the table has forgotten: its UDP flows, and
-a SYN, choose anew. RESET is a dead one whose TCP flows are told by a RST: if `on_node_down` says
-so, or by default if the node is silent; a node that only said that it does not serve may yet finish
-what it began. A seat that is draining, or whose node serves this service no more, is neither up
-nor dead.
+**Standing.** UP and SUSPECT take new flows. DEAD is the seat of a node that is DOWN or BANNED, as a
+whole or at this service, as agreed or as seen from here, or that the table has forgotten: its UDP
+flows, and a SYN, choose anew. RESET is a dead one whose TCP flows are told by a RST: if
+`on_node_down` says so, or by default if the node is silent; a node that only said that it does not
+serve may yet finish what it began. A seat that is draining, or whose node serves this service no
+more, is neither up nor dead.
 
 **Port cursors.** Two flows meet at a node if they have its address and port in common, whatever
 their services are. So all seats of one address and port take their SNAT ports by one cursor; it is
@@ -42,7 +42,10 @@ from services.dataplane.maps import NO_SEAT, Facts, KernelState, Place, Seat, Se
 from services.dataplane.nexthop import NextHop
 from services.dataplane.words import ServiceKey
 
-SEATED = frozenset({NodeState.UP, NodeState.DRAINING})
+SERVING = frozenset({NodeState.UP, NodeState.SUSPECT})
+"""New flows go to nodes of these states."""
+
+SEATED = SERVING | {NodeState.DRAINING}
 """Nodes of these states are given a seat."""
 
 DEAD = frozenset({NodeState.DOWN, NodeState.BANNED})
@@ -124,7 +127,7 @@ def plan_seats(
     takers = frozenset(
         place.identity
         for place in placed
-        if place.state is NodeState.UP
+        if place.state in SERVING
         and place.node.weight > 0
         and place.node.id not in deaths
         and (place.service.name, place.node.id) not in sick

@@ -37,6 +37,15 @@ class Policy:
     black_list_after_fails: int
     black_list_expiry_ms: int
     services: tuple[OfferedService, ...]
+    min_healthy_percent: int = 0
+    """Of a service's known nodes: silence alone leaves as many routed to; 0: it may take all."""
+    min_healthy: tuple[tuple[str, int], ...] = ()
+    """The same, of services that have a percentage of their own."""
+
+    def needed(self, service: str, known: int) -> int:
+        """How many of so many nodes of a service silence does not take."""
+        percent = dict(self.min_healthy).get(service, self.min_healthy_percent)
+        return -(-known * percent // 100)
 
     def interval_ms(self, state: NodeState) -> int:
         """How often a node in `state` is to beat."""
@@ -124,6 +133,8 @@ class Node:
     heard: bool = True
     """False from adoption until its own agent has spoken."""
     held: bool = False
+    suspect_until_ms: int = 0
+    """SUSPECT: when it is looked at again."""
     silent: bool = False
     """DOWN or BANNED, and not heard."""
     ban_until_ms: int = 0

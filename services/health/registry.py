@@ -1,6 +1,6 @@
 """The registry: what this LB knows of its nodes, and what follows from it. Pure.
 
-Each node stands in one of five states. `standing.TRANSITIONS` is the whole of what may happen; any
+Each node stands in one of six states. `standing.TRANSITIONS` is the whole of what may happen; any
 other step raises, since it would be a mistake of this file.
 
     hello ──► PROBATION ──checks_before_routing good checks──► UP ◄──serving again── DRAINING
@@ -35,7 +35,13 @@ Rules that are not seen in the picture:
 * **Mass silence.** When more than half of a service's UP nodes (and at least two) are silent
   together, the fault is more likely here than there. They stay UP for at most one more
   `checks_timeout`, then it is believed; those that are heard meanwhile end the hold for the rest.
-  NOT_SERVING is a node's own word and is never held.
+  NOT_SERVING is a node's own word and is never held. What fell silent together has not failed.
+* **Silence alone does not empty a ring.** A silent node of which a service cannot do without
+  (`min_healthy` of the nodes known for it would not be routed to) becomes SUSPECT instead of DOWN:
+  it is routed to as before, and said so, until it is heard, or says NOT_SERVING, or this LB's own
+  probe (probe.py) gets no answer from it either. Its services that can do without it are DOWN.
+* **The probe.** A TCP service in mode L4 that this LB cannot connect to counts as sick, whatever
+  the agent says.
 * **After a restart** the caller hands in the state file (`adopt`) and, while the first
   `checks_timeout` lasts, the committed table (`adopt_table`). Adopted nodes count as seen at that
   moment: that is their grace. What the state file says goes before what the table says.
@@ -96,6 +102,7 @@ from bus.topics import Topic
 from bus.words import (
     Mode,
     NodeState,
+    Protocol,
     ServingStatus,
     is_ipv4,
     one_line,
@@ -103,6 +110,7 @@ from bus.words import (
 from services.health.clock_offset import ClockOffset
 from services.health.model import Happened, KeptNode, KeptService, Node, Output, Policy, Send
 from services.health.peer_faults import PeerFaults, heartbeat_problem, hello_problem
+from services.health.probe import Outcome, Spot, in_words
 from services.health.standing import (
     BANNED,
     DEAD,
@@ -110,6 +118,7 @@ from services.health.standing import (
     DRAINING,
     PROBATION,
     ROUTED,
+    SUSPECT,
     UP,
     Standing,
     checked_step,
@@ -143,6 +152,8 @@ class Registry:
         """How many nodes are known, by address."""
         self._census: tuple[Counter[str], Counter[str]] | None = None
         """By service: how many nodes are known, and how many are banned. None: to be counted."""
+        self._unreached: dict[str, dict[int, Outcome]] = {}
+        """By address and port: what this LB's own probe could not connect to."""
         self._version = self._checks_version = 0
         self._output = Output()
 
@@ -283,12 +294,16 @@ class Registry:
         self._heard(node, beat, sent_ms, now_ms)
         if node.state is BANNED:
             self._answer(node, now_ms)
-        elif beat.status is not ServingStatus.SHUTTING_DOWN and self._serves_nothing(node, beat):
-            self._not_serving(node, beat.reason, now_ms)
+            return
+        sick = self._sick_of(node)
+        leaves = beat.status is ServingStatus.SHUTTING_DOWN
+        if not leaves and self._serves_nothing(node, beat, sick):
+            why = next(iter(sick.values()), "")
+            self._not_serving(node, beat.reason or why, now_ms)
         else:
-            if node.sick or node.apart:
-                self._judge_services(node, sent_ms, now_ms)
-            if beat.status is ServingStatus.SHUTTING_DOWN:
+            if sick or node.apart:
+                self._judge_services(node, sick, sent_ms, now_ms)
+            if leaves:
                 self._shutting_down(node, now_ms)
             else:
                 self._good_check(node, sent_ms, now_ms)
@@ -325,6 +340,8 @@ class Registry:
             node.held = False
             node.reason = "heard again"
             self._output.view_changed = True
+        if node.state is SUSPECT:
+            self._enter(node, UP, "heard again", now_ms)
         if node.state is UP:
             node.passed += 1
             return
@@ -343,7 +360,7 @@ class Registry:
         self._take_down(node, f"not serving: {why}" if why else "not serving", now_ms)
 
     def _shutting_down(self, node: Node, now_ms: int) -> None:
-        if node.state is UP:
+        if node.state in (UP, SUSPECT):
             self._enter(node, DRAINING, "its agent is shutting down", now_ms)
         elif node.state is PROBATION:
             self._take_down(node, "its agent is shutting down", now_ms)
@@ -363,7 +380,7 @@ class Registry:
             due_ms = self._due_ms(node)
             if due_ms > now_ms:
                 self._schedule(node, due_ms)
-            elif node.state is UP:
+            elif node.state in (UP, SUSPECT):
                 silent.append(node)
             else:
                 self._overdue(node, now_ms)
@@ -407,20 +424,23 @@ class Registry:
         self._schedule(node, self._due_ms(node))
         self._output.view_changed = self._output.keep = True
 
-    def _miss(self, node: Node, now_ms: int) -> None:
-        """A node has missed its deadline."""
+    def _miss(self, node: Node, now_ms: int, *, together: bool = False) -> None:
+        """A node has missed its deadline; `together`: with too many others for a failure of its
+        own.
+        """
         node.bad_total += 1
         node.silent = True
-        self._take_down(node, self._silence(node, now_ms), now_ms)
+        self._take_down(node, self._silence(node, now_ms), now_ms, counts=not together)
 
     def _judge_silence(self, silent: list[Node], now_ms: int) -> None:
         """Take UP nodes that missed their deadline down, unless too many did so together."""
         together = self._silent_together(now_ms)
+        known, routed = self._routed()
         for node in silent:
             why = next((together[s.name] for s in node.services if s.name in together), None)
             limit_ms = self._due_ms(node) + self.policy.checks_timeout_ms
-            if why is None or now_ms >= limit_ms:
-                self._miss(node, now_ms)
+            if why is None or now_ms >= limit_ms or node.state is SUSPECT:
+                self._doubt(node, known, routed, now_ms, together=why is not None or node.held)
                 continue
             if not node.held:
                 node.held = True
@@ -447,6 +467,49 @@ class Registry:
             if silent[name] >= 2 and 2 * silent[name] > routed[name]
         }
 
+    def _routed(self) -> tuple[Counter[str], Counter[str]]:
+        """By service, how many nodes have ever been UP, and how many take its new flows."""
+        known: Counter[str] = Counter()
+        routed: Counter[str] = Counter()
+        for node in self._nodes.values():
+            if node.was_up:
+                known.update([service.name for service in node.services])
+            if node.state in (UP, SUSPECT):
+                routed.update(self._taken_by(node))
+        return known, routed
+
+    @staticmethod
+    def _taken_by(node: Node) -> list[str]:
+        """The services of a node that is UP or SUSPECT whose new flows it takes."""
+        apart = {name for name, each in node.apart.items() if each.state is not UP}
+        return [service.name for service in node.services if service.name not in apart]
+
+    def _doubt(
+        self, node: Node, known: Counter[str], routed: Counter[str], now_ms: int, *, together: bool
+    ) -> None:
+        """A node is silent, for longer than is forgiven: DOWN, or SUSPECT where it is needed."""
+        taken = self._taken_by(node)
+        needed = [
+            name
+            for name in taken
+            if routed[name] - 1 < self.policy.needed(name, known[name])
+            and not self._is_gone(node, name)
+        ]
+        routed.subtract(name for name in taken if name not in needed)
+        if not needed:
+            self._miss(node, now_ms, together=together or node.state is SUSPECT)
+            return
+        node.suspect_until_ms = now_ms + self.policy.checks_timeout_ms
+        if node.state is UP:
+            node.bad_total += 1
+            few = f"too few others serve {', '.join(needed)}"
+            self._enter(node, SUSPECT, one_line(f"{self._silence(node, now_ms)}; {few}"), now_ms)
+        for name in taken:
+            if name not in needed:
+                node.apart.setdefault(name, Standing(UP, "", now_ms)).start_anew()
+                self._step(node, name, DOWN, self._silence(node, now_ms), now_ms)
+        self._schedule(node, node.suspect_until_ms)
+
     def _silence(self, node: Node, now_ms: int) -> str:
         if not node.heard:
             return "not heard since this load balancer's health process restarted"
@@ -456,6 +519,8 @@ class Registry:
         """When something becomes of the node if it is not heard."""
         extension_ms = self._lag_total_ms - node.lag_mark_ms
         silent_ms = node.last_seen_ms + self.policy.checks_timeout_ms + extension_ms
+        if node.state is SUSPECT:
+            return node.suspect_until_ms
         if node.state is BANNED:
             return node.ban_until_ms if node.silent else min(node.ban_until_ms, silent_ms)
         if node.state is DOWN and node.silent:
@@ -489,20 +554,18 @@ class Registry:
 
     # ----------------------------------------------------------------- transitions
 
-    def _take_down(self, node: Node, reason: str, now_ms: int) -> None:
-        """To DOWN from wherever it is; from UP, and heard, that is a failure and counts."""
+    def _take_down(self, node: Node, reason: str, now_ms: int, *, counts: bool = True) -> None:
+        """To DOWN from wherever it is; from UP, and heard, that is a failure, if it `counts`."""
         node.passed = 0
         node.counted_ms = None
         for standing in node.apart.values():
             standing.start_anew()
-            if standing.state is PROBATION:
-                standing.enter(node.id, DOWN, reason, now_ms)
         if node.state is DOWN:
             if node.reason != reason:
                 node.reason = reason
                 self._output.view_changed = True
             return
-        failed = node.state is UP and node.heard
+        failed = node.state is UP and node.heard and counts
         self._fade(node, now_ms)
         node.fails += failed
         due = failed and self._has_failed_enough(node.fails)
@@ -608,19 +671,78 @@ class Registry:
         self._census = None
         self._output.view_changed = self._output.keep = True
 
-    def _serves_nothing(self, node: Node, beat: Heartbeat) -> bool:
-        """Whether none of this LB's services is served there, by the node's own word."""
-        if not node.sick:
-            return beat.status is ServingStatus.NOT_SERVING
+    def _sick_of(self, node: Node) -> Mapping[str, str]:
+        """By service, why it is not served there: as the agent says, or as the probe found."""
+        said = node.sick or {}
+        found = self._unreached.get(node.address)
+        if not found:
+            return said
+        connected = self._connected_to()
+        unreached = {
+            service.name: in_words(Spot(node.address, service.port), found[service.port])
+            for service in node.services
+            if service.port in found and service.name in connected
+        }
+        return unreached | said
+
+    def _connected_to(self) -> set[str]:
+        """The services of which a connection to a node that fails says all."""
+        tcp_in_l4 = (Protocol.TCP, Mode.L4)
+        return {s.name for s in self.policy.services if (s.protocol, s.mode) == tcp_in_l4}
+
+    def _is_gone(self, node: Node, name: str) -> bool:
+        """Whether the probe bears out that the silent node does not serve this."""
+        found = self._unreached.get(node.address, {})
+        port = next((each.port for each in node.services if each.name == name), 0)
+        outcome = found.get(port)
+        return outcome is Outcome.UNANSWERED or (
+            outcome is Outcome.REFUSED and name in self._connected_to()
+        )
+
+    def spots(self, most: int) -> list[Spot]:
+        """What to probe, at most so much: one place of each node before the second of any."""
+        offered = {service.name for service in self.policy.services}
+        live = [node for node in self._nodes.values() if node.state not in DEAD or not node.silent]
+        own = [[s.port for s in node.services if s.name in offered] for node in live]
+        found: dict[Spot, None] = {}
+        for number in range(max(map(len, own), default=0)):
+            for node, ports in zip(live, own, strict=True):
+                if number < len(ports):
+                    found[Spot(node.address, ports[number])] = None
+            if len(found) >= most:
+                break
+        return list(found)[:most]
+
+    def probed(self, spot: Spot, outcome: Outcome | None, now_ms: int) -> None:
+        """What this LB's own connection to a place says; None: it is not looked at any more."""
+        found = self._unreached.setdefault(spot.address, {})
+        found.pop(spot.port, None)
+        if outcome not in (None, Outcome.OPEN):
+            found[spot.port] = outcome
+        if not found:
+            del self._unreached[spot.address]
+            return
+        suspects = [n for n in self._nodes.values() if n.state is SUSPECT]
+        here = [node for node in suspects if node.address == spot.address]
+        if here:
+            self._judge_silence(here, now_ms)
+
+    def _serves_nothing(self, node: Node, beat: Heartbeat, sick: Mapping[str, str]) -> bool:
+        """Whether none of this LB's services is served there."""
+        if beat.status is ServingStatus.NOT_SERVING and not node.sick:
+            return True
+        if not sick:
+            return False
         offered = {service.name for service in self.policy.services}
         names = {service.name for service in node.services}
-        return node.sick.keys() >= ((names & offered) or names)
+        return sick.keys() >= ((names & offered) or names)
 
-    def _judge_services(self, node: Node, sent_ms: int, now_ms: int) -> None:
+    def _judge_services(
+        self, node: Node, sick: Mapping[str, str], sent_ms: int, now_ms: int
+    ) -> None:
         """What a beat says of the services one by one. That comes first: a node that comes up now
         comes up without those that are sick.
         """
-        sick = node.sick or {}
         for service in node.services:
             if service.name in sick:
                 self._service_sick(node, service.name, sick[service.name], now_ms)
@@ -738,7 +860,7 @@ class Registry:
                 for each in node.apart
             )
             self._adopt_node(replace(node, ban_remaining_ms=remaining_ms, apart=apart), now_ms)
-        return sum(node.state in (UP, DRAINING) for node in self._nodes.values())
+        return sum(node.state in ROUTED for node in self._nodes.values())
 
     def adopt_table(self, table: NodeTable, now_ms: int, age_ms: int = 0) -> None:
         """Take over what the LBs had agreed on; only during the grace after a restart.
@@ -783,8 +905,9 @@ class Registry:
         """Put an unknown node in the state that a restart leaves it in; its deadline starts now."""
         assert kept.id not in self._nodes, kept.id
         banned_ms = kept.ban_remaining_ms
-        routed = kept.state in (UP, DRAINING)
+        routed = kept.state in ROUTED
         reason = "adopted after a restart of the health process"
+        adopted = UP if kept.state is SUSPECT else kept.state
         prepared = {service.name: service.modes for service in kept.services if service.modes}
         node = Node(
             id=kept.id,
@@ -794,7 +917,7 @@ class Registry:
             named=kept.services,
             services=self._served(kept.services, prepared or None),
             prepared=prepared or None,
-            state=BANNED if banned_ms > 0 else kept.state if routed else DOWN,
+            state=BANNED if banned_ms > 0 else adopted if routed else DOWN,
             reason=f"banned after {kept.fails} failures" if banned_ms > 0 else reason,
             last_seen_ms=now_ms,
             lag_mark_ms=self._lag_total_ms,

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from bus.topics import Topic
 from bus.words import NodeState
 
-PROBATION, UP, DRAINING, DOWN, BANNED = (
+PROBATION, UP, SUSPECT, DRAINING, DOWN, BANNED = (
     NodeState.PROBATION,
     NodeState.UP,
+    NodeState.SUSPECT,
     NodeState.DRAINING,
     NodeState.DOWN,
     NodeState.BANNED,
@@ -27,6 +28,10 @@ TRANSITIONS: dict[tuple[NodeState, NodeState], Topic | None] = {
     (PROBATION, DOWN): Topic.NODE_DOWN,
     (UP, DRAINING): Topic.NODE_DRAINING,
     (UP, DOWN): Topic.NODE_DOWN,
+    (UP, SUSPECT): Topic.NODE_SUSPECT,
+    (SUSPECT, UP): Topic.NODE_UP,
+    (SUSPECT, DRAINING): Topic.NODE_DRAINING,
+    (SUSPECT, DOWN): Topic.NODE_DOWN,
     (DRAINING, UP): Topic.NODE_UP,
     (DRAINING, DOWN): Topic.NODE_DOWN,
     (DOWN, PROBATION): None,
@@ -35,7 +40,7 @@ TRANSITIONS: dict[tuple[NodeState, NodeState], Topic | None] = {
 }
 """Every step that a node, or one service of it, may take, and the event that tells of it."""
 
-ROUTED = frozenset({UP, DRAINING})
+ROUTED = frozenset({UP, SUSPECT, DRAINING})
 DEAD = frozenset({DOWN, BANNED})
 
 

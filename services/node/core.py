@@ -108,6 +108,8 @@ class Activity(StrEnum):
     ENDED = "ended"
 
 
+_TAKES_FLOWS = frozenset({NodeState.UP, NodeState.SUSPECT, NodeState.PROBATION})
+
 SESSION_STEPS: frozenset[tuple[Phase, Phase]] = frozenset(
     {
         (Phase.ABSENT, Phase.GREETING),
@@ -579,10 +581,7 @@ class Agent:
 
     def _tick_leaving(self, now_ms: int) -> None:
         admitted = [s for s in self._sessions.values() if s.phase is Phase.ADMITTED]
-        told = all(
-            s.welcome is not None and s.welcome.state not in (NodeState.UP, NodeState.PROBATION)
-            for s in admitted
-        )
+        told = all(s.welcome is not None and s.welcome.state not in _TAKES_FLOWS for s in admitted)
         if told and self._settled_ms is None:
             self._settled_ms = now_ms
         late = now_ms >= self._activity_since_ms + LEAVE_LIMIT_MS

@@ -10,7 +10,8 @@ arrival, so a new leader goes on exactly where the old one stopped.
     of a node's electors, a majority says   the table says
     ======================================  =========================================
     UP                                      UP
-    UP or DRAINING                          DRAINING
+    UP or SUSPECT                           SUSPECT
+    UP, SUSPECT or DRAINING                 DRAINING
     BANNED                                  BANNED, and there is a `Ban`
     anything else                           DOWN, if it has ever been in the table
     nothing: none of them knows it          it is no longer listed
@@ -82,7 +83,7 @@ OWN_ADDRESS_LOW_PORTS = 1_024 - LOW_FIRST_PORT
 SLOT_REUSE_MS = 6 * 3_600_000
 """How long a departed LB's slot rests at least: longer, if a flow may be idle for longer."""
 
-ROUTED = frozenset({NodeState.UP, NodeState.DRAINING})
+ROUTED = frozenset({NodeState.UP, NodeState.SUSPECT, NodeState.DRAINING})
 """States in which a node is given flows: the others are listed, but no ring names them."""
 
 DEAD = frozenset({NodeState.DOWN, NodeState.BANNED})
@@ -212,6 +213,9 @@ def _elect(votes: list[NodeState], electors: int) -> NodeState:
     up = votes.count(NodeState.UP)
     if up >= majority:
         return NodeState.UP
+    up += votes.count(NodeState.SUSPECT)
+    if up >= majority:
+        return NodeState.SUSPECT
     if up + votes.count(NodeState.DRAINING) >= majority:
         return NodeState.DRAINING
     if votes.count(NodeState.BANNED) >= majority:

@@ -70,6 +70,8 @@ class Site:
 
     directory: Path
     checks_timeout: str = f"{TIMEOUT_MS}ms"
+    probe: str = "none"
+    """Most agents of these tests are about no server."""
     health_options: str = ""
     interface: str = "lo"
     node_port: int = field(default_factory=free_port)
@@ -102,6 +104,7 @@ name = "lb-0"
 
 [node_health]
 checks_timeout = "{self.checks_timeout}"
+probe = "{self.probe}"
 {self.health_options}
 
 [[services]]

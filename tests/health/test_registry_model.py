@@ -53,6 +53,8 @@ class Machine:
     told: bool | None = None
     """What the newest connection was told of that."""
     read_sick: bool = False
+    spared: bool = False
+    """Whether `well` was taken from it for its silence, while `frail` could not be."""
     frail_since_ms: int = 0
     frail_failures: int = 0
     frail_banned_until_ms: int = 0
@@ -70,9 +72,10 @@ class Machine:
 
 
 class Histories(RuleBasedStateMachine):
-    @initialize(count=st.integers(1, 4))
-    def start(self, count: int) -> None:
-        self.rig = Rig(POLICY)
+    @initialize(count=st.integers(1, 4), least=st.sampled_from([0, 50, 100]))
+    def start(self, count: int, least: int) -> None:
+        self.least = least
+        self.rig = Rig(replace(POLICY, min_healthy_percent=least))
         self.paused_since_ms: int | None = None
         self.seen_events = 0
         self.machines = [
@@ -237,6 +240,14 @@ class Histories(RuleBasedStateMachine):
             machine.failures = max(0, machine.failures - faded)
         machine.up_since_ms = None
 
+    def check_who_is_left(self, gone: Machine) -> None:
+        """Silence alone has taken a node: enough others are routed to. (Several may go at once.)"""
+        known = [each for each in self.machines if self.rig.knows(each.agent.id)]
+        ever_up = [each for each in known if Topic.NODE_UP in self.rig.topics(each.agent.id)]
+        takes = (NodeState.UP, NodeState.SUSPECT)
+        left = sum(each.agent.state in takes for each in known if each is not gone)
+        assert 100 * left >= self.least * len(ever_up)
+
     @property
     def most_banned(self) -> int:
         return max(1, len(self.machines) // 2)
@@ -257,8 +268,15 @@ class Histories(RuleBasedStateMachine):
             elif event.previous is NodeState.UP:
                 assert now_ms - machine.sent_ms >= TIMEOUT_MS, "a living node was taken down"
             heard = not event.reason.startswith("not heard")
-            machine.failures += event.previous is NodeState.UP and heard
-            assert event.fails == machine.failures
+            # What fell silent together with others has not failed; on its own word everybody has.
+            own = event.reason.startswith("not serving")
+            failed = event.previous is NodeState.UP and heard
+            assert machine.failures <= event.fails + (0 if own else 1)
+            assert event.fails <= machine.failures + failed
+            assert not own or event.fails == machine.failures + failed
+            machine.failures = event.fails
+            if not own and event.previous is NodeState.UP:
+                self.check_who_is_left(machine)
         elif topic is Topic.NODE_DRAINING:
             assert machine.last_read is SHUTTING_DOWN
         elif topic is Topic.NODE_BANNED:
@@ -270,7 +288,16 @@ class Histories(RuleBasedStateMachine):
 
     def check_service_event(self, machine: Machine, topic: Topic, event: NodeEvent) -> None:
         now_ms = self.rig.now_ms
-        assert event.service == "frail"
+        if topic is Topic.NODE_DOWN and not event.reason.startswith("not serving"):
+            assert now_ms - machine.sent_ms >= TIMEOUT_MS
+            assert machine.agent.state is NodeState.SUSPECT
+            machine.spared |= event.service == "well"
+            return
+        if event.service == "well":
+            assert topic is Topic.NODE_UP
+            assert machine.spared
+            machine.spared = False
+            return
         if topic is Topic.NODE_UP:
             assert not machine.read_sick
             assert now_ms >= machine.frail_banned_until_ms
@@ -291,7 +318,8 @@ class Histories(RuleBasedStateMachine):
         for machine in self.machines:
             if not self.rig.knows(machine.agent.id):
                 continue
-            assert machine.agent.state_at("well") is machine.agent.state
+            if not machine.spared:
+                assert machine.agent.state_at("well") is machine.agent.state
             banned = self.rig.now_ms < machine.frail_banned_until_ms
             if machine.read_sick or banned:
                 at_frail = machine.agent.state_at("frail")
@@ -343,6 +371,8 @@ class Histories(RuleBasedStateMachine):
             # One that never was UP is forgotten by then.
             known = self.rig.knows(machine.agent.id)
             if not machine.alive and silent_ms > 20 * TIMEOUT_MS and known:
+                if self.least and machine.agent.state is NodeState.SUSPECT:
+                    continue
                 assert machine.agent.state in (NodeState.DOWN, NodeState.BANNED)
                 assert self.rig.observe(machine.agent.id).silent
 

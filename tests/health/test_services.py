@@ -80,6 +80,10 @@ def test_checks_in_a_row_begin_anew_with_each_bad_one_and_haste_earns_nothing() 
         agent.say_sick()
     agent.say_sick("b")
     assert states(agent) == (UP, UP, DOWN)
+    for _ in range(2):
+        rig.now_ms += PROBATION_MS
+        agent.say_sick()
+    assert states(agent) == (UP, UP, PROBATION)
     for _ in range(10):
         agent.say_sick()
     assert states(agent) == (UP, UP, PROBATION)
@@ -233,5 +237,7 @@ def test_an_agent_that_starts_anew_is_asked_anew() -> None:
     agent = Agent(rig).bring_up()
     agent.say_sick("b")
     agent.restart()
-    recover(agent)
-    assert states(agent) == (UP, UP, UP)
+    for _ in range(3):
+        rig.now_ms += PROBATION_MS
+        agent.beat()
+    assert states(agent) == (UP, UP, UP), "one that names no service means all by what it says"
