@@ -4,7 +4,9 @@
 #   make test     everything that must pass: check, tests/ in parallel, e2e/ serially
 #   make check    style and types
 #   make e2e      the end-to-end suite alone
+#   make sim      LBs that agree under every kind of trouble, on virtual time (SEEDS=, LBS=)
 #   make bench    what a packet costs, how many fit through, what TCP makes of it: 15 minutes
+#   make vm       the programs and each mode on Debian 12's own kernel, in an emulated machine: minutes
 #
 # As root, or with sudo for what needs root: installing packages, and the lab.
 
@@ -25,8 +27,10 @@ PACKAGES := python3-bpfcc linux-libc-dev python3-venv iproute2 nftables nginx-li
             ethtool tcpdump curl haproxy libnginx-mod-stream procps util-linux supervisor
 # What these packages would start on this machine. The lab runs its own.
 DAEMONS := nginx haproxy supervisor
+# What `make vm` needs besides; nothing of it starts by itself.
+VM_PACKAGES := qemu-system-x86 seabios busybox-static cpio kmod
 
-.PHONY: help setup check test unit e2e demo bench clean
+.PHONY: help setup check test unit e2e sim demo bench vm clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -100,8 +104,27 @@ test: check
 demo: $(READY)
 	$(SUDO) $(PYTHON) -m e2e.demo
 
+SEEDS ?= 1000
+LBS ?= 3
+sim: $(READY)
+	$(PYTHON) -m tests.sim --lbs $(LBS) --seeds $(SEEDS) --jobs $$(nproc)
+
 bench: $(READY)
 	$(SUDO) $(PYTHON) -m e2e.bench
+
+vm: $(READY)
+	@missing=()
+	for package in $(VM_PACKAGES); do
+	    [ "$$(dpkg-query --show --showformat='$${db:Status-Status}' $$package 2>/dev/null)" = installed ] \
+	        || missing+=($$package)
+	done
+	if [ $${#missing[@]} -gt 0 ]; then
+	    $(SUDO) apt-get update
+	    $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+	        apt-get install --yes --no-install-recommends $${missing[@]}
+	fi
+	mkdir -p build
+	$(SUDO) $(PYTHON) -m e2e.vm 2>&1 | tee build/vm.log
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

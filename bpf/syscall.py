@@ -101,6 +101,16 @@ class PacketRun:
 class VerifierError(Exception):
     """The kernel refused a program; the message ends with the verifier's last lines."""
 
+    @property
+    def summary(self) -> str:
+        """In one line: which program, the kernel's error, and the verifier's reason if it has one.
+
+        The reason is the last thing it says before it counts what it has looked at.
+        """
+        refusal, *log = str(self).splitlines()
+        reasons = [line for line in log if line.strip() and not line.startswith("processed ")]
+        return ": ".join([refusal, *reasons[-1:]])
+
 
 def _bpf(command: _Command, attribute: ctypes.Array[ctypes.c_char]) -> int:
     number = _SYSCALL_NUMBER[platform.machine()]

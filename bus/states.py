@@ -361,6 +361,7 @@ class SeatState:
     """A node's seat at a service: one entry of the ring's table."""
 
     seat: Whole
+    """0: none is free for it."""
     service: str
     node: str
     slots: Whole
@@ -369,7 +370,7 @@ class SeatState:
     resolved: bool
     """Whether the fast path knows the next hop; if not, TC hands over to the kernel's ARP."""
     reason: str = ""
-    """Why it takes no new flows although its node is well; empty where nothing of that kind is."""
+    """Why the node is not routed to although it is up; empty where nothing of that kind is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +399,9 @@ class DataplaneState:
     moved_slots_total: Whole
     waiting_for: str
     outputs: tuple[OutputState, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Nodes, services and ports that are not served, a line each with the reason, while all others
+    are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -289,6 +289,55 @@ def test_a_node_of_twice_the_weight_answers_twice_as_often(
     assert abs(seen.shares(hosts.nodes)[heavy] - half) < 0.1
 
 
+PAGES = """
+import sys, urllib.request
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+for _ in range(20):
+    print(direct.open(f"http://{sys.argv[1]}:8080/", timeout=5).read().decode().strip())
+"""
+
+
+def test_a_node_as_a_client(hosts: Hosts, mode: str) -> None:
+    """In L4 it is one like any other, by way of the router; in L2 and L3 it has the VIP itself."""
+    node = hosts.nodes[0]
+    done = hosts.run(node, "python3", "-c", PAGES, hosts.vip())
+    seen = done.stdout.split()
+    assert len(seen) == 20, done.stderr
+    assert (set(seen) == {node}) is (mode != "l4"), seen
+
+
+def test_the_lb_as_a_client_is_refused_at_once(hosts: Hosts, lb: str) -> None:
+    """Its own packets never come in by an interface."""
+    done = hosts.run(lb, "python3", "-c", REFUSED, hosts.vip())
+    tcp, udp, seconds = done.stdout.split()
+    assert (tcp, udp) == ("refused", "refused"), done.stderr
+    assert float(seconds) < 1
+
+
+@pytest.fixture
+def by_the_nodes_side(hosts: Hosts, lb: str) -> Iterator[str]:
+    """A node whose way to the VIP leads to the LB's private side."""
+    node = hosts.nodes[0]
+    shown = hosts.run(lb, "ip", "-4", "-json", "address", "show", "dev", PRIVATE.interface).stdout
+    way = (f"{hosts.vip()}/32", "via", json.loads(shown)[0]["addr_info"][0]["local"])
+    hosts.run(node, "ip", "route", "add", *way)
+    yield node
+    hosts.run(node, "ip", "route", "del", *way)
+
+
+def test_a_client_on_the_nodes_side_is_refused_at_once(
+    hosts: Hosts, lb: str, mode: str, by_the_nodes_side: str
+) -> None:
+    done = hosts.run(by_the_nodes_side, "python3", "-c", REFUSED, hosts.vip())
+    tcp, udp, seconds = done.stdout.split()
+    if mode != "l4":
+        assert (tcp, udp) == ("answered", "answered"), done.stderr
+        return
+    assert (tcp, udp) == ("refused", "refused"), done.stderr
+    assert float(seconds) < 1
+    wait_for(lambda: verdicts(hosts, lb)["hairpin_refused"] >= 2, "both to be counted by name")
+
+
 @pytest.fixture
 def narrow(hosts: Hosts, lb: str) -> Iterator[int]:
     """The LB's private link without room for outer headers, while the test lasts; its MTU."""

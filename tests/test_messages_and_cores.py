@@ -50,6 +50,7 @@ from services.node.core import Agent, AgentConfig, CheckPlan
 from services.node.direct import need_of
 from services.quorum.core import BLANK, HardState, Quorum, QuorumConfig
 from services.quorum.table import FloatingVip, TableConfig
+from services.quorum.timing import Timing
 from tests.bus.strategies import envelopes, node_messages, values
 from tests.health.rig import POLICY
 
@@ -141,19 +142,20 @@ def stored() -> st.SearchStrategy[HardState]:
 @FEW
 @given(st.lists(values(LocalView), max_size=4), configurations(), st.just(BLANK) | stored())
 def test_the_quorum(views: list[LocalView], config: TableConfig, state: HardState) -> None:
-    core = Quorum(QuorumConfig("lb-0", "", config, 1_000, 1_000), state, 2**64 - 1, 0)
+    core = Quorum(QuorumConfig("lb-0", "", config, Timing(), 1_000), state, 2**64 - 1, 0)
     now_ms = 0
     for version, view in enumerate(views):
         now_ms += 600
-        core.report("lb-0", f"boot-{version}", view, now_ms)
+        core.report(f"boot-{version}", view, now_ms)
         core.tick(now_ms)
-        while (ready := core.ready(now_ms)) is not None:
+        while (ready := core.take(now_ms)) is not None:
             if ready.committed is not None:
                 survives(Topic.STATE_TABLE, ready.committed)
             for topic, event in ready.events:
                 survives(topic, event)
-            core.advance(ready, now_ms)
-        survives(Topic.STATE_QUORUM, core.state())
+            if ready.persist is not None:
+                core.stored(ready.persist.mark, now_ms)
+        survives(Topic.STATE_QUORUM, core.state(now_ms))
 
 
 @settings(max_examples=20)

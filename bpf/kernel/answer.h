@@ -230,6 +230,7 @@ static __always_inline enum reason reason_without_answer(enum reason reason)
 	case REASON_ttl_answered:
 		return REASON_drop_ttl;
 	case REASON_no_flow_reset:
+	case REASON_hairpin_refused:
 		return REASON_drop_no_flow;
 	default:
 		return REASON_drop_no_node;

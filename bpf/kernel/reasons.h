@@ -43,6 +43,7 @@
 	REASON(no_flow_reset, "TCP of no flow: answered with RST")                                 \
 	REASON(dead_node_reset, "its node is dead: the client is told by RST, to connect anew")    \
 	REASON(no_node_refused, "no node to route to: answered with RST or port unreachable")      \
+	REASON(hairpin_refused, "a client on the nodes' side: answered with RST or unreachable")   \
 	/* Dropped. */                                                                             \
 	REASON(drop_first, "(none: where the drops begin)")                                        \
 	REASON(drop_no_node, "the service has no node to route to, and no answer is possible")     \

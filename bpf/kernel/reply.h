@@ -12,6 +12,7 @@
 #include "answer.h"
 #include "verifier.h"
 #include "ports.h"
+#include "service.h"
 #include "fragment.h"
 #include "icmp.h"
 #include "tcp.h"
@@ -167,8 +168,24 @@ static __always_inline int is_in(__u16 port, __u16 first, __u16 ports)
 	return (__u16)(port - first) < ports;
 }
 
+/* A request by the nodes' side: from here no node's answer would find its way back through this LB.
+ * Whoever sent it is told at once. With one interface for both sides a request is one like any
+ * other, and does not come here.
+ */
+static __always_inline struct decision refuse_hairpin(struct packet *packet)
+{
+#ifndef GALE_ONE_ARM
+	if (!packet->icmp_error && find_service(&packet->key)) {
+		packet->answer =
+			packet->key.protocol == IPPROTO_TCP ? ANSWER_RESET : ANSWER_UNREACHABLE;
+		return decide(REASON_hairpin_refused);
+	}
+#endif
+	return decide(packet->icmp_error ? REASON_pass_icmp_other : REASON_pass_no_flow);
+}
+
 /* No flow: from a node's port to one of this LB's SNAT ports it was meant for one. */
-static __always_inline struct decision pass_or_drop_reply(const struct packet *packet)
+static __always_inline struct decision pass_or_drop_reply(struct packet *packet)
 {
 	struct service_key endpoint = {
 		.address = packet->key.saddr,
@@ -182,7 +199,7 @@ static __always_inline struct decision pass_or_drop_reply(const struct packet *p
 	if (!info || !(info->flags & ADDRESS_SNAT) ||
 	    (!is_in(port, info->snat_first_port, info->snat_ports) &&
 	     !is_in(port, info->low_first_port, info->low_ports)))
-		return decide(packet->icmp_error ? REASON_pass_icmp_other : REASON_pass_no_flow);
+		return refuse_hairpin(packet);
 	if (!(info->flags & ADDRESS_FLOATING) && !endpoints.lookup(&endpoint))
 		return decide(packet->icmp_error ? REASON_pass_icmp_other : REASON_pass_no_flow);
 	return decide(REASON_drop_no_flow);

@@ -6,6 +6,7 @@
     vlan      on the cable; the switch's port has the tag too
     bond      the cable is its only member
     tap       no cable: a program hands frames to and fro between two taps, as a virtual machine's
+    virtio    no cable: two cards of the virtual machine that the lab is in, joined by its host
 
 Not every kernel has all of them: `known` asks. Where XDP takes packets in (veth, tap) the switch's
 port finishes checksums, since what XDP redirects is never finished; the others get large segments
@@ -14,6 +15,7 @@ with partial sums, as a hypervisor's bridge does.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -23,7 +25,9 @@ from pathlib import Path
 from e2e.lab import plan
 from e2e.lab.plan import Link
 
-VETH, TAP = "veth", "tap"
+VETH, TAP, VIRTIO = "veth", "tap", "virtio"
+VIRTIO_CARDS = ("52:54:00:80:00:01", "52:54:00:80:00:02")
+"""The addresses of the two cards: the LB's and the switch's."""
 VLAN_ID = 80
 _ON_THE_CABLE = {
     "bridge": ("link add {name} type bridge stp_state 0 mcast_snooping 0",),
@@ -35,7 +39,7 @@ _MEMBERS = {
     "bridge": ("link set {cable} master {name}",),
     "bond": ("link set {cable} down", "link set {cable} master {name}", "link set {cable} up"),
 }
-KINDS = (VETH, *_ON_THE_CABLE, TAP)
+KINDS = (VETH, *_ON_THE_CABLE, TAP, VIRTIO)
 TAP_TIMEOUT_S = 10.0
 
 
@@ -47,6 +51,8 @@ def known() -> frozenset[str]:
 def _is_known(kind: str) -> bool:
     if kind == TAP:
         return Path("/dev/net/tun").exists()
+    if kind == VIRTIO:
+        return all(_cards())
     steps = ["link add cable0 type veth peer name far0"]
     steps += [each.format(name="pub0", cable="cable0") for each in _ON_THE_CABLE.get(kind, ())]
     words = ["unshare", "--net", "ip", "-batch", "-"]
@@ -76,6 +82,27 @@ def steps(link: Link, kind: str) -> Iterable[str]:
         yield f"link set {names['cable']} up"
     for step in (*_ON_THE_CABLE.get(kind, ()), *_MEMBERS.get(kind, ())):
         yield step.format(**names)
+
+
+def _cards() -> list[str]:
+    """The names that the two cards have now, in the order of VIRTIO_CARDS; empty: there is none."""
+    shown = subprocess.run(["ip", "-json", "link"], capture_output=True, text=True, check=True)
+    names = {each["address"]: each["ifname"] for each in json.loads(shown.stdout)}
+    return [names.get(address, "") for address in VIRTIO_CARDS]
+
+
+def take_cards(link: Link) -> None:
+    """Give one card to the LB and one to the switch. With their namespaces they come back.
+
+    Raises LookupError where there are none.
+    """
+    cards = _cards()
+    if not all(cards):
+        raise LookupError(f"{link.network.interface}: this machine lacks a card of {VIRTIO_CARDS}")
+    ends = ((link.machine, link.network.interface), (plan.SWITCH, link.port))
+    for card, (machine, name) in zip(cards, ends, strict=True):
+        words = ["ip", "link", "set", card, "netns", plan.namespace(machine), "name", name]
+        subprocess.run(words, check=True)
 
 
 def start_taps(link: Link) -> None:

@@ -31,7 +31,8 @@ from e2e.lab.plan import Plan, Service
 WWW_DIR = plan.ROOT_DIR / "www"
 PLAN_FILE = plan.ROOT_DIR / "plan.json"
 BLOCK_BYTES = 1 << 20
-FILES = {"1k.bin": 1 << 10, "1m.bin": 1 << 20, "200m.bin": 200 << 20}
+SMALL_FILES = {"1k.bin": 1 << 10, "1m.bin": 1 << 20}
+FILES = SMALL_FILES | {"200m.bin": 200 << 20}
 SHIPPED_SUPERVISOR_DIR = plan.CHECKOUT_DIR / "conf" / "supervisor"
 IMAGES_DIR = plan.CHECKOUT_DIR / "build" / "images"
 """Compiled programs, for all LBs of all labs: compiling is the slowest part of a start."""
@@ -66,7 +67,7 @@ def write_all(lab: Plan, overlay: Table) -> None:
     plan.ROOT_DIR.mkdir(parents=True, exist_ok=True)
     _mount("tmpfs", plan.ROOT_DIR, "mode=0755,size=1g")
     PLAN_FILE.write_text(json.dumps(lab.as_plain()))
-    _write_www()
+    _write_www(SMALL_FILES if lab.emulated else FILES)
     for machine in (*lab.lb_names, *lab.node_names):
         _write_machine(machine)
         _mount("bpf", plan.home(machine) / "bpf", "mode=0755")
@@ -114,10 +115,10 @@ def _mount(kind: str, where: Path, options: str) -> None:
     command(["mount", "-t", kind, "-o", options, "gale-lab", str(where)])
 
 
-def _write_www() -> None:
+def _write_www(sizes: dict[str, int]) -> None:
     """Bytes from a seeded generator: a piece lost, doubled or swapped changes the sum."""
     WWW_DIR.mkdir()
-    for name, size in FILES.items():
+    for name, size in sizes.items():
         generator = random.Random(size)
         digest = hashlib.sha256()
         with (WWW_DIR / name).open("wb") as file:
@@ -132,9 +133,8 @@ def _write_machine(machine: str) -> None:
     home = plan.home(machine)
     for directory in ("run", "state", "log", "bpf", "supervisor"):
         (home / directory).mkdir(parents=True)
-    if plan.is_lb(machine):
-        IMAGES_DIR.mkdir(parents=True, exist_ok=True)
-        (home / "state" / "programs").symlink_to(IMAGES_DIR)
+    IMAGES_DIR.mkdir(parents=True, exist_ok=True)
+    (home / "state" / "programs").symlink_to(IMAGES_DIR)
     environment = ",".join(f'{name}="{value}"' for name, value in plan.environment(machine).items())
     plan.supervisor_conf(machine).write_text(
         SUPERVISORD_CONF.format(home=home, environment=environment)

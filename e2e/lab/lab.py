@@ -42,6 +42,8 @@ SUPERVISORD = "supervisord"
 API_PORT = 5555
 READY_TIMEOUT_S = 90.0
 HEARD_MS = 3000
+EMULATED_PATIENCE = 6
+"""How many times as long an emulated machine may take."""
 TAIL_LINES = 12
 LOCK_NAME = "\0gale-lab"
 """An abstract socket: it goes away with its owner, and leaves no file."""
@@ -143,7 +145,7 @@ class Lab:
             )
 
     def _wait_until_it_serves(self, say: Say, web_port: int | None) -> None:
-        deadline = time.monotonic() + READY_TIMEOUT_S
+        deadline = time.monotonic() + READY_TIMEOUT_S * self._patience
         said = ""
         while problem := self._missing(web_port):
             if problem != said:
@@ -152,6 +154,10 @@ class Lab:
             if time.monotonic() > deadline:
                 raise LabError(self._what_went_wrong(problem))
             time.sleep(0.2)
+
+    @property
+    def _patience(self) -> int:
+        return EMULATED_PATIENCE if self.plan.emulated else 1
 
     def _missing(self, web_port: int | None) -> str:
         """What keeps the lab from serving; empty when nothing does."""
@@ -171,7 +177,9 @@ class Lab:
             return f"the API does not answer yet ({error})"
         # Silence is an age of None, or one that has grown.
         ages = {name: processes.get(name, {}).get("age_ms") for name in plan.PROCESSES}
-        silent = [name for name, age in ages.items() if age is None or age > HEARD_MS]
+        silent = [
+            name for name, age in ages.items() if age is None or age > HEARD_MS * self._patience
+        ]
         if silent:
             return f"not heard of yet: {', '.join(silent)}"
         routed = {node["name"] for node in nodes if node["state"] == "up" and node["share"]}
@@ -181,14 +189,17 @@ class Lab:
 
     def _not_answering(self, lb: str, port: int | None) -> list[str]:
         count = 20 * self.plan.nodes
-        arguments = [self.plan.vip(lb), str(port), "--rate", "100", "--seconds", str(count / 100)]
-        done = self.run(plan.CLIENT, ["python3", "-c", LOAD_PROGRAM, *arguments, "--timeout", "1"])
+        rate = 100 / self._patience
+        arguments = [self.plan.vip(lb), str(port), "--timeout", str(self._patience)]
+        arguments += ["--rate", str(rate), "--seconds", str(count / rate)]
+        done = self.run(plan.CLIENT, ["python3", "-c", LOAD_PROGRAM, *arguments])
         answered = {result.answer for result in read_results(done.stdout.splitlines())}
         return [name for name in self.plan.node_names if name not in answered]
 
     def _what_went_wrong(self, problem: str) -> str:
         return (
-            f"the lab does not serve after {READY_TIMEOUT_S:.0f} s: {problem}\n{self.log_tails()}\n"
+            f"the lab does not serve after {READY_TIMEOUT_S * self._patience:.0f} s: {problem}\n"
+            f"{self.log_tails()}\n"
         )
 
     def log_tails(self) -> str:

@@ -93,8 +93,8 @@ def _build_switch() -> None:
 
 def _plug_in(link: Link, mtu: int, kind: str) -> None:
     interface, inside = link.network.interface, plan.namespace(link.machine)
-    if kind == devices.TAP:
-        devices.start_taps(link)
+    if kind in (devices.TAP, devices.VIRTIO):
+        (devices.start_taps if kind == devices.TAP else devices.take_cards)(link)
         _ip(plan.SWITCH, [f"link set {link.port} mtu {mtu}"])
         _ip(link.machine, [f"link set {interface} mtu {mtu}"])
     else:

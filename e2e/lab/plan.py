@@ -98,6 +98,9 @@ class Plan:
     devices: tuple[str, ...] = ()
     """Of what kind each LB's interfaces are, `PUBLIC/PRIVATE` (see `devices`); the last one holds
     for all further LBs. None: veth/veth."""
+    emulated: bool = False
+    """On a machine that is emulated, some thirty times as slow: all is waited for longer, and the
+    servers have no file that takes a minute to make."""
 
     def as_plain(self) -> dict[str, Any]:
         return asdict(self)

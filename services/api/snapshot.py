@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bus import topics
 from bus.states import (
     NodeObservation,
+    NodeTable,
     QuorumMember,
     SeatCounters,
     SeatState,
@@ -32,6 +33,11 @@ from bus.states import (
 from bus.topics import Topic
 from bus.words import NodeState
 from services.api.fold import Fold
+
+ONLY_AGREED = "as agreed by the quorum: this LB has not heard of it"
+
+SERVING = frozenset({NodeState.UP, NodeState.SUSPECT})
+"""Of a node that takes new flows."""
 
 STALE_MS = 5000
 """Ten periods of a state without a word: its process is gone, not slow."""
@@ -67,6 +73,10 @@ class SeatShape:
 
     service: str
     node: str
+    state: str
+    """The node's."""
+    reason: str
+    """Why the node takes no new flows of this service; empty: it takes some."""
     port: int | None
     slots: int
     share: float
@@ -76,9 +86,6 @@ class SeatShape:
     packets_out: int
     bytes_out: int
     flows: int
-    state: str
-    """Of the node at this service, as seen from here or else as agreed."""
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +206,8 @@ class StatusShape:
     ready: bool
     not_ready: list[str]
     """Why it is not ready, one line each."""
+    warnings: list[str]
+    """What is not served while all else is, a line each with the reason."""
     processes: dict[str, ProcessShape]
     nodes: dict[str, int]
     """How many nodes are in each state."""
@@ -250,12 +259,14 @@ def status(fold: Fold, local: Local, now_ms: int) -> StatusShape:
     known = nodes(fold, now_ms)
     offered = services(fold, local, now_ms)
     counts = Counter(node.state for node in known.nodes) if known is not None else Counter()
+    dataplane = data_of(fold, Topic.STATE_DATAPLANE)
     return StatusShape(
         name=local.name,
         mode=local.mode,
         version=local.version,
         ready=not not_ready,
         not_ready=not_ready,
+        warnings=list(dataplane.left_out) if dataplane is not None else [],
         processes={name: _process(fold, local, name, now_ms) for name in topics.SERVICES},
         nodes={state.value: counts[state] for state in NodeState},
         services=offered.services if offered is not None else [],
@@ -280,8 +291,8 @@ def nodes(fold: Fold, now_ms: int) -> NodesShape | None:
         return None
     observed, committed = fold.nodes_state(now_ms), data_of(fold, Topic.STATE_TABLE)
     agreed = {node.id: node for node in committed.table.nodes} if committed is not None else {}
+    seats = _Seats(fold)
     seen = observed.nodes if observed is not None else ()
-    seats = _Seats(fold, [*agreed.values(), *seen])
     shapes = [_seen(node, agreed.pop(node.id, None), seats) for node in seen]
     shapes += [_only_agreed(node, seats, ages[1] or 0) for node in agreed.values()]
     shapes.sort(key=lambda node: (node.name, node.id))
@@ -295,11 +306,19 @@ def services(fold: Fold, local: Local, now_ms: int) -> ServicesShape | None:
         return None
     table = committed.table
     ports = {(node.id, offer.name): offer.port for node in table.nodes for offer in node.services}
-    observed = fold.nodes_state(now_ms)
-    seats = _Seats(fold, [*table.nodes, *(observed.nodes if observed is not None else ())])
+    seats, standings = _Seats(fold), _standings(fold, table, now_ms)
     return ServicesShape(
-        [_service(service, local, seats, ports, age) for service in table.services], age
+        [_service(each, local, seats, ports, standings, age) for each in table.services], age
     )
+
+
+def _standings(fold: Fold, table: NodeTable, now_ms: int) -> dict[str, _Standing]:
+    """Of each node, as seen from here or else as agreed, by its id."""
+    observed = fold.nodes_state(now_ms)
+    agreed = {node.id: node for node in table.nodes}
+    seen = {node.id: node for node in observed.nodes} if observed is not None else {}
+    known: dict[str, NodeObservation | TableNode] = {**agreed, **seen}
+    return {number: _standing(node, agreed.get(number)) for number, node in known.items()}
 
 
 def quorum(fold: Fold, now_ms: int) -> QuorumShape | None:
@@ -323,11 +342,24 @@ def quorum(fold: Fold, now_ms: int) -> QuorumShape | None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """How a node stands at its services."""
+
+    state: str
+    reason: str
+    """Why it takes no new flows; empty: it may."""
+    apart: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """The same of those services that are not as the node is."""
+
+    def at(self, service: str) -> tuple[str, str]:
+        return self.apart.get(service, (self.state, self.reason))
+
+
 class _Seats:
     """The dataplane's seats with their counters, by node and by service."""
 
-    def __init__(self, fold: Fold, nodes: Iterable[NodeObservation | TableNode]) -> None:
-        self._node_of = {node.id: node for node in nodes}
+    def __init__(self, fold: Fold) -> None:
         dataplane = data_of(fold, Topic.STATE_DATAPLANE)
         counters = data_of(fold, Topic.STATE_COUNTERS)
         self._counted: dict[tuple[str, str], SeatCounters] = (
@@ -345,12 +377,14 @@ class _Seats:
         slots = sum(seat.slots for seat in self.by_node.get(node, ()))
         return slots / self.slots if self.slots else 0.0
 
-    def shape(self, seat: SeatState, port: int | None) -> SeatShape:
+    def shape(self, seat: SeatState, port: int | None, standing: _Standing) -> SeatShape:
         counted = self._counted.get((seat.service, seat.node))
-        state, reason = _standing(self._node_of.get(seat.node), seat.service)
+        state, reason = standing.at(seat.service)
         return SeatShape(
             service=seat.service,
             node=seat.node,
+            state=state,
+            reason=seat.reason or reason,
             port=port,
             slots=seat.slots,
             share=seat.share,
@@ -360,31 +394,37 @@ class _Seats:
             packets_out=counted.packets_out if counted else 0,
             bytes_out=counted.bytes_out if counted else 0,
             flows=counted.flows if counted else 0,
-            state=state,
-            reason=seat.reason or reason,
         )
 
-    def of_node(self, node: NodeObservation | TableNode) -> list[SeatShape]:
-        """With those of its services that it has no seat for, because they never were well."""
+    def of_node(
+        self, node: NodeObservation | TableNode, agreed: TableNode | None
+    ) -> list[SeatShape]:
         ports = {service.name: service.port for service in node.services}
+        standing = _standing(node, agreed)
         seats = list(self.by_node.get(node.id, ()))
         seated = {seat.service for seat in seats}
+        # What never was well there has no seat.
         seats += [
-            SeatState(0, each.service, node.id, 0, 0.0, False)
-            for each in node.apart
-            if each.service not in seated
+            SeatState(0, name, node.id, 0, 0.0, False)
+            for name in standing.apart
+            if name not in seated
         ]
-        return [self.shape(seat, ports.get(seat.service)) for seat in seats]
+        return [self.shape(seat, ports.get(seat.service), standing) for seat in seats]
 
 
-def _standing(node: NodeObservation | TableNode | None, service: str) -> tuple[str, str]:
-    """The state of a node at a service, and why where that is not the node's own."""
-    if node is None:
-        return "", ""
-    for each in node.apart:
-        if each.service == service:
-            return each.state, each.reason
-    return node.state, ""
+def _standing(node: NodeObservation | TableNode, agreed: TableNode | None) -> _Standing:
+    there = agreed.apart if agreed is not None else ()
+    apart = {each.service: (str(node.state), _agreed_on(each.state)) for each in there}
+    apart |= {each.service: (each.state, each.reason or ONLY_AGREED) for each in node.apart}
+    if node.state not in SERVING:
+        return _Standing(node.state, getattr(node, "reason", ONLY_AGREED), apart)
+    if agreed is not None and agreed.state not in SERVING:
+        return _Standing(node.state, _agreed_on(agreed.state), apart)
+    return _Standing(node.state, "" if node.weight else "its weight is 0", apart)
+
+
+def _agreed_on(state: NodeState) -> str:
+    return f"the load balancers have agreed that it is {state}"
 
 
 def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats) -> NodeShape:
@@ -403,7 +443,7 @@ def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats) -> Nod
         checks_passed=node.checks_passed,
         checks_required=node.checks_required,
         load=node.load,
-        services=seats.of_node(node),
+        services=seats.of_node(node, agreed),
     )
 
 
@@ -414,7 +454,7 @@ def _only_agreed(node: TableNode, seats: _Seats, age: int) -> NodeShape:
         address=node.address,
         state=node.state,
         agreed_state=node.state,
-        reason="as agreed by the quorum: this LB has not heard of it",
+        reason=ONLY_AGREED,
         weight=node.weight,
         share=seats.share(node.id),
         fails=0,
@@ -423,7 +463,7 @@ def _only_agreed(node: TableNode, seats: _Seats, age: int) -> NodeShape:
         checks_passed=0,
         checks_required=0,
         load=0.0,
-        services=seats.of_node(node),
+        services=seats.of_node(node, node),
     )
 
 
@@ -432,6 +472,7 @@ def _service(
     local: Local,
     seats: _Seats,
     ports: dict[tuple[str, str], int],
+    standings: dict[str, _Standing],
     age: int,
 ) -> ServiceShape:
     of_service = seats.by_service.get(service.name, [])
@@ -447,7 +488,14 @@ def _service(
         affinity=service.affinity,
         affinity_group=service.affinity_group,
         nodes_up=sum(1 for seat in of_service if seat.slots),
-        nodes=[seats.shape(seat, ports.get((seat.node, service.name))) for seat in of_service],
+        nodes=[
+            seats.shape(
+                seat,
+                ports.get((seat.node, service.name)),
+                standings.get(seat.node, _Standing("", "forgotten by now")),
+            )
+            for seat in of_service
+        ],
         observed_ms=age,
     )
 

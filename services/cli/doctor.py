@@ -45,8 +45,8 @@ from services.cli.machine import (
 )
 from services.cli.tables import show
 
-OLDEST_KERNEL = (5, 11)
-"""bpf_redirect_neigh, bpf_ktime_get_coarse_ns, memory accounted to the cgroup."""
+OLDEST_KERNEL = (5, 12)
+"""Atomic additions that return (5.12), bpf_redirect_neigh; memory is accounted to the cgroup."""
 TESTED_KERNEL = (6, 1)
 SNAT_PORTS = range(1_536, 32_768)
 """What an LB takes on an address of its own, as the node table lays it out."""
@@ -498,7 +498,14 @@ def direct_return_findings(network: dict[str, Any], machine: Machine) -> Finding
     own = machine.links[LOOPBACK].addresses if LOOPBACK in machine.links else ()
     for address in needed:
         holder = next((n for n, each in machine.links.items() if address in each.addresses), "")
-        if address in own:
+        if address in network["refused"]:
+            yield Finding(
+                Level.FAIL,
+                "direct return",
+                f"{address} is the address by which this node reaches its load balancer",
+                'give the service a virtual IP of its own, or mode = "l4"',
+            )
+        elif address in own:
             yield Finding(Level.OK, "direct return", f"{address} is on lo")
         else:
             yield Finding(

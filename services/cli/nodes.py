@@ -15,6 +15,8 @@ from services.cli.invocation import Invocation, print_json
 from services.cli.tables import STATE_STYLES, count, percent, show, size, span, table
 
 FLOW_LIMIT = 100
+SERVICES_NAMED = 3
+"""Of all the services at which a node is not routed to for the same reason."""
 
 
 def nodes(context: typer.Context) -> None:
@@ -43,12 +45,12 @@ def services(context: typer.Context) -> None:
         print_json(answer)
         return
     columns = (
-        *("node", "state", "slots#", "share#", "begun#"),
-        *("packets in#", "in#", "packets out#", "out#"),
+        *("node", "slots#", "share#", "begun#", "packets in#", "in#", "packets out#", "out#"),
+        "nothing new because",
     )
     stacked = (
-        *(("node", "state"), ("slots", "share"), ("begun",), ("packets in", "in")),
-        *(("packets out", "out"),),
+        *(("node",), ("slots", "share"), ("begun",), ("packets in", "in")),
+        *(("packets out", "out"), ("nothing new because",)),
     )
     parts: list[Any] = []
     for service in answer["services"]:
@@ -118,23 +120,27 @@ def _node_row(node: dict[str, Any]) -> list[Any]:
         span(banned_for_ms) if banned_for_ms else "",
         span(node["observed_ms"]),
         node["id"],
-        "; ".join([node["reason"], *_apart(node)]),
+        "; ".join([node["reason"], *_reasons_at_services(node)]),
     ]
 
 
-def _apart(node: dict[str, Any]) -> list[str]:
-    """The services of a node that are not as it is, and why."""
-    return [
-        f"{seat['service']} {seat['state']}: {seat['reason']}"
-        for seat in node.get("services", ())
-        if seat.get("reason")
-    ]
+def _reasons_at_services(node: dict[str, Any]) -> list[str]:
+    """Why it is not routed to at some of its services, where the node's own reason is no answer."""
+    services: dict[str, list[str]] = {}
+    for seat in node.get("services", ()):
+        if seat["reason"] and seat["reason"] != node["reason"]:
+            services.setdefault(seat["reason"], []).append(seat["service"])
+    return [f"at {_some(names)}: {reason}" for reason, names in services.items()]
+
+
+def _some(names: list[str]) -> str:
+    said, more = ", ".join(names[:SERVICES_NAMED]), len(names) - SERVICES_NAMED
+    return f"{said} and {more} more services" if more > 0 else said
 
 
 def _seat_row(seat: dict[str, Any]) -> list[Any]:
     return [
         seat["node"],
-        state_text(seat.get("state")),
         count(seat["slots"]),
         percent(seat["share"]),
         count(seat["flows"]),
@@ -142,4 +148,5 @@ def _seat_row(seat: dict[str, Any]) -> list[Any]:
         size(seat["bytes_in"]),
         count(seat["packets_out"]),
         size(seat["bytes_out"]),
+        seat["reason"],
     ]

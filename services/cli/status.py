@@ -101,6 +101,7 @@ def _picture(status: dict[str, Any], trouble: str = "") -> RenderableType:
     if trouble:
         parts.append(Text(f"as it was before the API went: {trouble}", "bold red"))
     parts += [Text(f"  {reason}", "red") for reason in status["not_ready"]]
+    parts += [Text(f"  not served: {what}", "yellow") for what in status["warnings"]]
     parts += [Text(""), _processes(status["processes"])]
     if status["dataplane"] is not None:
         parts += [Text(""), *_dataplane(status["dataplane"])]

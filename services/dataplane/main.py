@@ -72,7 +72,7 @@ from services.dataplane.forwarding import Forwarding, monotonic_ms
 from services.dataplane.front_table import MOST_FRONTS
 from services.dataplane.fronts import service_identity
 from services.dataplane.kernel import MAX_SERVICES, Settings
-from services.dataplane.maps import EMPTY, Facts, KernelState, ServiceRemoval, snat_ports
+from services.dataplane.maps import EMPTY, NO_SEAT, Facts, KernelState, ServiceRemoval, snat_ports
 from services.dataplane.mode_change import Waits, modes_in_force, modes_of_nodes
 from services.dataplane.netdev import DeviceMonitor
 from services.dataplane.netlink import NextHopMonitor
@@ -92,6 +92,8 @@ COMPILE_RETRY_MS = 10_000
 SETTLE_MS = 1_000
 UNCHAIN_RETRY_MS = 60_000
 FLOWS_LISTED, MOST_FLOWS_LISTED = 100, 10_000
+MOST_LEFT_OUT = 50
+"""Lines of a state: whoever reads it wants to know what is wrong, not all of it."""
 MOST_LISTINGS = 8
 """At once; whoever asks then is to ask again."""
 PROGRAM_CACHE = "programs"
@@ -152,6 +154,7 @@ class DataplaneProcess:
         self._names: dict[int, Seated] = {}
         """Whose seats are or were, as long as flows may name them."""
         self._left_out: frozenset[str] = frozenset()
+        self._left_out_lines: tuple[str, ...] = ()
         self._mode_waits: Waits = {}
         self._modes_due_ms: int | None = None
         self._published: DataplaneState | None = None
@@ -482,13 +485,19 @@ class DataplaneProcess:
 
     def _name_seats(self, plan: Plan) -> None:
         kept = {seat: name for seat, name in self._names.items() if seat in plan.after.seats}
-        self._names = kept | {
-            seat.seat: Seated(seat.node, seat.service) for seat in self._seat_states
-        }
+        self._names = kept | {seat.seat: Seated(seat.node, seat.service) for seat in self._seated}
+
+    @property
+    def _seated(self) -> list[SeatState]:
+        return [seat for seat in self._seat_states if seat.seat != NO_SEAT]
 
     def _tell_left_out(self, left_out: frozenset[str]) -> None:
         for what in sorted(left_out - self._left_out):
             _log.error("left out", what=what)
+        if left_out != self._left_out:
+            lines, more = sorted(left_out), len(left_out) - MOST_LEFT_OUT
+            rest = [f"and {more} more, which the log names"] if more > 0 else []
+            self._left_out_lines = (*lines[:MOST_LEFT_OUT], *rest)
         self._left_out = left_out
 
     def _watch(self, addresses: frozenset[str], now_ms: int) -> None:
@@ -558,7 +567,7 @@ class DataplaneProcess:
         self._count_ms = now_ms + max(COUNT_MS, COUNTING_SHARE * cost_ms)
 
     def _seat_counters(self, forwarding: Forwarding) -> SeatColumns:
-        held, states = self._held.seats, self._seat_states
+        held, states = self._held.seats, self._seated
         # Seats are given from the lowest number on, and so are cursors.
         sums = forwarding.counters.seats(max(held, default=0) + 1)
         rests = forwarding.counters.port_rests(
@@ -595,6 +604,7 @@ class DataplaneProcess:
             moved_slots_total=self._moved_slots,
             waiting_for=self._waiting_for,
             outputs=forwarding.outputs if forwarding is not None else (),
+            left_out=self._left_out_lines,
         )
         if state != self._published:
             self._version += 1

@@ -35,6 +35,7 @@ from services.dataplane import ring
 from services.dataplane.flows.census import Census, Watch
 from services.dataplane.fronts import has_waned, is_unused, plan_addresses, plan_fronts
 from services.dataplane.maps import (
+    NO_SEAT,
     AddressRemoval,
     AddressWrite,
     EndpointRemoval,
@@ -69,8 +70,8 @@ class Plan:
     """Who was left out, and why; empty when all is well."""
 
     def states(self) -> tuple[SeatState, ...]:
-        """Of all seated nodes that the table lists, for `state.dataplane.`; worked out anew each
-        time, and no packet waits for it.
+        """Of all nodes that the table lists and that have a seat, or a reason to have none, for
+        `state.dataplane.`; worked out anew each time, and no packet waits for it.
         """
         return _describe(*self.described)
 
@@ -216,7 +217,7 @@ def _seat_writes(
         old = kernel.seats.get(seat)
         if old is value or old == value:
             continue
-        forgets = value.cursor in fresh_cursors - forgotten
+        forgets = value.cursor in fresh_cursors and value.cursor not in forgotten
         if forgets:
             forgotten.add(value.cursor)
         loses = old is not None and old.up and not value.up
@@ -235,11 +236,13 @@ def _describe(
         counts = slots[rings.of_service[number]] if number in rings.of_service else ()
         for place in own:
             seat = seats.seat_of.get(place.identity)
+            reason = seats.reasons.get(place.identity, "")
             if seat is not None:
                 hop = seats.values[seat].next_hop
                 resolved = hop is not None and hop.destination_mac is not None
                 count = int(counts[seat - number]) if seat - number < len(counts) else 0
                 share = count / ring.SLOTS
-                reason = seats.reasons.get(place.identity, "")
                 states.append(SeatState(seat, name, place.node.id, count, share, resolved, reason))
+            elif reason:
+                states.append(SeatState(NO_SEAT, name, place.node.id, 0, 0.0, False, reason))
     return tuple(states)

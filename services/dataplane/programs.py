@@ -11,9 +11,10 @@ of an earlier configuration is on another one is taken off, on all interfaces of
 cannot be taken off stands among the hooks, with the reason.
 
 Three pins below `prog/`: `xdp_public`, `tc_public`, `tc_private`. Where public and private
-interface are one, `tc_public` handles both directions and there is no `tc_private`. Without native
-XDP the TC program takes the requests too, and the hook's state says why. With `reply_hook = "xdp"`
-a fourth, `xdp_private`, takes the replies that TC would.
+interface are one, `tc_public` handles both directions and there is no `tc_private`. Where the
+driver takes no native XDP, or the kernel refuses the XDP program alone (it calls a helper of Linux
+5.18), the TC program takes the requests too, and the hook's state says why. With `reply_hook =
+"xdp"` a fourth, `xdp_private`, takes the replies that TC would.
 
 A flow table of another size becomes the one before a new one (bpf/chain.py), and the programs look
 into both. Once the dataplane has seen that no flow lives in the one before, it makes the next
@@ -38,6 +39,7 @@ from bpf.attachments import TC, XDP, Attachment, Place, set_aside, take_off_rest
 from bpf.chain import FlowTables
 from bpf.loader import LoadedObject, compile_programs, fill_cache
 from bpf.pins import PinnedMaps
+from bpf.syscall import VerifierError
 from bus.states import HookState
 from conf import LbConfig
 from services.dataplane.machine import Machine
@@ -215,8 +217,9 @@ class Programs:
         if self._replies_by_xdp:
             xdp.append(("xdp_private", "gale_xdp_reply", machine.private))
         loaded = [
-            (pin, at.name, self._xdp.function(name, "xdp", frags=at.mtu > FRAGS_MTU))
+            (pin, at.name, fd)
             for pin, name, at in xdp
+            if (fd := self._load_xdp(pin, name, frags=at.mtu > FRAGS_MTU)) is not None
         ]
         self._maps.prepare()
         set_aside(netlink, self._bpf_dir, self._wanted)
@@ -246,6 +249,14 @@ class Programs:
     @property
     def _replies_by_xdp(self) -> bool:
         return self.plan.xdp_replies and not self.plan.one_arm
+
+    def _load_xdp(self, pin: str, name: str, *, frags: bool) -> int | None:
+        """None where the kernel refuses it: TC's programs, which it has taken, can do all alone."""
+        try:
+            return self._xdp.function(name, "xdp", frags=frags)
+        except VerifierError as refusal:
+            self._without_xdp[pin] = f"{refusal.summary}; TC takes its packets"
+            return None
 
     def _attach_xdp(self, pin: str, interface: str, fd: int) -> None:
         flavour: attach.Flavour = "generic" if self.plan.generic_xdp else "native"

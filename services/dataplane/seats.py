@@ -26,7 +26,7 @@ somebody's answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -49,6 +49,9 @@ SEATED = SERVING | {NodeState.DRAINING}
 """Nodes of these states are given a seat."""
 
 DEAD = frozenset({NodeState.DOWN, NodeState.BANNED})
+
+NAMED = 3
+"""Services that are named where a node is left out at many, for one reason."""
 
 MANY = 16
 """Services of a node beyond which looking for the lowest free seats takes too long."""
@@ -78,7 +81,7 @@ class Seats:
     fresh_cursors: frozenset[int]
     refused: list[str]
     reasons: dict[int, str]
-    """Why a node that is well takes no new flows; by the identity of the place."""
+    """Why a node that is up or draining is not routed to; by the identity of the place."""
 
 
 @lru_cache(1 << 17)
@@ -119,11 +122,11 @@ def plan_seats(
     now_ms: int,
 ) -> Seats:
     placed = [place for own in placed_by_service.values() for place in own]
-    seat_of, refused = _given_seats(kernel, placed, ids, facts)
+    seat_of, reasons = _given_seats(kernel, placed, ids, facts)
     retired_ms = _retired(kernel, seat_of, census, now_ms)
     deaths, sick = _deaths(table, view), _sick(table, view)
     hops = {value.address: value.next_hop for value in kernel.seats.values()} | dict(next_hops)
-    reasons = _out_of_reach(placed, hops)
+    reasons |= _out_of_reach(placed, hops)
     takers = frozenset(
         place.identity
         for place in placed
@@ -151,8 +154,23 @@ def plan_seats(
         seat: value if value.cursor == cursors[seat] else replace(value, cursor=cursors[seat])
         for seat, value in values.items()
     }
-    refused += dict.fromkeys(reasons.values())
+    refused = _left_out(placed, reasons)
     return Seats(seat_of, takers, values, retired_ms, fresh, refused, reasons)
+
+
+def _left_out(placed: Iterable[Place], reasons: Mapping[int, str]) -> list[str]:
+    """A line for each node and reason, whatever the number of services."""
+    services: dict[tuple[str, str], list[str]] = {}
+    for place in placed if reasons else ():
+        if place.identity in reasons:
+            key = place.node.id, reasons[place.identity]
+            services.setdefault(key, []).append(place.service.name)
+    return [f"node {node} at {_some(names)}: {why}" for (node, why), names in services.items()]
+
+
+def _some(names: Sequence[str]) -> str:
+    said, more = ", ".join(names[:NAMED]), len(names) - NAMED
+    return f"{said} and {more} more services" if more > 0 else said
 
 
 def _out_of_reach(placed: Iterable[Place], hops: Mapping[str, NextHop | None]) -> dict[int, str]:
@@ -165,10 +183,12 @@ def _out_of_reach(placed: Iterable[Place], hops: Mapping[str, NextHop | None]) -
     if not behind:
         return {}
     return {
-        place.identity: f"node {place.node.id} at {place.service.name}: it is behind the router"
-        f" {behind[place.node.address]}, and mode l2 reaches only what is on the link"
+        place.identity: f"it is behind the router {behind[place.node.address]},"
+        " and mode l2 reaches only what is on the link"
         for place in placed
-        if place.service.mode is Mode.L2 and place.node.address in behind
+        if place.service.mode is Mode.L2
+        and place.node.state in SEATED
+        and place.node.address in behind
     }
 
 
@@ -207,8 +227,8 @@ def _value(
 
 def _given_seats(
     kernel: KernelState, placed: Iterable[Place], ids: Mapping[str, int], facts: Facts
-) -> tuple[dict[int, int], list[str]]:
-    """The seats of these places, by identity, and who was refused."""
+) -> tuple[dict[int, int], dict[int, str]]:
+    """The seats of these places, by identity, and why others have none."""
     # A service that came back under another id has other seats: they must lie behind its id.
     seat_of = {(each.identity, each.service_id): seat for seat, each in kernel.seats.items()}
     given: dict[int, int] = {}
@@ -219,7 +239,7 @@ def _given_seats(
             given[place.identity] = seat
         elif place.state in SEATED:
             waiting.setdefault(place.node.id, []).append(place)
-    refused = []
+    refused: dict[int, str] = {}
     free: NDArray[np.bool_] = np.ones(facts.max_seats, np.bool_)
     free[[NO_SEAT, *kernel.seats]] = False
     for own in waiting.values():
@@ -227,7 +247,7 @@ def _given_seats(
         numbers = _free_seats(free, [ids[place.service.name] for place in own])
         for place, number in zip(own, numbers, strict=True):
             if number == NO_SEAT:
-                refused.append(f"node {place.node.id} at {place.service.name}: no free seat")
+                refused[place.identity] = f"all {facts.max_seats - 1:,} seats are taken"
             else:
                 given[place.identity] = number
     return given, refused

@@ -907,7 +907,6 @@ class Registry:
         banned_ms = kept.ban_remaining_ms
         routed = kept.state in ROUTED
         reason = "adopted after a restart of the health process"
-        adopted = UP if kept.state is SUSPECT else kept.state
         prepared = {service.name: service.modes for service in kept.services if service.modes}
         node = Node(
             id=kept.id,
@@ -917,7 +916,7 @@ class Registry:
             named=kept.services,
             services=self._served(kept.services, prepared or None),
             prepared=prepared or None,
-            state=BANNED if banned_ms > 0 else adopted if routed else DOWN,
+            state=BANNED if banned_ms > 0 else kept.state if routed else DOWN,
             reason=f"banned after {kept.fails} failures" if banned_ms > 0 else reason,
             last_seen_ms=now_ms,
             lag_mark_ms=self._lag_total_ms,
@@ -928,6 +927,7 @@ class Registry:
             silent=kept.silent and not routed,
             ban_until_ms=now_ms + banned_ms,
             fading_from_ms=now_ms,
+            suspect_until_ms=now_ms + self.policy.checks_timeout_ms,
             apart={each.service: _adopted(each, now_ms) for each in kept.apart},
         )
         self._add(node)

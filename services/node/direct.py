@@ -13,6 +13,11 @@ node answers without the LB. For that it needs
 * in L3, the unwrapper where the LBs' packets come in, and a smaller MSS: a full segment of the
   client's must fit with an outer header around it.
 
+**What is refused.** An address by which this machine reaches an LB: with it on `lo` the agent would
+speak to itself, and nobody could tell it to give the address back. That happens where LB and nodes
+share one network and the VIP is the LB's own address. Nor is one taken that another interface of
+this machine has. The reason is told as what is missing, and what was taken earlier is given back.
+
 **Whose is it?** What was there before is the operator's and stays. What is added is written down
 (`Taken`) before it is done, with the values from before, so that an agent which was killed at any
 point finds out, when it is started again, what to take back in the end. A setting that somebody
@@ -29,7 +34,7 @@ longer asked for lingers for `LINGER_MS` (`Lingering`), longer than any LB goes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -189,6 +194,8 @@ class Found:
     """The interfaces that reach the LBs."""
     crossed: frozenset[str]
     """The interfaces beside which there is another with routes."""
+    lbs: frozenset[str] = frozenset()
+    """The addresses by which this machine reaches its LBs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,23 +226,22 @@ def plan(need: Need, taken: Taken, found: Found, hooks: frozenset[tuple[str, str
         before = found.settings[name] if first is None else first.before
         settings[name] = Setting(before, value)
     over = {name: setting for name, setting in settings.items() if name not in required}
-    add = need.addresses - found.loopback - frozenset(found.elsewhere)
+    add = need.addresses - found.loopback - found.elsewhere.keys() - found.lbs
     addresses = taken.addresses | add
+    keep = need.addresses - found.lbs
     during = Taken(taken.need | need, addresses, settings, taken.hooks | hooks)
     kept = {name: setting for name, setting in settings.items() if name in required}
     return Plan(
         change=change,
         add=add,
-        remove=(taken.addresses - need.addresses) & found.loopback,
+        remove=(taken.addresses - keep) & found.loopback,
         restore={
             name: setting.before
             for name, setting in over.items()
             if found.settings.get(name) == setting.ours
         },
         during=during,
-        after=replace(
-            during, need=need, addresses=addresses & need.addresses, settings=kept, hooks=hooks
-        ),
+        after=replace(during, need=need, addresses=addresses & keep, settings=kept, hooks=hooks),
         missing=_impossible(need, found),
     )
 
@@ -254,25 +260,37 @@ def _required_settings(need: Need, taken: Taken, found: Found) -> dict[str, int]
 
 def _impossible(need: Need, found: Found) -> tuple[str, ...]:
     missing = [
-        f"{address} is an address of {found.elsewhere[address]}, expected it on lo alone"
-        for address in sorted(need.addresses & found.elsewhere.keys())
+        *_cut_off(need, found),
+        *(
+            f"{address} is an address of {found.elsewhere[address]}, expected it on lo alone"
+            for address in sorted(need.addresses & found.elsewhere.keys())
+        ),
     ]
     if need.tunnelled and not found.facing:
         missing.append("no interface reaches a load balancer: nowhere to unwrap packets")
     return tuple(missing)
 
 
+def _cut_off(need: Need, found: Found) -> Iterator[str]:
+    """VIPs that must never be on lo: whoever has his LB's address himself speaks to himself."""
+    for address in sorted(need.addresses & found.lbs):
+        yield (
+            f"{address} is the address by which this machine reaches its load balancer: not taken"
+            ' onto lo, expected a virtual IP of its own for that service, or mode "l4"'
+        )
+
+
 def lacks(need: Need, found: Found) -> tuple[str, ...]:
     """What an operator who prepares the machine himself has left out, as far as it can be seen."""
     if not need.addresses:
         return ()
-    without = sorted(need.addresses - found.loopback)
+    without = sorted(need.addresses - found.loopback - found.lbs)
     low = [
         f"net.ipv4.conf.{name.replace('/', '.')} is {found.settings.get(name, 0)}, expected {least}"
         for name, least in SILENCE.items()
         if found.settings.get(name, 0) < least
     ]
-    return (*(f"{address} is not on lo" for address in without), *low)
+    return (*_cut_off(need, found), *(f"{address} is not on lo" for address in without), *low)
 
 
 def advertised_mss(mtu: int, header_bytes: int, given: int = 0) -> int:

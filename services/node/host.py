@@ -210,6 +210,7 @@ class Host:
             settings={name: value for name in settings if (value := _setting(name)) is not None},
             facing=facing - {_LOOPBACK},
             crossed=self._crossed(names) if need.addresses else frozenset(),
+            lbs=order.lbs,
         )
 
     def _facing(self, lbs: frozenset[str]) -> list[int]:

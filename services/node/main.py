@@ -307,6 +307,7 @@ class AgentProcess:
             "managed": order.managed,
             "needed": sorted(order.need.addresses),
             "tunnelled": sorted(order.need.tunnelled),
+            "refused": sorted(order.need.addresses & order.lbs),
             "prepared": (report.taken if report is not None else NOTHING_TAKEN).as_plain(),
             "waiting_for": waiting_for,
         }

@@ -1,43 +1,68 @@
 """The agreement of the LBs on one register, the node table. Pure: no clock, no socket, no disk.
 
-The shell hands in what happened (`report`, `reconfigure`, `tick`) with the monotonic time, and asks
-`ready()` what to do about it, until the answer is None. Each `Ready` is worked off in the order of
-its fields, which is the whole of the protocol's safety: **persist, then send, then apply**.
+    election     who leads (Raft: pre-vote, check-quorum, a leader's lease)
+    register     what is agreed: one table, accepted, stored, committed
+    ownership    which LB is to hold which VIP
+    leases       who may claim a VIP at this moment
+    table        how what the LBs see becomes the next table
 
-    1. `persist`: write the hard state and fsync it. If that fails, stop here: ask again later and
-       the same `Ready` comes back. Nothing was promised to anybody yet.
-    2. `committed`, `events`: publish them.
-    3. `advance(ready)`: says that 1 and 2 are done, and counts this LB's own acceptance.
+This module puts them together. The shell hands in what happened (`report`, `receive`, `stand`,
+`reconfigure`, `stored`, `tick`) with the monotonic time, and takes what to do about it (`take`).
+Each `Ready` is worked off in the order of its fields: **persist, publish, claim, send**.
 
-So a table is proposed, stored, and only then committed: what was published was on the disk before,
-and a process killed between any two instructions starts again with what it published, or newer. At
-most one proposal is under way; reports that come meanwhile are merged into the next.
+    `persist`     write this hard state and fsync it, then call `stored` with its number. It may
+                  take as long as it likes: beats, and answers that promise nothing new, go on
+                  meanwhile. What depends on it is not in `send` before `stored` was called.
+    `committed`,
+    `events`      publish them
+    `claims`      until when this LB may claim which VIPs; None: as before. A claim that ends is in
+                  the kernel before the message that lets another LB have it.
+    `sends`       to whom, what
 
-**Roles.** This is Raft's election for a cluster whose only member is this LB. It stands for itself
-in a new term, its own stored vote is the majority, it leads:
+So a table is proposed, stored by a majority, and only then committed: what was published was on
+this disk before, and a process killed between any two instructions starts again with what it
+published, or newer. At most one proposal is under way; reports that come meanwhile are merged into
+the next.
 
-    FOLLOWER -> CANDIDATE   no term in which this LB voted for itself is stored: term + 1
-    CANDIDATE -> LEADER     the vote is durable
-    FOLLOWER -> LEADER      after a restart, in the stored term: nobody else can have led in it, and
-                            all that this LB committed in it is on the disk
+**One LB, or no list.** A quorum of one: it stands for itself in a new term, its own stored vote is
+the majority, it leads. After a restart it leads on in the stored term: nobody else can have led in
+it. For the same reason its stored table is a committed one, published before any report comes in:
+the dataplane is right from the first message on. In a cluster a stored table may have been
+overtaken, so a restarted LB publishes nothing before it has heard a leader, and the dataplane goes
+on by its maps.
 
-For the same reason a stored table is a committed one, published before any report comes in: the
-dataplane is right from the first message on.
+**Quorum lost.** Who hears no leader keeps the table as it is: the dataplane forwards by it and
+masks what dies meanwhile. Leases lapse by themselves. `state` says so, and `quorum.lost.` is
+published.
 
 **Failure.** Without reports (the health process is down) the nodes stay as they are. A health
 process that has just started is believed where it names a node and not where it is silent, until it
 has `settled`: `2 * checks_timeout` after its boot was first heard, when its own grace is over. A
 blank LB commits nothing before the first report: if it lost its file, the rings in the kernel are
-better than an empty table. When the disk is full the table stands still and `waiting_for` says so.
+better than an empty table. When the disk does not answer the table stands still and `waiting_for`
+says so; a leader whose disk has not answered for as long as a promise lasts gives up its lead.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from bus.events import (
-    QuorumEvent,
-    TableEvent,
+from bus.events import QuorumEvent, TableEvent, VipEvent
+from bus.peer_protocol import (
+    NO_VERSION,
+    Ack,
+    Beat,
+    Go,
+    Grant,
+    PeerMessage,
+    PreVote,
+    Release,
+    Version,
+    ViewReport,
+    Vote,
+    VoteReply,
 )
 from bus.states import (
     CommittedTable,
@@ -48,31 +73,28 @@ from bus.states import (
     VipHolder,
 )
 from bus.topics import Topic
-from bus.words import (
-    NodeState,
-    Role,
-)
+from bus.words import NodeState, Role
+from services.quorum.election import Election, Outgoing
+from services.quorum.leases import Granted, Held
+from services.quorum.ownership import Standing, assign
+from services.quorum.register import Dated, Register, version_of
 from services.quorum.table import (
     SLOT_REUSE_MS,
     Report,
     TableConfig,
-    aged,
     bootstrap,
     changes,
     merge,
 )
-
-TRANSITIONS: dict[Role, frozenset[Role]] = {
-    Role.FOLLOWER: frozenset({Role.CANDIDATE, Role.LEADER}),
-    Role.CANDIDATE: frozenset({Role.LEADER}),
-    Role.LEADER: frozenset(),
-}
+from services.quorum.timing import Timing
 
 WAITING_FOR_VIEW = "the first view of the health process"
-
-
-class IllegalTransitionError(RuntimeError):
-    """A change of role that the table above does not have: a fault of this program."""
+WAITING_FOR_LEADER = "a leader: no majority of the LBs is heard"
+RESEND_MS = 100
+"""A table or a view that was not acknowledged for so long is sent again."""
+SILENT_REPORT_MS = 1_000
+"""For so long the report of an LB that is not heard counts."""
+UNKNOWN = Standing(eligible=False, fitness=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +105,10 @@ class HardState:
     vote: str | None
     table: NodeTable | None
     """The newest table this LB has accepted."""
+    promise_ms: int = 0
+    """The longest time for which this LB has ever promised a leader to elect nobody else."""
+    joined: bool = False
+    """Whether it remembers what this LB did in a cluster; else it is of a quorum of one."""
 
 
 BLANK = HardState(0, None, None)
@@ -96,22 +122,35 @@ class QuorumConfig:
     address: str
     """This LB's own entry in the list of addresses, or empty."""
     table: TableConfig
-    lease_ms: int
+    timing: Timing
     checks_timeout_ms: int
+    others: tuple[str, ...] = ()
+    """The entries of the other members."""
     slot_reuse_ms: int = SLOT_REUSE_MS
     """How long the SNAT slot of an LB that left is given to nobody."""
 
 
-Event = TableEvent | QuorumEvent
+Event = TableEvent | QuorumEvent | VipEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """A hard state, and its number."""
+
+    mark: int
+    state: HardState
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
     """What the shell has to do now, in the order of the fields."""
 
-    persist: HardState | None
+    persist: Persist | None
     committed: CommittedTable | None
     events: tuple[tuple[Topic, Event], ...]
+    claims: dict[str, int] | None
+    """By VIP, until when (ms of this machine's monotonic clock) this LB may claim it."""
+    sends: tuple[Outgoing, ...]
 
 
 @dataclass(slots=True)
@@ -125,120 +164,312 @@ class _Heard:
     settled: bool
 
 
+@dataclass(slots=True)
+class _Peer:
+    """What is known of another member, by its address."""
+
+    name: str = ""
+    heard_ms: int | None = None
+    term: int = 0
+    accepted: Version = NO_VERSION
+    standing: Standing = UNKNOWN
+    table_sent: Version = NO_VERSION
+    table_sent_ms: int = 0
+
+
+@dataclass(slots=True)
+class _View:
+    """This LB's own view, and what the leader has of it."""
+
+    boot: str
+    view: LocalView
+    made_ms: int
+    sent_ms: int | None = None
+
+
 class Quorum:
     """One LB's part in the agreement."""
 
     def __init__(
-        self, config: QuorumConfig, stored: HardState, hash_seed: int, now_ms: int
+        self,
+        config: QuorumConfig,
+        stored: HardState,
+        hash_seed: int,
+        now_ms: int,
+        *,
+        boot: str = "",
+        draw: Callable[[], float] = lambda: 0.5,
     ) -> None:
-        """`hash_seed`: 64 random bits, used only if no table was ever stored."""
+        """`hash_seed`: 64 random bits, used only if no table was ever stored. `boot`: names this
+        start of the process. `draw`: random numbers from 0 to 1.
+        """
         self._config = config
         self._hash_seed = hash_seed
-        self._durable = stored
-        self._hard = stored
-        self._role = Role.FOLLOWER
-        self._committed = stored.table
-        self._as_of_ms = now_ms
-        self._table_version = 1 if stored.table is not None else 0
+        self._alone = not config.others
+        self._inherited = stored.table
+        kept = None
+        if stored.table is not None and (self._alone or stored.joined):
+            kept = Dated(stored.table, now_ms)
+        self._register = Register(kept, kept)
+        if self._alone:
+            self._register.committed = kept
+            self._register.committed_version = version_of(kept)
+        self._election = Election(
+            config.name, config.others, config.timing, self._register, boot, draw, now_ms
+        )
+        blank = not (self._alone or stored.joined)
+        vote = None if blank else stored.vote
+        self._election.restore(stored.term, vote, stored.promise_ms, now_ms, blank=blank)
+        self._boot = boot
+        self._granted, self._held = Granted(), Held(boot)
+        self._peers = {address: _Peer() for address in config.others}
+        self._standing = Standing(eligible=True, fitness=0)
+        self.faults: Counter[str] = Counter()
+        """What peers did that this LB ignores, by reason."""
+        self._writing: int | None = None
+        """The number of the hard state that is being written."""
+        self._writing_since_ms = now_ms
+        self._durable_mark = 0
+        self._being_stored = kept
+        self._table_version = 1 if self._register.committed is not None else 0
         self._state_version = 0
-        self._unpublished = stored.table is not None
+        self._unpublished = self._register.committed is not None
         self._events: list[tuple[Topic, Event]] = []
+        self._outbox: list[Outgoing] = []
+        self._claims: dict[str, int] = {}
         self._heard: dict[str, _Heard] = {}
+        self._own_view: _View | None = None
         self._departed: dict[str, int] = {}
+        self._stale = True
+        """Whether something has come that the newest table does not know of."""
+        self._circumstances: tuple[object, ...] = ()
         self._stalled = ""
-        self._campaign(now_ms)
+        self._beat_due_ms = now_ms
+        self._leader: str | None = None
+        self._lease_changes = 0
+        self.tick(now_ms)
 
     # ------------------------------------------------------------------ what happened
 
-    def report(self, lb: str, boot: str, view: LocalView, now_ms: int, age_ms: int = 0) -> None:
-        """`lb` saw its nodes like this `age_ms` ago. An overtaken view changes nothing."""
-        made_ms = now_ms - age_ms
-        heard = self._heard.get(lb)
-        if heard is None or heard.boot != boot:
-            self._heard[lb] = _Heard(boot, now_ms, made_ms, view, settled=False)
-        elif view.version > heard.view.version:
-            heard.view, heard.newest_ms = view, made_ms
-        else:
-            return
-        self._propose(now_ms)
+    def report(self, boot: str, view: LocalView, now_ms: int, age_ms: int = 0) -> None:
+        """This LB's health process saw its nodes like this `age_ms` ago."""
+        own, made_ms = self._own_view, now_ms - age_ms
+        if own is None or own.boot != boot or view.version > own.view.version:
+            self._own_view = _View(boot, view, made_ms)
+            self._take_report(self._config.name, boot, view, now_ms, made_ms)
+            self._send_view(None, now_ms)
+            self._propose(now_ms)
+
+    def stand(self, eligible: bool, fitness: int, now_ms: int) -> None:
+        """Whether this LB may hold VIPs, and how well it would if nobody may."""
+        if self._standing != Standing(eligible, fitness):
+            self._stale = True
+            was, self._standing = self._standing, Standing(eligible, fitness)
+            if was.eligible and not eligible:
+                self._give_up(now_ms)
+            self._propose(now_ms)
 
     def reconfigure(self, config: QuorumConfig, now_ms: int) -> None:
-        """The file was read again. The name stays: it is who this LB is to the others."""
-        self._config = replace(config, name=self._config.name)
+        """The file was read again. The name and the members stay."""
+        old = self._config
+        self._config = replace(config, name=old.name, address=old.address, others=old.others)
+        self._election.configure(config.timing)
         self._state_version += 1
+        self._stale = True
         self._propose(now_ms)
+
+    def receive(self, peer: str, message: PeerMessage, now_ms: int) -> None:
+        """A member, known by its address, says this."""
+        known = self._peers.get(peer)
+        if known is None or message.sender == self._config.name:
+            self.faults["stranger" if known is None else "our name"] += 1
+            return
+        known.name, known.heard_ms = message.sender, now_ms
+        handle: dict[type[PeerMessage], Callable[..., None]] = {
+            PreVote: self._election.pre_vote,
+            Vote: self._election.asked_for_vote,
+            VoteReply: self._on_vote_reply,
+            Beat: self._on_beat,
+            Ack: self._on_ack,
+            Grant: self._on_grant,
+            Release: self._on_release,
+            Go: self._on_go,
+            ViewReport: self._on_view,
+        }
+        handle[type(message)](peer, message, now_ms)
+        self._after(now_ms)
+
+    def stored(self, mark: int, now_ms: int) -> None:
+        """The hard state of that number is on the disk."""
+        self._writing = None
+        self._durable_mark = max(self._durable_mark, mark)
+        self.stall("")
+        self._register.stored = self._being_stored
+        self._election.durable(mark, now_ms)
+        self._after(now_ms)
 
     def tick(self, now_ms: int) -> None:
-        """It is `now_ms`; call this at `deadline_ms` at the latest."""
-        due = self.deadline_ms()
-        if due is None or now_ms < due:
-            return
+        """It is `now_ms`; call this at `next_due_ms` at the latest."""
         for heard in self._heard.values():
-            heard.settled = heard.settled or now_ms >= heard.first_ms + self._settle_ms
-        self._propose(now_ms)
+            if not heard.settled and now_ms >= heard.first_ms + self._settle_ms:
+                heard.settled = self._stale = True
+        self._election.tick(now_ms)
+        if self._writing is not None:
+            since_ms = now_ms - self._writing_since_ms
+            if since_ms >= self._election.timing.promise_ms:
+                self._election.stall(now_ms)
+        self._after(now_ms)
 
-    def deadline_ms(self) -> int | None:
+    def lagged(self, lag_ms: int) -> None:
+        """This loop was late by so much: beats may be waiting for it."""
+        self._election.lagged(lag_ms)
+
+    def next_due_ms(self) -> int | None:
         """When `tick` has something to do; None: never, as things stand."""
         due = [h.first_ms + self._settle_ms for h in self._heard.values() if not h.settled]
-        if self._hard is self._durable:
+        election_ms = self._election.next_due_ms()
+        if election_ms is not None:
+            due.append(election_ms)
+        if self._leads and not self._alone:
+            due.append(self._beat_due_ms)
+        if self._leads and self._register.is_settled():
             reuse_ms = self._config.slot_reuse_ms
             due += [since_ms + reuse_ms for since_ms in self._departed.values()]
         return min(due, default=None)
 
     def stall(self, reason: str) -> None:
-        """What `ready` wanted on the disk did not get there: nothing moves until it does."""
+        """What was to be persisted did not get there: nothing moves until it does."""
         if reason != self._stalled:
             self._stalled = reason
             self._state_version += 1
 
+    def hand_over(self, now_ms: int) -> str:
+        """Lead no more, for the sake of the most current member; its name, or why not: raises."""
+        election = self._election
+        able = [
+            (each.accepted, address)
+            for address, each in self._peers.items()
+            if self._is_alive(address, now_ms) and each.standing.eligible
+        ]
+        current = version_of(self._register.stored)
+        able = [(accepted, address) for accepted, address in able if accepted == current]
+        if not election.has_lease(now_ms) or not able or not self._register.is_settled():
+            raise ValueError("no other member could lead at this moment")
+        _, address = max(able)
+        election.hand_over(now_ms)
+        self._outbox.append(Outgoing(address, Go(self._config.name, election.term), 0))
+        self._after(now_ms)
+        return self._peers[address].name
+
     # ------------------------------------------------------------------ what to do about it
 
-    def ready(self, now_ms: int) -> Ready | None:
-        """The next thing to do; the same again until `advance`."""
-        if self._unpublished or self._events:
-            table = self.committed(now_ms) if self._unpublished else None
-            return Ready(None, table, tuple(self._events))
-        if self._hard is not self._durable:
-            return Ready(self._hard, None, ())
-        return None
-
-    def advance(self, ready: Ready, now_ms: int) -> None:
-        """`ready` has been done: what it persists is durable, what it publishes is out."""
-        if ready.committed is not None:
-            self._unpublished = False
-        del self._events[: len(ready.events)]
-        if ready.persist is not None:
-            self._durable = ready.persist
-            self.stall("")
-            self._accepted_here(now_ms)
+    def take(self, now_ms: int) -> Ready | None:
+        """What is to be done now; each thing is given out once. None: nothing."""
+        persist = self._next_persist(now_ms)
+        committed = self.committed(now_ms) if self._unpublished else None
+        self._unpublished = False
+        events, self._events = tuple(self._events), []
+        claims = self._new_claims(now_ms)
+        self._outbox += self._election.outbox
+        self._election.outbox.clear()
+        sends = tuple(each for each in self._outbox if each.mark <= self._durable_mark)
+        self._outbox = [each for each in self._outbox if each.mark > self._durable_mark]
+        if persist is None and committed is None and not events and claims is None and not sends:
+            return None
+        return Ready(persist, committed, events, claims, sends)
 
     def committed(self, now_ms: int) -> CommittedTable | None:
         """What all LBs route by, or None before the first table."""
-        if self._committed is None:
-            return None
-        table = aged(self._committed, now_ms - self._as_of_ms)
-        return CommittedTable(self._table_version, table)
+        held = self._register.committed
+        return CommittedTable(self._table_version, held.at(now_ms)) if held is not None else None
 
-    def state(self) -> QuorumState:
-        """This LB's part in the agreement, for people. An LB alone always holds its lease."""
-        config, leads = self._config, self._role is Role.LEADER
-        term, epoch = self._durable.term, self._committed.epoch if self._committed else 0
-        owners = self._committed.vip_owners if self._committed else ()
-        waiting_for = WAITING_FOR_VIEW if self._committed is None else ""
+    @property
+    def role(self) -> Role:
+        return self._election.role
+
+    @property
+    def term(self) -> int:
+        return self._election.term
+
+    def lease_ms(self, now_ms: int) -> int:
+        """What is left of this LB's lease as the leader."""
+        return max(0, self._election.lease_until_ms(now_ms) - now_ms)
+
+    def state(self, now_ms: int) -> QuorumState:
+        """This LB's part in the agreement, for people."""
+        config, election = self._config, self._election
+        held = self._register.committed
+        epoch, owners = (held.version.epoch, held.table.vip_owners) if held else (0, ())
+        leader = election.leader if election.role in (Role.LEADER, Role.FOLLOWER) else None
+        own = QuorumMember(config.name, config.address, True, election.term, epoch, 0)
         return QuorumState(
             version=self._state_version,
             name=config.name,
-            role=self._role,
-            term=term,
-            leader=config.name if leads else None,
+            role=election.role,
+            term=election.term,
+            leader=leader,
             epoch=epoch,
-            quorum=leads,
-            lease_remaining_ms=config.lease_ms if leads else 0,
-            lease_changes=0,
+            quorum=leader is not None,
+            lease_remaining_ms=self.lease_ms(now_ms),
+            lease_changes=self._lease_changes,
             vips=tuple(VipHolder(vip.address, vip.owner) for vip in owners),
-            members=(QuorumMember(config.name, config.address, True, term, epoch, 0),),
-            waiting_for=self._stalled or waiting_for,
+            members=(own, *(self._member(address, now_ms) for address in sorted(self._peers))),
+            waiting_for=self._waiting_for(leader),
         )
+
+    # ------------------------------------------------------------------ messages
+
+    def _on_vote_reply(self, peer: str, message: VoteReply, now_ms: int) -> None:
+        self._election.saw_term(message.term, now_ms)
+        if message.table is not None and not self._leads:
+            self._accept(message.table, now_ms)
+        self._election.vote_reply(peer, message, now_ms)
+
+    def _on_beat(self, peer: str, message: Beat, now_ms: int) -> None:
+        if not self._election.beat(message, now_ms):
+            self.faults["old term"] += 1
+        else:
+            if message.table is not None:
+                self._accept(message.table, now_ms)
+            self._register.learn_committed(message.committed)
+            self._send_view(message.view_seen, now_ms)
+        ack = Ack(
+            self._config.name,
+            self._election.term,
+            message.seq,
+            version_of(self._register.stored),
+            self._boot,
+            self._held.ask(now_ms),
+            self._standing.eligible,
+            self._standing.fitness,
+        )
+        self._outbox.append(Outgoing(peer, ack, self._election.term_mark))
+
+    def _on_ack(self, peer: str, message: Ack, now_ms: int) -> None:
+        if not self._election.ack(peer, message, now_ms):
+            return
+        known = self._peers[peer]
+        known.term, known.accepted = message.term, message.accepted
+        standing = Standing(message.eligible, message.fitness)
+        self._stale |= known.standing != standing
+        known.standing = standing
+        self._register.held[peer] = message.accepted
+        self._grant(peer, message, now_ms)
+
+    def _on_grant(self, _peer: str, message: Grant, _now_ms: int) -> None:
+        if message.term == self._election.term:
+            self._held.take(message)
+
+    def _on_release(self, _peer: str, message: Release, _now_ms: int) -> None:
+        if self._leads:
+            self._granted.release(message)
+
+    def _on_go(self, _peer: str, message: Go, now_ms: int) -> None:
+        self._election.chosen(message.sender, message, now_ms)
+
+    def _on_view(self, _peer: str, message: ViewReport, now_ms: int) -> None:
+        made_ms = now_ms - message.age_ms
+        self._take_report(message.sender, message.boot, message.view, now_ms, made_ms)
 
     # ------------------------------------------------------------------ inside
 
@@ -246,78 +477,291 @@ class Quorum:
     def _settle_ms(self) -> int:
         return 2 * self._config.checks_timeout_ms
 
-    def _become(self, role: Role) -> None:
-        if role not in TRANSITIONS[self._role]:
-            raise IllegalTransitionError(f"{self._role.value} -> {role.value}")
-        self._role = role
+    @property
+    def _leads(self) -> bool:
+        return self._election.role is Role.LEADER
+
+    def _after(self, now_ms: int) -> None:
+        """What may have become possible by whatever has just happened."""
+        won, self._election.won = self._election.won, None
+        if won is not None:
+            self._begin_to_lead(won.reason, won.resigned, now_ms)
+        if self._election.leader != self._leader:
+            self._tell_leader(now_ms)
+        if self._leads:
+            majority = self._election.majority
+            if self._register.count(self._election.term, majority):
+                self._beat_due_ms = now_ms
+        self._publish_committed()
+        self._propose(now_ms)
+        if self._leads and not self._alone and now_ms >= self._beat_due_ms:
+            self._send_beats(now_ms)
+
+    def _begin_to_lead(self, reason: str, resigned: bool, now_ms: int) -> None:
+        self._register.held.clear()
+        self._granted.begin(now_ms, self._election.timing.lease_ms, resigned=resigned)
+        self._held.give_up()
+        self._leader = self._config.name
+        event = QuorumEvent(self._election.term, self._config.name, None, reason)
+        self._events.append((Topic.QUORUM_LEADER, event))
+        self._lease_changes += 1
+        self._state_version += 1
+        self._beat_due_ms = now_ms
+        self._stale = True
+
+    def _tell_leader(self, now_ms: int) -> None:
+        lost = self._election.leader is None
+        if lost:
+            topic, reason = Topic.QUORUM_LOST, "no leader is heard"
+        else:
+            topic, reason = Topic.QUORUM_LEADER, f"{self._election.leader} leads"
+        self._leader = self._election.leader
+        event = QuorumEvent(self._election.term, self._leader, None, reason)
+        self._events.append((topic, event))
         self._state_version += 1
 
-    def _lead(self, reason: str, now_ms: int) -> None:
-        self._become(Role.LEADER)
-        name = self._config.name
-        event = QuorumEvent(self._hard.term, name, None, reason)
-        self._events.append((Topic.QUORUM_LEADER, event))
-        self._propose(now_ms)
+    def _send_beats(self, now_ms: int) -> None:
+        election = self._election
+        seq = election.next_beat(now_ms)
+        self._beat_due_ms = now_ms + election.timing.beat_ms
+        proposed = version_of(self._register.accepted)
+        committed = self._register.committed_version
+        for address, peer in self._peers.items():
+            heard = self._heard.get(peer.name)
+            beat = Beat(
+                self._config.name,
+                election.term,
+                seq,
+                election.timing.promise_ms,
+                committed,
+                proposed,
+                self._table_for(address, peer, proposed, now_ms),
+                (heard.boot, heard.view.version) if heard is not None else None,
+            )
+            self._outbox.append(Outgoing(address, beat, election.term_mark))
 
-    def _campaign(self, now_ms: int) -> None:
-        name = self._config.name
-        if self._hard.vote == name:
-            self._lead("a quorum of one: leads on in the term of before its restart", now_ms)
+    def _table_for(
+        self, address: str, peer: _Peer, proposed: Version, now_ms: int
+    ) -> NodeTable | None:
+        """The proposal, if the peer has not acknowledged it and was not just sent it."""
+        held = self._register.accepted
+        if held is None or self._register.held.get(address) == proposed:
+            return None
+        if peer.table_sent == proposed and now_ms < peer.table_sent_ms + RESEND_MS:
+            return None
+        peer.table_sent, peer.table_sent_ms = proposed, now_ms
+        return held.at(now_ms)
+
+    def _send_view(self, seen: tuple[str, int] | None, now_ms: int) -> None:
+        """To the leader, if it does not have this LB's newest view."""
+        own, leader = self._own_view, self._election.leader
+        if own is None or self._leads or seen == (own.boot, own.view.version):
             return
-        self._become(Role.CANDIDATE)
-        self._hard = HardState(self._hard.term + 1, name, self._hard.table)
+        if seen is not None and own.sent_ms is not None and now_ms < own.sent_ms + RESEND_MS:
+            return
+        for address, peer in self._peers.items():
+            if peer.name == leader:
+                own.sent_ms = now_ms
+                age_ms = now_ms - own.made_ms
+                report = ViewReport(self._config.name, own.boot, own.view, age_ms)
+                self._outbox.append(Outgoing(address, report, 0))
 
-    def _accepted_here(self, now_ms: int) -> None:
-        """This LB's own vote or acceptance is durable, and one of one is a majority."""
-        if self._role is Role.CANDIDATE:
-            self._lead("a quorum of one: elected by its own vote", now_ms)
-        elif self._durable.table is not None:
-            self._commit(self._durable.table)
-            self._propose(now_ms)
+    def _take_report(self, lb: str, boot: str, view: LocalView, now_ms: int, made_ms: int) -> None:
+        """`lb` saw its nodes like this. A repeated or overtaken view changes nothing."""
+        heard = self._heard.get(lb)
+        if heard is None or heard.boot != boot:
+            self._heard[lb] = _Heard(boot, now_ms, made_ms, view, settled=False)
+        elif view.version > heard.view.version:
+            heard.view, heard.newest_ms = view, made_ms
+        else:
+            return
+        self._stale = True
 
-    def _commit(self, table: NodeTable) -> None:
+    # ------------------------------------------------------------------ the register
+
+    def _accept(self, table: NodeTable, now_ms: int) -> None:
+        if self._register.accept(table, now_ms):
+            self._election.table_changed()
+
+    def _next_persist(self, now_ms: int) -> Persist | None:
+        """One write at a time; the next one has whatever came meanwhile."""
+        election, accepted = self._election, self._register.accepted
+        if self._writing is not None or election.mark == self._durable_mark:
+            return None
+        self._writing, self._writing_since_ms = election.mark, now_ms
+        self._being_stored = accepted
+        table = accepted.at(now_ms) if accepted is not None else None
+        joined = not self._alone and not election.is_blank
+        state = HardState(election.term, election.vote, table, election.promise_ms, joined)
+        return Persist(election.mark, state)
+
+    def _publish_committed(self) -> None:
+        before = self._register.committed
+        held = self._register.take_committed()
+        if held is None:
+            return
+        self._election.has_stored_committed()
+        table = held.table
         up = sum(node.state is NodeState.UP for node in table.nodes)
-        event = TableEvent(table.term, table.epoch, up, changes(self._committed, table))
+        told = changes(before.table if before is not None else None, table)
+        event = TableEvent(table.term, table.epoch, up, told)
         self._events.append((Topic.TABLE_COMMITTED, event))
-        self._committed = table
         self._table_version += 1
         self._state_version += 1
         self._unpublished = True
 
     def _propose(self, now_ms: int) -> None:
         """Merge what is known by now into the next table, unless one is still on its way."""
-        if self._role is not Role.LEADER or self._hard is not self._durable:
+        accepted, term = self._register.accepted, self._election.term
+        inherited = accepted is not None and accepted.version.term != term and not self._alone
+        if not self._leads or not (inherited or self._register.is_settled()):
             return
-        if self._committed is None and not self._heard:
+        if accepted is None and not self._heard:
             return
-        base = self._committed or bootstrap(self._hard.term, self._hash_seed)
-        base = aged(base, now_ms - self._as_of_ms)
-        reports = {
-            lb: Report(heard.view, heard.settled, now_ms - heard.newest_ms)
-            for lb, heard in self._heard.items()
-        }
+        base = accepted.at(now_ms) if accepted is not None else self._first(term)
+        circumstances = self._circumstances_of(base, now_ms)
+        if not (self._stale or inherited) and circumstances == self._circumstances:
+            return
+        self._stale, self._circumstances = False, circumstances
         merged = merge(
             base,
-            reports,
+            self._reports(now_ms),
             self._config.table,
-            [self._config.name],
-            term=self._hard.term,
+            self._members(base),
+            term=term,
+            owners=self._owners(base, now_ms),
             released=self._released(base, now_ms),
+            renew=not self._alone,
         )
-        self._as_of_ms = now_ms
-        if merged.epoch == base.epoch:
-            self._committed = merged
-        else:
-            # Until it is committed the old table ages from now on, as the new one does.
-            self._committed = base if self._committed is not None else None
-            self._hard = replace(self._hard, table=merged)
+        if (merged.term, merged.epoch) != (base.term, base.epoch):
+            self._accept(merged, now_ms)
+        elif merged != base:
+            self._register.refresh(merged, now_ms)
+
+    def _first(self, term: int) -> NodeTable:
+        """What the first table of a cluster is made of: that of this LB from when it was alone."""
+        if self._inherited is None:
+            return bootstrap(term, self._hash_seed)
+        return replace(self._inherited, term=term, epoch=0)
+
+    def _circumstances_of(self, base: NodeTable, now_ms: int) -> tuple[object, ...]:
+        """What may change the next table without a message: merging ten thousand nodes is dear."""
+        alive = tuple(self._is_alive(address, now_ms) for address in self._peers)
+        free = tuple(self._granted.is_free(vip.address, now_ms) for vip in base.vip_owners)
+        return (alive, self._silent(now_ms), free, self._released(base, now_ms))
+
+    def _silent(self, now_ms: int) -> frozenset[str]:
+        return frozenset(
+            peer.name
+            for peer in self._peers.values()
+            if peer.heard_ms is None or now_ms >= peer.heard_ms + SILENT_REPORT_MS
+        )
+
+    def _reports(self, now_ms: int) -> dict[str, Report]:
+        """What those see that are heard."""
+        silent = self._silent(now_ms)
+        return {
+            lb: Report(heard.view, heard.settled, now_ms - heard.newest_ms)
+            for lb, heard in self._heard.items()
+            if lb not in silent
+        }
+
+    def _members(self, base: NodeTable) -> list[str]:
+        """The LBs that have slots: those that have spoken, and before them those that had one."""
+        spoken = {self._config.name, *(peer.name for peer in self._peers.values() if peer.name)}
+        size = len(self._peers) + 1
+        had = sorted({held.owner for held in base.snat_slices} - spoken)
+        return sorted(spoken | set(had[: max(0, size - len(spoken))]))
+
+    def _owners(self, base: NodeTable, now_ms: int) -> dict[str, str | None]:
+        alive = {self._config.name: self._standing}
+        for address, peer in self._peers.items():
+            if self._is_alive(address, now_ms):
+                alive[peer.name] = peer.standing
+        held = {vip.address: vip.owner for vip in base.vip_owners}
+        vips = [vip.address for vip in self._config.table.vips]
+        return assign(held, vips, alive, lambda vip: self._granted.is_free(vip, now_ms))
 
     def _released(self, table: NodeTable, now_ms: int) -> frozenset[str]:
         """LBs that left so long ago that others may have their slots; notes who left just now."""
         holders = {held.owner for held in table.snat_slices if held.address is not None}
-        gone = holders - {self._config.name}
+        gone = holders - set(self._members(table))
         self._departed = {lb: self._departed.get(lb, now_ms) for lb in gone}
         reuse_ms = self._config.slot_reuse_ms
         return frozenset(
             lb for lb, since_ms in self._departed.items() if now_ms >= since_ms + reuse_ms
         )
+
+    # ------------------------------------------------------------------ leases
+
+    def _is_alive(self, address: str, now_ms: int) -> bool:
+        """Whether the leader has heard the member answer within a promise."""
+        heard_ms = self._election.heard_ms(address)
+        return heard_ms is not None and now_ms < heard_ms + self._election.timing.promise_ms
+
+    def _mine(self, lb: str) -> tuple[str, ...]:
+        """The VIPs that may be granted to `lb` now: its own by what is agreed in this term, with
+        no other owner proposed.
+        """
+        committed, accepted = self._register.committed, self._register.accepted
+        if committed is None or accepted is None:
+            return ()
+        if committed.version.term != self._election.term and not self._alone:
+            return ()
+        proposed = {vip.address: vip.owner for vip in accepted.table.vip_owners}
+        return tuple(
+            vip.address
+            for vip in committed.table.vip_owners
+            if vip.owner == lb and proposed.get(vip.address) == lb
+        )
+
+    def _grant(self, address: str, ack: Ack, now_ms: int) -> None:
+        until_ms = self._election.lease_until_ms(now_ms)
+        vips = self._mine(ack.sender) if now_ms < until_ms else ()
+        if not vips:
+            return
+        for vip in vips:
+            self._granted.grant(vip, ack.sender, ack.asked, until_ms)
+        grant = Grant(
+            self._config.name, self._election.term, ack.boot, ack.asked, vips, until_ms - now_ms
+        )
+        self._outbox.append(Outgoing(address, grant, 0))
+
+    def _give_up(self, now_ms: int) -> None:
+        """This LB is not eligible any more: it claims nothing, and says so."""
+        vips = [vip for vip, until_ms in self._held.until_ms.items() if until_ms > now_ms]
+        asked = self._held.give_up()
+        for address, peer in self._peers.items():
+            if peer.name == self._election.leader:
+                for vip in vips:
+                    release = Release(self._config.name, self._boot, asked, vip)
+                    self._outbox.append(Outgoing(address, release, 0))
+
+    def _new_claims(self, now_ms: int) -> dict[str, int] | None:
+        """Until when this LB may claim what, if that is not what the shell was told last."""
+        claims = dict(self._held.until_ms)
+        if self._leads:
+            until_ms = self._election.lease_until_ms(now_ms)
+            claims = dict.fromkeys(self._mine(self._config.name), until_ms)
+        claims = {vip: until_ms for vip, until_ms in claims.items() if until_ms > now_ms}
+        if claims == self._claims:
+            return None
+        self._claims = claims
+        return claims
+
+    # ------------------------------------------------------------------ what people see
+
+    def _member(self, address: str, now_ms: int) -> QuorumMember:
+        peer = self._peers[address]
+        heard_ms = now_ms - peer.heard_ms if peer.heard_ms is not None else 0
+        alive = peer.heard_ms is not None and heard_ms < SILENT_REPORT_MS
+        return QuorumMember(
+            peer.name, address, alive, peer.term, peer.accepted.epoch, heard_ms if alive else 0
+        )
+
+    def _waiting_for(self, leader: str | None) -> str:
+        if self._stalled:
+            return self._stalled
+        if leader is None:
+            return WAITING_FOR_LEADER
+        return WAITING_FOR_VIEW if self._register.committed is None else ""

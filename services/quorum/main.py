@@ -49,9 +49,10 @@ from conf.lb import Service
 from services import process
 from services.machine import all_addresses, boot_id
 from services.process import Bus, Loop
-from services.quorum.core import HardState, Quorum, QuorumConfig, Ready
+from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
 from services.quorum.storage import NewerFormatError, Storage
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig
+from services.quorum.timing import Timing
 
 REPUBLISH_MS = 500
 RETRY_MS = 1_000
@@ -87,6 +88,8 @@ class QuorumProcess:
         stored, adopted = _load(self._storage)
         seed, now_ms = secrets.randbits(64), _monotonic_ms()
         self._core = Quorum(core_config(config), stored, seed, now_ms)
+        self._unwritten: Persist | None = None
+        """What the core wants on the disk and is not there yet."""
         self._published: QuorumState | None = None
         self._state_due_ms = now_ms
         self._table_due_ms = now_ms
@@ -113,7 +116,7 @@ class QuorumProcess:
         for envelope in self._subscriber.receive():
             if isinstance(envelope.data, LocalView):
                 age_ms = max(0, now_ms - envelope.head.made_ms)
-                self._core.report(self._name, envelope.boot, envelope.data, now_ms, age_ms)
+                self._core.report(envelope.boot, envelope.data, now_ms, age_ms)
         self._core.tick(now_ms)
         self._work_off(now_ms)
         self._publish_states(now_ms)
@@ -121,25 +124,29 @@ class QuorumProcess:
     # ------------------------------------------------------------------ out
 
     def _work_off(self, now_ms: int) -> None:
-        while (ready := self._core.ready(now_ms)) is not None:
-            if ready.persist is not None and not self._persist(ready.persist, now_ms):
-                return
+        if self._unwritten is not None:
+            self._write(now_ms)
+        while (ready := self._core.take(now_ms)) is not None:
             self._publish(ready)
-            self._core.advance(ready, now_ms)
+            if ready.persist is not None:
+                self._unwritten = ready.persist
+                self._write(now_ms)
 
-    def _persist(self, state: HardState, now_ms: int) -> bool:
-        if now_ms < self._retry_ms:
-            return False
+    def _write(self, now_ms: int) -> None:
+        unwritten = self._unwritten
+        if unwritten is None or now_ms < self._retry_ms:
+            return
         try:
-            self._storage.save(state, now_ms)
+            self._storage.save(unwritten.state, now_ms)
         except OSError as error:
             reason = f"{self._storage.path}: {error.strerror}"
-            if reason != self._core.state().waiting_for:
+            if reason != self._core.state(now_ms).waiting_for:
                 _log.error("the table stands still: cannot write", path=reason)
             self._core.stall(reason)
             self._retry_ms = now_ms + RETRY_MS
-            return False
-        return True
+            return
+        self._unwritten = None
+        self._core.stored(unwritten.mark, now_ms)
 
     def _publish(self, ready: Ready) -> None:
         if ready.committed is not None:
@@ -149,7 +156,7 @@ class QuorumProcess:
             _log.info(topic.value.rstrip("."), **_loggable(event))
 
     def _publish_states(self, now_ms: int) -> None:
-        state = self._core.state()
+        state = self._core.state(now_ms)
         if now_ms >= self._state_due_ms or state != self._published:
             self._publisher.publish(Topic.STATE_QUORUM, state)
             self._published = state
@@ -161,8 +168,12 @@ class QuorumProcess:
 
     def _wait_ms(self, now_ms: int) -> int:
         due_ms = min(self._state_due_ms, self._table_due_ms)
-        deadline_ms = self._core.deadline_ms()
-        return max(0, (due_ms if deadline_ms is None else min(due_ms, deadline_ms)) - now_ms)
+        next_ms = self._core.next_due_ms()
+        if next_ms is not None:
+            due_ms = min(due_ms, next_ms)
+        if self._unwritten is not None:
+            due_ms = min(due_ms, self._retry_ms)
+        return max(0, due_ms - now_ms)
 
     # ------------------------------------------------------------------ commands and signals
 
@@ -211,9 +222,16 @@ def core_config(config: LbConfig) -> QuorumConfig:
         name=config.local.name,
         address=_own_address(config),
         table=TableConfig(services, vips),
-        lease_ms=config.quorum.lease_ms,
+        timing=_timing(config),
         checks_timeout_ms=config.node_health.checks_timeout_ms,
         slot_reuse_ms=max(SLOT_REUSE_MS, flows.udp_one_sided_ms, *idle_ms),
+    )
+
+
+def _timing(config: LbConfig) -> Timing:
+    quorum = config.quorum
+    return Timing(
+        quorum.heartbeat_ms, quorum.lease_ms, quorum.promise_ms, quorum.election_jitter_ms
     )
 
 

@@ -29,6 +29,7 @@ from bus.codec import (
 from bus.states import NodeTable
 from bus.words import (
     LARGEST_WHOLE,
+    Duration,
     Signed,
     Stored,
 )
@@ -60,6 +61,8 @@ class _Record:
     table: NodeTable | None
     saved_ms: Signed
     machine_boot: str
+    promise_ms: Duration = 0
+    joined: bool = False
 
 
 class Storage:
@@ -86,11 +89,19 @@ class Storage:
         table = record.table
         if table is not None and record.machine_boot == self._machine_boot:
             table = aged(table, now_ms - record.saved_ms)
-        return HardState(record.term, record.vote, table), ""
+        return HardState(record.term, record.vote, table, record.promise_ms, record.joined), ""
 
     def save(self, state: HardState, now_ms: int) -> None:
         """Durable when this returns; after an OSError the file is as it was, or new and whole."""
-        record = _Record(state.term, state.vote, state.table, now_ms, self._machine_boot)
+        record = _Record(
+            state.term,
+            state.vote,
+            state.table,
+            now_ms,
+            self._machine_boot,
+            state.promise_ms,
+            state.joined,
+        )
         body = to_json(record)
         head = f"{MAGIC} {FORMAT} {hashlib.sha256(body).hexdigest()}\n".encode()
         self._file.save(head + body)

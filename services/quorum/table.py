@@ -66,10 +66,8 @@ from bus.states import (
     VipOwner,
     states_apart,
 )
-from bus.words import (
-    Mode,
-    NodeState,
-)
+from bus.words import Mode, NodeState
+from services.quorum.ownership import Standing, assign
 
 SLOTS = 8
 SLOT_PORTS = 7_808
@@ -127,23 +125,31 @@ def merge(
     members: Iterable[str],
     *,
     term: int,
+    owners: Mapping[str, str | None] | None = None,
     released: frozenset[str] = frozenset(),
+    renew: bool = False,
 ) -> NodeTable:
     """The table after `previous`; `previous` with its bans brought up to date if all is the same.
 
-    `members` are the LBs that may own VIPs and slots; `released` those whose slots may be reused.
+    `members` are the LBs that have slots, `owners` who is to hold each VIP (None: the members, in
+    turn); `released` those whose slots may be reused. `renew`: another term makes another table.
     """
     present = sorted(set(members))
+    if owners is None:
+        alive = {lb: Standing(eligible=True, fitness=0) for lb in present}
+        held = {vip.address: vip.owner for vip in previous.vip_owners if vip.owner in present}
+        owners = assign(held, (vip.address for vip in config.vips), alive, lambda _: True)
     nodes, bans = _merge_nodes(previous, reports)
     merged = replace(
         previous,
         services=tuple(sorted(config.services, key=lambda service: service.name)),
         nodes=nodes,
         bans=bans,
-        vip_owners=_assign_vips(previous.vip_owners, config.vips, present),
+        vip_owners=_vip_owners(config.vips, owners),
         snat_slices=_assign_slices(previous.snat_slices, _shared(config), present, released),
     )
-    if same_content(previous, merged) and previous.epoch > 0:
+    same_term = previous.term == term or not renew
+    if same_content(previous, merged) and previous.epoch > 0 and same_term:
         return merged
     return replace(merged, term=term, epoch=previous.epoch + 1)
 
@@ -306,17 +312,9 @@ def _ban(node_id: str, opinions: list[tuple[NodeView, int]]) -> Ban:
 # --------------------------------------------------------------------------- VIPs and SNAT slices
 
 
-def _assign_vips(
-    previous: tuple[VipOwner, ...], vips: tuple[FloatingVip, ...], members: list[str]
+def _vip_owners(
+    vips: tuple[FloatingVip, ...], owners: Mapping[str, str | None]
 ) -> tuple[VipOwner, ...]:
-    """An owner keeps its VIP while it is a member; an orphan goes to who owns the fewest."""
-    owners: dict[str, str | None] = {
-        vip.address: vip.owner for vip in previous if vip.owner in members
-    }
-    for vip in sorted(vips, key=lambda vip: vip.address):
-        if vip.address not in owners:
-            load = Counter(owners.values())
-            owners[vip.address] = min(members, key=lambda lb: (load[lb], lb), default=None)
     return tuple(
         VipOwner(
             address=vip.address,

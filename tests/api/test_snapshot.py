@@ -9,6 +9,8 @@ import pytest
 
 from bus import topics
 from bus.states import (
+    CommittedTable,
+    NodeTable,
     QuorumMember,
     SeatCounters,
 )
@@ -97,6 +99,52 @@ def test_a_node_with_its_share_of_all_rings() -> None:
     ]
 
 
+def test_why_a_node_takes_no_new_flows_at_a_service() -> None:
+    """What the dataplane says of the very service outranks what is known of the node."""
+    far = replace(seat("node-0", 0, 100, service="echo"), reason="it is behind the router")
+    seats = [seat(f"node-{number}", 25, 100) for number in range(4)]
+    fold = fold_with(
+        view=view(
+            node(),
+            node("node-1", state=NodeState.DOWN, reason="port 8080 refuses"),
+            node("node-2", weight=0),
+            node("node-3"),
+        ),
+        table=CommittedTable(1, with_state(table("node-0", "node-3"), "node-3", NodeState.DOWN)),
+        dataplane=dataplane(*seats, far),
+    )
+    told = {
+        (at.node, at.service): (at.state, at.reason) for n in nodes_of(fold) for at in n.services
+    }
+    expected = {
+        (node_id("node-0"), "default"): ("up", ""),
+        (node_id("node-0"), "echo"): ("up", "it is behind the router"),
+        (node_id("node-1"), "default"): ("down", "port 8080 refuses"),
+        (node_id("node-2"), "default"): ("up", "its weight is 0"),
+        (node_id("node-3"), "default"): ("up", "the load balancers have agreed that it is down"),
+    }
+    assert told == expected
+    offered = snapshot.services(fold, LOCAL, 0)
+    assert offered is not None
+    (service,) = offered.services
+    assert {at.node: (at.state, at.reason) for at in service.nodes} == {
+        number: said for (number, name), said in expected.items() if name == "default"
+    }
+
+
+def with_state(committed: CommittedTable, name: str, state: NodeState) -> NodeTable:
+    nodes = (replace(n, state=state) if n.name == name else n for n in committed.table.nodes)
+    return replace(committed.table, nodes=tuple(nodes))
+
+
+def test_what_is_left_out_is_a_warning_and_the_lb_is_ready() -> None:
+    left_out = "node n@10.81.0.29 at web: all 65,535 seats are taken"
+    forwards = replace(dataplane(seat("node-0", 9, 9)), left_out=(left_out,))
+    fold = fold_with(dataplane=forwards, table=table("node-0"), quorum=quorum())
+    status = snapshot.status(fold, LOCAL, 0)
+    assert (status.warnings, status.ready) == ([left_out], True)
+
+
 def test_ages_and_remainders_go_on() -> None:
     fold = fold_with(
         at_ms=1000,
@@ -159,7 +207,14 @@ def test_status_at_a_glance() -> None:
     assert {process.age_ms for process in status.processes.values()} == {0, 40}
     assert status.processes["health"].pid == 4242
     assert (status.processes["api"].boot, status.processes["api"].pid) == ("api-boot", 99)
-    assert status.nodes == {"probation": 0, "up": 1, "draining": 0, "down": 0, "banned": 0}
+    assert status.nodes == {
+        "probation": 0,
+        "up": 1,
+        "suspect": 0,
+        "draining": 0,
+        "down": 0,
+        "banned": 0,
+    }
     assert [service.name for service in status.services] == ["default"]
     assert status.dataplane is not None
     assert status.dataplane.conntrack_established == 5

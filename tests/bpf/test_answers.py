@@ -74,9 +74,9 @@ def reset(
     return bytes(Ether(src=LB_MAC, dst=PEER_MAC) / whole)
 
 
-def unreachable(packet: bytes) -> bytes:
+def unreachable(packet: bytes, to: str = CLIENT_ADDRESS) -> bytes:
     error = ICMP(type=3, code=3) / Raw(packet[14:42])
-    whole = IP(src=VIP, dst=CLIENT_ADDRESS, id=0, ttl=64) / error
+    whole = IP(src=VIP, dst=to, id=0, ttl=64) / error
     return bytes(Ether(src=LB_MAC, dst=PEER_MAC) / whole)
 
 
@@ -582,6 +582,47 @@ class TestRate:
         for reason in reasons:
             scene.refresh("answer_rate")
             scene.expect(hook, packet, reason)
+
+
+# --------------------------------------------------------------------------- hairpin
+
+
+@pytest.mark.parametrize("hook", REPLY_HOOKS)
+class TestHairpin:
+    """A node as a client, by the side of the nodes."""
+
+    ASKING = (NODE[0], 40_000)
+
+    @pytest.mark.parametrize("mode", [*STATELESS, "l4"])
+    @pytest.mark.parametrize("flags", [OF_SERVICE, OF_SERVICE | FLOATING])
+    def test_is_refused(self, scene: Scene, hook: str, mode: str, flags: int) -> None:
+        name, service_flags = STATELESS.get(mode, (mode, 0))
+        scene.service(name, flags=service_flags)
+        scene.service(name, flags=service_flags, protocol="udp")
+        scene.address(VIP, flags)
+        asked = tcp(self.ASKING, SERVICE, "S", seq=5000)
+        scene.expect(hook, asked, "hairpin_refused", reset(0, 5001, to=self.ASKING))
+        asked = udp(self.ASKING, SERVICE, b"q")
+        scene.expect(hook, asked, "hairpin_refused", unreachable(asked, to=NODE[0]))
+        assert scene.flows() == []
+
+    def test_only_of_a_service(self, scene: Scene, hook: str) -> None:
+        scene.service("l4")
+        scene.address(VIP, OF_SERVICE)
+        scene.expect(hook, tcp(self.ASKING, (VIP, 22)), "pass_no_flow")
+        scene.expect(hook, udp(self.ASKING, SERVICE, b"q"), "pass_no_flow")
+        scene.expect(hook, tcp(self.ASKING, (OWN_PRIVATE, SERVICE[1])), "pass_no_flow")
+
+    def test_a_reset_is_not_answered(self, scene: Scene, hook: str) -> None:
+        scene.service("l4")
+        scene.address(VIP, OF_SERVICE)
+        scene.expect(hook, tcp(self.ASKING, SERVICE, "R"), "drop_no_flow")
+
+    def test_so_many_a_second(self, scene: Scene, hook: str) -> None:
+        scene.service("l4")
+        scene.address(VIP, OF_SERVICE)
+        scene.settings(answers_per_second=0)
+        scene.expect(hook, tcp(self.ASKING, SERVICE), "drop_answer_rate")
 
 
 # --------------------------------------------------------------------------- sources

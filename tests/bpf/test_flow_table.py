@@ -15,7 +15,7 @@ import pytest
 
 from services.dataplane.flows.record import HALF_OPEN, FlowState
 from tests.bpf.batch import Batch, batch_of, run_batch
-from tests.bpf.harness import SMALL_TABLES, Rig, TcVerdict, XdpVerdict, tcp, udp
+from tests.bpf.harness import LB_MAC, SMALL_TABLES, Rig, TcVerdict, XdpVerdict, tcp, udp
 from tests.bpf.scene import (
     CLIENT,
     CLIENT_ADDRESS,
@@ -27,6 +27,7 @@ from tests.bpf.scene import (
     VIP,
     Connection,
     Scene,
+    mac,
     now_ticks,
     to_client,
     to_node,
@@ -382,6 +383,7 @@ def answers(sent: Batch) -> Batch:
     rows = sent.rows.copy()
     rows[:, 26:30], rows[:, 30:34] = sent.rows[:, 30:34], sent.rows[:, 26:30]
     rows[:, 34:36], rows[:, 36:38] = sent.rows[:, 36:38], sent.rows[:, 34:36]
+    rows[:, :6] = np.frombuffer(mac(LB_MAC), np.uint8)
     return Batch(rows, sent.sizes)
 
 

@@ -932,14 +932,19 @@ class TestLastHop:
         scene.send(hook, from_router(question, OTHER_ROUTER))
         assert scene.send(reply_hook, answer).scapy.dst == OTHER_ROUTER
 
-    def test_one_behind_a_tag_is_not(
+    def test_one_behind_a_tag_is_known_in_tc(
         self, scene: Scene, established: Connection, hook: str, reply_hook: str
     ) -> None:
-        """Its MAC address is one of another network: the kernel finds the way."""
+        """The entry has no room for a tag, so it keeps nothing: TC has a table for such."""
         tagged = tcp(CLIENT, SERVICE, "A", seq=101, ack=501, vlans=(5,))
         packet = from_router(tagged, OTHER_ROUTER)
         scene.expect(hook, packet, "slow_vlan" if is_xdp(hook) else "l4_established")
-        assert scene.send(reply_hook, established.reply("A")).scapy.dst == PEER_MAC
+        if is_xdp(hook):
+            assert scene.send(reply_hook, established.reply("A")).scapy.dst == PEER_MAC
+        elif is_xdp(reply_hook):
+            scene.expect(reply_hook, established.reply("A"), "slow_next_hop")
+        else:
+            assert scene.send(reply_hook, established.reply("A")).scapy.dst == OTHER_ROUTER
 
     def test_a_flow_that_began_behind_one_has_none(
         self, scene: Scene, hook: str, reply_hook: str

@@ -129,8 +129,12 @@ def test_what_the_compiler_says_reaches_the_caller_and_not_the_terminal(
 
 def test_the_verifier_is_quoted(source: Path) -> None:
     loaded = compile_with(source, "{ u32 none = 9; u64 *v = seen.lookup(&none); return *v; }")
-    with pytest.raises(VerifierError, match="map_value_or_null"):
+    with pytest.raises(VerifierError, match="map_value_or_null") as refusal:
         loaded.function("gale_test_pass", "xdp")
+    assert refusal.value.summary == (
+        "gale_test_pass: [Errno 13] bpf(PROG_LOAD): Permission denied: "
+        "R0 invalid mem access 'map_value_or_null'"
+    )
     loaded.close()
 
 

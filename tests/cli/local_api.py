@@ -28,7 +28,19 @@ from services.api.snapshot import (
 )
 
 SEAT = SeatShape(
-    "default", "node-1@10.81.0.21", 8080, 32_768, 0.5, True, 12_345, 987, 7, 4_200, 3, "up", ""
+    service="default",
+    node="node-1@10.81.0.21",
+    state="banned",
+    reason="5 failures",
+    port=8080,
+    slots=32_768,
+    share=0.5,
+    resolved=True,
+    packets_in=12_345,
+    bytes_in=987,
+    packets_out=7,
+    bytes_out=4_200,
+    flows=3,
 )
 NODE = NodeShape(
     id="node-1@10.81.0.21",
@@ -92,6 +104,7 @@ STATUS = StatusShape(
     version="0.1.0",
     ready=False,
     not_ready=["health: nothing heard for 7 s"],
+    warnings=["node n-9@10.81.0.29 at web: all 65,535 seats are taken"],
     processes={
         "quorum": ProcessShape(120, True, "b1", 4711, "0.1.0", ""),
         "health": ProcessShape(None, False, None, None, None, "priv0 to appear"),

@@ -39,7 +39,7 @@ def test_services(gale: Gale) -> None:
     result = gale("services")
     assert "default: tcp (public address):8080 -> port 80, l4, by flow, 2 nodes" in result.stdout
     row = " ".join(row_of(result.stdout, "node-1@10.81.0.21"))
-    assert row == "node-1@10.81.0.21 up 32 768 50.0 % 3 12 345 987 B 7 4.2 kB"
+    assert row == "node-1@10.81.0.21 32 768 50.0 % 3 12 345 987 B 7 4.2 kB 5 failures"
 
 
 def test_quorum(gale: Gale) -> None:
@@ -169,10 +169,27 @@ def test_nodes_show_name_address_and_reason_in_eighty_columns(
 ) -> None:
     reason = "not serving: default: port 8080: connection refused"
     node = ANSWERS["/v1/nodes"]["nodes"][0] | {"reason": reason, "address": "192.168.100.201"}
+    node["services"] = [{**node["services"][0], "reason": reason}]
     api.paths["/v1/nodes"] = {"nodes": [node], "observed_ms": 1}
     shown = drawn(monkeypatch, gale, 80, "nodes")
     for word in ("node-1", "192.168.100.201", "banned", "refused"):
         assert word in shown.split()
+
+
+def test_nodes_say_why_one_is_not_routed_to_at_some_services(api: LocalApi, gale: Gale) -> None:
+    node = ANSWERS["/v1/nodes"]["nodes"][0] | {"state": "up", "reason": "passed its checks"}
+    seat = node["services"][0] | {"state": "up", "slots": 0, "share": 0.0}
+    far, full = "it is behind the router 10.81.0.254", "all 65,535 seats are taken"
+    reasons = {"a": far, "b": full, "c": "", "d": full, "e": full, "f": full, "g": full}
+    node["services"] = [seat | {"service": name, "reason": why} for name, why in reasons.items()]
+    api.paths["/v1/nodes"] = {"nodes": [node], "observed_ms": 1}
+    row = " ".join(row_of(gale("nodes").stdout, "node-1"))
+    assert row.endswith(f" passed its checks; at a: {far}; at b, d, e and 2 more services: {full}")
+
+
+def test_status_says_what_is_not_served(gale: Gale) -> None:
+    said = "  not served: node n-9@10.81.0.29 at web: all 65,535 seats are taken"
+    assert said in gale("status").stdout.splitlines()
 
 
 def test_a_name_that_has_no_room_goes_on_below(

@@ -449,7 +449,7 @@ def unwrapping(**more: Any) -> Link:
 
 
 def network(*needed: str, **more: Any) -> dict[str, Any]:
-    plain = {"managed": True, "needed": needed, "tunnelled": [], "waiting_for": []}
+    plain = {"managed": True, "needed": needed, "tunnelled": [], "refused": [], "waiting_for": []}
     return plain | more
 
 
@@ -470,6 +470,8 @@ def test_a_node_ready_for_direct_return() -> None:
         ((on_lo(VIP),), {ARP_ANNOUNCE: "2"}, {}, "arp_ignore is 0"),
         ((on_lo(VIP),), SILENT | {ARP_ANNOUNCE: "1"}, {}, "arp_announce is 1"),
         ((on_lo(VIP), link("priv0")), SILENT, {"tunnelled": [VIP]}, "attached to no interface"),
+        ((on_lo(VIP),), SILENT, {"refused": [VIP]}, "reaches its load balancer"),
+        ((on_lo(),), SILENT, {"refused": [VIP]}, "reaches its load balancer"),
     ],
 )
 def test_what_stops_direct_return(

@@ -40,6 +40,7 @@ from tests.dataplane.machines import (
     PATIENCE_S,
     PORT,
     PRIVATE,
+    PUBLIC,
     Connection,
     Site,
     compile_for,
@@ -312,7 +313,7 @@ def test_a_file_gone_bad_changes_nothing_and_a_good_one_is_applied(lb: Site) -> 
 
     lb.write_config(CONFIG + "new_flows_per_second = -1\n")
     process.send_signal(signal.SIGHUP)
-    lb.until(lambda _: "configuration refused, the old one stays" in lb.log(), "refused")
+    lb.until(lambda _: "the configuration stays as it was" in lb.log(), "refused")
     refused = lb.ask("reload")
     assert refused["applied"] is False
     assert "lb.toml:9: dataplane.new_flows_per_second" in refused["problems"][0]
@@ -423,6 +424,51 @@ def test_the_private_side_may_go_and_come_back_too(lb: Site) -> None:
     lb.until_ready()
     assert all(each.echo() for each in opened)
     assert process.poll() is None
+
+
+NEW_MAC = "02:00:5e:00:53:01"
+
+
+@pytest.mark.parametrize("side", ["public", "private"])
+def test_an_interface_that_changes_its_mac_keeps_its_flows(lb: Site, side: str) -> None:
+    """The other end learns of it at once, as from a gratuitous ARP."""
+    process = lb.bring_up()
+    opened = connections(lb)
+    other, name, own = {
+        "public": (lb.client, "pub0", PUBLIC),
+        "private": (lb.node, "priv0", PRIVATE),
+    }[side]
+    run("ip", "-n", lb.lb, "link", "set", name, "address", NEW_MAC)
+    run("ip", "-n", other, "neigh", "replace", own, "dev", name, "lladdr", NEW_MAC)
+    assert all(each.echo() for each in opened)
+    lb.until_ready()
+    connections(lb)
+    assert all(each.echo() for each in opened)
+    assert process.poll() is None
+
+
+def test_a_public_interface_that_becomes_narrow_says_so_to_the_nodes(lb: Site) -> None:
+    lb.bring_up()
+    opened = connections(lb)
+    run("ip", "-n", lb.lb, "link", "set", "pub0", "mtu", "1300")
+    lb.until(lambda _: "attaching again" in lb.log(), "seen")
+    lb.until_ready()
+    assert all(each.echo(b"x" * 60_000 + b"\n") for each in opened)
+    told = lb.until_counted(lambda told: told.verdicts.get("tc_private.too_big_answered", 0))
+    assert not [name for name in told.verdicts if name.endswith("drop_too_big")]
+
+
+def test_an_interface_that_is_renamed_is_waited_for_and_its_flows_go_on(lb: Site) -> None:
+    """Programs hang on the device, not on its name."""
+    lb.bring_up()
+    opened = connections(lb)
+    for former, name in (("pub0", "wan0"), ("wan0", "pub0")):
+        run("ip", "-n", lb.lb, "link", "set", former, "name", name)
+        gone = name == "wan0"
+        lb.until(lambda state, gone=gone: bool(state.waiting_for) is gone, name)  # type: ignore[misc]
+        assert all(each.echo() for each in opened)
+    lb.until_ready()
+    connections(lb)
 
 
 def test_an_interface_that_went_while_nobody_looked(lb: Site) -> None:
@@ -604,6 +650,19 @@ def test_nodes_without_a_seat_disturb_nobodys_next_hop(lb: Site) -> None:
         lb.until_ready(epoch)
 
 
+def test_what_is_left_out_is_said_once_by_name_and_the_others_serve(lb: Site) -> None:
+    lb.bring_up()
+    (served,) = table().services
+    for epoch in range(2, 5):
+        lb.publish(table(epoch, services=(served, replace(served, name="twice"))))
+        state = lb.until_ready(epoch)
+        assert [line.partition(": ")[0] for line in state.left_out] == ["service twice"]
+    assert lb.log().count("left out") == 1
+    assert all(each.echo() for each in connections(lb))
+    lb.publish(table(5))
+    assert lb.until_ready(5).left_out == ()
+
+
 class Resolving:
     """Next hops that are resolved at the very moment the plan has been made without them."""
 
@@ -621,6 +680,12 @@ class Resolving:
 
     def next_ms(self, now_ms: int) -> int | None:
         return None
+
+    def narrowed(self, addresses: object) -> None:
+        """No path is."""
+
+    def close(self) -> None:
+        """It holds nothing."""
 
 
 def test_news_of_a_neighbour_while_planning_is_not_lost(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -554,8 +555,11 @@ def test_without_a_free_seat_a_node_is_left_out_by_name() -> None:
     kernel = Kernel()
     few = replace(FACTS, max_seats=3)
     plan = run(kernel, EMPTY, table(node(i) for i in range(3)), facts=few)
-    assert plan.refused == (f"node {node(2).id} at web: no free seat",)
+    assert plan.refused == (f"node {node(2).id} at web: all 2 seats are taken",)
     assert NO_SEAT not in kernel.region(0).ravel()[: ring.SLOTS]
+    told = {state.node: (state.seat, state.slots > 0, state.reason) for state in plan.states()}
+    assert told[node(2).id] == (NO_SEAT, False, "all 2 seats are taken")
+    assert [told[node(i).id][1:] for i in range(2)] == [(True, "")] * 2
 
 
 def test_weight_zero_keeps_its_seat_for_old_flows_alone() -> None:
@@ -1222,7 +1226,45 @@ def test_many_services_of_one_node_lie_behind_each_other() -> None:
     assert set(rings_of(plan).values()) == {0}
     full = run(kernel, plan.after, table([*nodes, node(3)], services))
     assert len(kernel.seats) == FACTS.max_seats - 1
-    assert len(full.refused) == 20 - 3
+    (said,) = full.refused
+    reason = "all 63 seats are taken"
+    assert said == f"node {node(3).id} at s4, s5, s6 and 14 more services: {reason}"
+    without = [each for each in full.states() if each.seat == NO_SEAT]
+    assert [each.service for each in without] == [f"s{port}" for port in range(4, 21)]
+    assert {(each.node, each.reason) for each in without} == {(node(3).id, reason)}
+
+
+def test_more_nodes_at_services_than_seats_are_left_out_by_name_and_soon() -> None:
+    """The first plan is the largest: each service has a port of its own on each node."""
+    services = [service(f"s{port}", port) for port in range(1, 701)]
+    nodes = [replace(node(0), id=f"n{i}@10.81.1.{i}", address=f"10.81.1.{i}") for i in range(100)]
+    facts = replace(
+        FACTS,
+        max_seats=65_536,
+        max_services=1_024,
+        max_rings=1_024,
+        max_fronts=1_024,
+        max_endpoints=262_144,
+    )
+    began_s = time.thread_time()
+    plan = make_plan(EMPTY, table(nodes, services), None, {}, facts, None, 0)
+    assert time.thread_time() - began_s < 20
+    assert len(plan.after.seats) == 65_535
+    assert {len(nodes_served) for nodes_served in served(plan)} == {93, 94}
+    assert len(plan.refused) == 7
+    why = "all 65,535 seats are taken"
+    assert f"node n94@10.81.1.94 at s1, s2, s3 and 697 more services: {why}" in plan.refused
+    assert f"node n93@10.81.1.93 at s436, s437, s438 and 262 more services: {why}" in plan.refused
+
+
+def served(plan: Plan) -> list[set[str]]:
+    """Which nodes have slots of each service."""
+    found: dict[str, set[str]] = {}
+    for told in plan.states():
+        nodes = found.setdefault(told.service, set())
+        if told.slots:
+            nodes.add(told.node)
+    return list(found.values())
 
 
 def test_in_mode_l2_a_node_behind_a_router_is_not_routed_to_and_says_why() -> None:

@@ -38,7 +38,7 @@ from services.dataplane import programs as module
 from services.dataplane.machine import look
 from services.dataplane.maps import ENTRIES
 from services.dataplane.programs import ProgramPlan, Programs, rings_for
-from tests.bpf.harness import IMAGES, private_bpffs, private_network, program
+from tests.bpf.harness import IMAGES, private_bpffs, private_network, program, source_file
 from tests.bpf.two_tables import add_flow, finds, sources
 
 PLAN = ProgramPlan("pub0", "priv0", False, False, 128, 32)
@@ -654,6 +654,46 @@ def test_a_program_that_the_verifier_refuses_leaves_all_as_it_was(
     with pytest.raises(VerifierError):
         host.attach()
     nothing_changed(host, before)
+
+
+@pytest.fixture
+def older_kernel(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The XDP programs call a helper that this kernel does not have."""
+    xdp, tc = sources()
+    call = "{\n\tlong (*unknown)(void) = (void *)9999;\n\tif (unknown())\n\t\treturn XDP_DROP;\n"
+    later = source_file(Path(xdp).read_text().replace("\n{\n\tu16 port", f"\n{call}\tu16 port"))
+    monkeypatch.setattr(module, "SOURCES", (str(later), tc))
+
+
+@pytest.mark.parametrize("xdp_replies", [False, True])
+def test_where_the_kernel_refuses_xdp_alone_tc_takes_all_and_says_why(
+    host: Host, older_kernel: None, xdp_replies: bool
+) -> None:
+    programs = host.attach(replace(PLAN, xdp_replies=xdp_replies))
+    hooks = programs.hooks()
+    assert told(hooks) == TWO_ARMS[1:]
+    without = [hook for hook in hooks if not hook.attached]
+    names = ["gale_xdp_public", "gale_xdp_reply"][: 1 + xdp_replies]
+    assert [hook.detail for hook in without] == [
+        f"{name}: [Errno 22] bpf(PROG_LOAD): Invalid argument: "
+        "invalid func unknown#9999; TC takes its packets"
+        for name in names
+    ]
+    assert programs.lost(hooks) == []
+    assert set(host.pins()) == {"tc_public", "tc_private"}
+    programs.close()
+
+
+def test_an_earlier_xdp_program_comes_off_where_the_kernel_refuses_the_new_one(
+    host: Host, request: pytest.FixtureRequest
+) -> None:
+    host.attach().close()
+    request.getfixturevalue("older_kernel")
+    programs = host.attach()
+    assert told(programs.hooks()) == TWO_ARMS[1:]
+    (taken_off,) = programs.taken_off
+    assert taken_off.startswith("pub0: gale_xdp_public (native XDP")
+    programs.close()
 
 
 def test_an_interface_that_has_gone_meanwhile_has_its_own_error(host: Host) -> None:

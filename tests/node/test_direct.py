@@ -236,6 +236,37 @@ def test_an_address_of_another_interface_cannot_be_prepared() -> None:
     assert steps.missing == ("10.80.0.100 is an address of eth0, expected it on lo alone",)
 
 
+OWN = (
+    "10.80.0.100 is the address by which this machine reaches its load balancer: not taken onto lo,"
+    ' expected a virtual IP of its own for that service, or mode "l4"'
+)
+
+
+def test_the_address_of_an_lb_is_never_taken() -> None:
+    both = Need(frozenset({VIP, OTHER}), frozenset({VIP}), 20)
+    steps = plan(both, NOTHING_TAKEN, replace(EMPTY, lbs=frozenset({VIP})), ON_PRIV0)
+    assert steps.add == {OTHER}
+    assert steps.missing == (OWN,)
+    assert steps.during.addresses == steps.after.addresses == {OTHER}
+    assert lacks(both, replace(PREPARED, lbs=frozenset({VIP}))) == (
+        OWN,
+        "10.80.0.101 is not on lo",
+    )
+
+
+def test_the_address_of_an_lb_that_was_taken_earlier_is_given_back() -> None:
+    """The LB has moved there meanwhile, or an agent that did not know better had taken it."""
+    taken = plan(L2, NOTHING_TAKEN, EMPTY, NOWHERE).after
+    steps = plan(L2, taken, replace(PREPARED, lbs=frozenset({VIP})), NOWHERE)
+    assert steps.add == frozenset()
+    assert steps.remove == {VIP}
+    assert steps.missing == (OWN,)
+    assert VIP in steps.during.addresses
+    assert VIP not in steps.after.addresses
+    there_before = plan(L2, NOTHING_TAKEN, replace(PREPARED, lbs=frozenset({VIP})), NOWHERE)
+    assert there_before.remove == frozenset()
+
+
 def test_without_a_way_to_an_lb_nothing_can_be_unwrapped() -> None:
     alone = replace(PREPARED, facing=frozenset())
     assert "nowhere to unwrap" in plan(L3, NOTHING_TAKEN, alone, NOWHERE).missing[0]

@@ -16,7 +16,7 @@ from bus.words import (
 from services.node.core import LEAVE_SETTLE_MS
 from tests.health.processes import eventually
 from tests.node.host_state import snapshot, tool, write_setting
-from tests.node.wire import CLIENT, HEADERS, VIP, Wire, echoed, inside, segment_limit, wire
+from tests.node.wire import CLIENT, HEADERS, LB, VIP, Wire, echoed, inside, segment_limit, wire
 
 TIMESTAMPS = 12
 TEXT = bytes(range(256)) * 4_000
@@ -220,3 +220,21 @@ def test_a_node_that_cannot_be_prepared_does_not_serve() -> None:
         with inside(at.machine):
             tool("ip", "address", "del", f"{VIP}/32", "dev", "priv0")
         at.wait_for(NodeState.UP)
+
+
+def test_the_lbs_own_address_as_the_vip_is_refused_and_cuts_nobody_off() -> None:
+    with wire("l2") as at:
+        bring_up(at)
+        good = at.lb_file.read_text()
+        at.lb_file.write_text(good.replace(VIP, LB))
+        at.command("reload")
+        node = at.wait_for(NodeState.DOWN)
+        assert f"not prepared: {LB} is the address by which this machine" in node.reason
+        assert network(at)["refused"] == [LB]
+        with inside(at.machine):
+            assert LB not in tool("ip", "address", "show", "dev", "lo")
+        # It is still heard, and hears.
+        at.lb_file.write_text(good)
+        at.command("reload")
+        at.wait_for(NodeState.UP)
+        check_traffic(at)

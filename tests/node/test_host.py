@@ -352,6 +352,18 @@ def test_an_address_of_another_interface_is_told(machine: Machine) -> None:
     assert report.hindrance == f"{VIP} is an address of priv0, expected it on lo alone"
 
 
+@pytest.mark.parametrize("need", [L2, L3], ids=["l2", "l3"])
+def test_the_address_of_an_lb_stays_reachable(machine: Machine, need: Need) -> None:
+    """Also if it was another's when it was taken."""
+    host = machine.host()
+    for lbs in (frozenset({LB}), frozenset({LB, VIP}), frozenset({VIP})):
+        report = host.settle(Order(need, lbs=lbs))
+        assert (VIP in loopback()) is (VIP not in lbs)
+        assert ("reaches its load balancer" in report.hindrance) is (VIP in lbs)
+    (way,) = ip("route", "get", VIP)
+    assert way["dev"] == "priv0"
+
+
 def test_who_may_not_touch_the_network_looks_only(machine: Machine) -> None:
     before = snapshot()
     host = machine.host()

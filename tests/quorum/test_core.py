@@ -23,7 +23,8 @@ from bus.words import (
     Role,
 )
 from services.quorum import core as core_module
-from services.quorum.core import BLANK, HardState, IllegalTransitionError, Quorum
+from services.quorum.core import BLANK, HardState, Persist, Quorum
+from services.quorum.election import Cause, IllegalTransitionError
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig, same_content
 from tests.quorum.views import ECHO, WEB, quorum_config, seen, table_config, view, work_off
 
@@ -37,7 +38,7 @@ def bootstrapped(*nodes: str) -> tuple[Quorum, list[HardState]]:
     disk: list[HardState] = []
     core = Quorum(quorum_config(), BLANK, SEED, 0)
     work_off(core, 0, disk)
-    core.report("lb-0", "boot-1", view(*(seen(node, UP) for node in nodes)), 1)
+    core.report("boot-1", view(*(seen(node, UP) for node in nodes)), 1)
     work_off(core, 1, disk)
     return core, disk
 
@@ -54,51 +55,50 @@ def states(core: Quorum) -> dict[str, NodeState]:
 
 def test_a_blank_lb_votes_leads_waits_for_a_view_and_commits() -> None:
     core = Quorum(quorum_config(), BLANK, SEED, 0)
-    assert core.state().role is Role.CANDIDATE
-    assert not core.state().quorum
-    first = core.ready(0)
+    assert core.state(0).role is Role.CANDIDATE
+    assert not core.state(0).quorum
+    first = core.take(0)
     assert first is not None
-    assert first.persist == HardState(1, "lb-0", None)
-    core.advance(first, 0)
-    state = core.state()
+    assert first.persist is not None
+    assert first.persist.state == HardState(1, "lb-0", None)
+    core.stored(first.persist.mark, 0)
+    state = core.state(0)
     assert (state.role, state.term, state.leader, state.quorum) == (Role.LEADER, 1, "lb-0", True)
     assert state.waiting_for == core_module.WAITING_FOR_VIEW
     assert state.lease_remaining_ms == 225
     (led,) = work_off(core, 0)
     assert [topic for topic, _ in led.events] == [Topic.QUORUM_LEADER]
     assert core.committed(0) is None
-    core.report("lb-0", "boot-1", view(seen("n", UP)), 5)
+    core.report("boot-1", view(seen("n", UP)), 5)
     persisted, committed = work_off(core, 5)
     assert persisted.persist is not None
     assert committed.committed is not None
-    assert committed.committed.table == persisted.persist.table
+    assert committed.committed.table == persisted.persist.state.table
     assert committed.committed.table.hash_seed == SEED
     assert (committed.committed.table.term, committed.committed.table.epoch) == (1, 1)
     ((topic, event),) = committed.events
     assert topic is Topic.TABLE_COMMITTED
     assert isinstance(event, TableEvent)
     assert (event.nodes_up, event.changes[0]) == (1, "n new -> up")
-    assert core.state().waiting_for == ""
+    assert core.state(5).waiting_for == ""
 
 
 def test_nothing_is_published_before_it_is_durable() -> None:
     core, disk = bootstrapped("n")
-    core.report("lb-0", "boot-1", view(seen("n", DOWN), version=2), 5)
-    asked = core.ready(5)
+    core.report("boot-1", view(seen("n", DOWN), version=2), 5)
+    asked = core.take(5)
     assert asked is not None
     assert asked.persist is not None
     assert asked.committed is None
     for again_ms in (6, 700, 1_500):
         core.stall("the disk is full")
-        core.report(
-            "lb-0", "boot-1", view(seen("n", UP), seen("m", UP), version=again_ms), again_ms
-        )
+        core.report("boot-1", view(seen("n", UP), seen("m", UP), version=again_ms), again_ms)
         core.tick(again_ms)
-        assert core.ready(again_ms) == asked
+        assert work_off(core, again_ms) == [], "one write at a time"
         assert table(core, again_ms).epoch == disk[-1].table.epoch  # type: ignore[union-attr]
-        assert core.state().waiting_for == "the disk is full"
-    core.advance(asked, 2_000)
-    assert core.state().waiting_for == ""
+        assert core.state(again_ms).waiting_for == "the disk is full"
+    core.stored(asked.persist.mark, 2_000)
+    assert core.state(2_000).waiting_for == ""
     done = work_off(core, 2_000)
     epochs = [ready.committed.table.epoch for ready in done if ready.committed is not None]
     assert epochs == [2, 3], "the proposal under way first, then what was seen meanwhile"
@@ -108,8 +108,8 @@ def test_nothing_is_published_before_it_is_durable() -> None:
 def test_a_restart_leads_on_in_its_term_and_publishes_its_table_at_once() -> None:
     before, disk = bootstrapped("n")
     core = Quorum(quorum_config(), disk[-1], SEED + 1, 50)
-    first = core.ready(50)
-    assert first is not None
+    done = work_off(core, 50)
+    first = done[0]
     assert first.persist is None
     assert first.committed is not None
     assert first.committed.table == table(before)
@@ -117,7 +117,7 @@ def test_a_restart_leads_on_in_its_term_and_publishes_its_table_at_once() -> Non
     assert topic is Topic.QUORUM_LEADER
     assert isinstance(event, QuorumEvent)
     assert event.term == 1
-    assert len(work_off(core, 50)) == 1, "the same configuration: no new table"
+    assert len(done) == 1, "the same configuration: no new table"
 
 
 def test_a_restart_under_a_new_name_takes_a_new_term_and_keeps_the_table() -> None:
@@ -134,30 +134,30 @@ def test_a_restart_under_a_new_name_takes_a_new_term_and_keeps_the_table() -> No
 
 def test_a_health_process_that_starts_empty_wipes_no_node() -> None:
     core, _ = bootstrapped("a", "b")
-    core.report("lb-0", "boot-2", view(), 100)
+    core.report("boot-2", view(), 100)
     core.tick(100 + SETTLE_MS - 1)
     assert work_off(core, 100 + SETTLE_MS - 1) == []
     assert states(core) == {"a": UP, "b": UP}
-    core.report("lb-0", "boot-2", view(seen("a", UP), version=2), 200)
-    core.report("lb-0", "boot-2", view(seen("a", DOWN), version=3), 300)
+    core.report("boot-2", view(seen("a", UP), version=2), 200)
+    core.report("boot-2", view(seen("a", DOWN), version=3), 300)
     work_off(core, 300)
     assert states(core) == {"a": DOWN, "b": UP}
 
 
 def test_what_a_settled_health_process_does_not_know_is_gone() -> None:
     core, _ = bootstrapped("a", "b")
-    core.report("lb-0", "boot-2", view(seen("a", UP)), 100)
-    assert core.deadline_ms() == 100 + SETTLE_MS
+    core.report("boot-2", view(seen("a", UP)), 100)
+    assert core.next_due_ms() == 100 + SETTLE_MS
     core.tick(100 + SETTLE_MS)
     work_off(core, 100 + SETTLE_MS)
     assert states(core) == {"a": UP}
-    assert core.deadline_ms() is None
+    assert core.next_due_ms() is None
 
 
 def test_each_lb_settles_by_its_own_boot() -> None:
     core, _ = bootstrapped("a", "b")
-    core.report("lb-0", "boot-2", view(seen("b", UP)), 100)
-    core.report("lb-1", "boot-1", view(seen("a", UP)), 900)
+    core.report("boot-2", view(seen("b", UP)), 100)
+    core._take_report("lb-1", "boot-1", view(seen("a", UP)), 900, 900)
     for now_ms in (100 + SETTLE_MS - 1, 100 + SETTLE_MS):
         assert states(core) == {"a": UP, "b": UP}
         core.tick(now_ms)
@@ -170,9 +170,9 @@ def test_each_lb_settles_by_its_own_boot() -> None:
 
 def test_a_repeated_or_overtaken_view_changes_nothing() -> None:
     core, _ = bootstrapped("a")
-    core.report("lb-0", "boot-1", view(seen("a", UP), version=5), 10)
-    core.report("lb-0", "boot-1", view(seen("a", DOWN), version=5), 11)
-    core.report("lb-0", "boot-1", view(seen("a", DOWN), version=4), 12)
+    core.report("boot-1", view(seen("a", UP), version=5), 10)
+    core.report("boot-1", view(seen("a", DOWN), version=5), 11)
+    core.report("boot-1", view(seen("a", DOWN), version=4), 12)
     assert work_off(core, 12) == []
 
 
@@ -188,13 +188,11 @@ def test_without_views_the_table_stands() -> None:
 
 def test_a_ban_runs_down_between_views_and_costs_no_epoch() -> None:
     core, disk = bootstrapped("a")
-    core.report("lb-0", "boot-1", view(seen("a", BANNED, ban_ms=60_000, fails=3), version=2), 100)
+    core.report("boot-1", view(seen("a", BANNED, ban_ms=60_000, fails=3), version=2), 100)
     work_off(core, 100, disk)
     epoch = table(core, 100).epoch
     assert table(core, 10_100).bans[0].remaining_ms == 50_000
-    core.report(
-        "lb-0", "boot-1", view(seen("a", BANNED, ban_ms=45_000, fails=3), version=3), 12_000
-    )
+    core.report("boot-1", view(seen("a", BANNED, ban_ms=45_000, fails=3), version=3), 12_000)
     assert work_off(core, 12_000, disk) == []
     assert table(core, 13_000).bans[0].remaining_ms == 44_000
     assert table(core, 13_000).epoch == epoch
@@ -209,7 +207,7 @@ def test_a_new_configuration_is_a_new_epoch_and_an_equal_one_is_not() -> None:
     core.reconfigure(quorum_config(table=TableConfig((WEB, ECHO), ())), 60)
     work_off(core, 60)
     assert table(core).epoch == 2
-    assert core.state().name == "lb-0"
+    assert core.state(60).name == "lb-0"
     assert states(core) == {"a": UP}
 
 
@@ -218,7 +216,7 @@ def test_a_vip_of_a_quorum_of_one_is_its_own() -> None:
     vips = (FloatingVip("10.80.0.100", ("10.81.0.100",)),)
     core.reconfigure(quorum_config(table=table_config(vips=vips)), 60)
     work_off(core, 60)
-    assert [(vip.address, vip.holder) for vip in core.state().vips] == [("10.80.0.100", "lb-0")]
+    assert [(vip.address, vip.holder) for vip in core.state(60).vips] == [("10.80.0.100", "lb-0")]
 
 
 @pytest.mark.parametrize("reuse_ms", [SLOT_REUSE_MS, 7 * 24 * 3_600_000])
@@ -235,7 +233,7 @@ def test_a_departed_lbs_slot_rests_for_the_longest_timeout(reuse_ms: int) -> Non
     config = replace(quorum_config(table=vips), slot_reuse_ms=reuse_ms)
     core = Quorum(config, with_other, SEED, 0)
     work_off(core, 0)
-    assert core.deadline_ms() == reuse_ms
+    assert core.next_due_ms() == reuse_ms
 
     def owners() -> dict[str, int]:
         return {p.owner: p.first_port for p in table(core).snat_slices if p.address is not None}
@@ -245,16 +243,16 @@ def test_a_departed_lbs_slot_rests_for_the_longest_timeout(reuse_ms: int) -> Non
     core.reconfigure(config, reuse_ms - 1)
     assert work_off(core, reuse_ms - 1) == []
     core.tick(reuse_ms)
-    assert core.deadline_ms() is None, "on its way to the disk: nothing to do but wait for it"
+    assert core.next_due_ms() is None, "on its way to the disk: nothing to do but wait for it"
     work_off(core, reuse_ms)
     assert owners() == {"lb-0": 9_344}
-    assert core.deadline_ms() is None
+    assert core.next_due_ms() is None
 
 
 def test_an_illegal_change_of_role_raises() -> None:
     core, _ = bootstrapped()
-    with pytest.raises(IllegalTransitionError, match="leader -> candidate"):
-        core._become(Role.CANDIDATE)
+    with pytest.raises(IllegalTransitionError, match="leader: won"):
+        core._election._enter(Cause.WON)
 
 
 steps = st.lists(
@@ -287,6 +285,7 @@ class Machine:
         self.published: list[NodeTable] = []
         self.config = quorum_config()
         self.core = Quorum(self.config, self.disk, SEED, 0)
+        self.unwritten: Persist | None = None
 
     def act(self, step: tuple[str, object, object]) -> None:
         kind, one, other = step
@@ -296,7 +295,7 @@ class Machine:
             assert isinstance(other, dict)
             self.version += 1
             nodes = (seen(n, state, ban_ms=ms, fails=1) for n, (state, ms) in other.items())
-            self.core.report("lb-0", one, view(*nodes, version=self.version), self.now_ms)
+            self.core.report(one, view(*nodes, version=self.version), self.now_ms)
         elif kind == "config":
             vips = (FloatingVip("10.80.0.100", ("10.81.0.100",)),) if other else ()
             services = (WEB, ECHO) if one else (WEB,)
@@ -311,21 +310,32 @@ class Machine:
         elif kind == "crash":
             self.work_off(dies_before_publishing=bool(one))
             self.core = Quorum(self.config, self.disk, SEED + 1, self.now_ms)
+            self.unwritten = None
         self.work_off()
 
     def work_off(self, *, dies_before_publishing: bool = False) -> None:
-        while (ready := self.core.ready(self.now_ms)) is not None:
+        if self.unwritten is not None:
+            self.write()
+        while (ready := self.core.take(self.now_ms)) is not None:
+            if ready.committed is not None:
+                table = ready.committed.table
+                assert self.disk.table is not None
+                assert (table.term, table.epoch) <= (self.disk.table.term, self.disk.table.epoch)
+                self.published.append(table)
             if ready.persist is not None:
-                if not self.disk_works:
-                    self.core.stall("full")
-                    return
-                self.disk = ready.persist
+                self.unwritten = ready.persist
+                self.write()
                 if dies_before_publishing:
                     return
-            if ready.committed is not None:
-                assert ready.committed.table.epoch <= (self.disk.table or self.published[-1]).epoch
-                self.published.append(ready.committed.table)
-            self.core.advance(ready, self.now_ms)
+
+    def write(self) -> None:
+        assert self.unwritten is not None
+        if not self.disk_works:
+            self.core.stall("full")
+            return
+        self.disk, mark = self.unwritten.state, self.unwritten.mark
+        self.unwritten = None
+        self.core.stored(mark, self.now_ms)
 
 
 @given(steps)

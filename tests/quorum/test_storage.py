@@ -39,7 +39,8 @@ def hard_state(term: int, *, ban_ms: int = 0) -> HardState:
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     directory = tmp_path / "not" / "yet"
     assert Storage(directory, BOOT).load(0) == (BLANK, "")
-    for state in (HardState(1, "lb-0", None), hard_state(2), hard_state(3)):
+    member = HardState(4, None, None, promise_ms=125, joined=True)
+    for state in (HardState(1, "lb-0", None), hard_state(2), hard_state(3), member):
         Storage(directory, BOOT).save(state, 10)
         assert Storage(directory, BOOT).load(20) == (state, "")
     assert (directory / "quorum.state").stat().st_mode & 0o777 == 0o600

@@ -15,6 +15,7 @@ from bus.words import (
 )
 from services.quorum.core import HardState, Quorum, QuorumConfig, Ready
 from services.quorum.table import FloatingVip, TableConfig
+from services.quorum.timing import Timing
 
 WEB = TableService("default", None, 8080, Protocol.TCP, Mode.L4, 8080)
 ECHO = TableService("echo", None, 9000, Protocol.TCP, Mode.L4, 9000)
@@ -48,15 +49,21 @@ def table_config(*, vips: tuple[FloatingVip, ...] = ()) -> TableConfig:
 def quorum_config(
     *, name: str = "lb-0", table: TableConfig | None = None, checks_timeout_ms: int = 1000
 ) -> QuorumConfig:
-    return QuorumConfig(name, "", table or table_config(), 225, checks_timeout_ms)
+    timing = Timing(50, 225, 250, 150)
+    return QuorumConfig(name, "", table or table_config(), timing, checks_timeout_ms)
 
 
 def work_off(core: Quorum, now_ms: int, disk: list[HardState] | None = None) -> list[Ready]:
-    """Do all that `ready` says, in its order; what is persisted goes to the end of `disk`."""
+    """Do all that `take` says, in its order; what is persisted goes to the end of `disk`.
+
+    Only what is more than a claim that is renewed is returned.
+    """
     done: list[Ready] = []
-    while (ready := core.ready(now_ms)) is not None:
-        if ready.persist is not None and disk is not None:
-            disk.append(ready.persist)
-        done.append(ready)
-        core.advance(ready, now_ms)
+    while (ready := core.take(now_ms)) is not None:
+        if ready.persist is not None:
+            if disk is not None:
+                disk.append(ready.persist.state)
+            core.stored(ready.persist.mark, now_ms)
+        if ready.persist is not None or ready.committed is not None or ready.events:
+            done.append(ready)
     return done

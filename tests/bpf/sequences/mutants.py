@@ -79,14 +79,14 @@ MUTANTS = (
     Mutant(
         "numbers are learned from anybody",
         "flow.h",
-        "\tif (unlikely(!is_near(packet->sequence, mine->end, mine->reach) ||\n"
-        "\t\t     !is_acknowledgeable(packet->acknowledged, mine) ||",
+        "\tif (unlikely(!is_near(packet->tcp->sequence, mine->end, mine->reach) ||\n"
+        "\t\t     !is_acknowledgeable(packet->tcp->acknowledged, mine) ||",
         "\tif (unlikely(",
     ),
     Mutant(
         "acknowledgements are not learned",
         "flow.h",
-        "\t\tmine->acked = packet->acknowledged;\n\tif (is_after(edge",
+        "\t\tmine->acked = packet->tcp->acknowledged;\n\tif (is_after(edge",
         "\t\t;\n\tif (is_after(edge",
     ),
     Mutant(
@@ -98,32 +98,33 @@ MUTANTS = (
     Mutant(
         "any acknowledgement completes the handshake",
         "flow.h",
-        "\t       is_after(packet->acknowledged, pair->request->acked) &&\n"
-        "\t       !is_after(packet->acknowledged, pair->reply->end);",
+        "\t       is_after(packet->tcp->acknowledged, pair->request->acked) &&\n"
+        "\t       !is_after(packet->tcp->acknowledged, pair->reply->end);",
         "\t       1;",
     ),
     Mutant(
         "only the very next number completes the handshake",
         "flow.h",
-        "\t       !is_after(packet->acknowledged, pair->reply->end);",
-        "\t       packet->acknowledged == pair->request->acked + 1;",
+        "\t       !is_after(packet->tcp->acknowledged, pair->reply->end);",
+        "\t       packet->tcp->acknowledged == pair->request->acked + 1;",
     ),
     Mutant(
         "windows are not scaled",
         "flow.h",
-        "\t__u32 edge = packet->acknowledged + ((__u32)packet->window << (mine->scale & 15));",
-        "\t__u32 edge = packet->acknowledged + (__u32)packet->window;",
+        "\t__u32 edge = packet->tcp->acknowledged + "
+        "((__u32)packet->tcp->window << (mine->scale & 15));",
+        "\t__u32 edge = packet->tcp->acknowledged + (__u32)packet->tcp->window;",
     ),
     Mutant(
         "a SYN on a living flow begins it anew",
         "reply.h",
-        "\treturn after && packet->acknowledged - after <= MOST_SYN_DATA;",
+        "\treturn after && packet->tcp->acknowledged - after <= MOST_SYN_DATA;",
         "\treturn 1;",
     ),
     Mutant(
         "a SYN-ACK on a living flow never begins it anew",
         "reply.h",
-        "\treturn after && packet->acknowledged - after <= MOST_SYN_DATA;",
+        "\treturn after && packet->tcp->acknowledged - after <= MOST_SYN_DATA;",
         "\treturn 0;",
     ),
     Mutant(
@@ -161,7 +162,7 @@ MUTANTS = (
     Mutant(
         "a client's RST in the handshake forgets the flow",
         "l4.h",
-        "\t\tif (state == FLOW_TCP_ANSWERED && packet->sequence == pair->reply->acked)",
+        "\t\tif (state == FLOW_TCP_ANSWERED && packet->tcp->sequence == pair->reply->acked)",
         "\t\tif (1)",
     ),
     Mutant(

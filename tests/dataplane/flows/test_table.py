@@ -68,10 +68,15 @@ def test_the_old_table_is_read_first(loaded: LoadedObject) -> None:
 def test_what_is_read_can_be_kept_and_what_was_mapped_is_given_back(loaded: LoadedObject) -> None:
     flows = loaded.bpf[b"flows"]
     write(flows, requests(flow_type(flows), 1000, now()))
+    before = mapped()
     blocks = [list(reader(flows).blocks()) for _ in range(50)]
     assert all(sum(len(block.records) for block in each) == 1000 for each in blocks)
-    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "bpf" in line]
-    assert mapped == []
+    assert mapped() <= before
+
+
+def mapped() -> set[str]:
+    """Where this process sees maps; tests before this one may have left some."""
+    return {line for line in Path("/proc/self/maps").read_text().splitlines() if "bpf-map" in line}
 
 
 # --------------------------------------------------------------------------- torn records

@@ -1,0 +1,96 @@
+"""Leases of VIPs: the leader passes its own on, the holder counts from when it asked. Pure.
+
+A leader under a valid lease answers each `Ack` of the owner of a VIP, as the *committed* table
+names it, with a `Grant`: so much is left of the leader's own lease. The holder's lease ends that
+much after it *asked*, less both clocks' drift: before the leader's own. So two rules keep a VIP
+from two holders:
+
+* the leader names another owner only when the former one has released the VIP, or when all that
+  was granted to it is over (`Granted`);
+* whoever becomes leader by an election finds all leases of the term before at an end, since a
+  majority's promises had to end first. One that was *chosen* finds only that of the leader before
+  ended, so it waits for as long as a lease could last.
+
+A grant answers a number that the holder used once (`asked`), in this start of its process: a late,
+repeated or foreign grant extends nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from bus.peer_protocol import Grant, Release
+from services.quorum.timing import LARGEST_PROMISE_MS, passed_on
+
+
+@dataclass(slots=True)
+class Granted:
+    """What a leader has granted to others: by VIP, to whom, and until when."""
+
+    until_ms: dict[str, tuple[str, int]] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
+    """By VIP, the newest number that was answered."""
+    unknown_until_ms: int = 0
+    """Until then leases may be about that the leader before has granted."""
+
+    def begin(self, now_ms: int, lease_ms: int, *, resigned: bool) -> None:
+        """This LB leads from now on."""
+        self.until_ms.clear()
+        self.asked.clear()
+        self.unknown_until_ms = now_ms + lease_ms if resigned else now_ms
+
+    def grant(self, vip: str, holder: str, asked: int, until_ms: int) -> None:
+        self.until_ms[vip] = (holder, until_ms)
+        self.asked[vip] = asked
+
+    def release(self, message: Release) -> None:
+        holder, _ = self.until_ms.get(message.vip, ("", 0))
+        if holder == message.sender and message.asked >= self.asked[message.vip]:
+            del self.until_ms[message.vip]
+
+    def is_free(self, vip: str, now_ms: int) -> bool:
+        """Whether nobody can hold the VIP by a grant any more."""
+        return now_ms >= self.free_ms(vip)
+
+    def free_ms(self, vip: str) -> int:
+        return max(self.until_ms.get(vip, ("", 0))[1], self.unknown_until_ms)
+
+
+class Held:
+    """The leases of this LB itself."""
+
+    def __init__(self, boot: str) -> None:
+        self._boot = boot
+        self._asked = 0
+        self._asked_ms: deque[tuple[int, int]] = deque()
+        self._least = 0
+        """Grants of numbers up to this one were given up."""
+        self.until_ms: dict[str, int] = {}
+
+    @property
+    def asked(self) -> int:
+        return self._asked
+
+    def ask(self, now_ms: int) -> int:
+        """The number for the next `Ack`."""
+        self._asked += 1
+        self._asked_ms.append((self._asked, now_ms))
+        while self._asked_ms[0][1] < now_ms - LARGEST_PROMISE_MS:
+            self._asked_ms.popleft()
+        return self._asked
+
+    def take(self, grant: Grant) -> None:
+        if grant.boot != self._boot or grant.asked <= self._least:
+            return
+        for asked, asked_ms in self._asked_ms:
+            if asked == grant.asked:
+                until_ms = asked_ms + passed_on(grant.left_ms)
+                for vip in grant.vips:
+                    self.until_ms[vip] = max(self.until_ms.get(vip, 0), until_ms)
+
+    def give_up(self) -> int:
+        """End all leases; the number up to which grants count for nothing."""
+        self._least = self._asked
+        self.until_ms.clear()
+        return self._least

@@ -1,0 +1,324 @@
+"""The real cores of all LBs on virtual time: their clocks, their disks, the network between them.
+
+True time is what nobody in the world knows: each LB has a clock of its own that began anywhere and
+runs a little fast or slow. Whatever is to happen stands in one queue by true time; what is due at
+the same instant comes in the order it was put in, so that a seed is one history.
+
+**Invariants**, looked at after every step:
+
+* one lease: no two LBs may lead, nor claim one VIP, at the same instant of true time. What a
+  crashed LB had told its kernel is claimed until it ends by itself;
+* one table: what was committed under one version is the same everywhere;
+* nothing committed is lost: of two committed tables the one of the larger version has the larger
+  epoch, so that none was made without knowledge of the other;
+* one leader in a term;
+* nothing is published before it is on the disk of who publishes it.
+
+**Liveness**: some time after everything was healed there is a leader with a lease, all that live
+have its table, and the VIPs are claimed.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import count, pairwise
+from random import Random
+
+from bus.peer_protocol import PeerMessage
+from bus.states import NodeTable
+from bus.words import NodeState, Role
+from services.quorum.core import BLANK, HardState, Persist, Quorum, QuorumConfig
+from services.quorum.table import FloatingVip, TableConfig, same_content
+from services.quorum.timing import Timing
+from tests.quorum.views import ECHO, WEB, seen, view
+from tests.sim.faults import Faults
+
+VIPS = ("10.80.0.100", "10.80.0.101")
+NODES = ("a", "b", "c")
+ATTENTION_MS = 0.2
+"""What a turn of an LB's loop takes."""
+
+
+class ViolationError(AssertionError):
+    """An invariant does not hold; the message says which, and when."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """A machine's monotonic clock."""
+
+    offset_ms: float
+    rate: float
+
+    def at(self, true_ms: float) -> int:
+        return int(self.offset_ms + self.rate * true_ms)
+
+    def true(self, local_ms: float) -> float:
+        return (local_ms - self.offset_ms) / self.rate
+
+
+@dataclass(slots=True)
+class Machine:
+    """One LB: what survives a crash of its process, and the process."""
+
+    name: str
+    clock: Clock
+    disk: HardState = BLANK
+    core: Quorum | None = None
+    start: int = 0
+    """The number of its starts: what was meant for an earlier process is lost."""
+    paused: bool = False
+    hung: bool = False
+    eligible: bool = True
+    waiting: list[Callable[[], None]] = field(default_factory=list)
+    """What will be looked at when it goes on."""
+    unwritten: Persist | None = None
+    claims: dict[str, float] = field(default_factory=dict)
+    """In the kernel: until when, in true time, it answers for which VIP."""
+    version: int = 0
+    services: bool = False
+
+    @property
+    def boot(self) -> str:
+        return f"{self.name}.{self.start}"
+
+
+class World:
+    """A cluster of LBs and all that happens to it."""
+
+    def __init__(self, random: Random, size: int, faults: Faults) -> None:
+        self.random, self.faults = random, faults
+        self.now_ms = 0.0
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self.blocked: set[tuple[str, str]] = set()
+        """Links, from whom to whom, that carry nothing."""
+        self.timing = Timing()
+        self.machines = {f"lb-{number}": self._machine(f"lb-{number}") for number in range(size)}
+        self.committed: dict[tuple[int, int], NodeTable] = {}
+        self.leaders: dict[int, str] = {}
+        self.steps = 0
+        for machine in self.machines.values():
+            self.start(machine)
+
+    def _machine(self, name: str) -> Machine:
+        drift = self.random.uniform(-self.faults.drift, self.faults.drift)
+        return Machine(name, Clock(self.random.uniform(0, 1e6), 1 + drift))
+
+    # ------------------------------------------------------------------ time
+
+    def at(self, true_ms: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._queue, (max(true_ms, self.now_ms), next(self._order), action))
+
+    def run(self, until_ms: float) -> None:
+        while self._queue and self._queue[0][0] <= until_ms:
+            self.now_ms, _, action = heapq.heappop(self._queue)
+            action()
+        self.now_ms = until_ms
+
+    # ------------------------------------------------------------------ machines
+
+    def config(self, machine: Machine) -> QuorumConfig:
+        others = tuple(name for name in self.machines if name != machine.name)
+        services = (WEB, ECHO) if machine.services else (WEB,)
+        vips = tuple(FloatingVip(vip) for vip in VIPS)
+        table = TableConfig(services, vips)
+        return QuorumConfig(machine.name, machine.name, table, self.timing, 1_000, others)
+
+    def start(self, machine: Machine) -> None:
+        machine.start += 1
+        machine.unwritten = None
+        machine.waiting.clear()
+        machine.paused = False
+        machine.core = Quorum(
+            self.config(machine),
+            machine.disk,
+            self.random.getrandbits(64),
+            self.local(machine),
+            boot=machine.boot,
+            draw=self.random.random,
+        )
+        machine.core.stand(machine.eligible, 0, self.local(machine))
+        self.see(machine)
+        self.serve(machine)
+
+    def crash(self, machine: Machine, *, forgets: bool = False) -> None:
+        machine.core = None
+        if forgets:
+            machine.disk = BLANK
+
+    def see(self, machine: Machine) -> None:
+        """Its health process reports; what it sees is anything."""
+        if machine.core is None:
+            return
+        machine.version += 1
+        nodes = [seen(name, self.random.choice((NodeState.UP, NodeState.DOWN))) for name in NODES]
+        report = view(*nodes, version=machine.version)
+        self.act(machine, lambda core, now: core.report("health", report, now))
+
+    def act(self, machine: Machine, action: Callable[[Quorum, int], object]) -> None:
+        """Something happens to the process now, or when it goes on."""
+        start = machine.start
+
+        def do() -> None:
+            if machine.core is None or machine.start != start:
+                return
+            if machine.paused:
+                machine.waiting.append(do)
+                return
+            action(machine.core, self.local(machine))
+            self.serve(machine)
+
+        do()
+
+    def go_on(self, machine: Machine) -> None:
+        machine.paused = False
+        waiting, machine.waiting = machine.waiting, []
+        for action in waiting:
+            action()
+        self.act(machine, lambda core, now: core.tick(now))
+
+    def local(self, machine: Machine) -> int:
+        return machine.clock.at(self.now_ms)
+
+    def serve(self, machine: Machine) -> None:
+        """Do all that the core wants done, in its order, and come back when it is due."""
+        core = machine.core
+        assert core is not None
+        while (ready := core.take(self.local(machine))) is not None:
+            if ready.persist is not None:
+                self._write(machine, ready.persist)
+            if ready.committed is not None:
+                self._note_committed(machine, ready.committed.table)
+            if ready.claims is not None:
+                machine.claims = {
+                    vip: machine.clock.true(until_ms) for vip, until_ms in ready.claims.items()
+                }
+            for out in ready.sends:
+                self._send(machine.name, out.to, out.message)
+        self._check(machine)
+        due_ms = core.next_due_ms()
+        if due_ms is not None:
+            self.at(
+                machine.clock.true(due_ms + 1) + ATTENTION_MS,
+                self._ticker(machine, machine.start, due_ms),
+            )
+
+    def _ticker(self, machine: Machine, start: int, due_ms: int) -> Callable[[], None]:
+        def tick() -> None:
+            core = machine.core
+            if core is not None and machine.start == start and core.next_due_ms() == due_ms:
+                self.act(machine, lambda core, now: core.tick(now))
+
+        return tick
+
+    # ------------------------------------------------------------------ disks
+
+    def _write(self, machine: Machine, persist: Persist) -> None:
+        machine.unwritten = persist
+        if not machine.hung:
+            slow_ms = self.faults.slow_disk_ms
+            took_ms = self.random.uniform(0, slow_ms) if slow_ms else 0.1
+            self._finish_after(machine, took_ms)
+
+    def _finish_after(self, machine: Machine, took_ms: float) -> None:
+        start, persist = machine.start, machine.unwritten
+
+        def finish() -> None:
+            if machine.start != start or machine.core is None or machine.unwritten is not persist:
+                return
+            if persist is None or machine.hung:
+                return
+            machine.disk, machine.unwritten = persist.state, None
+            self.act(machine, lambda core, now: core.stored(persist.mark, now))
+
+        self.at(self.now_ms + took_ms, finish)
+
+    def unhang(self, machine: Machine) -> None:
+        machine.hung = False
+        if machine.unwritten is not None:
+            self._finish_after(machine, 0.1)
+
+    # ------------------------------------------------------------------ the network
+
+    def _send(self, sender: str, receiver: str, message: PeerMessage) -> None:
+        faults = self.faults
+        if (sender, receiver) in self.blocked or self.random.random() < faults.loss:
+            return
+        copies = 1 + (self.random.random() < faults.repetition)
+        for _ in range(copies):
+            delay_ms = self.random.uniform(0.05, faults.delay_ms)
+            if self.random.random() < faults.late:
+                delay_ms += self.random.uniform(0, faults.late_ms)
+            self.at(self.now_ms + delay_ms, self._arrival(sender, receiver, message))
+
+    def _arrival(self, sender: str, receiver: str, message: PeerMessage) -> Callable[[], None]:
+        machine = self.machines[receiver]
+
+        def arrive() -> None:
+            if (sender, receiver) not in self.blocked:
+                self.act(machine, lambda core, now: core.receive(sender, message, now))
+
+        return arrive
+
+    # ------------------------------------------------------------------ invariants
+
+    def _note_committed(self, machine: Machine, table: NodeTable) -> None:
+        if machine.disk.table is None or version(machine.disk.table) < version(table):
+            raise ViolationError(f"{machine.name} publishes {version(table)} before it is stored")
+        known = self.committed.setdefault(version(table), table)
+        if not same_content(known, table):
+            raise ViolationError(f"two tables of version {version(table)}")
+        epochs = [epoch for _, epoch in sorted(self.committed)]
+        if any(later <= earlier for earlier, later in pairwise(epochs)):
+            raise ViolationError(f"a committed table was lost: {sorted(self.committed)[-4:]}")
+
+    def _check(self, changed: Machine) -> None:
+        self.steps += 1
+        core = changed.core
+        assert core is not None
+        if core.role is Role.LEADER:
+            known = self.leaders.setdefault(core.term, changed.name)
+            if known != changed.name:
+                raise ViolationError(f"{known} and {changed.name} lead in term {core.term}")
+        if core.lease_ms(self.local(changed)):
+            for other in self.machines.values():
+                if other is not changed and self.has_lease(other):
+                    raise ViolationError(f"{changed.name} and {other.name} have a lease")
+        for vip in changed.claims:
+            holders = [name for name in self.machines if self.claims(self.machines[name], vip)]
+            if len(holders) > 1:
+                raise ViolationError(f"{vip} is claimed by {' and '.join(holders)}")
+
+    def has_lease(self, machine: Machine) -> bool:
+        core = machine.core
+        return core is not None and core.lease_ms(self.local(machine)) > 0
+
+    def claims(self, machine: Machine, vip: str) -> bool:
+        return machine.claims.get(vip, 0.0) > self.now_ms
+
+    def is_well(self) -> bool:
+        """One has a lease, all that run have its table, and every VIP is claimed."""
+        running = [machine for machine in self.machines.values() if machine.core is not None]
+        leaders = [machine for machine in running if self.has_lease(machine)]
+        if len(leaders) != 1:
+            return False
+        versions = set()
+        for machine in running:
+            assert machine.core is not None
+            held = machine.core.committed(self.local(machine))
+            versions.add(None if held is None else version(held.table))
+        claimed = [any(self.claims(each, vip) for each in running) for vip in VIPS]
+        return len(versions) == 1 and None not in versions and all(claimed)
+
+
+def version(table: NodeTable) -> tuple[int, int]:
+    return (table.term, table.epoch)
+
+
+def healed(faults: Faults) -> Faults:
+    """What is left when all is repaired: clocks go on as they are."""
+    slow_ms = min(faults.slow_disk_ms, 5.0)
+    return replace(faults, loss=0.0, repetition=0.0, late=0.0, slow_disk_ms=slow_ms)
