@@ -613,6 +613,7 @@ def standing(kernel: Kernel, number: int) -> tuple[bool, bool, bool]:
 
 STANDING = [
     (node(1), (True, False, False)),
+    (node(1, NodeState.SUSPECT), (True, False, False)),
     (node(1, DRAINING), (False, False, False)),
     (node(1, NodeState.PROBATION), (False, False, False)),
     (node(1, UP, 0), (False, False, False)),

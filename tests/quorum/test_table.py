@@ -41,6 +41,7 @@ from tests.quorum.views import ECHO, WEB, seen, table_config, view
 
 UP, DRAINING, DOWN = NodeState.UP, NodeState.DRAINING, NodeState.DOWN
 BANNED, PROBATION = NodeState.BANNED, NodeState.PROBATION
+SUSPECT = NodeState.SUSPECT
 L2, L3, L4 = Mode.L2, Mode.L3, Mode.L4
 SEED = 0xFEED_FACE_CAFE_BEEF
 
@@ -81,6 +82,12 @@ def states(table: NodeTable) -> dict[str, NodeState]:
         (DOWN, [UP], UP),
         (BANNED, [PROBATION], DOWN),
         (BANNED, [BANNED], BANNED),
+        (None, [SUSPECT], SUSPECT),
+        (UP, [UP, UP, SUSPECT], UP),
+        (UP, [UP, SUSPECT, SUSPECT], SUSPECT),
+        (UP, [UP, SUSPECT, DOWN], SUSPECT),
+        (UP, [DRAINING, SUSPECT, DOWN], DRAINING),
+        (UP, [SUSPECT, DOWN, DOWN], DOWN),
         (None, [UP, DOWN], None),
         (UP, [UP, DOWN], DOWN),
         (UP, [UP, UP, DOWN], UP),
