@@ -232,3 +232,23 @@ def test_each_node_is_looked_at_before_the_second_place_of_any() -> None:
     assert set(rig.registry.spots(10)) == set(of), "it may come back"
     rig.wait(LONG_MS, beating=[second])
     assert {spot.address for spot in rig.registry.spots(10)} == {second.address}
+
+
+def test_of_those_that_are_judged_at_one_time_half_are_left_too() -> None:
+    rig = Rig(HALF)
+    agents = brought_up(rig, 4)
+    rig.now_ms += LONG_MS
+    rig.tick()
+    assert sorted(agent.state for agent in agents) == sorted([SUSPECT, SUSPECT, DOWN, DOWN])
+
+
+def test_after_a_restart_nobody_is_judged_before_the_grace_is_over() -> None:
+    rig = Rig(HALF)
+    (agent,) = brought_up(rig, 1)
+    rig.wait(LONG_MS)
+    rig.policy = POLICY
+    rig.restart()
+    rig.wait(TIMEOUT_MS - 1)
+    assert agent.state is SUSPECT
+    rig.wait(2)
+    assert agent.state is DOWN
