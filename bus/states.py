@@ -200,7 +200,7 @@ class TableService:
 
 @dataclass(frozen=True, slots=True)
 class TableNode:
-    """A node as agreed. Only UP and DRAINING nodes keep their place in the rings' tables."""
+    """A node as agreed. Only one that is UP, SUSPECT or DRAINING is routed to."""
 
     id: str
     name: str
