@@ -19,6 +19,8 @@ class NodeEvent:
     reason: str
     fails: Whole
     banned_for_ms: Duration
+    service: str = ""
+    """The one service of the node that this is about; empty: the node as a whole."""
 
 
 @dataclass(frozen=True, slots=True)

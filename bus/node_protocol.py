@@ -80,8 +80,20 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class Sick:
+    """Services that the node does not serve now, and why: one printable line."""
+
+    reason: str
+    services: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Agent → LB. `sent_ms` is a point of the agent's own monotonic clock."""
+    """Agent → LB. `sent_ms` is a point of the agent's own monotonic clock.
+
+    `status` is the worst of the node's services; which ones are not served, `sick` says. If it
+    names none, NOT_SERVING is the word for all of them. SHUTTING_DOWN is always said of the node.
+    """
 
     seq: Whole
     sent_ms: Signed
@@ -92,6 +104,8 @@ class Heartbeat:
     prepared: tuple[Prepared, ...] | None = None
     """Services that are not named here the node could take in mode L4 alone. None: all is as it was
     said on this connection before; from an agent that never says it, prepared for everything."""
+    sick: tuple[Sick, ...] | None = None
+    """None: as was said on this connection before; from an agent that never says it, none."""
 
 
 @dataclass(frozen=True, slots=True)

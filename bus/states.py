@@ -52,6 +52,16 @@ class NodeService:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceState:
+    """One service of a node that stands otherwise than the node as a whole does."""
+
+    service: str
+    state: NodeState
+    reason: str = ""
+    """As for a node; empty in the table, which is about what to do, not why."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """What this LB has decided of one node."""
 
@@ -68,6 +78,8 @@ class NodeView:
     """What was left of the ban when the message was made; 0 when there is none."""
     silent: bool = False
     """DOWN or BANNED, and nothing is heard of it; False: it says that it does not serve."""
+    apart: tuple[ServiceState, ...] = ()
+    """Of a node that is routed to: the services that are not in its state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +155,7 @@ class NodeObservation:
     checks_bad_total: Whole
     load: float
     silent: bool = False
+    apart: tuple[ServiceState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +200,7 @@ class TableService:
 
 @dataclass(frozen=True, slots=True)
 class TableNode:
-    """A node as agreed. Only UP and DRAINING nodes keep their place in the rings' tables."""
+    """A node as agreed. Only one that is UP, SUSPECT or DRAINING is routed to."""
 
     id: str
     name: str
@@ -197,6 +210,8 @@ class TableNode:
     services: tuple[NodeService, ...]
     silent: bool = False
     """DOWN or BANNED, and most of the LBs that say so hear nothing of it."""
+    apart: tuple[ServiceState, ...] = ()
+    """Of a node that is routed to: the services that are not in its state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +291,11 @@ class CommittedTable:
 
     version: Whole
     table: NodeTable
+
+
+def states_apart(node: NodeView | NodeObservation | TableNode) -> dict[str, NodeState]:
+    """By name, the states of the services that are not in the node's own."""
+    return {each.service: each.state for each in node.apart}
 
 
 # --------------------------------------------------------------------------- quorum: state.quorum.

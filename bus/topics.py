@@ -49,6 +49,7 @@ class Topic(StrEnum):
     NODE_UP = "node.up."
     NODE_DOWN = "node.down."
     NODE_DRAINING = "node.draining."
+    NODE_SUSPECT = "node.suspect."
     NODE_BANNED = "node.banned."
     NODE_PARDONED = "node.pardoned."
     VIP_ACQUIRED = "vip.acquired."
@@ -79,6 +80,7 @@ PAYLOADS: dict[Topic, type[Any]] = {
     Topic.NODE_UP: NodeEvent,
     Topic.NODE_DOWN: NodeEvent,
     Topic.NODE_DRAINING: NodeEvent,
+    Topic.NODE_SUSPECT: NodeEvent,
     Topic.NODE_BANNED: NodeEvent,
     Topic.NODE_PARDONED: NodeEvent,
     Topic.VIP_ACQUIRED: VipEvent,
@@ -108,6 +110,7 @@ PUBLISHES: dict[str, tuple[Topic, ...]] = {
         Topic.NODE_UP,
         Topic.NODE_DOWN,
         Topic.NODE_DRAINING,
+        Topic.NODE_SUSPECT,
         Topic.NODE_BANNED,
         Topic.NODE_PARDONED,
         Topic.PROCESS_STARTED,

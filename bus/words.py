@@ -126,6 +126,8 @@ class NodeState(StrEnum):
 
     PROBATION = "probation"
     UP = "up"
+    SUSPECT = "suspect"
+    """Silent, and routed to all the same: too few others are left."""
     DRAINING = "draining"
     DOWN = "down"
     BANNED = "banned"

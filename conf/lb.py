@@ -37,9 +37,11 @@ from conf.values import (
     NodeDown,
     NoFlow,
     OuterPrefix,
+    Percentage,
     Port,
     PortOrRange,
     Ports,
+    Probe,
     Protocol,
     ReplyHook,
     SnatAddresses,
@@ -90,6 +92,8 @@ class NodeHealth(Table):
     black_list_expiry_ms: Annotated[int, duration(1, 365 * DAY_MS)] = Field(
         default=60_000, alias="black_list_expiry"
     )
+    min_healthy: Percentage = 50
+    probe: Probe = "tcp"
 
 
 class Quorum(Table):
@@ -135,7 +139,7 @@ class Service(Table):
     `port`, `address` the first of the virtual IPs, `affinity` "client" where there is an
     `affinity_group`. No `snat_addresses`: those of the virtual IP, or
     the LB's own. `on_node_down` None: "reset" if the node fell silent, "keep" if it said that it
-    does not serve.
+    does not serve. `min_healthy` None: that of `[node_health]`.
     """
 
     name: Name = Field(description='the name of the service, such as "web"')
@@ -153,6 +157,7 @@ class Service(Table):
     snat_addresses: SnatAddresses = ()
     on_node_down: NodeDown | None = None
     no_flow: NoFlow = "reset"
+    min_healthy: Percentage | None = None
 
     @property
     def port(self) -> int:

@@ -23,6 +23,7 @@ _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62})")
 _INTERFACE = re.compile(r"[^\s/:\x00-\x1f\x7f]{1,15}")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_PERCENTAGE = re.compile(r"(\d{1,3})%")
 _PORT_RANGE = re.compile(r"(\d{1,5})-(\d{1,5})")
 _EVENTS = re.compile(r"tcp://([^:/\s]+):(\d{1,5})")
 
@@ -117,6 +118,17 @@ def _fails(value: Any) -> int:
     return value
 
 
+def _percentage(value: Any) -> int:
+    found = _PERCENTAGE.fullmatch(value) if isinstance(value, str) else None
+    if found is None or int(found[1]) > 100:
+        raise refusal(f'{shown(value)} is no percentage, expected one such as "50%"')
+    return int(found[1])
+
+
+Percentage = Annotated[int, BeforeValidator(_percentage)]
+"""Written "50%", kept as 50."""
+
+
 FailsBeforeBan = Annotated[int, BeforeValidator(_fails)]
 
 
@@ -173,6 +185,7 @@ Encapsulation = Annotated[Literal["ipip", "gue"], one_of("ipip", "gue")]
 ReplyHook = Annotated[Literal["tc", "xdp"], one_of("tc", "xdp")]
 UnwrapHook = Annotated[Literal["tc", "xdp"], one_of("tc", "xdp")]
 NodeDown = Annotated[Literal["reset", "keep"], one_of("reset", "keep")]
+Probe = Annotated[Literal["tcp", "none"], one_of("tcp", "none")]
 NoFlow = Annotated[Literal["reset", "drop"], one_of("reset", "drop")]
 XdpFlavour = Annotated[Literal["native", "generic"], one_of("native", "generic")]
 LogFormat = Annotated[Literal["logfmt", "json"], one_of("logfmt", "json")]

@@ -55,6 +55,7 @@ net_interface_public = "pub0"
 net_interface_private = "priv0"
 [node_health]
 checks_timeout = "CHECKS_TIMEOUT"
+probe = "none"
 checks_before_routing = 1
 [dataplane]
 conntrack_entries = 8192

@@ -48,4 +48,5 @@ def observation(
         checks_bad_total=checks.bad_total if checks is not None else 0,
         load=checks.load if checks is not None else 0.0,
         silent=node.silent,
+        apart=node.apart,
     )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bus import topics
@@ -35,6 +35,9 @@ from bus.words import NodeState
 from services.api.fold import Fold
 
 ONLY_AGREED = "as agreed by the quorum: this LB has not heard of it"
+
+SERVING = frozenset({NodeState.UP, NodeState.SUSPECT})
+"""Of a node that takes new flows."""
 
 STALE_MS = 5000
 """Ten periods of a state without a word: its process is gone, not slow."""
@@ -341,11 +344,16 @@ def quorum(fold: Fold, now_ms: int) -> QuorumShape | None:
 
 @dataclass(frozen=True, slots=True)
 class _Standing:
-    """How a node stands at all of its services."""
+    """How a node stands at its services."""
 
     state: str
     reason: str
     """Why it takes no new flows; empty: it may."""
+    apart: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """The same of those services that are not as the node is."""
+
+    def at(self, service: str) -> tuple[str, str]:
+        return self.apart.get(service, (self.state, self.reason))
 
 
 class _Seats:
@@ -371,11 +379,12 @@ class _Seats:
 
     def shape(self, seat: SeatState, port: int | None, standing: _Standing) -> SeatShape:
         counted = self._counted.get((seat.service, seat.node))
+        state, reason = standing.at(seat.service)
         return SeatShape(
             service=seat.service,
             node=seat.node,
-            state=standing.state,
-            reason=seat.reason or standing.reason,
+            state=state,
+            reason=seat.reason or reason,
             port=port,
             slots=seat.slots,
             share=seat.share,
@@ -392,18 +401,30 @@ class _Seats:
     ) -> list[SeatShape]:
         ports = {service.name: service.port for service in node.services}
         standing = _standing(node, agreed)
-        return [
-            self.shape(seat, ports.get(seat.service), standing)
-            for seat in self.by_node.get(node.id, ())
+        seats = list(self.by_node.get(node.id, ()))
+        seated = {seat.service for seat in seats}
+        # What never was well there has no seat.
+        seats += [
+            SeatState(0, name, node.id, 0, 0.0, False)
+            for name in standing.apart
+            if name not in seated
         ]
+        return [self.shape(seat, ports.get(seat.service), standing) for seat in seats]
 
 
 def _standing(node: NodeObservation | TableNode, agreed: TableNode | None) -> _Standing:
-    if node.state != NodeState.UP:
-        return _Standing(node.state, getattr(node, "reason", ONLY_AGREED))
-    if agreed is not None and agreed.state != NodeState.UP:
-        return _Standing(node.state, f"the load balancers have agreed that it is {agreed.state}")
-    return _Standing(node.state, "" if node.weight else "its weight is 0")
+    there = agreed.apart if agreed is not None else ()
+    apart = {each.service: (str(node.state), _agreed_on(each.state)) for each in there}
+    apart |= {each.service: (each.state, each.reason or ONLY_AGREED) for each in node.apart}
+    if node.state not in SERVING:
+        return _Standing(node.state, getattr(node, "reason", ONLY_AGREED), apart)
+    if agreed is not None and agreed.state not in SERVING:
+        return _Standing(node.state, _agreed_on(agreed.state), apart)
+    return _Standing(node.state, "" if node.weight else "its weight is 0", apart)
+
+
+def _agreed_on(state: NodeState) -> str:
+    return f"the load balancers have agreed that it is {state}"
 
 
 def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats) -> NodeShape:

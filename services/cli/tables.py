@@ -24,6 +24,7 @@ LEAST_WORDS = 16
 
 STATE_STYLES = {
     "up": "green",
+    "suspect": "bold yellow",
     "draining": "cyan",
     "probation": "yellow",
     "down": "red",

@@ -61,6 +61,7 @@ from bus.states import (
     NodeTable,
     SeatColumns,
     SeatState,
+    states_apart,
 )
 from bus.topics import Topic
 from bus.words import Mode
@@ -630,7 +631,7 @@ class DataplaneProcess:
 def _states(view: LocalView | None) -> dict[str, Any]:
     """What of a view the plan depends on: beats that change nothing must cost nothing."""
     nodes = () if view is None else view.nodes
-    return {node.id: (node.state, node.silent, node.services) for node in nodes}
+    return {node.id: (node.state, node.silent, node.services, states_apart(node)) for node in nodes}
 
 
 if __name__ == "__main__":

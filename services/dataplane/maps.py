@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bus.states import NodeTable, TableNode, TableService
-from bus.words import Affinity, Encapsulation, Mode
+from bus.words import Affinity, Encapsulation, Mode, NodeState
 from services.dataplane import ring
 from services.dataplane.nexthop import NextHop
 from services.dataplane.words import ServiceKey
@@ -130,6 +130,8 @@ class Place:
     port: int
     """0: the one that the client uses."""
     identity: int
+    state: NodeState
+    """The agreed one, of this service of the node."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from bus.states import (
     LocalView,
     NodeTable,
+    states_apart,
 )
 from bus.words import (
     Mode,
@@ -40,6 +41,7 @@ from bus.words import (
 
 GRACE_MS = 5_000
 
+SERVING = frozenset({NodeState.UP, NodeState.SUSPECT})
 DEAD = frozenset({NodeState.DOWN, NodeState.BANNED})
 
 Modes = tuple[Mode, ...]
@@ -93,11 +95,14 @@ def modes_of_nodes(table: NodeTable, view: LocalView | None) -> dict[str, list[M
     prepared: dict[str, list[Modes]] = {service.name: [] for service in table.services}
     for node in table.nodes:
         own = seen.get(node.id)
-        if node.state is not NodeState.UP or (own is not None and own.state in DEAD):
+        if node.state not in SERVING or (own is not None and own.state in DEAD):
             continue
         said = {service.name: service.modes for service in node.services}
         said |= {service.name: service.modes for service in own.services} if own else {}
+        out = set(states_apart(node))
+        if own is not None:
+            out |= {name for name, state in states_apart(own).items() if state in DEAD}
         for name, modes in said.items():
-            if name in prepared:
+            if name in prepared and name not in out:
                 prepared[name].append(modes)
     return prepared

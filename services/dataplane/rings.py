@@ -2,7 +2,7 @@
 
 **Rings** are built from all nodes that the table lists for a service, and those that take no new
 flows are masked (see `ring`): a node that dies, drains or comes back moves its own slots and no
-other. Masked are nodes that are not UP in the table, those that are DOWN or BANNED as seen from
+other. Masked are those not UP or SUSPECT in the table, those that are DOWN or BANNED as seen from
 here, and those that could not get a seat.
 
 **Sharing.** What a slot names does not depend on the service: services of the same nodes have the

@@ -5,15 +5,16 @@
 * a node keeps its seat for as long as the table lists it, in whatever state;
 * a seat that nobody has any more is *retired*: it goes on forwarding its flows, and its number is
   given to somebody else only after a census that began later has met no flow that names it;
-* the lowest free number is given first, to UP and DRAINING nodes only; and to all the services of
+* the lowest free number is given first, to what is routed to only; and to all the services of
   a node at once, so that their seats lie apart as their ids do (see `rings`), where there is room;
 * the value carries a 64-bit hash of service and node, by which a restarted process knows it again.
 
-**Standing.** UP takes new flows. DEAD is the seat of a node that is DOWN or BANNED, as agreed or as
-seen from here, or that the table has forgotten: its UDP flows, and a SYN, choose anew. RESET is a
-dead one whose TCP flows are told by a RST: if `on_node_down` says so, or by default if the node is
-silent; a node that only said that it does not serve may yet finish what it began. A seat that is
-draining, or whose node serves this service no more, is neither up nor dead.
+**Standing.** UP and SUSPECT take new flows. DEAD is the seat of a node that is DOWN or BANNED, as a
+whole or at this service, as agreed or as seen from here, or that the table has forgotten: its UDP
+flows, and a SYN, choose anew. RESET is a dead one whose TCP flows are told by a RST: if
+`on_node_down` says so, or by default if the node is silent; a node that only said that it does not
+serve may yet finish what it began. A seat that is draining, or whose node serves this service no
+more, is neither up nor dead.
 
 **Port cursors.** Two flows meet at a node if they have its address and port in common, whatever
 their services are. So all seats of one address and port take their SNAT ports by one cursor; it is
@@ -33,7 +34,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from bus.states import LocalView, NodeTable
+from bus.states import LocalView, NodeTable, states_apart
 from bus.words import Mode, NodeState, OnNodeDown, Protocol
 from services.dataplane.flows.census import Census
 from services.dataplane.fronts import SETTLE_MS
@@ -41,7 +42,10 @@ from services.dataplane.maps import NO_SEAT, Facts, KernelState, Place, Seat, Se
 from services.dataplane.nexthop import NextHop
 from services.dataplane.words import ServiceKey
 
-SEATED = frozenset({NodeState.UP, NodeState.DRAINING})
+SERVING = frozenset({NodeState.UP, NodeState.SUSPECT})
+"""New flows go to nodes of these states."""
+
+SEATED = SERVING | {NodeState.DRAINING}
 """Nodes of these states are given a seat."""
 
 DEAD = frozenset({NodeState.DOWN, NodeState.BANNED})
@@ -96,11 +100,13 @@ def places(table: NodeTable, ids: Mapping[str, int]) -> dict[str, list[Place]]:
     found: dict[str, list[Place]] = {name: [] for name in services}
     for node in table.nodes:
         named = {own.name: own.port for own in node.services if own.name in services}
+        apart = states_apart(node)
         for name in named if node.services else services:
             service = services[name]
             port = named.get(name, service.node_port)
             place = 0 if service.keeps_port and service.mode is Mode.L4 else port
-            found[name].append(Place(service, node, place, seat_identity(name, node.id)))
+            state = apart.get(name, node.state)
+            found[name].append(Place(service, node, place, seat_identity(name, node.id), state))
     return found
 
 
@@ -118,15 +124,16 @@ def plan_seats(
     placed = [place for own in placed_by_service.values() for place in own]
     seat_of, reasons = _given_seats(kernel, placed, ids, facts)
     retired_ms = _retired(kernel, seat_of, census, now_ms)
-    deaths = _deaths(table, view)
+    deaths, sick = _deaths(table, view), _sick(table, view)
     hops = {value.address: value.next_hop for value in kernel.seats.values()} | dict(next_hops)
     reasons |= _out_of_reach(placed, hops)
     takers = frozenset(
         place.identity
         for place in placed
-        if place.node.state is NodeState.UP
+        if place.state in SERVING
         and place.node.weight > 0
         and place.node.id not in deaths
+        and (place.service.name, place.node.id) not in sick
         and place.identity in seat_of
         and place.identity not in reasons
     )
@@ -136,6 +143,8 @@ def plan_seats(
         if seat is not None:
             up = place.identity in takers
             death = deaths.get(place.node.id)
+            if death is None and (place.service.name, place.node.id) in sick:
+                death = Death(silent=False)
             number = ids[place.service.name]
             hop = hops.get(place.node.address)
             values[seat] = _value(kernel.seats.get(seat), place, number, death, hop, up=up)
@@ -228,7 +237,7 @@ def _given_seats(
         seat = seat_of.get((place.identity, ids[place.service.name]))
         if seat is not None:
             given[place.identity] = seat
-        elif place.node.state in SEATED:
+        elif place.state in SEATED:
             waiting.setdefault(place.node.id, []).append(place)
     refused: dict[int, str] = {}
     free: NDArray[np.bool_] = np.ones(facts.max_seats, np.bool_)
@@ -303,6 +312,14 @@ def _deaths(table: NodeTable, view: LocalView | None) -> dict[str, Death]:
         node: Death(agreed.get(node, False) or here.get(node, False))
         for node in agreed.keys() | here.keys()
     }
+
+
+def _sick(table: NodeTable, view: LocalView | None) -> set[tuple[str, str]]:
+    """The services that are down though their node is not, as agreed or as seen from here."""
+    agreed = [(node.id, each) for node in table.nodes for each in node.apart]
+    seen = () if view is None else view.nodes
+    here = [(node.id, each) for node in seen for each in node.apart]
+    return {(each.service, node) for node, each in (*agreed, *here) if each.state in DEAD}
 
 
 def _resets(policy: OnNodeDown | None, death: Death) -> bool:

@@ -1,8 +1,8 @@
 """The health process: the shell around `registry`.
 
-In: agents on `node_port`, `state.table.` of quorum, the command `reload`, SIGHUP, SIGTERM, the
-clock. Out: `state.view.` on change and every 500 ms, the `node.*` events, `process.started.`,
-answers to agents, and the state file.
+In: agents on `node_port`, this LB's own probes of the nodes, `state.table.` of quorum, the command
+`reload`, SIGHUP, SIGTERM, the clock. Out: `state.view.` on change and every 500 ms, the `node.*`
+events, `process.started.`, answers to agents, and the state file.
 
 **One turn of the loop:** drain what has come, from agents first; only then look at deadlines; then
 keep, publish, send. If the input does not end within `DRAIN_MS`, deadlines wait for the next turn,
@@ -55,6 +55,7 @@ from services import process
 from services.health.connections import Connections
 from services.health.listener import Listener
 from services.health.model import Happened, Policy, Send
+from services.health.probe import Prober
 from services.health.registry import Registry
 from services.health.statefile import NOTHING, Kept, StateFile
 from services.machine import boot_id, own_address
@@ -72,6 +73,8 @@ OFFENDER_SAID_MS = 10_000
 DRAIN_MS = 200
 LOOK_AFTER_MESSAGES = 200
 MOST_UNDRAINED = 5
+MOST_PLACES = 20_000
+"""That the LB itself looks at."""
 
 _log = structlog.get_logger()
 
@@ -101,6 +104,8 @@ class HealthProcess:
         self._registry = Registry(_policy(config), now_ms)
         rejected = self._registry.faults.rejected
         self._connections = Connections(self._bus.context, self._listener.socket, rejected, now_ms)
+        self._prober = Prober()
+        self._places_changed = True
         self._file = StateFile(paths.state_dir, boot_id())
         self._disk_trouble = ""
         self._said_waiting = ""
@@ -116,7 +121,7 @@ class HealthProcess:
 
     def run(self) -> None:
         """Until SIGTERM."""
-        self._loop.watch(self._listener.socket, *self._bus.sockets)
+        self._loop.watch(self._listener.socket, *self._bus.sockets, self._prober.fileno())
         while not self._loop.signals.stopping:
             drained_ms = self._step(monotonic_ms())
             # Nobody listens from the end of the drain to the next turn: what is not waiting is lag.
@@ -143,11 +148,24 @@ class HealthProcess:
         if now_ms >= self._settle_ms:
             self._settle_ms = now_ms + SETTLE_MS
             self._settle(now_ms)
+            self._choose_places(now_ms)
+        for spot, outcome in self._prober.turn(self._config.node_health.checks_timeout_ms, now_ms):
+            self._registry.probed(spot, outcome, now_ms)
         self._undrained = 0 if drained else self._undrained + 1
         if drained or self._undrained > MOST_UNDRAINED:
             self._registry.tick(now_ms)
         self._work_off(now_ms)
         return now_ms
+
+    def _choose_places(self, now_ms: int) -> None:
+        """What the LB itself looks at; anew when a node or the configuration has changed."""
+        health = self._config.node_health
+        if not self._places_changed:
+            return
+        self._places_changed = False
+        spots = self._registry.spots(MOST_PLACES) if health.probe == "tcp" else []
+        for gone in self._prober.places.want(spots, health.checks_timeout_ms, now_ms):
+            self._registry.probed(gone, None, now_ms)
 
     def _say_lag(self, lag_ms: int, now_ms: int) -> None:
         self._unsaid_lag_ms += lag_ms
@@ -177,8 +195,9 @@ class HealthProcess:
         moments = [now_ms + POLL_MS, self._republish_ms, self._settle_ms, self._checks_ms]
         if self._view_changed or self._keep or self._events:
             moments.append(self._publish_from_ms)
-        if (due_ms := self._registry.next_due_ms()) is not None:
-            moments.append(due_ms)
+        for due_ms in (self._registry.next_due_ms(), self._prober.next_due_ms()):
+            if due_ms is not None:
+                moments.append(due_ms)
         return max(0, min(moments) - now_ms)
 
     # ------------------------------------------------------------------ out
@@ -186,6 +205,7 @@ class HealthProcess:
     def _work_off(self, now_ms: int) -> None:
         output = self._registry.take_output()
         self._view_changed |= output.view_changed
+        self._places_changed |= output.view_changed
         self._keep |= output.keep
         self._events += output.events
         wanted = self._view_changed or self._keep or self._events
@@ -293,6 +313,7 @@ class HealthProcess:
     def _stop(self) -> None:
         self._save(monotonic_ms())
         _log.info("stopped", process=topics.HEALTH)
+        self._prober.close()
         self._connections.close()
         self._listener.close()
         self._bus.close()
@@ -308,6 +329,12 @@ def _policy(config: LbConfig) -> Policy:
         checks_timeout_ms=health.checks_timeout_ms,
         black_list_after_fails=health.black_list_after_fails,
         black_list_expiry_ms=health.black_list_expiry_ms,
+        min_healthy_percent=health.min_healthy,
+        min_healthy=tuple(
+            (service.name, service.min_healthy)
+            for service in config.services
+            if service.min_healthy is not None
+        ),
         services=tuple(
             OfferedService(
                 name=service.name,

@@ -21,6 +21,7 @@ from bus.words import (
     Weight,
 )
 from services.health.clock_offset import ClockOffset
+from services.health.standing import ROUTED, Standing
 
 PROBATION_HASTE = 10
 """How many times as often a node on probation beats."""
@@ -36,6 +37,15 @@ class Policy:
     black_list_after_fails: int
     black_list_expiry_ms: int
     services: tuple[OfferedService, ...]
+    min_healthy_percent: int = 0
+    """Of a service's known nodes: silence alone leaves as many routed to; 0: it may take all."""
+    min_healthy: tuple[tuple[str, int], ...] = ()
+    """The same, of services that have a percentage of their own."""
+
+    def needed(self, service: str, known: int) -> int:
+        """How many of so many nodes of a service silence does not take."""
+        percent = dict(self.min_healthy).get(service, self.min_healthy_percent)
+        return -(-known * percent // 100)
 
     def interval_ms(self, state: NodeState) -> int:
         """How often a node in `state` is to beat."""
@@ -46,6 +56,17 @@ class Policy:
     def late_ms(self) -> int:
         """The silence of a node that has missed a beat: an interval and a tenth."""
         return self.interval_ms(NodeState.UP) * 11 // 10
+
+
+@dataclass(frozen=True, slots=True)
+class KeptService:
+    """What survives of a service of a node that stands apart."""
+
+    service: str
+    state: NodeState
+    reason: str
+    fails: Stored
+    ban_remaining_ms: Duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +83,7 @@ class KeptNode:
     ban_remaining_ms: Duration
     silent: bool = False
     was_up: bool = True
+    apart: tuple[KeptService, ...] = ()
 
 
 class Send(NamedTuple):
@@ -111,6 +133,8 @@ class Node:
     heard: bool = True
     """False from adoption until its own agent has spoken."""
     held: bool = False
+    suspect_until_ms: int = 0
+    """SUSPECT: when it is looked at again."""
     silent: bool = False
     """DOWN or BANNED, and not heard."""
     ban_until_ms: int = 0
@@ -124,5 +148,16 @@ class Node:
     """Whether a beat has come since its agent started."""
     prepared: dict[str, tuple[Mode, ...]] | None = None
     """By service, where that is more than L4; None: its agent does not say."""
+    sick: dict[str, str] | None = None
+    """By service that it does not serve, why; None: its agent does not say."""
+    apart: dict[str, Standing] = field(default_factory=dict)
+    """By service that does not stand as the node does, or that has failures of its own."""
     scheduled_ms: int | None = None
     """The time of this node's live entry in the heap."""
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether one of its services is on probation while the node is routed to."""
+        return self.state in ROUTED and any(
+            standing.state is NodeState.PROBATION for standing in self.apart.values()
+        )

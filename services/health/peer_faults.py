@@ -99,9 +99,12 @@ def heartbeat_problem(beat: Heartbeat) -> str | None:
     """
     if not 0 <= beat.load <= LARGEST_LOAD:  # and so neither infinite nor not a number
         return "bad_heartbeat"
-    prepared = [name for each in beat.prepared or () for name in each.services]
-    if len(prepared) > MOST_NAMED_SERVICES or not all(map(_is_name, prepared)):
-        return "bad_heartbeat"
+    if beat.prepared is None and beat.sick is None:
+        return None
+    for said in (beat.prepared or (), beat.sick or ()):
+        names = [name for each in said for name in each.services]
+        if len(names) > MOST_NAMED_SERVICES or not all(map(_is_name, names)):
+            return "bad_heartbeat"
     return None
 
 

@@ -1,6 +1,6 @@
 """The registry: what this LB knows of its nodes, and what follows from it. Pure.
 
-Each node stands in one of five states. `TRANSITIONS` below is the whole of what may happen; any
+Each node stands in one of six states. `standing.TRANSITIONS` is the whole of what may happen; any
 other step raises, since it would be a mistake of this file.
 
     hello ──► PROBATION ──checks_before_routing good checks──► UP ◄──serving again── DRAINING
@@ -24,6 +24,10 @@ Rules that are not seen in the picture:
   forgotten; so a restart of its server now and then adds up to no ban. And of the nodes of one
   service no more than half are banned at a time (a lone node may be): what restarts them one after
   the other, over and over, is more likely an operator than a fault of each.
+* **A service of a node** that its agent says it does not serve, or that is new to the node, stands
+  apart (`standing.Standing`): it goes through the same states, by checks, failures and bans of its
+  own, and the node's other services do not hear of it. A node of which all services are sick is
+  itself NOT_SERVING. A ban of a service ends with the first beat after it.
 * **Time** is the caller's monotonic clock. When a node was last seen is worked out from the agent's
   own stamps (clock_offset.py). If this process was stopped or starved
   for N ms, `lagged` moves every deadline N ms later, until the node's next heartbeat: the missing
@@ -31,7 +35,13 @@ Rules that are not seen in the picture:
 * **Mass silence.** When more than half of a service's UP nodes (and at least two) are silent
   together, the fault is more likely here than there. They stay UP for at most one more
   `checks_timeout`, then it is believed; those that are heard meanwhile end the hold for the rest.
-  NOT_SERVING is a node's own word and is never held.
+  NOT_SERVING is a node's own word and is never held. What fell silent together has not failed.
+* **Silence alone does not empty a ring.** A silent node of which a service cannot do without
+  (`min_healthy` of the nodes known for it would not be routed to) becomes SUSPECT instead of DOWN:
+  it is routed to as before, and said so, until it is heard, or says NOT_SERVING, or this LB's own
+  probe (probe.py) gets no answer from it either. Its services that can do without it are DOWN.
+* **The probe.** A TCP service in mode L4 that this LB cannot connect to counts as sick, whatever
+  the agent says.
 * **After a restart** the caller hands in the state file (`adopt`) and, while the first
   `checks_timeout` lasts, the committed table (`adopt_table`). Adopted nodes count as seen at that
   moment: that is their grace. What the state file says goes before what the table says.
@@ -62,7 +72,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from bus.codec import MalformedMessage
@@ -74,6 +84,7 @@ from bus.node_protocol import (
     NodeMessage,
     Prepared,
     Refused,
+    Sick,
     Welcome,
     decode_node,
 )
@@ -84,42 +95,35 @@ from bus.states import (
     NodeService,
     NodeTable,
     NodeView,
+    ServiceState,
     TableNode,
 )
 from bus.topics import Topic
 from bus.words import (
     Mode,
     NodeState,
+    Protocol,
     ServingStatus,
     is_ipv4,
     one_line,
 )
 from services.health.clock_offset import ClockOffset
-from services.health.model import Happened, KeptNode, Node, Output, Policy, Send
+from services.health.model import Happened, KeptNode, KeptService, Node, Output, Policy, Send
 from services.health.peer_faults import PeerFaults, heartbeat_problem, hello_problem
-
-PROBATION, UP, DRAINING, DOWN, BANNED = (
-    NodeState.PROBATION,
-    NodeState.UP,
-    NodeState.DRAINING,
-    NodeState.DOWN,
-    NodeState.BANNED,
+from services.health.probe import Outcome, Spot, in_words
+from services.health.standing import (
+    BANNED,
+    DEAD,
+    DOWN,
+    DRAINING,
+    PROBATION,
+    ROUTED,
+    SUSPECT,
+    UP,
+    Standing,
+    checked_step,
 )
 
-TRANSITIONS: dict[tuple[NodeState, NodeState], Topic | None] = {
-    (PROBATION, UP): Topic.NODE_UP,
-    (PROBATION, DOWN): Topic.NODE_DOWN,
-    (UP, DRAINING): Topic.NODE_DRAINING,
-    (UP, DOWN): Topic.NODE_DOWN,
-    (DRAINING, UP): Topic.NODE_UP,
-    (DRAINING, DOWN): Topic.NODE_DOWN,
-    (DOWN, PROBATION): None,
-    (DOWN, BANNED): Topic.NODE_BANNED,
-    (BANNED, DOWN): Topic.NODE_PARDONED,
-}
-"""Every step a node may take, and the event that tells of it."""
-
-DEAD = frozenset({DOWN, BANNED})
 L4_ALONE = (Mode.L4,)
 
 FORGET_MS = 24 * 3_600_000
@@ -131,10 +135,6 @@ MOST_SESSIONS = 4
 SAME_NAME_RETRY_MS = 10_000
 TICK_SPACING_MS = 5
 """Deadlines closer together than this, and 1 ms more for each 250 nodes, are judged together."""
-
-
-class IllegalTransitionError(Exception):
-    """A step that TRANSITIONS does not have: a mistake in this module."""
 
 
 class Registry:
@@ -152,6 +152,8 @@ class Registry:
         """How many nodes are known, by address."""
         self._census: tuple[Counter[str], Counter[str]] | None = None
         """By service: how many nodes are known, and how many are banned. None: to be counted."""
+        self._unreached: dict[str, dict[int, Outcome]] = {}
+        """By address and port: what this LB's own probe could not connect to."""
         self._version = self._checks_version = 0
         self._output = Output()
 
@@ -205,7 +207,7 @@ class Registry:
             self._send(connection, Refused(text, SAME_NAME_RETRY_MS))
             return
         self._attach(node, connection, hello.boot)
-        self._describe(node, hello)
+        self._describe(node, hello, now_ms)
         self._answer(node, now_ms)
 
     def _why_full(self, address: str) -> str:
@@ -249,6 +251,7 @@ class Registry:
             node.former_boot = node.clock.boot if node.clock is not None else None
             node.clock = ClockOffset(boot)
             node.has_beaten = False
+            node.sick = None
         node.sessions[connection] = node.sessions.pop(connection, -1)
         self._by_connection[connection] = node
         if len(node.sessions) > MOST_SESSIONS:
@@ -261,14 +264,12 @@ class Registry:
             del self._by_connection[connection]
         node.sessions.clear()
 
-    def _describe(self, node: Node, hello: Hello) -> None:
-        services = self._served(hello.services, node.prepared)
-        if (node.weight, node.services) != (hello.weight, services):
+    def _describe(self, node: Node, hello: Hello, now_ms: int) -> None:
+        if node.weight != hello.weight:
             self._output.view_changed = self._output.keep = True
-            self._census = None
         node.weight = hello.weight
         node.named = hello.services
-        node.services = services
+        self._serve(node, self._served(hello.services, node.prepared), now_ms)
 
     def _heartbeat(self, connection: bytes, beat: Heartbeat, now_ms: int) -> None:
         node = self._by_connection.get(connection)
@@ -285,18 +286,27 @@ class Registry:
         node.sessions[connection] = beat.seq
         # Nothing new on a new connection says nothing; on the first of a new agent it does.
         if beat.prepared is not None or not node.has_beaten:
-            self._prepared(node, beat.prepared)
+            self._prepared(node, beat.prepared, now_ms)
+        if beat.sick is not None:
+            node.sick = _by_service(beat.sick)
         node.has_beaten = True
         sent_ms = node.clock.sent_on_our_clock(beat.sent_ms, now_ms)
         self._heard(node, beat, sent_ms, now_ms)
         if node.state is BANNED:
             self._answer(node, now_ms)
-        elif beat.status is ServingStatus.SERVING:
-            self._good_check(node, sent_ms, now_ms)
-        elif beat.status is ServingStatus.NOT_SERVING:
-            self._not_serving(node, beat.reason, now_ms)
+            return
+        sick = self._sick_of(node)
+        leaves = beat.status is ServingStatus.SHUTTING_DOWN
+        if not leaves and self._serves_nothing(node, beat, sick):
+            why = next(iter(sick.values()), "")
+            self._not_serving(node, beat.reason or why, now_ms)
         else:
-            self._shutting_down(node, now_ms)
+            if sick or node.apart:
+                self._judge_services(node, sick, sent_ms, now_ms)
+            if leaves:
+                self._shutting_down(node, now_ms)
+            else:
+                self._good_check(node, sent_ms, now_ms)
 
     def _heard(self, node: Node, beat: Heartbeat, sent_ms: int, now_ms: int) -> None:
         """What a beat shows, whatever it says."""
@@ -310,7 +320,7 @@ class Registry:
             self._schedule(node, self._due_ms(node))
             self._output.view_changed = self._output.keep = True
 
-    def _prepared(self, node: Node, prepared: tuple[Prepared, ...] | None) -> None:
+    def _prepared(self, node: Node, prepared: tuple[Prepared, ...] | None, now_ms: int) -> None:
         """For which modes its machine is prepared, the agent says, or that it does not know."""
         if prepared is None:
             node.prepared = None
@@ -320,10 +330,7 @@ class Registry:
                 for each in prepared
                 for name in each.services
             }
-        services = self._served(node.named, node.prepared)
-        if services != node.services:
-            node.services = services
-            self._output.view_changed = self._output.keep = True
+        self._serve(node, self._served(node.named, node.prepared), now_ms)
 
     def _good_check(self, node: Node, sent_ms: int, now_ms: int) -> None:
         if sent_ms + self.policy.checks_timeout_ms <= now_ms:
@@ -333,6 +340,8 @@ class Registry:
             node.held = False
             node.reason = "heard again"
             self._output.view_changed = True
+        if node.state is SUSPECT:
+            self._enter(node, UP, "heard again", now_ms)
         if node.state is UP:
             node.passed += 1
             return
@@ -351,7 +360,7 @@ class Registry:
         self._take_down(node, f"not serving: {why}" if why else "not serving", now_ms)
 
     def _shutting_down(self, node: Node, now_ms: int) -> None:
-        if node.state is UP:
+        if node.state in (UP, SUSPECT):
             self._enter(node, DRAINING, "its agent is shutting down", now_ms)
         elif node.state is PROBATION:
             self._take_down(node, "its agent is shutting down", now_ms)
@@ -371,7 +380,7 @@ class Registry:
             due_ms = self._due_ms(node)
             if due_ms > now_ms:
                 self._schedule(node, due_ms)
-            elif node.state is UP:
+            elif node.state in (UP, SUSPECT):
                 silent.append(node)
             else:
                 self._overdue(node, now_ms)
@@ -415,20 +424,23 @@ class Registry:
         self._schedule(node, self._due_ms(node))
         self._output.view_changed = self._output.keep = True
 
-    def _miss(self, node: Node, now_ms: int) -> None:
-        """A node has missed its deadline."""
+    def _miss(self, node: Node, now_ms: int, *, together: bool = False) -> None:
+        """A node has missed its deadline; `together`: with too many others for a failure of its
+        own.
+        """
         node.bad_total += 1
         node.silent = True
-        self._take_down(node, self._silence(node, now_ms), now_ms)
+        self._take_down(node, self._silence(node, now_ms), now_ms, counts=not together)
 
     def _judge_silence(self, silent: list[Node], now_ms: int) -> None:
         """Take UP nodes that missed their deadline down, unless too many did so together."""
         together = self._silent_together(now_ms)
+        known, routed = self._routed()
         for node in silent:
             why = next((together[s.name] for s in node.services if s.name in together), None)
             limit_ms = self._due_ms(node) + self.policy.checks_timeout_ms
-            if why is None or now_ms >= limit_ms:
-                self._miss(node, now_ms)
+            if why is None or now_ms >= limit_ms or node.state is SUSPECT:
+                self._doubt(node, known, routed, now_ms, together=why is not None or node.held)
                 continue
             if not node.held:
                 node.held = True
@@ -455,6 +467,49 @@ class Registry:
             if silent[name] >= 2 and 2 * silent[name] > routed[name]
         }
 
+    def _routed(self) -> tuple[Counter[str], Counter[str]]:
+        """By service, how many nodes have ever been UP, and how many take its new flows."""
+        known: Counter[str] = Counter()
+        routed: Counter[str] = Counter()
+        for node in self._nodes.values():
+            if node.was_up:
+                known.update([service.name for service in node.services])
+            if node.state in (UP, SUSPECT):
+                routed.update(self._taken_by(node))
+        return known, routed
+
+    @staticmethod
+    def _taken_by(node: Node) -> list[str]:
+        """The services of a node that is UP or SUSPECT whose new flows it takes."""
+        apart = {name for name, each in node.apart.items() if each.state is not UP}
+        return [service.name for service in node.services if service.name not in apart]
+
+    def _doubt(
+        self, node: Node, known: Counter[str], routed: Counter[str], now_ms: int, *, together: bool
+    ) -> None:
+        """A node is silent, for longer than is forgiven: DOWN, or SUSPECT where it is needed."""
+        taken = self._taken_by(node)
+        needed = [
+            name
+            for name in taken
+            if routed[name] - 1 < self.policy.needed(name, known[name])
+            and not self._is_gone(node, name)
+        ]
+        routed.subtract(name for name in taken if name not in needed)
+        if not needed:
+            self._miss(node, now_ms, together=together or node.state is SUSPECT)
+            return
+        node.suspect_until_ms = now_ms + self.policy.checks_timeout_ms
+        if node.state is UP:
+            node.bad_total += 1
+            few = f"too few others serve {', '.join(needed)}"
+            self._enter(node, SUSPECT, one_line(f"{self._silence(node, now_ms)}; {few}"), now_ms)
+        for name in taken:
+            if name not in needed:
+                node.apart.setdefault(name, Standing(UP, "", now_ms)).start_anew()
+                self._step(node, name, DOWN, self._silence(node, now_ms), now_ms)
+        self._schedule(node, node.suspect_until_ms)
+
     def _silence(self, node: Node, now_ms: int) -> str:
         if not node.heard:
             return "not heard since this load balancer's health process restarted"
@@ -464,6 +519,8 @@ class Registry:
         """When something becomes of the node if it is not heard."""
         extension_ms = self._lag_total_ms - node.lag_mark_ms
         silent_ms = node.last_seen_ms + self.policy.checks_timeout_ms + extension_ms
+        if node.state is SUSPECT:
+            return node.suspect_until_ms
         if node.state is BANNED:
             return node.ban_until_ms if node.silent else min(node.ban_until_ms, silent_ms)
         if node.state is DOWN and node.silent:
@@ -497,21 +554,23 @@ class Registry:
 
     # ----------------------------------------------------------------- transitions
 
-    def _take_down(self, node: Node, reason: str, now_ms: int) -> None:
-        """To DOWN from wherever it is; from UP, and heard, that is a failure and counts."""
+    def _take_down(self, node: Node, reason: str, now_ms: int, *, counts: bool = True) -> None:
+        """To DOWN from wherever it is; from UP, and heard, that is a failure, if it `counts`."""
         node.passed = 0
         node.counted_ms = None
+        for standing in node.apart.values():
+            standing.start_anew()
         if node.state is DOWN:
             if node.reason != reason:
                 node.reason = reason
                 self._output.view_changed = True
             return
-        failed = node.state is UP and node.heard
+        failed = node.state is UP and node.heard and counts
         self._fade(node, now_ms)
         node.fails += failed
-        limit = self.policy.black_list_after_fails
-        due = failed and 0 < limit <= node.fails
-        spared = self._why_spared(node) if due else ""
+        due = failed and self._has_failed_enough(node.fails)
+        names = [service.name for service in node.services]
+        spared = self._why_spared(names, node.fails) if due else ""
         self._enter(node, DOWN, f"{reason}; {spared}" if spared else reason, now_ms)
         if due and not spared:
             node.ban_until_ms = now_ms + self.policy.black_list_expiry_ms
@@ -527,13 +586,16 @@ class Registry:
                 node.fails = max(0, node.fails - faded)
                 self._output.view_changed = True
 
-    def _why_spared(self, node: Node) -> str:
-        """Why the node is not banned though it has failed often enough; empty: it is."""
+    def _has_failed_enough(self, fails: int) -> bool:
+        return 0 < self.policy.black_list_after_fails <= fails
+
+    def _why_spared(self, names: Iterable[str], fails: int) -> str:
+        """Why a node, or one service of it, is not banned after so many failures; empty: it is."""
         known, banned = self._counted()
-        for service in node.services:
-            if banned[service.name] >= max(1, known[service.name] // 2):
-                name, count = service.name, f"{banned[service.name]} of {known[service.name]}"
-                return f"not banned after {node.fails} failures: {count} nodes of {name} are"
+        for name in names:
+            if banned[name] >= max(1, known[name] // 2):
+                count = f"{banned[name]} of {known[name]}"
+                return f"not banned after {fails} failures: {count} nodes of {name} are"
         return ""
 
     def _counted(self) -> tuple[Counter[str], Counter[str]]:
@@ -543,15 +605,13 @@ class Registry:
             for node in self._nodes.values():
                 names = {service.name for service in node.services}
                 known.update(names)
-                if node.state is BANNED:
-                    banned.update(names)
+                banned.update(names if node.state is BANNED else _banned_alone(node))
             self._census = known, banned
         return self._census
 
     def _enter(self, node: Node, state: NodeState, reason: str, now_ms: int) -> None:
         previous = node.state
-        if (previous, state) not in TRANSITIONS:
-            raise IllegalTransitionError(f"{node.id}: {previous} to {state} ({reason})")
+        topic = checked_step(node.id, previous, state, reason)
         self._fade(node, now_ms)
         node.state = state
         node.was_up |= state is UP
@@ -560,29 +620,194 @@ class Registry:
             self._census = None
         elif state is BANNED and self._census is not None:
             # Counting all anew for each of very many bans would take too long.
-            self._census[1].update({service.name for service in node.services})
+            names = {service.name for service in node.services}
+            self._census[1].update(names - _banned_alone(node))
         node.reason = reason
         node.held = False
         self._schedule(node, self._due_ms(node))
-        topic = TRANSITIONS[previous, state]
         if topic is not None:
             self._tell(topic, node, previous, now_ms)
         self._output.view_changed = self._output.keep = True
         self._answer(node, now_ms)
 
-    def _tell(self, topic: Topic, node: Node, previous: NodeState | None, now_ms: int) -> None:
+    def _tell(
+        self,
+        topic: Topic,
+        node: Node,
+        previous: NodeState | None,
+        now_ms: int,
+        service: str = "",
+    ) -> None:
+        about: Node | Standing = node.apart[service] if service else node
         event = NodeEvent(
             id=node.id,
             name=node.name,
             address=node.address,
-            state=node.state,
+            state=about.state,
             previous=previous,
-            reason=node.reason,
-            fails=node.fails,
-            banned_for_ms=self._banned_for_ms(node, now_ms),
+            reason=about.reason,
+            fails=about.fails,
+            banned_for_ms=self._banned_for_ms(about, now_ms),
+            service=service,
         )
         self._output.events.append(Happened(topic, event))
         self._output.view_changed = self._output.keep = True
+
+    # ----------------------------------------------------------------- services apart
+
+    def _serve(self, node: Node, services: tuple[NodeService, ...], now_ms: int) -> None:
+        """The node serves these from now on: those that are new to it after their own checks."""
+        if services == node.services:
+            return
+        former = {service.name for service in node.services}
+        names = [service.name for service in services]
+        if node.state in ROUTED:
+            for name in names:
+                if name not in former:
+                    node.apart[name] = Standing(PROBATION, "on probation", now_ms)
+        for name in former.difference(names):
+            node.apart.pop(name, None)
+        node.services = services
+        self._census = None
+        self._output.view_changed = self._output.keep = True
+
+    def _sick_of(self, node: Node) -> Mapping[str, str]:
+        """By service, why it is not served there: as the agent says, or as the probe found."""
+        said = node.sick or {}
+        found = self._unreached.get(node.address)
+        if not found:
+            return said
+        connected = self._connected_to()
+        unreached = {
+            service.name: in_words(Spot(node.address, service.port), found[service.port])
+            for service in node.services
+            if service.port in found and service.name in connected
+        }
+        return unreached | said
+
+    def _connected_to(self) -> set[str]:
+        """The services of which a connection to a node that fails says all."""
+        tcp_in_l4 = (Protocol.TCP, Mode.L4)
+        return {s.name for s in self.policy.services if (s.protocol, s.mode) == tcp_in_l4}
+
+    def _is_gone(self, node: Node, name: str) -> bool:
+        """Whether the probe bears out that the silent node does not serve this."""
+        found = self._unreached.get(node.address, {})
+        port = next((each.port for each in node.services if each.name == name), 0)
+        outcome = found.get(port)
+        return outcome is Outcome.UNANSWERED or (
+            outcome is Outcome.REFUSED and name in self._connected_to()
+        )
+
+    def spots(self, most: int) -> list[Spot]:
+        """What to probe, at most so much: one place of each node before the second of any."""
+        offered = {service.name for service in self.policy.services}
+        live = [node for node in self._nodes.values() if node.state not in DEAD or not node.silent]
+        own = [[s.port for s in node.services if s.name in offered] for node in live]
+        found: dict[Spot, None] = {}
+        for number in range(max(map(len, own), default=0)):
+            for node, ports in zip(live, own, strict=True):
+                if number < len(ports):
+                    found[Spot(node.address, ports[number])] = None
+            if len(found) >= most:
+                break
+        return list(found)[:most]
+
+    def probed(self, spot: Spot, outcome: Outcome | None, now_ms: int) -> None:
+        """What this LB's own connection to a place says; None: it is not looked at any more."""
+        found = self._unreached.setdefault(spot.address, {})
+        found.pop(spot.port, None)
+        if outcome not in (None, Outcome.OPEN):
+            found[spot.port] = outcome
+        if not found:
+            del self._unreached[spot.address]
+            return
+        suspects = [n for n in self._nodes.values() if n.state is SUSPECT]
+        here = [node for node in suspects if node.address == spot.address]
+        if here:
+            self._judge_silence(here, now_ms)
+
+    def _serves_nothing(self, node: Node, beat: Heartbeat, sick: Mapping[str, str]) -> bool:
+        """Whether none of this LB's services is served there."""
+        if beat.status is ServingStatus.NOT_SERVING and not node.sick:
+            return True
+        if not sick:
+            return False
+        offered = {service.name for service in self.policy.services}
+        names = {service.name for service in node.services}
+        return sick.keys() >= ((names & offered) or names)
+
+    def _judge_services(
+        self, node: Node, sick: Mapping[str, str], sent_ms: int, now_ms: int
+    ) -> None:
+        """What a beat says of the services one by one. That comes first: a node that comes up now
+        comes up without those that are sick.
+        """
+        for service in node.services:
+            if service.name in sick:
+                self._service_sick(node, service.name, sick[service.name], now_ms)
+        if sent_ms + self.policy.checks_timeout_ms <= now_ms:
+            return
+        for name, standing in list(node.apart.items()):
+            if name not in sick:
+                self._service_well(node, name, standing, sent_ms, now_ms)
+
+    def _service_sick(self, node: Node, name: str, why: str, now_ms: int) -> None:
+        reason = f"not serving: {why}" if why else "not serving"
+        standing = node.apart.get(name)
+        if standing is None:
+            routed = node.state in ROUTED
+            standing = node.apart[name] = Standing(UP if routed else DOWN, reason, now_ms)
+            self._output.view_changed = self._output.keep = True
+        standing.start_anew()
+        self._end_ban(node, name, standing, now_ms)
+        if standing.state in DEAD:
+            if standing.state is DOWN and standing.reason != reason:
+                standing.reason = reason
+                self._output.view_changed = True
+            return
+        failed = standing.state is UP and node.state is UP and node.heard
+        standing.fade(self.policy.black_list_expiry_ms, now_ms)
+        standing.fails += failed
+        due = failed and self._has_failed_enough(standing.fails)
+        spared = self._why_spared([name], standing.fails) if due else ""
+        self._step(node, name, DOWN, f"{reason}; {spared}" if spared else reason, now_ms)
+        if due and not spared:
+            standing.ban_until_ms = now_ms + self.policy.black_list_expiry_ms
+            self._step(node, name, BANNED, f"banned after {standing.fails} failures", now_ms)
+
+    def _service_well(
+        self, node: Node, name: str, standing: Standing, sent_ms: int, now_ms: int
+    ) -> None:
+        self._end_ban(node, name, standing, now_ms)
+        if standing.state is UP:
+            standing.fade(self.policy.black_list_expiry_ms, now_ms)
+        elif standing.state is not BANNED:
+            standing.count(sent_ms, self.policy.interval_ms(PROBATION) // 2)
+            if standing.state is DOWN and standing.passed:
+                self._step(node, name, PROBATION, "on probation", now_ms)
+            if standing.passed >= self.policy.checks_before_routing:
+                self._step(node, name, UP, f"{standing.passed} checks passed", now_ms)
+        if standing.is_spent:
+            del node.apart[name]
+
+    def _end_ban(self, node: Node, name: str, standing: Standing, now_ms: int) -> None:
+        if standing.state is BANNED and now_ms >= standing.ban_until_ms:
+            standing.fails = 0
+            self._step(node, name, DOWN, "the ban is over", now_ms)
+
+    def _step(self, node: Node, name: str, state: NodeState, reason: str, now_ms: int) -> None:
+        """One service of the node takes a step."""
+        standing = node.apart[name]
+        previous, haste = standing.state, node.is_watched
+        topic = standing.enter(f"{name} of {node.id}", state, reason, now_ms)
+        if BANNED in (previous, state):
+            self._census = None
+        self._output.view_changed = self._output.keep = True
+        if topic is not None and node.state in ROUTED:
+            self._tell(topic, node, previous, now_ms, name)
+        if node.is_watched is not haste:
+            self._answer(node, now_ms)
 
     # ----------------------------------------------------------------- to the agents
 
@@ -598,7 +823,7 @@ class Registry:
             lb=self.policy.lb,
             node_id=node.id,
             checks_timeout_ms=self.policy.checks_timeout_ms,
-            interval_ms=self.policy.interval_ms(node.state),
+            interval_ms=self.policy.interval_ms(PROBATION if node.is_watched else node.state),
             state=node.state,
             services=self.policy.services,
         )
@@ -610,8 +835,8 @@ class Registry:
     def _send(self, connection: bytes, message: NodeMessage) -> None:
         self._output.messages.append(Send(connection, message))
 
-    def _banned_for_ms(self, node: Node, now_ms: int) -> int:
-        return max(0, node.ban_until_ms - now_ms) if node.state is BANNED else 0
+    def _banned_for_ms(self, about: Node | Standing, now_ms: int) -> int:
+        return max(0, about.ban_until_ms - now_ms) if about.state is BANNED else 0
 
     def _served(
         self, named: tuple[NodeService, ...], prepared: Mapping[str, tuple[Mode, ...]] | None
@@ -630,8 +855,12 @@ class Registry:
             if node.id in self._nodes:
                 continue
             remaining_ms = max(0, node.ban_remaining_ms - elapsed_ms)
-            self._adopt_node(replace(node, ban_remaining_ms=remaining_ms), now_ms)
-        return sum(node.state in (UP, DRAINING) for node in self._nodes.values())
+            apart = tuple(
+                replace(each, ban_remaining_ms=max(0, each.ban_remaining_ms - elapsed_ms))
+                for each in node.apart
+            )
+            self._adopt_node(replace(node, ban_remaining_ms=remaining_ms, apart=apart), now_ms)
+        return sum(node.state in ROUTED for node in self._nodes.values())
 
     def adopt_table(self, table: NodeTable, now_ms: int, age_ms: int = 0) -> None:
         """Take over what the LBs had agreed on; only during the grace after a restart.
@@ -676,7 +905,7 @@ class Registry:
         """Put an unknown node in the state that a restart leaves it in; its deadline starts now."""
         assert kept.id not in self._nodes, kept.id
         banned_ms = kept.ban_remaining_ms
-        routed = kept.state in (UP, DRAINING)
+        routed = kept.state in ROUTED
         reason = "adopted after a restart of the health process"
         prepared = {service.name: service.modes for service in kept.services if service.modes}
         node = Node(
@@ -698,6 +927,8 @@ class Registry:
             silent=kept.silent and not routed,
             ban_until_ms=now_ms + banned_ms,
             fading_from_ms=now_ms,
+            suspect_until_ms=now_ms + self.policy.checks_timeout_ms,
+            apart={each.service: _adopted(each, now_ms) for each in kept.apart},
         )
         self._add(node)
         self._schedule(node, self._due_ms(node))
@@ -719,6 +950,16 @@ class Registry:
                 ban_remaining_ms=self._banned_for_ms(node, now_ms),
                 silent=node.silent,
                 was_up=node.was_up,
+                apart=tuple(
+                    KeptService(
+                        service=name,
+                        state=standing.state,
+                        reason=standing.reason,
+                        fails=standing.fails,
+                        ban_remaining_ms=self._banned_for_ms(standing, now_ms),
+                    )
+                    for name, standing in node.apart.items()
+                ),
             )
             for node in self._nodes.values()
         )
@@ -733,7 +974,7 @@ class Registry:
         self.policy = policy
         self._census = None
         for node in self._nodes.values():
-            node.services = self._served(node.named, node.prepared)
+            self._serve(node, self._served(node.named, node.prepared), now_ms)
             self._answer(node, now_ms)
         self._reschedule()
         self._output.view_changed = self._output.keep = True
@@ -762,6 +1003,7 @@ class Registry:
                     fails=node.fails,
                     banned_for_ms=self._banned_for_ms(node, now_ms),
                     silent=node.silent,
+                    apart=_apart(node),
                 )
                 for node in self._nodes.values()
             ),
@@ -799,4 +1041,38 @@ def _kept_of(node: TableNode) -> KeptNode:
         fails=0,
         ban_remaining_ms=0,
         silent=node.silent,
+        apart=tuple(KeptService(each.service, DOWN, "", 0, 0) for each in node.apart),
     )
+
+
+def _adopted(kept: KeptService, now_ms: int) -> Standing:
+    """One service of a node as a restart leaves it: it may have to be checked anew."""
+    banned = kept.ban_remaining_ms > 0
+    served = kept.state is UP
+    return Standing(
+        state=BANNED if banned else UP if served else DOWN,
+        reason=kept.reason,
+        since_ms=now_ms,
+        fails=0 if kept.state is BANNED and not banned else kept.fails,
+        ban_until_ms=now_ms + kept.ban_remaining_ms,
+    )
+
+
+def _apart(node: Node) -> tuple[ServiceState, ...]:
+    """The services of a node that is routed to which are not in its state."""
+    if not node.apart or node.state not in ROUTED:
+        return ()
+    return tuple(
+        ServiceState(name, standing.state, standing.reason)
+        for name, standing in sorted(node.apart.items())
+        if standing.state is not UP
+    )
+
+
+def _banned_alone(node: Node) -> set[str]:
+    """The services of the node that are banned for themselves."""
+    return {name for name, standing in node.apart.items() if standing.state is BANNED}
+
+
+def _by_service(sick: Iterable[Sick]) -> dict[str, str]:
+    return {name: one_line(each.reason) for each in sick for name in each.services}

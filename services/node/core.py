@@ -15,11 +15,13 @@ again: its welcome shows that it still listens. An LB's restart closes the conne
 one starts with a hello; should beats reach an LB that does not know us, it says so and is greeted
 at once.
 
-**What a beat says.** The worst of the local checks: a node serves when all of its services do. The
-status is one for the whole node, since an LB takes the node, not a service of it, from its rings: a
-node that is to fail service by service runs an agent for each. Nothing is sent before each check
-has had its first result: an agent that is restarted must not report as bad what it has not looked
-at. A change of status goes to every LB at once, not with the next regular beat.
+**What a beat says.** The worst of the local checks, and which services those are about: an LB
+takes a sick service from its rings, and no other. Only when all are sick, when the operator has
+stopped the node, or when its machine cannot be prepared, it is said of the node as a whole. Nothing
+is sent before each check has had its first result: an agent that is restarted must not report as
+bad what it has not looked at. A service that an LB adds later counts as sick until it has been
+checked. A change goes to every LB at once, not with the next regular beat. Which services are sick
+is said when it is news to an LB, and again in the first beat after each of its welcomes.
 
 **What the operator wants** is the node's `Activity`, with `ACTIVITY_STEPS`:
 
@@ -44,7 +46,7 @@ outputs collect in `take_output()`: messages, connections to be made anew, lines
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -57,6 +59,7 @@ from bus.node_protocol import (
     OfferedService,
     Prepared,
     Refused,
+    Sick,
     Welcome,
     decode_node,
 )
@@ -80,6 +83,8 @@ LONGEST_DRAIN_MS = 3_600_000
 LEAVE_SETTLE_MS = 500
 LEAVE_LIMIT_MS = 3_000
 USUAL_PORT = 7070
+MOST_REASONS = 64
+"""Of sick services, in one beat; the others have one between them."""
 
 
 class CheckKind(StrEnum):
@@ -102,6 +107,8 @@ class Activity(StrEnum):
     LEAVING = "leaving"
     ENDED = "ended"
 
+
+_TAKES_FLOWS = frozenset({NodeState.UP, NodeState.SUSPECT, NodeState.PROBATION})
 
 SESSION_STEPS: frozenset[tuple[Phase, Phase]] = frozenset(
     {
@@ -189,16 +196,38 @@ class _Session:
     seq: int = 0
     prepared: tuple[Prepared, ...] | None = None
     """What this LB was told of that; None: nothing since it last spoke."""
+    sick: tuple[Sick, ...] | None = None
+    """Likewise."""
 
 
 @dataclass(slots=True)
 class _Check:
     plan: CheckPlan
     good: bool | None = None
+    before: bool | None = None
+    """What the same service's last check found, which was another one."""
     reason: str = "not checked yet"
     since_ms: int = 0
     good_total: int = 0
     bad_total: int = 0
+
+    @property
+    def verdict(self) -> bool | None:
+        """None: nobody has looked at this service yet."""
+        return self.before if self.good is None else self.good
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What beats say; `status` None: nothing yet."""
+
+    status: ServingStatus | None = None
+    reason: str = ""
+    sick: tuple[Sick, ...] = ()
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(name for each in self.sick for name in each.services)
 
 
 class Agent:
@@ -210,8 +239,7 @@ class Agent:
         self._config = config
         self._sessions = {lb: _Session(lb) for lb in config.lbs}
         self._checks: dict[str, _Check] = {}
-        self._status: ServingStatus | None = None
-        self._reason = ""
+        self._said = _Verdict()
         self._activity_since_ms = now_ms
         self._drain_ms = DRAIN_MS
         self._settled_ms: int | None = None
@@ -283,7 +311,7 @@ class Agent:
 
     def _welcome(self, session: _Session, welcome: Welcome, now_ms: int) -> None:
         former, session.welcome = session.welcome, welcome
-        session.prepared = None
+        session.prepared = session.sick = None
         session.heard_ms = now_ms
         session.hellos = 0
         if session.phase is not Phase.ADMITTED:
@@ -292,6 +320,7 @@ class Agent:
         session.due_ms = min(session.due_ms, now_ms + welcome.interval_ms)
         if former is None or former.services != welcome.services:
             self._plan_checks()
+            self._judge(now_ms)
             missing = self._not_offered(welcome)
             if missing:
                 names = ", ".join(missing)
@@ -323,6 +352,12 @@ class Agent:
             session.due_ms = session.hello_ms + HELLO_SPACING_MS
         else:
             self._greet(session, now_ms)
+
+    def unsent(self, lb: str) -> None:
+        """What was to go to the LB last did not: it is to be told again all that was news."""
+        session = self._sessions.get(lb)
+        if session is not None:
+            session.prepared = session.sick = None
 
     # ----------------------------------------------------------------- checks
 
@@ -389,10 +424,7 @@ class Agent:
                     plan = CheckPlan(offer.name, offer.node_port, kind)
                     plans.setdefault(offer.name, plan)
         former = self._checks
-        self._checks = {
-            name: former[name] if name in former and former[name].plan == plan else _Check(plan)
-            for name, plan in plans.items()
-        }
+        self._checks = {name: _check_of(plan, former.get(name)) for name, plan in plans.items()}
 
     def _not_offered(self, welcome: Welcome) -> list[str]:
         offered = {service.name for service in welcome.services}
@@ -400,30 +432,37 @@ class Agent:
 
     def _judge(self, now_ms: int) -> None:
         """Work out what beats say from now on; a change of it goes out at once."""
-        status, reason = self._what_beats_say()
-        changed = status is not self._status
-        self._status, self._reason = status, one_line(reason)
-        if changed and status is not None:
+        said, self._said = self._said, self._what_beats_say()
+        changed = (self._said.status, self._said.names) != (said.status, said.names)
+        if changed and self._said.status is not None:
             for session in self._sessions.values():
                 if session.phase is Phase.ADMITTED:
                     session.due_ms = now_ms
 
-    def _what_beats_say(self) -> tuple[ServingStatus | None, str]:
+    def _what_beats_say(self) -> _Verdict:
         if self.activity is Activity.STOPPED:
-            return ServingStatus.NOT_SERVING, "stopped by the operator"
-        bad = [check for check in self._checks.values() if check.good is False]
-        if bad or self._hindrance:
-            texts = [f"{check.plan.service}: {check.reason}" for check in bad]
-            if self._hindrance:
-                texts.append(f"not prepared: {self._hindrance}")
-            return ServingStatus.NOT_SERVING, "; ".join(texts)
+            return _Verdict(ServingStatus.NOT_SERVING, "stopped by the operator")
+        checks = self._checks.values()
+        bad = [check for check in checks if check.verdict is False]
+        unknown = [check for check in checks if check.verdict is None]
+        texts = [f"{check.plan.service}: {check.reason}" for check in bad]
+        if self._hindrance:
+            texts.append(f"not prepared: {self._hindrance}")
+        if self._hindrance or (bad and len(bad) == len(checks)):
+            return _Verdict(ServingStatus.NOT_SERVING, one_line("; ".join(texts)))
         if self.activity is not Activity.RUNNING:
-            return ServingStatus.SHUTTING_DOWN, self.activity.value
-        unknown = not self._checks or any(check.good is None for check in self._checks.values())
-        if unknown or not self._is_prepared:
-            # Not known yet: go on with what was known before, if it was.
-            return self._status, self._reason
-        return ServingStatus.SERVING, ""
+            status = ServingStatus.SHUTTING_DOWN
+            return _Verdict(status, self.activity.value, _sick([*bad, *unknown]))
+        if self._said.status is None and (not checks or unknown or not self._is_prepared):
+            return _Verdict()
+        if not checks or (not bad and not self._is_prepared):
+            # Not known yet: go on with what was known before.
+            new = [check for check in unknown if check.plan.service not in self._said.names]
+            return replace(self._said, sick=(*self._said.sick, *_sick(new)))
+        sick = _sick([*bad, *unknown])
+        if bad:
+            return _Verdict(ServingStatus.NOT_SERVING, one_line("; ".join(texts)), sick)
+        return _Verdict(ServingStatus.SERVING, "", sick)
 
     # ----------------------------------------------------------------- the operator
 
@@ -487,7 +526,7 @@ class Agent:
 
     def _has_due(self, session: _Session) -> bool:
         if session.phase is Phase.ADMITTED:
-            return self._status is not None
+            return self._said.status is not None
         return session.phase is not Phase.ABSENT
 
     @staticmethod
@@ -506,14 +545,17 @@ class Agent:
         return session.heard_ms + quiet_ms + session.hellos * HELLO_RETRY_MS
 
     def _tick_admitted(self, session: _Session, now_ms: int) -> None:
-        if self._status is not None and now_ms >= session.due_ms:
+        said = self._said
+        if said.status is not None and now_ms >= session.due_ms:
             assert session.welcome is not None
             session.seq += 1
             session.due_ms = now_ms + session.welcome.interval_ms
             prepared = self._prepared_for(session)
             news = prepared if prepared != session.prepared else None
             session.prepared = prepared
-            beat = Heartbeat(session.seq, now_ms, self._status, self.load, self._reason, news)
+            sick = said.sick if said.sick != session.sick else None
+            session.sick = said.sick
+            beat = Heartbeat(session.seq, now_ms, said.status, self.load, said.reason, news, sick)
             self._send(session, beat)
         if now_ms >= self._ask_again_ms(session):
             if session.hellos >= PATIENCE_HELLOS:
@@ -539,10 +581,7 @@ class Agent:
 
     def _tick_leaving(self, now_ms: int) -> None:
         admitted = [s for s in self._sessions.values() if s.phase is Phase.ADMITTED]
-        told = all(
-            s.welcome is not None and s.welcome.state not in (NodeState.UP, NodeState.PROBATION)
-            for s in admitted
-        )
+        told = all(s.welcome is not None and s.welcome.state not in _TAKES_FLOWS for s in admitted)
         if told and self._settled_ms is None:
             self._settled_ms = now_ms
         late = now_ms >= self._activity_since_ms + LEAVE_LIMIT_MS
@@ -567,7 +606,7 @@ class Agent:
         if (
             activity is Activity.RUNNING
         ):  # what was said till now was the operator's, not the checks'
-            self._status, self._reason = None, ""
+            self._said = _Verdict()
         self._output.log.append(f"this node is {activity.value}")
         self._judge(now_ms)
 
@@ -591,8 +630,8 @@ class Agent:
             "boot": self.boot,
             "weight": self._config.weight,
             "activity": self.activity.value,
-            "status": self._status.value if self._status is not None else None,
-            "reason": self._reason,
+            "status": self._said.status.value if self._said.status is not None else None,
+            "reason": self._said.reason,
             "load": self.load,
             "services": [self._service_status(c, now_ms) for c in self._checks.values()],
             "load_balancers": [self._session_status(s, now_ms) for s in self._sessions.values()],
@@ -624,3 +663,23 @@ class Agent:
             "heard_ms": now_ms - session.heard_ms if session.heard_ms is not None else None,
             "not_offered": self._not_offered(welcome) if welcome is not None else [],
         }
+
+
+def _check_of(plan: CheckPlan, former: _Check | None) -> _Check:
+    """The check that is running, if it is the same; otherwise a new one of a service that may be
+    known already.
+    """
+    if former is None:
+        return _Check(plan)
+    return former if former.plan == plan else _Check(plan, before=former.verdict)
+
+
+def _sick(checks: list[_Check]) -> tuple[Sick, ...]:
+    """The services of these checks by reason, in an order of their own."""
+    by_reason: dict[str, list[str]] = {}
+    for check in checks:
+        reason = one_line(check.reason)
+        if reason not in by_reason and len(by_reason) >= MOST_REASONS:
+            reason = "not serving"
+        by_reason.setdefault(reason, []).append(check.plan.service)
+    return tuple(Sick(reason, tuple(sorted(names))) for reason, names in sorted(by_reason.items()))

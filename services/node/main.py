@@ -336,8 +336,8 @@ class AgentProcess:
         for line in output.log:
             _log.info(line)
         for lb, message in output.messages:
-            if lb in self._links:
-                self._links[lb].send(encode_node(message))
+            if lb in self._links and not self._links[lb].send(encode_node(message)):
+                self._core.unsent(lb)
         for lb in output.reconnect:
             self._drop_link(lb)  # the next settling makes it anew
             self._settle_ms = 0

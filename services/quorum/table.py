@@ -10,7 +10,8 @@ arrival, so a new leader goes on exactly where the old one stopped.
     of a node's electors, a majority says   the table says
     ======================================  =========================================
     UP                                      UP
-    UP or DRAINING                          DRAINING
+    UP or SUSPECT                           SUSPECT
+    UP, SUSPECT or DRAINING                 DRAINING
     BANNED                                  BANNED, and there is a `Ban`
     anything else                           DOWN, if it has ever been in the table
     nothing: none of them knows it          it is no longer listed
@@ -20,6 +21,10 @@ A node that is not listed and has only been on probation stays unlisted. DOWN an
 listed, routed to by nobody, so that a health process that restarts adopts who they are. Such a node
 is `silent` if most of the LBs that call it DOWN or BANNED hear nothing of it: then its flows are
 better reset than kept (`on_node_down`).
+
+**Services.** Where an LB sees one service of a node otherwise than the node as a whole, all LBs
+that list the service are asked about it, by the same majority. What comes of it stands in `apart`,
+of nodes that are routed to. A node with no service left that is routed to is as its best one is.
 
 **Silence is not an opinion** until the report is `settled`. A health process that has just started
 knows no node for some milliseconds; taking that for "all gone" would empty every ring. Until its
@@ -54,10 +59,12 @@ from bus.states import (
     NodeService,
     NodeTable,
     NodeView,
+    ServiceState,
     SnatSlice,
     TableNode,
     TableService,
     VipOwner,
+    states_apart,
 )
 from bus.words import Mode, NodeState
 from services.quorum.ownership import Standing, assign
@@ -74,7 +81,7 @@ OWN_ADDRESS_LOW_PORTS = 1_024 - LOW_FIRST_PORT
 SLOT_REUSE_MS = 6 * 3_600_000
 """How long a departed LB's slot rests at least: longer, if a flow may be idle for longer."""
 
-ROUTED = frozenset({NodeState.UP, NodeState.DRAINING})
+ROUTED = frozenset({NodeState.UP, NodeState.SUSPECT, NodeState.DRAINING})
 """States in which a node is given flows: the others are listed, but no ring names them."""
 
 DEAD = frozenset({NodeState.DOWN, NodeState.BANNED})
@@ -200,8 +207,9 @@ def _merge_nodes(
         state = _elect([seen.state for seen, _ in opinions], len(opinions) + silent)
         if before is None and state is NodeState.DOWN:
             continue
-        nodes.append(_describe(state, opinions, before))
-        if state is NodeState.BANNED:
+        node = _describe(state, opinions, before, silent)
+        nodes.append(node)
+        if node.state is NodeState.BANNED:
             bans.append(_ban(node_id, opinions))
     return tuple(nodes), tuple(bans)
 
@@ -211,6 +219,9 @@ def _elect(votes: list[NodeState], electors: int) -> NodeState:
     up = votes.count(NodeState.UP)
     if up >= majority:
         return NodeState.UP
+    up += votes.count(NodeState.SUSPECT)
+    if up >= majority:
+        return NodeState.SUSPECT
     if up + votes.count(NodeState.DRAINING) >= majority:
         return NodeState.DRAINING
     if votes.count(NodeState.BANNED) >= majority:
@@ -219,7 +230,10 @@ def _elect(votes: list[NodeState], electors: int) -> NodeState:
 
 
 def _describe(
-    state: NodeState, opinions: list[tuple[NodeView, int]], before: TableNode | None
+    state: NodeState,
+    opinions: list[tuple[NodeView, int]],
+    before: TableNode | None,
+    unheard: int,
 ) -> TableNode:
     """Name, address, weight and services as the first LB says that routes to the node.
 
@@ -229,13 +243,35 @@ def _describe(
     routing = [seen for seen, _ in opinions if seen.state in ROUTED]
     silent = state in DEAD and _is_silent(opinions)
     if not routing and before is not None:
-        node = replace(before, state=state, silent=silent)
+        node = replace(before, state=state, silent=silent, apart=())
     else:
         said = routing[0] if routing else opinions[0][0]
         services = _prepared_for_all(said.services, routing)
         node = TableNode(said.id, said.name, said.address, state, said.weight, services, silent)
+        if any(seen.apart for seen in routing):
+            node = _with_services_apart(node, [seen for seen, _ in opinions], unheard)
     # The same object where nothing changed: then comparing ten thousand nodes costs nothing.
     return before if node == before else node
+
+
+def _with_services_apart(node: TableNode, seen: list[NodeView], unheard: int) -> TableNode:
+    """The node with what is agreed on its services one by one; `unheard` electors do not know it.
+
+    An LB that does not list a service has no say in it: its file may be an older one.
+    """
+    if node.state not in ROUTED:
+        return node
+    listed = [({each.name for each in one.services}, states_apart(one), one.state) for one in seen]
+    apart: dict[str, NodeState] = {}
+    for name in sorted({name for _, states, _ in listed for name in states}):
+        votes = [states.get(name, state) for names, states, state in listed if name in names]
+        elected = _elect(votes, len(votes) + unheard)
+        if elected is not node.state and any(name == own.name for own in node.services):
+            apart[name] = elected
+    if len(apart) == len(node.services) and not ROUTED & set(apart.values()):
+        best = NodeState.DOWN if NodeState.DOWN in apart.values() else NodeState.BANNED
+        return replace(node, state=best)
+    return replace(node, apart=tuple(ServiceState(*each) for each in apart.items()))
 
 
 def _prepared_for_all(
@@ -382,10 +418,20 @@ def _node_changes(old: NodeTable, new: NodeTable) -> Iterable[str]:
             yield f"{label} {from_state} -> {to_state}"
         elif before and after and before.weight != after.weight:
             yield f"{label} weight {before.weight} -> {after.weight}"
+        elif before and after and before.apart != after.apart:
+            yield from _service_changes(before, after)
         elif before and after and before.silent != after.silent:
             yield f"{label} {'fell silent' if after.silent else 'is heard again'}"
         elif before != after:
             yield f"{label} described anew"
+
+
+def _service_changes(before: TableNode, after: TableNode) -> Iterable[str]:
+    was, now = states_apart(before), states_apart(after)
+    for name in sorted(was.keys() | now.keys()):
+        from_state, to_state = was.get(name, before.state), now.get(name, after.state)
+        if from_state != to_state:
+            yield f"{name} at {after.name} {from_state.value} -> {to_state.value}"
 
 
 def _set_changes(kind: str, was: Mapping[str, object], now: Mapping[str, object]) -> list[str]:

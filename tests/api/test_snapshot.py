@@ -207,7 +207,14 @@ def test_status_at_a_glance() -> None:
     assert {process.age_ms for process in status.processes.values()} == {0, 40}
     assert status.processes["health"].pid == 4242
     assert (status.processes["api"].boot, status.processes["api"].pid) == ("api-boot", 99)
-    assert status.nodes == {"probation": 0, "up": 1, "draining": 0, "down": 0, "banned": 0}
+    assert status.nodes == {
+        "probation": 0,
+        "up": 1,
+        "suspect": 0,
+        "draining": 0,
+        "down": 0,
+        "banned": 0,
+    }
     assert [service.name for service in status.services] == ["default"]
     assert status.dataplane is not None
     assert status.dataplane.conntrack_established == 5

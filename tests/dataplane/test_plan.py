@@ -17,10 +17,12 @@ from bus.states import (
     NodeService,
     NodeTable,
     NodeView,
+    ServiceState,
     SnatSlice,
     TableNode,
     TableService,
     VipOwner,
+    states_apart,
 )
 from bus.words import (
     Affinity,
@@ -261,9 +263,12 @@ def expected_slots(wanted: NodeTable, local: LocalView | None, name: str) -> lis
         for member in wanted.nodes
         if member.weight and (not member.services or name in {s.name for s in member.services})
     ]
-    dead = {seen.id for seen in local.nodes if seen.state in (DOWN, BANNED)} if local else set()
+    seen = local.nodes if local else ()
+    dead = {each.id for each in seen if states_apart(each).get(name, each.state) in (DOWN, BANNED)}
     resting = {
-        index for index, member in enumerate(serving) if member.state is not UP or member.id in dead
+        index
+        for index, member in enumerate(serving)
+        if states_apart(member).get(name, member.state) is not UP or member.id in dead
     }
     members = [ring.Member(member.id, member.weight) for member in serving]
     slots = ring.masked(ring.build(members, wanted.hash_seed, ""), resting)
@@ -274,6 +279,7 @@ def expected_slots(wanted: NodeTable, local: LocalView | None, name: str) -> lis
 # --------------------------------------------------------------------------- any sequence
 
 names_of = st.sets(st.sampled_from(["web", "dns", "api"]))
+some_sick = st.sets(st.sampled_from(["web", "dns"]), max_size=1)
 SLICES = (
     SnatSlice("lb-0", None, 1_536, 31_232, 600, 424),
     SnatSlice("lb-0", "10.81.0.101", 1_536, 7_808, 600, 53),
@@ -289,6 +295,7 @@ def tables(draw: st.DrawFn) -> NodeTable:
         replace(
             node(number, draw(states), draw(st.integers(0, 3)), *sorted(draw(names_of))),
             silent=draw(st.booleans()),
+            apart=tuple(ServiceState(name, DOWN) for name in sorted(draw(some_sick))),
         )
         for number in sorted(chosen)
     ]
@@ -303,7 +310,10 @@ def tables(draw: st.DrawFn) -> NodeTable:
     return replace(table(nodes, offered, seed=draw(st.integers(1, 2))), snat_slices=SLICES)
 
 
-views = st.sampled_from([None, view(), view(0), view(0, 1, 2), view(3, state=BANNED)])
+SICK_HERE = replace(
+    view(1), nodes=(replace(view(1, state=UP).nodes[0], apart=(ServiceState("web", DOWN),)),)
+)
+views = st.sampled_from([None, view(), view(0), view(0, 1, 2), view(3, state=BANNED), SICK_HERE])
 steps = st.tuples(
     tables(),
     views,
@@ -603,6 +613,7 @@ def standing(kernel: Kernel, number: int) -> tuple[bool, bool, bool]:
 
 STANDING = [
     (node(1), (True, False, False)),
+    (node(1, NodeState.SUSPECT), (True, False, False)),
     (node(1, DRAINING), (False, False, False)),
     (node(1, NodeState.PROBATION), (False, False, False)),
     (node(1, UP, 0), (False, False, False)),
@@ -640,6 +651,38 @@ def test_what_becomes_of_a_dead_node_s_flows(
         plan = run(kernel, first.after, table([node(0), agreed], services))
         assert standing(kernel, 1) == (False, True, expected)
         assert plan.reset_seats == (frozenset({2}) if expected else frozenset())
+
+
+SICK = replace(node(1), apart=(ServiceState("web", DOWN),))
+
+
+@pytest.mark.parametrize(("agreed", "local"), [(SICK, None), (node(1), SICK_HERE)])
+def test_a_sick_service_loses_its_slots_at_that_node_and_no_other_slot_moves(
+    agreed: TableNode, local: LocalView | None
+) -> None:
+    services = [service("dns", 53), service("web")]
+    kernel = Kernel()
+    first = run(kernel, EMPTY, table([node(0), node(1)], services))
+    before = {name: kernel.slots(name) for name in ("dns", "web")}
+    plan = run(kernel, first.after, table([node(0), agreed], services), local)
+    assert kernel.slots("dns") == before["dns"]
+    healthy, sick = (seat_identity("web", node(number).id) for number in (0, 1))
+    assert before["web"].count(sick) == plan.moved_slots > ring.SLOTS // 3
+    assert set(kernel.slots("web")) == {healthy}
+    found = {v.identity: (v.up, v.dead, v.reset) for v in kernel.seats.values()}
+    assert found[sick] == (False, True, False), "its server may yet finish what it began"
+    assert found[seat_identity("dns", node(1).id)] == (True, False, False)
+    back = run(kernel, plan.after, table([node(0), node(1)], services))
+    assert {name: kernel.slots(name) for name in ("dns", "web")} == before
+    assert back.moved_slots == plan.moved_slots
+
+
+def test_a_service_that_was_never_well_at_a_node_has_no_seat_there() -> None:
+    kernel = Kernel()
+    run(kernel, EMPTY, table([node(0), SICK], [service("dns", 53), service("web")]))
+    identities = {value.identity for value in kernel.seats.values()}
+    assert seat_identity("web", node(1).id) not in identities
+    assert seat_identity("dns", node(1).id) in identities
 
 
 def test_what_is_dead_from_here_is_dead_whatever_is_agreed() -> None:

@@ -70,6 +70,9 @@ class Site:
 
     directory: Path
     checks_timeout: str = f"{TIMEOUT_MS}ms"
+    probe: str = "none"
+    min_healthy: str = "0%"
+    """Most agents of these tests are about no server, and alone."""
     health_options: str = ""
     interface: str = "lo"
     node_port: int = field(default_factory=free_port)
@@ -102,6 +105,8 @@ name = "lb-0"
 
 [node_health]
 checks_timeout = "{self.checks_timeout}"
+probe = "{self.probe}"
+min_healthy = "{self.min_healthy}"
 {self.health_options}
 
 [[services]]

@@ -13,12 +13,14 @@ from bus.node_protocol import (
     Hello,
     NodeMessage,
     OfferedService,
+    Sick,
     encode_node,
 )
 from bus.states import (
     NodeObservation,
     NodeService,
     NodeView,
+    states_apart,
 )
 from bus.topics import Topic
 from bus.words import Encapsulation as Encap
@@ -164,18 +166,31 @@ class Agent:
         self.rig.raw(self.connection, encode_node(message), self.address)
 
     def make_beat(
-        self, status: ServingStatus = SERVING, reason: str = "", load: float = 0.5
+        self,
+        status: ServingStatus = SERVING,
+        reason: str = "",
+        load: float = 0.5,
+        sick: tuple[Sick, ...] | None = None,
     ) -> list[bytes]:
         """A beat stamped now, to be delivered now or later."""
         self.seq += 1
         sent_ms = self.rig.now_ms + self.clock_offset_ms
-        return encode_node(Heartbeat(self.seq, sent_ms, status, load, reason))
+        return encode_node(Heartbeat(self.seq, sent_ms, status, load, reason, None, sick))
 
     def deliver(self, frames: list[bytes]) -> None:
         self.rig.raw(self.connection, frames, self.address)
 
     def beat(self, status: ServingStatus = SERVING, reason: str = "") -> None:
         self.deliver(self.make_beat(status, reason))
+
+    def say_sick(self, *services: str, reason: str = "port 2: connection refused") -> None:
+        """A beat that says of these services, and no others, that they are not served."""
+        sick = (Sick(reason, services),) if services else ()
+        self.deliver(self.make_beat(NOT_SERVING if services else SERVING, sick=sick))
+
+    def state_at(self, service: str) -> NodeState:
+        node = self.rig.observe(self.id)
+        return states_apart(node).get(service, node.state)
 
     def restart(self) -> None:
         """The agent's process starts anew: a new boot, clock and connection."""

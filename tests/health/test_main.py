@@ -323,3 +323,18 @@ def test_nobody_beats_for_somebody_else() -> None:
         dealer.send_multipart(encode_node(beat))
         assert decode_node(dealer.recv_multipart()) == Refused("say hello first", 0)
         assert at.state() is UP
+
+
+def test_a_silent_agent_is_suspect_until_its_server_does_not_answer_either() -> None:
+    with site(probe="tcp", min_healthy="50%") as at:
+        _, agent = at.bring_up()
+        keeps_up(at, 2 * TIMEOUT_MS / 1_000)
+        agent.send_signal(signal.SIGSTOP)
+        node = at.wait_for(NodeState.SUSPECT)
+        assert "too few others serve default" in node.reason
+        assert at.server is not None
+        at.server.close()
+        assert at.wait_for(DOWN).fails == 0
+        at.serve()
+        agent.send_signal(signal.SIGCONT)
+        at.wait_for(UP)

@@ -1,10 +1,11 @@
 """The registry against arbitrary histories: agents that live, fail, leave, die and come back, while
-the process that holds the registry is paused and restarted. What must hold is worked out here from
+the process that holds the registry is paused and restarted. Each serves two services, one of which
+falls sick and recovers for itself. What must hold is worked out here from
 what really happened, by a rule or two, not by the registry's own reasoning."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from bus.events import NodeEvent
 from bus.node_protocol import (
     Refused,
+    Sick,
     Welcome,
 )
 from bus.topics import Topic
@@ -22,14 +24,18 @@ from bus.words import (
 )
 from tests.health.rig import (
     NOT_SERVING,
-    POLICY,
     SERVING,
     SHUTTING_DOWN,
     TIMEOUT_MS,
     Agent,
     Rig,
+    offered,
+)
+from tests.health.rig import (
+    POLICY as ONE,
 )
 
+POLICY = replace(ONE, services=(offered("well", 1), offered("frail", 2)))
 STEP_MS = 10
 SETTLED_MS = 500
 """A node that serves steadily and is heard this long is UP: three checks of 50 ms, with room."""
@@ -42,6 +48,16 @@ class Machine:
     agent: Agent
     alive: bool = False
     status: ServingStatus = SERVING
+    sick: bool = False
+    """Whether `frail` is not served there."""
+    told: bool | None = None
+    """What the newest connection was told of that."""
+    read_sick: bool = False
+    spared: bool = False
+    """Whether `well` was taken from it for its silence, while `frail` could not be."""
+    frail_since_ms: int = 0
+    frail_failures: int = 0
+    frail_banned_until_ms: int = 0
     next_beat_ms: int = 0
     sent_ms: int = 0
     """When it truly last sent anything."""
@@ -52,13 +68,14 @@ class Machine:
     failures: int = 0
     up_since_ms: int | None = None
     banned_until_ms: int = 0
-    queue: list[tuple[list[bytes], ServingStatus, int]] = field(default_factory=list)
+    queue: list[tuple[list[bytes], ServingStatus, bool, int]] = field(default_factory=list)
 
 
 class Histories(RuleBasedStateMachine):
-    @initialize(count=st.integers(1, 4))
-    def start(self, count: int) -> None:
-        self.rig = Rig()
+    @initialize(count=st.integers(1, 4), least=st.sampled_from([0, 50, 100]))
+    def start(self, count: int, least: int) -> None:
+        self.least = least
+        self.rig = Rig(replace(POLICY, min_healthy_percent=least))
         self.paused_since_ms: int | None = None
         self.seen_events = 0
         self.machines = [
@@ -72,6 +89,7 @@ class Histories(RuleBasedStateMachine):
     def come_up(self, machine: Machine) -> None:
         machine.alive = True
         machine.status = SERVING
+        machine.told = None
         if machine.agent.connection:
             machine.agent.restart()
         else:
@@ -80,18 +98,22 @@ class Histories(RuleBasedStateMachine):
         self.send(machine)
 
     def settle(self, machine: Machine) -> None:
-        machine.steady_since_ms = self.rig.now_ms
+        machine.steady_since_ms = machine.frail_since_ms = self.rig.now_ms
 
     def send(self, machine: Machine) -> None:
-        frames = machine.agent.make_beat(machine.status)
+        sick = machine.sick and machine.status is not NOT_SERVING
+        news = ((Sick("it fell", ("frail",)),) if sick else ()) if sick != machine.told else None
+        status = NOT_SERVING if sick and machine.status is SERVING else machine.status
+        frames = machine.agent.make_beat(status, sick=news)
+        machine.told = sick
         machine.sent_ms = self.rig.now_ms
-        machine.queue.append((frames, machine.status, self.rig.now_ms))
+        machine.queue.append((frames, machine.status, sick, self.rig.now_ms))
         if self.paused_since_ms is None:
             self.read(machine)
 
     def read(self, machine: Machine) -> None:
-        for frames, status, sent_ms in machine.queue:
-            machine.last_read = status
+        for frames, status, sick, sent_ms in machine.queue:
+            machine.last_read, machine.read_sick = status, sick
             if status is NOT_SERVING:
                 machine.good_run = 0
             elif status is SERVING and self.rig.now_ms - sent_ms < TIMEOUT_MS:
@@ -102,6 +124,7 @@ class Histories(RuleBasedStateMachine):
         last = next(iter(machine.agent.messages()[-1:]), None)
         if isinstance(last, Refused) and last.retry_ms == 0 and machine.alive:
             machine.agent.hello()
+            machine.told = None
         interval_ms = last.interval_ms if isinstance(last, Welcome) else TIMEOUT_MS // 2
         machine.next_beat_ms = min(machine.next_beat_ms, self.rig.now_ms + interval_ms)
 
@@ -141,6 +164,14 @@ class Histories(RuleBasedStateMachine):
         if machine.alive and machine.status is not status:
             machine.status = status
             self.settle(machine)
+            self.send(machine)
+
+    @rule(index=st.integers(0, 3))
+    def fall_sick_or_recover(self, index: int) -> None:
+        machine = self.machines[index % len(self.machines)]
+        if machine.alive:
+            machine.sick = not machine.sick
+            machine.frail_since_ms = self.rig.now_ms
             self.send(machine)
 
     @rule(index=st.integers(0, 3))
@@ -187,6 +218,7 @@ class Histories(RuleBasedStateMachine):
             if machine.alive:
                 machine.agent.connect()
                 machine.agent.hello()
+                machine.told = None
                 self.settle(machine)
                 self.send(machine)
 
@@ -195,7 +227,10 @@ class Histories(RuleBasedStateMachine):
     def check_events(self) -> None:
         machines = {machine.agent.id: machine for machine in self.machines}
         for topic, event in self.rig.events[self.seen_events :]:
-            self.check_event(machines[event.id], topic, event)
+            if event.service:
+                self.check_service_event(machines[event.id], topic, event)
+            else:
+                self.check_event(machines[event.id], topic, event)
         self.seen_events = len(self.rig.events)
 
     def leave_up(self, machine: Machine) -> None:
@@ -204,6 +239,14 @@ class Histories(RuleBasedStateMachine):
             faded = served_ms // POLICY.black_list_expiry_ms
             machine.failures = max(0, machine.failures - faded)
         machine.up_since_ms = None
+
+    def check_who_is_left(self, gone: Machine) -> None:
+        """Silence alone has taken a node: enough others are routed to. (Several may go at once.)"""
+        known = [each for each in self.machines if self.rig.knows(each.agent.id)]
+        ever_up = [each for each in known if Topic.NODE_UP in self.rig.topics(each.agent.id)]
+        takes = (NodeState.UP, NodeState.SUSPECT)
+        left = sum(each.agent.state in takes for each in known if each is not gone)
+        assert 100 * left >= self.least * len(ever_up)
 
     @property
     def most_banned(self) -> int:
@@ -225,8 +268,15 @@ class Histories(RuleBasedStateMachine):
             elif event.previous is NodeState.UP:
                 assert now_ms - machine.sent_ms >= TIMEOUT_MS, "a living node was taken down"
             heard = not event.reason.startswith("not heard")
-            machine.failures += event.previous is NodeState.UP and heard
-            assert event.fails == machine.failures
+            # What fell silent together with others has not failed; on its own word everybody has.
+            own = event.reason.startswith("not serving")
+            failed = event.previous is NodeState.UP and heard
+            assert machine.failures <= event.fails + (0 if own else 1)
+            assert event.fails <= machine.failures + failed
+            assert not own or event.fails == machine.failures + failed
+            machine.failures = event.fails
+            if not own and event.previous is NodeState.UP:
+                self.check_who_is_left(machine)
         elif topic is Topic.NODE_DRAINING:
             assert machine.last_read is SHUTTING_DOWN
         elif topic is Topic.NODE_BANNED:
@@ -235,6 +285,58 @@ class Histories(RuleBasedStateMachine):
         elif topic is Topic.NODE_PARDONED:
             assert now_ms >= machine.banned_until_ms
             machine.failures = 0
+
+    def check_service_event(self, machine: Machine, topic: Topic, event: NodeEvent) -> None:
+        now_ms = self.rig.now_ms
+        if topic is Topic.NODE_DOWN and not event.reason.startswith("not serving"):
+            assert now_ms - machine.sent_ms >= TIMEOUT_MS
+            assert machine.agent.state is NodeState.SUSPECT
+            machine.spared |= event.service == "well"
+            return
+        if event.service == "well":
+            assert topic is Topic.NODE_UP
+            assert machine.spared
+            machine.spared = False
+            return
+        if topic is Topic.NODE_UP:
+            assert not machine.read_sick
+            assert now_ms >= machine.frail_banned_until_ms
+            assert machine.good_run >= POLICY.checks_before_routing
+        elif topic is Topic.NODE_DOWN:
+            assert machine.read_sick
+            machine.frail_failures += event.previous is NodeState.UP
+            assert event.fails <= machine.frail_failures
+        elif topic is Topic.NODE_BANNED:
+            assert event.fails >= POLICY.black_list_after_fails
+            machine.frail_banned_until_ms = now_ms + POLICY.black_list_expiry_ms
+        else:
+            assert topic is Topic.NODE_PARDONED
+            assert now_ms >= machine.frail_banned_until_ms
+
+    @invariant()
+    def a_sick_service_is_out_and_the_other_one_is_as_the_node_is(self) -> None:
+        for machine in self.machines:
+            if not self.rig.knows(machine.agent.id):
+                continue
+            if not machine.spared:
+                assert machine.agent.state_at("well") is machine.agent.state
+            banned = self.rig.now_ms < machine.frail_banned_until_ms
+            if machine.read_sick or banned:
+                at_frail = machine.agent.state_at("frail")
+                assert at_frail not in (NodeState.UP, NodeState.DRAINING)
+
+    @invariant()
+    def a_service_that_is_well_for_long_is_routed_to(self) -> None:
+        if self.paused_since_ms is not None:
+            return
+        for machine in self.machines:
+            since_ms = max(machine.frail_since_ms, machine.steady_since_ms)
+            # A ban of a service ends with the first beat after it.
+            since_ms = max(since_ms, machine.frail_banned_until_ms + TIMEOUT_MS // 2)
+            since_ms = max(since_ms, machine.banned_until_ms)
+            well = machine.alive and machine.status is SERVING and not machine.sick
+            if well and self.rig.now_ms - since_ms >= 2 * SETTLED_MS:
+                assert machine.agent.state_at("frail") is NodeState.UP
 
     @invariant()
     def bans_hold(self) -> None:
@@ -269,6 +371,8 @@ class Histories(RuleBasedStateMachine):
             # One that never was UP is forgotten by then.
             known = self.rig.knows(machine.agent.id)
             if not machine.alive and silent_ms > 20 * TIMEOUT_MS and known:
+                if self.least and machine.agent.state is NodeState.SUSPECT:
+                    continue
                 assert machine.agent.state in (NodeState.DOWN, NodeState.BANNED)
                 assert self.rig.observe(machine.agent.id).silent
 

@@ -13,6 +13,7 @@ from bus.node_protocol import (
     OfferedService,
     Prepared,
     Refused,
+    Sick,
     Welcome,
     encode_node,
 )
@@ -25,6 +26,7 @@ from bus.words import (
     Protocol,
     ServingStatus,
 )
+from services.health.listener import LARGEST_FRAME
 from services.node.core import (
     ACTIVITY_STEPS,
     DRAIN_MS,
@@ -136,7 +138,7 @@ def test_a_connection_is_greeted_and_beats_begin_when_welcomed_and_checked() -> 
     rig.hear(welcome())
     assert rig.beats() == [], "nothing is said of what was not looked at"
     rig.check()
-    assert rig.beats() == [Heartbeat(1, 1_000, SERVING, 0.0, "", ())]
+    assert rig.beats() == [Heartbeat(1, 1_000, SERVING, 0.0, "", (), ())]
 
 
 def test_beats_go_out_at_the_interval_the_lb_asks_for_now() -> None:
@@ -298,21 +300,78 @@ def test_a_change_goes_to_every_lb_at_once_and_the_same_again_does_not() -> None
     assert rig.beats()[0].reason == "default: as it is"
 
 
-def test_a_node_serves_when_all_its_services_do() -> None:
+def test_of_two_services_the_one_that_fails_is_named() -> None:
     rig = Rig()
     rig.connect()
     rig.hear(welcome(services=(offer("a", 1), offer("b", 2))))
     rig.check(name="a")
     assert rig.beats() == []
     rig.check(name="b")
-    assert rig.beats()[-1].status is SERVING
+    assert (rig.beats()[-1].status, rig.beats()[-1].sick) == (SERVING, ())
     rig.check(good=False, name="b")
-    assert rig.beats()[-1].status is NOT_SERVING
+    assert rig.beats()[-1].status is NOT_SERVING, "for an LB that knows of no more than that"
+    assert rig.beats()[-1].sick == (Sick("as it is", ("b",)),)
     rig.check(good=True, name="a")
     rig.wait(INTERVAL_MS)
-    assert rig.beats()[-1].status is NOT_SERVING
+    assert (rig.beats()[-1].status, rig.beats()[-1].sick) == (NOT_SERVING, None)
+    rig.check(good=False, name="a")
+    assert (rig.beats()[-1].status, rig.beats()[-1].sick) == (NOT_SERVING, ())
+    rig.check(good=True, name="a")
     rig.check(good=True, name="b")
-    assert rig.beats()[-1].status is SERVING
+    assert (rig.beats()[-1].status, rig.beats()[-1].sick) == (SERVING, ())
+
+
+def test_one_that_starts_and_finds_a_service_sick_waits_for_what_the_others_are() -> None:
+    rig = Rig()
+    rig.connect()
+    rig.hear(welcome(services=(offer("a", 1), offer("b", 2))))
+    rig.check(good=False, name="b")
+    assert rig.beats() == []
+    rig.check(name="a")
+    assert rig.beats()[-1].sick == (Sick("as it is", ("b",)),)
+
+
+def test_what_is_sick_is_said_again_after_each_welcome_and_when_it_was_not_sent() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.hear(welcome(services=(offer("default", 8080), offer("b", 2))))
+    rig.check(good=False, name="b")
+    sick = (Sick("as it is", ("b",)),)
+    rig.wait(2 * INTERVAL_MS)
+    assert [beat.sick for beat in rig.beats()[-3:]] == [sick, None, None]
+    rig.hear(welcome(services=(offer("default", 8080), offer("b", 2))))
+    rig.wait(2 * INTERVAL_MS)
+    assert [beat.sick for beat in rig.beats()[-2:]] == [sick, None]
+    rig.agent.unsent(LB)
+    rig.wait(2 * INTERVAL_MS)
+    assert [beat.sick for beat in rig.beats()[-2:]] == [sick, None]
+
+
+def test_a_node_that_drains_says_so_though_one_of_its_services_is_sick() -> None:
+    rig = Rig()
+    rig.connect()
+    rig.hear(welcome(services=(offer("a", 1), offer("b", 2))))
+    rig.check(name="a")
+    rig.check(good=False, name="b")
+    rig.agent.stop(5_000, rig.now_ms)
+    rig.collect()
+    assert (rig.beats()[-1].status, rig.beats()[-1].sick) == (SHUTTING_DOWN, None)
+    rig.check(good=False, name="a")
+    assert (rig.beats()[-1].status, rig.beats()[-1].sick) == (NOT_SERVING, ())
+
+
+def test_very_many_sick_services_fit_into_a_beat() -> None:
+    names = [f"{number:0>64}" for number in range(1_000)]
+    rig = Rig()
+    rig.connect()
+    rig.hear(welcome(services=tuple(offer(name, 1) for name in [*names, "well"])))
+    plans = {plan.service: plan for plan in rig.agent.plans()}
+    for number, name in enumerate(names):
+        rig.agent.checked(plans[name], False, f"{number:x>400}", rig.now_ms)
+    rig.check(name="well")
+    (beat,) = rig.beats()
+    assert sum(len(each.services) for each in beat.sick or ()) == 1_000
+    assert len(encode_node(beat)[1]) < LARGEST_FRAME
 
 
 def test_a_new_service_counts_from_its_first_result() -> None:
@@ -321,9 +380,21 @@ def test_a_new_service_counts_from_its_first_result() -> None:
     rig.hear(welcome(services=(offer("default", 8080), offer("new", 9))))
     rig.check(name="default")
     rig.wait(INTERVAL_MS)
-    assert [beat.status for beat in rig.beats()] == [SERVING]
+    assert {beat.status for beat in rig.beats()} == {SERVING}
+    assert rig.beats()[0].sick == (Sick("not checked yet", ("new",)),)
     rig.check(good=False, name="new")
     assert rig.beats()[-1].status is NOT_SERVING
+    rig.check(good=True, name="new")
+    assert (rig.beats()[-1].status, rig.beats()[-1].sick) == (SERVING, ())
+
+
+def test_a_service_whose_check_changes_is_what_it_was_until_that_has_a_result() -> None:
+    rig = Rig()
+    rig.admit()
+    rig.hear(welcome(services=(offer("default", 8081),)))
+    rig.wait(INTERVAL_MS)
+    assert {beat.status for beat in rig.beats()} == {SERVING}
+    assert all(not beat.sick for beat in rig.beats())
 
 
 def test_the_result_of_a_check_that_is_no_longer_wanted_says_nothing() -> None:
@@ -561,11 +632,11 @@ def test_an_lb_that_speaks_is_told_again_for_what_it_is_prepared() -> None:
     rig.agent.prepared(True, "", rig.now_ms, with_what=UNWRAPPED)
     rig.hear(direct(Mode.L3))
     rig.wait(2 * INTERVAL_MS)
-    assert [beat.prepared for beat in rig.beats()] == [IN_L3, None]
+    assert [beat.prepared for beat in rig.beats()] == [IN_L3, None, None]
     rig.hear(Refused("say hello first", 0))
     rig.hear(direct(Mode.L3))
     rig.wait(2 * INTERVAL_MS)
-    assert [beat.prepared for beat in rig.beats()][2] == IN_L3
+    assert [beat.prepared for beat in rig.beats()][3] == IN_L3
 
 
 def test_each_lb_is_told_of_its_own_vips_and_of_what_is_served() -> None:

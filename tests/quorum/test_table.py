@@ -13,7 +13,9 @@ from bus.states import (
     LocalView,
     NodeService,
     NodeTable,
+    ServiceState,
     SnatSlice,
+    states_apart,
 )
 from bus.words import (
     Mode,
@@ -39,6 +41,7 @@ from tests.quorum.views import ECHO, WEB, seen, table_config, view
 
 UP, DRAINING, DOWN = NodeState.UP, NodeState.DRAINING, NodeState.DOWN
 BANNED, PROBATION = NodeState.BANNED, NodeState.PROBATION
+SUSPECT = NodeState.SUSPECT
 L2, L3, L4 = Mode.L2, Mode.L3, Mode.L4
 SEED = 0xFEED_FACE_CAFE_BEEF
 
@@ -79,6 +82,12 @@ def states(table: NodeTable) -> dict[str, NodeState]:
         (DOWN, [UP], UP),
         (BANNED, [PROBATION], DOWN),
         (BANNED, [BANNED], BANNED),
+        (None, [SUSPECT], SUSPECT),
+        (UP, [UP, UP, SUSPECT], UP),
+        (UP, [UP, SUSPECT, SUSPECT], SUSPECT),
+        (UP, [UP, SUSPECT, DOWN], SUSPECT),
+        (UP, [DRAINING, SUSPECT, DOWN], DRAINING),
+        (UP, [SUSPECT, DOWN, DOWN], DOWN),
         (None, [UP, DOWN], None),
         (UP, [UP, DOWN], DOWN),
         (UP, [UP, UP, DOWN], UP),
@@ -105,6 +114,64 @@ def test_majority(
     merged = merge(previous, reports, table_config(), ["lb-0"], term=1)
     assert states(merged) == ({} if after is None else {"n": after})
     assert [ban.node for ban in merged.bans] == (["n@10.81.0.20"] if after is BANNED else [])
+
+
+def serving(state: NodeState, *names: str, **apart: NodeState) -> LocalView:
+    """One node with these services, of which some are in states of their own."""
+    services = tuple(NodeService(name, 8080) for name in names)
+    own = tuple(ServiceState(name, each, "as it is") for name, each in apart.items())
+    return view(replace(seen("n", state), services=services, apart=own))
+
+
+@pytest.mark.parametrize(
+    ("observed", "state", "apart"),
+    [
+        ([serving(UP, "a", "b", b=DOWN)], UP, {"b": DOWN}),
+        ([serving(UP, "a", "b", b=PROBATION)], UP, {"b": DOWN}),
+        ([serving(UP, "a", "b", b=BANNED)], UP, {"b": BANNED}),
+        ([serving(DRAINING, "a", "b", b=DOWN)], DRAINING, {"b": DOWN}),
+        ([serving(UP, "a", "b", b=DOWN)] * 2 + [serving(UP, "a", "b")], UP, {"b": DOWN}),
+        ([serving(UP, "a", "b", b=DOWN)] + [serving(UP, "a", "b")] * 2, UP, {}),
+        ([serving(UP, "a", "b", b=DOWN), serving(UP, "a", "b")], UP, {"b": DOWN}),
+        ([serving(UP, "a", "b", b=DOWN), serving(UP, "a"), serving(UP, "a")], UP, {"b": DOWN}),
+        ([serving(UP, "a", "b"), serving(UP, "a")], UP, {}),
+        ([serving(UP, "a", "b", a=DOWN), serving(UP, "a", "b", b=DOWN)], DOWN, {}),
+        ([serving(UP, "a", "b", a=BANNED), serving(UP, "a", "b", b=DOWN)], DOWN, {}),
+        ([serving(UP, "a", "b", b=DOWN), serving(DOWN, "a", "b")], DOWN, {}),
+        ([serving(UP, "a", "b", b=DOWN)] * 2 + [serving(DOWN, "a", "b")], UP, {"b": DOWN}),
+        ([serving(UP, "a", "b", b=DOWN)] * 2 + [view()], UP, {"b": DOWN}),
+    ],
+)
+def test_a_service_of_a_node_has_a_majority_of_its_own(
+    observed: list[LocalView], state: NodeState, apart: dict[str, NodeState]
+) -> None:
+    reports = {f"lb-{i}": report(each) for i, each in enumerate(observed)}
+    before = merge(
+        bootstrap(1, SEED), {"lb-0": report(serving(UP, "a", "b"))}, table_config(), [], term=1
+    )
+    merged = merge(before, reports, table_config(), [], term=1)
+    (node,) = merged.nodes
+    assert (node.state, states_apart(node)) == (state, apart)
+    assert merge(merged, reports, table_config(), [], term=1).epoch == merged.epoch
+
+
+def test_why_a_service_is_down_is_no_content_and_its_state_is_told() -> None:
+    def reports(reason: str) -> dict[str, Report]:
+        seen_here = serving(UP, "a", "b", b=DOWN)
+        (only,) = seen_here.nodes
+        apart = (ServiceState("b", DOWN, reason),)
+        return {"lb-0": report(replace(seen_here, nodes=(replace(only, apart=apart),)))}
+
+    well = merge(
+        bootstrap(1, SEED), {"lb-0": report(serving(UP, "a", "b"))}, table_config(), [], term=1
+    )
+    sick = merge(well, reports("refused"), table_config(), [], term=1)
+    assert changes(well, sick) == ("b at n up -> down",)
+    assert merge(sick, reports("timed out"), table_config(), [], term=1).epoch == sick.epoch
+    again = merge(sick, {"lb-0": report(serving(UP, "a", "b"))}, table_config(), [], term=1)
+    assert changes(sick, again) == ("b at n down -> up",)
+    down = merge(sick, {"lb-0": report(serving(DOWN, "a", "b"))}, table_config(), [], term=1)
+    assert down.nodes[0].apart == ()
 
 
 @pytest.mark.parametrize("state", list(NodeState))

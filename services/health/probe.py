@@ -1,0 +1,202 @@
+"""The LB's own look at its nodes: a TCP connect to each node's address and port.
+
+What an agent says is what it sees on its own machine. Whether this LB can reach the server, only
+this LB can find out: each place is connected to once in a round (a `checks_timeout`), and the
+connection is closed at once. `Outcome` says what came of it:
+
+* OPEN: connected.
+* REFUSED: a RST. Nobody listens there, but the machine lives.
+* UNANSWERED: nothing within the timeout, or nobody on the link: no machine, or a firewall.
+
+**What it proves.** Of a TCP service in mode L4 any failure: clients' packets go that very way, so
+an agent that says *fine* is not believed. In L2 and L3 the server may listen on the VIP alone, and
+a UDP service on no TCP port; there a failure says nothing of the service, and only UNANSWERED says
+something of the machine: it confirms the silence of a node that is not heard either.
+
+Only `MISSES` failures in a row are told (`Places.judged`): a SYN may be lost. What fails on this
+side (no descriptor, no route) is no outcome. Sockets never block; they stand in one epoll, whose
+descriptor the loop polls. No more than `MOST_OPEN` are open, and `MOST_PER_S` begun in a second:
+a round among very many places takes longer than a `checks_timeout`.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import os
+import select
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+MISSES = 2
+HASTE = 10
+"""How many times as often a place is looked at that did not answer last."""
+MOST_OPEN = 128
+MOST_PER_S = 500
+PAUSE_MS = 20
+LONGEST_MS = 2_000
+_UNANSWERED = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN})
+
+
+class Outcome(Enum):
+    OPEN = "open"
+    REFUSED = "refused"
+    UNANSWERED = "unanswered"
+
+
+class Spot(NamedTuple):
+    """Where a node serves a service."""
+
+    address: str
+    port: int
+
+
+@dataclass(slots=True)
+class _Place:
+    due_ms: int
+    misses: int = 0
+    judged: Outcome | None = None
+
+
+class Places:
+    """Which places there are, when each is due, and what is to be believed of it. Pure."""
+
+    def __init__(self) -> None:
+        self._places: dict[Spot, _Place] = {}
+        self._due: list[tuple[int, Spot]] = []
+        self._budget = 0.0
+        self._budget_ms: int | None = None
+
+    def want(self, spots: Iterable[Spot], round_ms: int, now_ms: int) -> list[Spot]:
+        """From now on look at these places, and no others; returns those that are gone."""
+        wanted = dict.fromkeys(spots)
+        for number, spot in enumerate(spot for spot in wanted if spot not in self._places):
+            self._places[spot] = _Place(now_ms + number * 2 % round_ms)
+            heapq.heappush(self._due, (self._places[spot].due_ms, spot))
+        gone = [spot for spot in self._places if spot not in wanted]
+        for spot in gone:
+            del self._places[spot]
+        return gone
+
+    def take_due(self, most: int, round_ms: int, now_ms: int) -> list[Spot]:
+        """At most so many places that are to be connected to now."""
+        elapsed_ms = now_ms - (now_ms if self._budget_ms is None else self._budget_ms)
+        self._budget_ms = now_ms
+        self._budget = min(MOST_PER_S / 10, self._budget + elapsed_ms * MOST_PER_S / 1_000)
+        due: list[Spot] = []
+        while self._due and self._due[0][0] <= now_ms and len(due) + 1 <= min(most, self._budget):
+            at_ms, spot = heapq.heappop(self._due)
+            place = self._places.get(spot)
+            if place is None or place.due_ms != at_ms:
+                continue  # it went, and may have come again
+            due.append(spot)
+            place.due_ms = now_ms + max(1, round_ms // (HASTE if place.misses else 1))
+            heapq.heappush(self._due, (place.due_ms, spot))
+        self._budget -= len(due)
+        return due
+
+    def next_due_ms(self) -> int | None:
+        """When `take_due` has something, as far as the budget goes."""
+        if not self._due:
+            return None
+        wait_ms = 0 if self._budget >= 1 else PAUSE_MS
+        return max(self._due[0][0], (self._budget_ms or 0) + wait_ms)
+
+    def found(self, spot: Spot, outcome: Outcome) -> Outcome | None:
+        """Take one outcome; returns what is to be believed from now on, if that is news."""
+        place = self._places.get(spot)
+        if place is None:
+            return None
+        place.misses = 0 if outcome is Outcome.OPEN else place.misses + 1
+        if outcome is not Outcome.OPEN and place.misses < MISSES:
+            return None
+        if outcome is place.judged:
+            return None
+        place.judged = outcome
+        return outcome
+
+
+@dataclass(slots=True)
+class _Attempt:
+    spot: Spot
+    socket: socket.socket
+    deadline_ms: int
+
+
+class Prober:
+    """The sockets. `turn` in every turn of the loop; `fileno` is readable when one is ready."""
+
+    def __init__(self) -> None:
+        self.places = Places()
+        self._epoll = select.epoll()
+        self._attempts: dict[int, _Attempt] = {}
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def next_due_ms(self) -> int | None:
+        """When `turn` has something to do, unless `fileno` is readable before."""
+        moments = [attempt.deadline_ms for attempt in self._attempts.values()]
+        if len(moments) < MOST_OPEN and (due_ms := self.places.next_due_ms()) is not None:
+            moments.append(due_ms)
+        return min(moments, default=None)
+
+    def turn(self, round_ms: int, now_ms: int) -> list[tuple[Spot, Outcome]]:
+        """Begin what is due, end what is ready or late; returns what is news."""
+        found: list[tuple[Spot, Outcome]] = []
+        for descriptor, _ in self._epoll.poll(0):
+            attempt = self._attempts[descriptor]
+            code = attempt.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self._end(descriptor, _outcome(code), found)
+        for descriptor, attempt in list(self._attempts.items()):
+            if now_ms >= attempt.deadline_ms:
+                self._end(descriptor, Outcome.UNANSWERED, found)
+        room = MOST_OPEN - len(self._attempts)
+        for spot in self.places.take_due(room, round_ms, now_ms) if room else ():
+            self._begin(spot, now_ms + min(round_ms, LONGEST_MS), found)
+        return found
+
+    def close(self) -> None:
+        for attempt in self._attempts.values():
+            attempt.socket.close()
+        self._epoll.close()
+
+    def _begin(self, spot: Spot, deadline_ms: int, found: list[tuple[Spot, Outcome]]) -> None:
+        try:
+            opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError:
+            return  # no descriptor left: nobody's fault but ours
+        descriptor = opened.fileno()
+        self._attempts[descriptor] = _Attempt(spot, opened, deadline_ms)
+        self._epoll.register(descriptor, select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP)
+        code = opened.connect_ex(spot)
+        if code != errno.EINPROGRESS:
+            self._end(descriptor, _outcome(code), found)
+
+    def _end(
+        self, descriptor: int, outcome: Outcome | None, found: list[tuple[Spot, Outcome]]
+    ) -> None:
+        attempt = self._attempts.pop(descriptor)
+        self._epoll.unregister(descriptor)
+        attempt.socket.close()
+        news = self.places.found(attempt.spot, outcome) if outcome is not None else None
+        if news is not None:
+            found.append((attempt.spot, news))
+
+
+def _outcome(code: int) -> Outcome | None:
+    """Of a connect that ended with this error; None: it says nothing of the other side."""
+    if code == 0:
+        return Outcome.OPEN
+    if code == errno.ECONNREFUSED:
+        return Outcome.REFUSED
+    return Outcome.UNANSWERED if code in _UNANSWERED else None
+
+
+def in_words(spot: Spot, outcome: Outcome) -> str:
+    """What an outcome that is no good says of a node's service."""
+    what = os.strerror(errno.ECONNREFUSED).lower() if outcome is Outcome.REFUSED else "no answer"
+    return f"this load balancer cannot connect to port {spot.port}: {what}"
