@@ -19,7 +19,7 @@ from bpf.loader import LoadedObject, compile_program
 from bpf.pins import PinnedMaps, open_pin, pin
 from bpf.syscall import MapType, create_map, map_shape
 from bus.commands import CommandError
-from bus.states import Counters, DataplaneState, NodeService
+from bus.states import Counters, NodeService
 from bus.words import (
     Mode,
     NodeState,
