@@ -1,9 +1,9 @@
 """The dataplane process: it tells the kernel where packets go, and then is not needed.
 
 In: `state.table.` of quorum, `state.view.` of health (to mask at once what is dead from here),
-netlink's notifications, the commands `flows` and `reload`, SIGHUP, SIGTERM, the clock. Out: map
-writes; `state.dataplane.` on change and every 500 ms, `state.counters.` every second, the events
-`dataplane.attached.`, `dataplane.degraded.` and `process.started.`.
+netlink's notifications, the commands `flows`, `trace` and `reload`, SIGHUP, SIGTERM, the clock.
+Out: map writes; `state.dataplane.` on change and every 500 ms, `state.counters.` every second, the
+events `dataplane.attached.`, `dataplane.degraded.` and `process.started.`.
 
 **Start.** The publisher's lock comes first (a second copy waits there). Then the interfaces: if
 one is missing the process waits and says so. Then the programs (`programs` keeps the old ones
@@ -82,6 +82,8 @@ from services.dataplane.path_mtu import PathMtu
 from services.dataplane.plan import Plan, make_plan
 from services.dataplane.programs import ProgramPlan, rings_for
 from services.dataplane.settings import of_machine, settings
+from services.dataplane.trace import WrongQuestion, read_question
+from services.dataplane.tracing import Scene
 from services.process import Bus, Loop
 
 REPUBLISH_MS = 500
@@ -268,6 +270,8 @@ class DataplaneProcess:
         match verb:
             case "flows":
                 return self._list_flows(arguments)
+            case "trace":
+                return self._trace(arguments)
             case "reload":
                 return self._reload()
             case _:
@@ -303,6 +307,29 @@ class DataplaneProcess:
         listing = list_flows(blocks, wanted, dict(self._names), timeouts, limit)
         forwarding.questions.ask(listing, answer)
         return later
+
+    def _trace(self, arguments: dict[str, Any]) -> Later:
+        if self._forwarding is None:
+            raise CommandError(f"not forwarding yet: waiting for {self._waiting_for}")
+        try:
+            question = read_question(arguments)
+        except WrongQuestion as wrong:
+            raise CommandError(str(wrong)) from None
+        return self._forwarding.tracing.ask(question)
+
+    def _scene(self, forwarding: Forwarding) -> Scene:
+        plan = forwarding.programs.plan
+        by_xdp = [each.program for each in forwarding.hooks if each.attached]
+        return Scene(
+            lb=self._started_with.local.name,
+            settings=forwarding.settings,
+            kernel=self._held,
+            names=self._names,
+            services={number: name for name, number in self._held.ids.items()},
+            public=plan.public,
+            private=plan.private,
+            by_xdp=frozenset(program for program in by_xdp if program.startswith("xdp")),
+        )
 
     def _reload(self) -> dict[str, Any]:
         """Take the file's new content as a whole, or keep the old one as a whole."""
@@ -548,7 +575,10 @@ class DataplaneProcess:
         """A few milliseconds' work on the flow table, for whoever waits for some."""
         if forwarding.turn(now_ms):
             self._stale |= self._planned is not None and self._planned.can_free(forwarding.census)
-        if forwarding.questions.turn():
+        answered = forwarding.questions.turn()
+        if forwarding.tracing.is_asked:
+            answered |= forwarding.tracing.turn(self._scene(forwarding))
+        if answered:
             self._commands.serve(self._command)
         if forwarding.old_table_is_empty and now_ms >= self._unchain_ms:
             self._unchain(forwarding, now_ms)
