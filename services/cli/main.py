@@ -39,6 +39,7 @@ COMMANDS = {
     "flows": "services.cli.nodes:flows",
     "quorum": "services.cli.status:quorum",
     "events": "services.cli.events:events",
+    "trace": "services.cli.trace:trace",
     "doctor": "services.cli.doctor:doctor",
     "detach": "services.cli.detach:detach",
     "lab": "services.cli.lab:app",
