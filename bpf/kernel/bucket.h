@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* Where the flow table's buckets come from: out of the table, for the programs that forward.
  *
  * GALE_TRACE is the same source compiled to ask what would become of a packet (bpf/trace.py). Its

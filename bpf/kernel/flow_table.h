@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* The flow table: who is where, who may read and write it, and how a place is taken.
  *
  * An array of buckets of sixteen places, one direction of a flow in each, in one cache line: its
