@@ -13,8 +13,11 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from bus import topics
+from bus.words import LARGEST_WEIGHT
 
 FIRST_TRACE_MS = 60_000
+PLAN_MS = 10_000
+"""A plan goes through the whole flow table."""
 
 
 class Asked(Protocol):
@@ -60,6 +63,53 @@ class TraceAnswer(BaseModel):
     """The frame that would leave, in hexadecimal digits."""
 
 
+class PlanQuestion(BaseModel):
+    """A change of the table, in any of these ways at once."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    without: Annotated[list[str], Field(max_length=1000)] = []
+    """Ids of nodes that would be gone."""
+    weights: dict[str, Annotated[int, Field(ge=0, le=LARGEST_WEIGHT)]] = {}
+    """By node's id."""
+    services: Annotated[list[dict[str, Any]], Field(max_length=1000)] | None = None
+    """All there would be, each as the node table has it; null: as they are."""
+
+
+class ServicePlan(BaseModel):
+    """What would become of one service."""
+
+    service: str
+    mode: str
+    change: str
+    slots_moved: int
+    share_moved: float
+    flows: int
+    flows_reset: int
+    flows_moved: int
+    flows_left: int
+
+
+class NodePlan(BaseModel):
+    """The slots of one node, of all services."""
+
+    node: str
+    slots: int
+    slots_after: int
+
+
+class PlanAnswer(BaseModel):
+    """Slots that would move, and living flows that would be hit. Nothing is applied."""
+
+    services: list[ServicePlan]
+    nodes: list[NodePlan]
+    refused: list[str]
+    """What would find no place, a line each."""
+    slots_moved: int
+    flows_hit: int
+    changes_nothing: bool
+
+
 def add_questions(app: FastAPI, source: Asked) -> None:
     @app.post("/v1/trace")
     async def trace(question: TraceQuestion) -> TraceAnswer:
@@ -67,3 +117,10 @@ def add_questions(app: FastAPI, source: Asked) -> None:
         arguments = question.model_dump()
         answer = await source.command(topics.DATAPLANE, "trace", arguments, FIRST_TRACE_MS)
         return TraceAnswer(**answer)
+
+    @app.post("/v1/plan")
+    async def plan(question: PlanQuestion) -> PlanAnswer:
+        """Slots that a change would move, and flows that it would hit; nothing is applied."""
+        arguments = question.model_dump()
+        answer = await source.command(topics.DATAPLANE, "plan", arguments, PLAN_MS)
+        return PlanAnswer(**answer)

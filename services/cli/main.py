@@ -33,6 +33,9 @@ from services.cli.invocation import WELL, WRONG_USE, Invocation
 
 COMMANDS = {
     "check": "services.cli.check:check",
+    "reload": "services.cli.reload:reload",
+    "plan": "services.cli.plan:plan",
+    "apply": "services.cli.plan:apply",
     "status": "services.cli.status:status",
     "nodes": "services.cli.nodes:nodes",
     "services": "services.cli.nodes:services",

@@ -1,7 +1,8 @@
 """The dataplane process: it tells the kernel where packets go, and then is not needed.
 
 In: `state.table.` of quorum, `state.view.` of health (to mask at once what is dead from here),
-netlink's notifications, the commands `flows`, `trace` and `reload`, SIGHUP, SIGTERM, the clock.
+netlink's notifications, the commands `flows`, `trace`, `plan` and `reload`, SIGHUP, SIGTERM, the
+clock.
 Out: map writes; `state.dataplane.` on change and every 500 ms, `state.counters.` every second, the
 events `dataplane.attached.`, `dataplane.degraded.` and `process.started.`.
 
@@ -69,6 +70,13 @@ from conf import LbConfig, Paths, load_lb
 from services import process
 from services.dataplane import machine, outputs
 from services.dataplane.flows.listing import Rows, Seated, list_flows
+from services.dataplane.foresight import (
+    FlowCounts,
+    WrongChangeError,
+    count_flows,
+    foresee,
+    read_change,
+)
 from services.dataplane.forwarding import Forwarding
 from services.dataplane.front_table import MOST_FRONTS
 from services.dataplane.fronts import service_identity
@@ -272,6 +280,8 @@ class DataplaneProcess:
                 return self._list_flows(arguments)
             case "trace":
                 return self._trace(arguments)
+            case "plan":
+                return self._foresee(arguments)
             case "reload":
                 return self._reload()
             case _:
@@ -316,6 +326,35 @@ class DataplaneProcess:
         except WrongQuestion as wrong:
             raise CommandError(str(wrong)) from None
         return self._forwarding.tracing.ask(question)
+
+    def _foresee(self, arguments: dict[str, Any]) -> Later:
+        """What a change of the table would do; nothing of it is carried out."""
+        forwarding, table = self._forwarding, self._table
+        if forwarding is None or table is None:
+            waits = self._waiting_for or "the agreed table"
+            raise CommandError(f"not forwarding yet: waiting for {waits}")
+        if len(forwarding.questions) >= MOST_LISTINGS:
+            raise CommandError(f"{MOST_LISTINGS} passes over the flows are under way: ask again")
+        try:
+            wanted = read_change(arguments).applied(table)
+        except WrongChangeError as wrong:
+            raise CommandError(str(wrong)) from None
+        facts, census, now_ms = self._facts(forwarding), forwarding.census, monotonic_ms()
+        before, after = (
+            make_plan(self._held, each, self._view, self._next_hops, facts, census, now_ms)
+            for each in (table, wanted)
+        )
+        later = Later()
+
+        def answer(flows: FlowCounts | None) -> None:
+            if flows is None:
+                later.error = "the programs are being attached again: ask again"
+            else:
+                later.result = foresee(before, after, table, wanted, flows)
+
+        passing = count_flows(block.records for block in forwarding.tables.blocks())
+        forwarding.questions.ask(passing, answer)
+        return later
 
     def _scene(self, forwarding: Forwarding) -> Scene:
         plan = forwarding.programs.plan

@@ -34,23 +34,14 @@ from bus.socket import monotonic_ms
 from bus.states import (
     LocalView,
     QuorumState,
-    TableService,
 )
 from bus.topics import Topic
-from bus.words import (
-    Affinity,
-    Encapsulation,
-    Mode,
-    NoFlow,
-    OnNodeDown,
-    Protocol,
-)
 from conf import LbConfig, Paths, load_lb
-from conf.lb import Service
 from services import process
 from services.machine import all_addresses, boot_id
 from services.process import Bus, Loop
 from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
+from services.quorum.from_config import table_service
 from services.quorum.storage import NewerFormatError, Storage
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig
 from services.quorum.timing import Timing
@@ -216,7 +207,7 @@ def _load(storage: Storage) -> tuple[HardState, str]:
 def core_config(config: LbConfig) -> QuorumConfig:
     """The file as the core reads it."""
     vips = tuple(FloatingVip(vip.address, vip.snat_addresses) for vip in config.virtual_ips)
-    services = tuple(_table_service(service) for service in config.services)
+    services = tuple(table_service(service) for service in config.services)
     flows = config.dataplane
     idle_ms = (flows.tcp_established_ms, flows.tcp_closing_ms, flows.tcp_time_wait_ms, flows.udp_ms)
     return QuorumConfig(
@@ -233,27 +224,6 @@ def _timing(config: LbConfig) -> Timing:
     quorum = config.quorum
     return Timing(
         quorum.heartbeat_ms, quorum.lease_ms, quorum.promise_ms, quorum.election_jitter_ms
-    )
-
-
-def _table_service(service: Service) -> TableService:
-    down = service.on_node_down
-    return TableService(
-        name=service.name,
-        address=service.address,
-        port=service.port,
-        protocol=Protocol(service.protocol),
-        mode=Mode(service.mode),
-        node_port=service.node_port,
-        affinity=Affinity(service.affinity),
-        encap=Encapsulation(service.encap),
-        snat=service.snat,
-        snat_addresses=service.snat_addresses,
-        on_node_down=OnNodeDown(down) if down is not None else None,
-        no_flow=NoFlow(service.no_flow),
-        ports=service.ports.size,
-        keeps_port=service.keeps_port,
-        affinity_group=service.affinity_group or "",
     )
 
 

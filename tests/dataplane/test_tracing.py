@@ -1,4 +1,4 @@
-"""`trace`, asked of the dataplane process as it runs."""
+"""`trace` and `plan`, asked of the dataplane process as it runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from bus.commands import CommandError
+from services.dataplane.ring import SLOTS
 from tests.dataplane.machines import (
     CLIENT,
     NODES,
@@ -83,3 +84,18 @@ def test_a_wrong_question_is_refused_by_name(lb: Site) -> None:
     lb.bring_up()
     with pytest.raises(CommandError, match="protocol: 'sctp'"):
         lb.ask("trace", protocol="sctp", source="10.0.0.1:1", destination="10.0.0.2:2")
+
+
+def test_a_plan_counts_the_flows_that_would_be_hit_and_carries_nothing_out(lb: Site) -> None:
+    lb.bring_up()
+    opened = [lb.connect() for _ in range(12)]
+    going = NODES[0]
+    hit = sum(each.node == going for each in opened)
+    told = lb.ask("plan", without=[f"node-0@{going}"])
+    (service,) = told["services"]
+    assert (service["flows"], service["flows_reset"]) == (12, hit)
+    assert service["slots_moved"] == pytest.approx(SLOTS / 2, rel=0.05)
+    assert all(each.echo() for each in opened)
+    assert lb.ask("plan", weights={f"node-1@{NODES[1]}": 100})["changes_nothing"]
+    with pytest.raises(CommandError, match="no node is named nobody"):
+        lb.ask("plan", without=["nobody"])
