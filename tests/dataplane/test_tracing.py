@@ -22,6 +22,8 @@ from tests.dataplane.machines import (
 )
 
 CLIENT_PORT = 45_678
+# The first test may have to wait for a compiler.
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture
