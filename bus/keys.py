@@ -233,15 +233,19 @@ def write_key(path: Path, *keys: bytes) -> None:
     temporary.replace(path)
 
 
-def permission_problems(directory: Path) -> Iterator[str]:
-    """Who else could read or change what only this machine's user may, a line for each."""
+def permission_problems(directory: Path, owners: frozenset[int]) -> Iterator[str]:
+    """Who else could read or change what only its owner may, a line for each.
+
+    `owners`: the users that it may belong to.
+    """
     try:
         owner = directory.stat().st_uid
     except OSError as error:
         yield f"{directory}: {error.strerror}, expected a directory made by gale keygen"
         return
-    if owner not in (0, os.geteuid()):
-        yield f"{directory} belongs to user {owner}, expected {os.geteuid()}"
+    if owner not in owners:
+        expected = " or ".join(map(str, sorted(owners)))
+        yield f"{directory} belongs to user {owner}, expected {expected}"
     folders = [directory, *(directory / group for group in GROUPS)]
     for folder in folders:
         if folder.is_dir():

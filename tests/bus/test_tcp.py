@@ -181,7 +181,7 @@ def test_a_file_is_read_again_when_it_changes_and_not_before(tmp_path: Path) -> 
     assert known.refresh()
     assert known.name_of(keys.NODES, first) == "node-0"
     written = path.stat()
-    path.write_bytes(second)  # in place: the folder does not change, nor need the time
+    path.write_bytes(second + b"\n")  # in place: the folder does not change, nor need the time
     os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))
     assert known.refresh()
     assert known.name_of(keys.NODES, first) is None
@@ -247,10 +247,14 @@ def test_a_key_of_two_names_is_the_firsts(tmp_path: Path) -> None:
 def test_who_else_could_read_it_is_named(tmp_path: Path) -> None:
     directory, own = _machine(tmp_path, "lb")
     keys.write_key(directory / keys.NODES / "node-0.public", own.public)
-    assert list(keys.permission_problems(directory)) == []
+    us = frozenset({os.geteuid()})
+    assert list(keys.permission_problems(directory, us)) == []
     (directory / keys.SECRET).chmod(0o640)
     (directory / keys.NODES).chmod(0o755)
-    assert list(keys.permission_problems(directory)) == [
+    assert list(keys.permission_problems(directory, us)) == [
         f"{directory}/own.secret has mode 0640, expected 0600",
         f"{directory}/nodes has mode 0755, expected 0700",
     ]
+    assert next(keys.permission_problems(directory, frozenset({77, 78}))) == (
+        f"{directory} belongs to user {os.geteuid()}, expected 77 or 78"
+    )
