@@ -140,6 +140,11 @@ def peer_address(frame: zmq.Frame) -> str:
 # --------------------------------------------------------------------------- keys
 
 
+def peer_key(frame: zmq.Frame) -> str:
+    """The key, in Z85, that the sender of a frame of a guarded socket has proved to have."""
+    return str(frame.get("User-Id"))
+
+
 def guard(socket: zmq.Socket[bytes], own: Pair, group: str) -> None:
     """Have an accepting socket take CURVE connections alone, of keys of that group of the door's.
 
@@ -178,7 +183,7 @@ class Door:
 
     def name_of(self, group: str, frame: zmq.Frame) -> str | None:
         """Who sent a frame of a guarded socket; None: its key is not admitted any more."""
-        return self.keys.name_of(group, str(frame.get("User-Id")).encode())
+        return self.keys.name_of(group, peer_key(frame).encode())
 
     def close(self) -> None:
         self.socket.close(linger=0)
