@@ -1,6 +1,9 @@
-"""Which places this LB looks at itself, when, and what is to be believed of what it finds. Pure.
+"""Which places of its nodes an LB is to look at, when, and what it believes of what it saw. Pure.
 
-`probe` makes the connections, and says what they prove.
+Only `MISSES` failures in a row are told (`Places.found`): a SYN may be lost. A place that did not
+answer is looked at `HASTE` times as often until it is clear. No more than `MOST_PER_S` looks begin
+in a second, so a round among very many places takes longer than a `checks_timeout`. What a look
+proves stands in `probe`, which makes them.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class _Place:
 
 
 class Places:
-    """Which places there are, when each is due, and what is to be believed of it."""
+    """Which places there are, when each is due, and what is to be believed of it. Pure."""
 
     def __init__(self) -> None:
         self._places: dict[Spot, _Place] = {}

@@ -13,10 +13,9 @@ an agent that says *fine* is not believed. In L2 and L3 the server may listen on
 a UDP service on no TCP port; there a failure says nothing of the service, and only UNANSWERED says
 something of the machine: it confirms the silence of a node that is not heard either.
 
-Only `MISSES` failures in a row are told (`Places.judged`): a SYN may be lost. What fails on this
-side (no descriptor, no route) is no outcome. Sockets never block; they stand in one epoll, whose
-descriptor the loop polls. No more than `MOST_OPEN` are open, and `MOST_PER_S` begun in a second:
-a round among very many places takes longer than a `checks_timeout`.
+When which place is looked at, and what is believed of what came of it, is for `places` to say. What
+fails on this side (no descriptor, no route) is no outcome. Sockets never block; they stand in one
+epoll, whose descriptor the loop polls. No more than `MOST_OPEN` are open.
 """
 
 from __future__ import annotations
