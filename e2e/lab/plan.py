@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT_DIR = Path("/run/gale/lab")
+KEYS_DIR = ROOT_DIR / "keys"
 NETNS_DIR = Path("/run/netns")
 CHECKOUT_DIR = Path(__file__).resolve().parents[2]
 CLIENT = "client"
@@ -98,6 +99,8 @@ class Plan:
     devices: tuple[str, ...] = ()
     """Of what kind each LB's interfaces are, `PUBLIC/PRIVATE` (see `devices`); the last one holds
     for all further LBs. None: veth/veth."""
+    keys: bool = False
+    """Whether the machines know one another by keys."""
     emulated: bool = False
     """On a machine that is emulated, some thirty times as slow: all is waited for longer, and the
     servers have no file that takes a minute to make."""
@@ -166,6 +169,11 @@ def enter(machine: str) -> list[str]:
 def home(machine: str) -> Path:
     """The directory that holds all files of one machine."""
     return ROOT_DIR / machine
+
+
+def keys(machine: str) -> Path:
+    """Where its keys are, if there are any."""
+    return KEYS_DIR / machine
 
 
 def supervisor_conf(machine: str) -> Path:

@@ -79,6 +79,9 @@ def up(
     config: Annotated[
         Path | None, typer.Option("--config", metavar="EXTRA.toml", help="Laid over each LB's.")
     ] = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="All machines know one another by keys.")
+    ] = False,
 ) -> None:
     """Build the lab; return once every node is routed to on every LB."""
     if mode not in ("l2", "l3", "l4"):
@@ -92,7 +95,7 @@ def up(
             raise typer.BadParameter(
                 f"{devices}: expected two of {there}, as bridge/veth", param_hint="--devices"
             )
-        plan = lab.Plan(lbs=lbs, nodes=nodes, mode=mode, mtu=mtu, devices=(devices,))
+        plan = lab.Plan(lbs=lbs, nodes=nodes, mode=mode, mtu=mtu, devices=(devices,), keys=keys)
         built = lab.Lab(plan)
         with lab.exclusive(_say):
             _up(lab, built, config)

@@ -197,6 +197,7 @@ class AgentProcess:
         self._own_address = self._find_own_address()
         self._core.load = round(os.getloadavg()[0] / (os.cpu_count() or 1), 3)
         wanted = {LOOPBACK, self._own_address}
+        self._api.token_file = self._config.security.api_token_file
         problem = self._api.listen(wanted, self._config.local.api_port)
         if problem and problem != self._api_problem:
             _log.warning("waiting", waiting_for=problem)
