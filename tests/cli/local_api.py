@@ -104,6 +104,7 @@ STATUS = StatusShape(
     version="0.1.0",
     ready=False,
     not_ready=["health: nothing heard for 7 s"],
+    keys=True,
     warnings=["node n-9@10.81.0.29 at web: all 65,535 seats are taken"],
     processes={
         "quorum": ProcessShape(120, True, "b1", 4711, "0.1.0", ""),
