@@ -94,6 +94,9 @@ RESEND_MS = 100
 """A table or a view that was not acknowledged for so long is sent again."""
 SILENT_REPORT_MS = 1_000
 """For so long the report of an LB that is not heard counts."""
+ALONE_CLAIM_MS = 10_000
+"""A quorum of one claims its VIPs for so long ahead: nobody waits for the end of its lease, and so
+they outlast a restart of its process."""
 UNKNOWN = Standing(eligible=False, fitness=0)
 
 
@@ -742,6 +745,8 @@ class Quorum:
         claims = dict(self._held.until_ms)
         if self._leads:
             until_ms = self._election.lease_until_ms(now_ms)
+            if self._alone:
+                until_ms = max(until_ms, now_ms + ALONE_CLAIM_MS)
             claims = dict.fromkeys(self._mine(self._config.name), until_ms)
         claims = {vip: until_ms for vip, until_ms in claims.items() if until_ms > now_ms}
         if claims == self._claims:

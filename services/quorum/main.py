@@ -22,6 +22,8 @@ from __future__ import annotations
 import secrets
 import sys
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -50,6 +52,7 @@ from conf.lb import Service
 from services import process
 from services.machine import all_addresses, boot_id
 from services.process import Bus, Loop
+from services.quorum.claims import Claims, Told
 from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
 from services.quorum.storage import NewerFormatError, Storage
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig
@@ -89,6 +92,8 @@ class QuorumProcess:
         stored, adopted = _load(self._storage)
         seed, now_ms = secrets.randbits(64), monotonic_ms()
         self._core = Quorum(core_config(config), stored, seed, now_ms)
+        table = core_config(config).table
+        self._claims = Claims(paths.bpf_dir, table, now_ms, alone=not config.quorum.addresses)
         self._unwritten: Persist | None = None
         """What the core wants on the disk and is not there yet."""
         self._published: QuorumState | None = None
@@ -120,7 +125,13 @@ class QuorumProcess:
                 self._core.report(envelope.boot, envelope.data, now_ms, age_ms)
         self._core.tick(now_ms)
         self._work_off(now_ms)
+        self._claims.tick(self._told, now_ms)
+        self._publish_events(self._claims.take())
         self._publish_states(now_ms)
+
+    @property
+    def _told(self) -> Told:
+        return Told(self._name, self._core.term)
 
     # ------------------------------------------------------------------ out
 
@@ -128,6 +139,8 @@ class QuorumProcess:
         if self._unwritten is not None:
             self._write(now_ms)
         while (ready := self._core.take(now_ms)) is not None:
+            if ready.claims is not None:  # before anybody hears what they rest on
+                self._claims.claim(ready.claims, self._told, now_ms)
             self._publish(ready)
             if ready.persist is not None:
                 self._unwritten = ready.persist
@@ -152,12 +165,17 @@ class QuorumProcess:
     def _publish(self, ready: Ready) -> None:
         if ready.committed is not None:
             self._publisher.publish(Topic.STATE_TABLE, ready.committed)
-        for topic, event in ready.events:
+        self._publish_events(ready.events)
+
+    def _publish_events(self, events: Iterable[tuple[Topic, Any]]) -> None:
+        for topic, event in events:
             self._publisher.publish(topic, event)
             _log.info(topic.value.rstrip("."), **_loggable(event))
 
     def _publish_states(self, now_ms: int) -> None:
         state = self._core.state(now_ms)
+        if self._claims.waiting_for and not state.waiting_for:
+            state = replace(state, waiting_for=self._claims.waiting_for)
         if now_ms >= self._state_due_ms or state != self._published:
             self._publisher.publish(Topic.STATE_QUORUM, state)
             self._published = state
@@ -169,9 +187,9 @@ class QuorumProcess:
 
     def _wait_ms(self, now_ms: int) -> int:
         due_ms = min(self._state_due_ms, self._table_due_ms)
-        next_ms = self._core.next_due_ms()
-        if next_ms is not None:
-            due_ms = min(due_ms, next_ms)
+        for next_ms in (self._core.next_due_ms(), self._claims.next_due_ms()):
+            if next_ms is not None:
+                due_ms = min(due_ms, next_ms)
         if self._unwritten is not None:
             due_ms = min(due_ms, self._retry_ms)
         return max(0, due_ms - now_ms)
@@ -187,6 +205,7 @@ class QuorumProcess:
         config, answer = process.reload_lb(self._config_path, self._started_with)
         if config is not None:
             self._core.reconfigure(core_config(config), monotonic_ms())
+            self._claims.configure(core_config(config).table, monotonic_ms())
             _warn_if_not_alone(config)
         return answer
 
