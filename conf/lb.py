@@ -27,6 +27,7 @@ from conf.table import NEEDS_RESTART, Endpoint, Finding, Table, endpoint_finding
 from conf.values import (
     AbsolutePath,
     Affinity,
+    Announce,
     Boolean,
     Encapsulation,
     EventsEndpoint,
@@ -112,6 +113,8 @@ class Quorum(Table):
         default=150, alias="election_jitter"
     )
     witness: Boolean = False
+    announce: Announce = "arp"
+    announce_command: AbsolutePath | None = None
     replication_port: Port | None = None
 
     def replication_port_of(self, peer: Endpoint) -> int:
@@ -290,12 +293,30 @@ def _quorum_findings(config: LbConfig) -> Iterator[Finding]:
     yield from _peer_findings(quorum)
     yield from _quorum_port_findings(config)
     yield from _timing_findings(quorum)
+    yield from _announce_findings(quorum)
     if quorum.witness and len(quorum.addresses) < 2:
         yield Finding(
             (QUORUM, "witness"),
             "a witness only votes, and here is nobody to vote for",
             "expected this machine and the LBs in addresses",
             rests_on=((QUORUM, "addresses"),),
+        )
+
+
+def _announce_findings(quorum: Quorum) -> Iterator[Finding]:
+    if quorum.announce == "exec" and quorum.announce_command is None:
+        yield Finding(
+            (QUORUM, "announce"),
+            '"exec" without announce_command',
+            "expected announce_command beside it: the script to run",
+            rests_on=((QUORUM, "announce_command"),),
+        )
+    if quorum.announce != "exec" and quorum.announce_command is not None:
+        yield Finding(
+            (QUORUM, "announce_command"),
+            f'of no use with announce "{quorum.announce}"',
+            'expected announce = "exec", or no announce_command',
+            rests_on=((QUORUM, "announce"),),
         )
 
 

@@ -234,7 +234,8 @@ static __always_inline int send_echo(context_t *ctx, struct packet *packet)
 	ip->daddr = client;
 	ttl = ip->ttl;
 	ip->ttl = ANSWER_TTL;
-	ip->check = checksum_adjust(ip->check, delta16(bpf_htons(ttl << 8), bpf_htons(ANSWER_TTL << 8)));
+	ip->check = checksum_adjust(ip->check,
+				    delta16(bpf_htons(ttl << 8), bpf_htons(ANSWER_TTL << 8)));
 	icmp->type = ICMP_ECHOREPLY;
 	icmp->checksum = checksum_adjust(icmp->checksum, delta16(bpf_htons(ICMP_ECHO << 8), 0));
 	packet->verdict = bpf_redirect(arrived_on(ctx), 0);

@@ -1,10 +1,11 @@
 /* Floating addresses: of all LBs together, and answered for by the one that holds the lease.
  *
- * Discovery is gated, forwarding never: whatever still arrives is forwarded by whoever gets it. What
- * is gated are the answers to "who has it?" (discovery.h) and to a ping, since these are a claim.
- * The quorum process writes until when it may be made, so an LB whose processes have stopped ceases
- * to claim by itself. A question that is not answered is dropped: the host's own stack would answer
- * it, on every LB, if the address stood on one of its interfaces (a node has it on its loopback).
+ * Discovery is gated, forwarding never: whatever still arrives is forwarded by whoever gets it.
+ * What is gated are the answers to "who has it?" (discovery.h) and to a ping, since these are a
+ * claim. The quorum process writes until when it may be made, so an LB whose processes have stopped
+ * ceases to claim by itself. A question that is not answered is dropped: the host's own stack would
+ * answer it, on every LB, if the address stood on one of its interfaces (a node has it on its
+ * loopback).
  *
  * A VIP is asked for on the public side, an SNAT address on the private one.
  */

@@ -2,9 +2,9 @@
  * and ICMPv6 echo.
  *
  * A question about an address that this LB claims is answered with the MAC address of the interface
- * that it came to, by the question itself, turned around: what lies behind it (padding, a tag) stays
- * as it is. One about a floating address that it does not claim is dropped (claims.h), any other is
- * the host's.
+ * that it came to, by the question itself, turned around: what lies behind it (padding, a tag)
+ * stays as it is. One about a floating address that it does not claim is dropped (claims.h), any
+ * other is the host's.
  *
  * Whoever else says that it has a claimed address is kept out of the host's neighbour table and
  * written down (`rivals`): the dataplane announces the address anew, and tells people. As long as
@@ -30,7 +30,7 @@
 #define ND_TARGET_MAC 2
 #define ND_SOLICITED 0x40000000
 #define ND_OVERRIDE 0x20000000
-#define ECHO_BYTES 8 /* at least */
+#define ECHO_BYTES 8   /* at least */
 #define OPTION_BYTES 8 /* one with a MAC address or a nonce */
 
 struct arp {
@@ -164,7 +164,8 @@ static __always_inline int has_right_sum(context_t *ctx, struct neighbour *quest
 	__u32 sum = bpf_htons(bytes) + bpf_htons(ICMPV6);
 
 	sum = bpf_csum_diff(0, 0, (void *)question->ip.source,
-			    sizeof(*question) - __builtin_offsetof(struct neighbour, ip.source), sum);
+			    sizeof(*question) - __builtin_offsetof(struct neighbour, ip.source),
+			    sum);
 	if (bytes > sizeof(*question) - sizeof(struct ipv6)) {
 		if (options + OPTION_BYTES > packet_end(ctx))
 			return 0;
@@ -259,8 +260,9 @@ static __always_inline enum reason answer_echo(context_t *ctx, struct packet *pa
 	__builtin_memcpy(echo->ip.source, &asked, sizeof(asked));
 	echo->ip.hops = ANSWER_TTL;
 	echo->type = ICMPV6_ECHO_REPLY;
-	echo->checksum = checksum_adjust(echo->checksum, delta16(bpf_htons(ICMPV6_ECHO_REQUEST << 8),
-								 bpf_htons(ICMPV6_ECHO_REPLY << 8)));
+	echo->checksum =
+		checksum_adjust(echo->checksum, delta16(bpf_htons(ICMPV6_ECHO_REQUEST << 8),
+							bpf_htons(ICMPV6_ECHO_REPLY << 8)));
 	packet->verdict = bpf_redirect(arrived_on(ctx), 0);
 	return REASON_echo_answered;
 }
@@ -274,8 +276,8 @@ static __always_inline enum reason take_echo(context_t *ctx, struct packet *pack
 	struct floating_key key;
 	struct vip_claim *claim;
 
-	if ((void *)(ethernet + 1) > packet_end(ctx) ||
-	    (void *)&echo->target > packet_end(ctx) || echo->code ||
+	if ((void *)(ethernet + 1) > packet_end(ctx) || (void *)&echo->target > packet_end(ctx) ||
+	    echo->code ||
 	    network + sizeof(echo->ip) + bpf_ntohs(echo->ip.payload) > frame_bytes(ctx) ||
 	    bpf_ntohs(echo->ip.payload) < ECHO_BYTES)
 		return REASON_pass_not_ipv4;

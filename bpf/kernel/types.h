@@ -170,7 +170,7 @@ struct floating_key {
 	__be32 address[4];
 };
 
-#define ASKED_IN_PUBLIC 1	/* a VIP: clients ask for it */
+#define ASKED_IN_PUBLIC 1  /* a VIP: clients ask for it */
 #define ASKED_IN_PRIVATE 2 /* an SNAT address: nodes do */
 
 /* What stands here is an address of all LBs together, and no host's. */

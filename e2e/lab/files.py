@@ -167,6 +167,9 @@ def lb_config(lab: Plan, machine: str, overlay: Table) -> Table:
             for service in plan.SERVICES
         ],
     }
+    if lab.floating:
+        unit: Table = {"address": plan.VIP, "snat_addresses": list(plan.SNAT_ADDRESSES)}
+        ours["virtual_ips"] = [unit]
     return overlaid(ours, overlay)
 
 

@@ -2,6 +2,7 @@
 
     public 10.80.0.0/24    client .2     lb-i .10+i                 router .254
     private 10.81.0.0/24                 lb-i .10+i    node-i .20+i router .254
+    floating: the VIP 10.80.0.100, and 10.81.0.100 to .103, which nodes see of it in mode l4
 
 Every machine is a network namespace `gale-<machine>`; a further one, `gale-switch`, holds the two
 bridges, so that nothing of the host's own network is touched. A machine's interface is called
@@ -45,6 +46,9 @@ class Network:
 PUBLIC = Network("public", "pub0", "10.80.0")
 PRIVATE = Network("private", "priv0", "10.81.0")
 ROUTER_HOST = 254
+VIP = PUBLIC.address(100)
+SNAT_ADDRESSES = tuple(PRIVATE.address(host) for host in range(100, 104))
+"""As many ports for each LB as it has on an address of its own."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,9 @@ class Plan:
     devices: tuple[str, ...] = ()
     """Of what kind each LB's interfaces are, `PUBLIC/PRIVATE` (see `devices`); the last one holds
     for all further LBs. None: veth/veth."""
+    floating: bool = True
+    """The VIP is of all LBs together. False: each has its own public address for one, as where the
+    configuration names no virtual IPs."""
     emulated: bool = False
     """On a machine that is emulated, some thirty times as slow: all is waited for longer, and the
     servers have no file that takes a minute to make."""
@@ -136,8 +143,8 @@ class Plan:
         return public if link.network is PUBLIC else private
 
     def vip(self, lb: str) -> str:
-        """Without floating VIPs an LB's own public address is its VIP."""
-        return self.links(lb)[0].address
+        """What clients of this LB use."""
+        return VIP if self.floating else self.links(lb)[0].address
 
     def api_port(self, lb: str) -> int:
         return FIRST_API_PORT + self.lb_names.index(lb)

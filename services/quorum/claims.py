@@ -183,7 +183,7 @@ def _unit(config: TableConfig) -> dict[str, tuple[str, int]]:
     for vip in config.vips:
         own = [each.snat_addresses for each in config.services if each.address == vip.address]
         snat = [address for each in (vip.snat_addresses, *own) for address in each]
-        unit |= {address: (vip.address, ASKED_IN_PRIVATE) for address in snat}
+        unit |= dict.fromkeys(snat, (vip.address, ASKED_IN_PRIVATE))
         unit[vip.address] = (vip.address, ASKED_IN_PUBLIC)
     return unit
 

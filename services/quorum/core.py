@@ -246,7 +246,7 @@ class Quorum:
         self._stale = True
         """Whether something has come that the newest table does not know of."""
         self._circumstances: tuple[object, ...] = ()
-        self._stalled = ""
+        self._stalled = self._lacking = ""
         self._beat_due_ms = now_ms
         self._leader: str | None = None
         self._lease_changes = 0
@@ -344,6 +344,12 @@ class Quorum:
         """What was to be persisted did not get there: nothing moves until it does."""
         if reason != self._stalled:
             self._stalled = reason
+            self._state_version += 1
+
+    def lack(self, what: str) -> None:
+        """What of this machine keeps it from claiming; empty: nothing does."""
+        if what != self._lacking:
+            self._lacking = what
             self._state_version += 1
 
     def hand_over(self, now_ms: int) -> str:
@@ -769,4 +775,4 @@ class Quorum:
             return self._stalled
         if leader is None:
             return WAITING_FOR_LEADER
-        return WAITING_FOR_VIEW if self._register.committed is None else ""
+        return WAITING_FOR_VIEW if self._register.committed is None else self._lacking

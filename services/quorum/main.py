@@ -23,7 +23,6 @@ import secrets
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -126,6 +125,7 @@ class QuorumProcess:
         self._core.tick(now_ms)
         self._work_off(now_ms)
         self._claims.tick(self._told, now_ms)
+        self._core.lack(self._claims.waiting_for)
         self._publish_events(self._claims.take())
         self._publish_states(now_ms)
 
@@ -174,8 +174,6 @@ class QuorumProcess:
 
     def _publish_states(self, now_ms: int) -> None:
         state = self._core.state(now_ms)
-        if self._claims.waiting_for and not state.waiting_for:
-            state = replace(state, waiting_for=self._claims.waiting_for)
         if now_ms >= self._state_due_ms or state != self._published:
             self._publisher.publish(Topic.STATE_QUORUM, state)
             self._published = state

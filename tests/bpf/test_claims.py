@@ -209,9 +209,7 @@ def test_whoever_does_not_hold_the_lease_is_silent(
 
 @pytest.mark.parametrize("hook", REPLY_HOOKS)
 @pytest.mark.parametrize("name", QUESTIONS)
-def test_a_vip_is_not_answered_for_on_the_private_side(
-    scene: Scene, hook: str, name: str
-) -> None:
+def test_a_vip_is_not_answered_for_on_the_private_side(scene: Scene, hook: str, name: str) -> None:
     claimed_until(scene, FOR_EVER)
     scene.expect(hook, QUESTIONS[name], "drop_not_claimed")
 
@@ -448,7 +446,9 @@ def test_forwarding_asks_for_no_claim(scene: Scene, until: int) -> None:
 SAYING_SO = {
     "gratuitous request": arp_frame(sender=VIP, target=VIP, source=RIVAL_MAC),
     "gratuitous reply": arp_frame(op="is-at", sender=VIP, target=VIP, source=RIVAL_MAC),
-    "reply to us": arp_frame(op="is-at", sender=VIP, target=OWN_PUBLIC, source=RIVAL_MAC, to=LB_MAC),
+    "reply to us": arp_frame(
+        op="is-at", sender=VIP, target=OWN_PUBLIC, source=RIVAL_MAC, to=LB_MAC
+    ),
     "question of its own": arp_frame(sender=VIP, target="10.80.0.254", source=RIVAL_MAC),
     "in a VLAN": arp_frame(sender=VIP, target=VIP, source=RIVAL_MAC, vlans=(5,)),
 }
@@ -491,7 +491,9 @@ def test_whoever_claims_what_this_lb_does_not_is_most_likely_right(
 @pytest.mark.parametrize("hook", HOOKS)
 def test_our_own_announcement_comes_from_no_rival(scene: Scene, hook: str) -> None:
     claimed_until(scene, FOR_EVER, PUBLIC_SIDE | PRIVATE_SIDE)
-    scene.expect(hook, arp_frame(op="is-at", sender=VIP, target=VIP, source=LB_MAC), "pass_not_ipv4")
+    scene.expect(
+        hook, arp_frame(op="is-at", sender=VIP, target=VIP, source=LB_MAC), "pass_not_ipv4"
+    )
     own = mac("33:33:00:00:00:01") + mac(LB_MAC) + advertisement(to="ff02::1")[12:]
     scene.expect(hook, own, "pass_not_ipv4")
     assert scene.rival(VIP) is None

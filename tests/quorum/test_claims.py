@@ -1,4 +1,4 @@
-"""What of the leases is in the kernel: written before it is told, ended before anybody hears of it."""
+"""What of the leases is in the kernel: there before it is told, gone before anybody hears of it."""
 
 from __future__ import annotations
 
@@ -171,9 +171,7 @@ def test_without_a_map_it_waits_and_says_so(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("shape", [(MapType.ARRAY, 16), (MapType.HASH, 24)])
-def test_a_map_of_another_layout_is_not_written(
-    kernel: Kernel, shape: tuple[MapType, int]
-) -> None:
+def test_a_map_of_another_layout_is_not_written(kernel: Kernel, shape: tuple[MapType, int]) -> None:
     kernel.make(*shape)
     claims = claims_of(kernel)
     claims.claim({VIP: 9_000}, TOLD, 1_000)
