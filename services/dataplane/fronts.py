@@ -17,8 +17,8 @@ that goes is removed at once.
 **Addresses.** The map `addresses` tells the programs which packets may be theirs at all: those to a
 service's address or a VIP, and those to an SNAT address within this LB's slice. If such an address
 is no address of this host (it floats), what matches nothing there is dropped, for the host would
-answer it with a RST. An SNAT address that no service takes ports of any more stays until a census has met
-no flow with it.
+answer it with a RST. An SNAT address that no service takes ports of any more stays until a census
+has met no flow with it.
 """
 
 from __future__ import annotations
