@@ -164,6 +164,8 @@ class Lab:
         for lb in self.plan.lb_names:
             if problem := self._control_missing(lb):
                 return f"{lb}: {problem}"
+        if problem := self._agreement_missing():
+            return problem
         for lb in self.plan.lb_names if web_port else ():
             if absent := self._not_answering(lb, web_port):
                 return f"{lb}: no answer yet through {self.plan.vip(lb)} from {', '.join(absent)}"
@@ -186,6 +188,19 @@ class Lab:
         if absent := [name for name in self.plan.node_names if name not in routed]:
             return f"not routed to yet: {', '.join(absent)}"
         return ""
+
+    def _agreement_missing(self) -> str:
+        """What the LBs do not agree on yet."""
+        try:
+            states = {lb: self.api(lb, "/v1/quorum") for lb in self.plan.lb_names}
+        except (OSError, ValueError) as error:
+            return f"the API does not answer yet ({error})"
+        leaders = {state["leader"] for state in states.values()}
+        if len(leaders) > 1 or None in leaders:
+            told = ", ".join(f"{lb} follows {state['leader']}" for lb, state in states.items())
+            return f"no leader yet: {told}"
+        tables = {(state["term"], state["epoch"]) for state in states.values()}
+        return f"not one table yet: {sorted(tables)}" if len(tables) > 1 else ""
 
     def _not_answering(self, lb: str, port: int | None) -> list[str]:
         count = 20 * self.plan.nodes

@@ -25,6 +25,10 @@ CLIENT = "client"
 ROUTER = "router"
 SWITCH = "switch"
 PROCESSES = ("dataplane", "health", "quorum", "api")
+QUORUM_PORT = 8090
+"""Where LBs hear one another, on the private network."""
+WITNESS = "witness"
+"""The group of supervisord, and the directory, of the machine that only votes."""
 FIRST_API_PORT = 5560
 """The API of LB i answers on the host at 127.0.0.1, this port + i."""
 OUR_NAMESPACE = re.compile(r"gale-(client|router|switch|lb-\d+|node-\d+)")
@@ -98,6 +102,8 @@ class Plan:
     devices: tuple[str, ...] = ()
     """Of what kind each LB's interfaces are, `PUBLIC/PRIVATE` (see `devices`); the last one holds
     for all further LBs. None: veth/veth."""
+    witness: bool = False
+    """The first node's machine has a vote in the LBs' quorum."""
     emulated: bool = False
     """On a machine that is emulated, some thirty times as slow: all is waited for longer, and the
     servers have no file that takes a minute to make."""
@@ -116,6 +122,13 @@ class Plan:
     @property
     def machines(self) -> tuple[str, ...]:
         return (CLIENT, ROUTER, *self.lb_names, *self.node_names)
+
+    @property
+    def voters(self) -> tuple[str, ...]:
+        """The machines that agree with one another; an LB that has no others decides alone."""
+        witness = self.node_names[:1] if self.witness else ()
+        voters = (*self.lb_names, *witness)
+        return voters if len(voters) > 1 else ()
 
     def links(self, machine: str) -> tuple[Link, ...]:
         if machine == CLIENT:
