@@ -16,7 +16,7 @@ made: `__post_init__` raises ValueError, which the decoder turns into the sender
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 
 from bus.words import (
     Affinity,
@@ -338,6 +338,8 @@ class QuorumState:
     members: tuple[QuorumMember, ...]
     waiting_for: str
     """What of this machine is missing (own address in the list, ...); empty when nothing is."""
+    rejected: dict[str, Whole] = field(default_factory=dict)
+    """What came on the quorum's port and was not heard, by reason."""
 
 
 # --------------------------------------------------------------------------- dataplane

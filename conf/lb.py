@@ -100,17 +100,18 @@ class NodeHealth(Table):
 class Quorum(Table):
     """`[load_balancer_quorum]`: the LBs that decide together. No addresses: a quorum of one."""
 
+    name: Annotated[Name, NEEDS_RESTART] = "gale"
     enforce_single_configuration: Boolean = False
     addresses: tuple[Endpoint, ...] = ()
     heartbeat_ms: Annotated[int, duration(5, LARGEST_PROMISE_MS)] = Field(
-        default=50, alias="heartbeat"
+        default=25, alias="heartbeat"
     )
-    lease_ms: Annotated[int, duration(10, LARGEST_PROMISE_MS)] = Field(default=225, alias="lease")
+    lease_ms: Annotated[int, duration(10, LARGEST_PROMISE_MS)] = Field(default=112, alias="lease")
     promise_ms: Annotated[int, duration(10, LARGEST_PROMISE_MS)] = Field(
-        default=250, alias="promise"
+        default=125, alias="promise"
     )
     election_jitter_ms: Annotated[int, duration(10, 10_000)] = Field(
-        default=150, alias="election_jitter"
+        default=60, alias="election_jitter"
     )
     witness: Boolean = False
     announce: Announce = "arp"

@@ -26,6 +26,10 @@ CLIENT = "client"
 ROUTER = "router"
 SWITCH = "switch"
 PROCESSES = ("dataplane", "health", "quorum", "api")
+QUORUM_PORT = 8090
+"""Where LBs hear one another, on the private network."""
+WITNESS = "witness"
+"""The group of supervisord, and the directory, of the machine that only votes."""
 FIRST_API_PORT = 5560
 """The API of LB i answers on the host at 127.0.0.1, this port + i."""
 OUR_NAMESPACE = re.compile(r"gale-(client|router|switch|lb-\d+|node-\d+)")
@@ -104,7 +108,9 @@ class Plan:
     for all further LBs. None: veth/veth."""
     floating: bool = True
     """The VIP is of all LBs together. False: each has its own public address for one, as where the
-    configuration names no virtual IPs."""
+    configuration names no virtual IPs, and decides alone."""
+    witness: bool = False
+    """The first node's machine has a vote in the LBs' quorum."""
     emulated: bool = False
     """On a machine that is emulated, some thirty times as slow: all is waited for longer, and the
     servers have no file that takes a minute to make."""
@@ -123,6 +129,13 @@ class Plan:
     @property
     def machines(self) -> tuple[str, ...]:
         return (CLIENT, ROUTER, *self.lb_names, *self.node_names)
+
+    @property
+    def voters(self) -> tuple[str, ...]:
+        """The machines that agree with one another; an LB that has no others decides alone."""
+        witness = self.node_names[:1] if self.witness else ()
+        voters = (*self.lb_names, *witness)
+        return voters if self.floating and len(voters) > 1 else ()
 
     def links(self, machine: str) -> tuple[Link, ...]:
         if machine == CLIENT:
