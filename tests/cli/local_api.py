@@ -13,6 +13,7 @@ import orjson
 
 from bus.states import VipHolder
 from services.api.snapshot import (
+    ClaimShape,
     DataplaneShape,
     HookShape,
     MemberShape,
@@ -96,6 +97,10 @@ DATAPLANE = DataplaneShape(
     conntrack_established=1_234_567,
     conntrack_half_open=8,
     conntrack_capacity=2_000_000,
+    claims=[
+        ClaimShape("10.80.0.100", "public", True, "02:00:00:00:66:66 claims it too"),
+        ClaimShape("10.81.0.100", "private", True, ""),
+    ],
     observed_ms=10,
 )
 STATUS = StatusShape(
