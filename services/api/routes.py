@@ -26,9 +26,10 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from bus import topics
-from bus.commands import CommandError
+from bus.commands import COMMAND_TIMEOUT_MS, CommandError
 from bus.words import one_line
 from services.api import snapshot
+from services.api.asking import add_questions
 from services.api.fold import Fold
 from services.api.metrics import Scrape, exposition
 from services.api.snapshot import (
@@ -70,7 +71,11 @@ class Source(Protocol):
         """Wait until the log has grown *since this call* (True), or streams are to end (False)."""
 
     async def command(
-        self, service: str, verb: str, arguments: dict[str, Any]
+        self,
+        service: str,
+        verb: str,
+        arguments: dict[str, Any],
+        timeout_ms: int = COMMAND_TIMEOUT_MS,
     ) -> dict[str, Any]: ...
 
 
@@ -87,6 +92,7 @@ def application(source: Source, version: str) -> FastAPI:
     _add_probes(app, source)
     _add_states(app, source)
     _add_flows(app, source)
+    add_questions(app, source)
     _add_events(app, source)
     return app
 
