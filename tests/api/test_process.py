@@ -266,7 +266,9 @@ def check_no_hole_between(ready: Gale, seen: list[dict[str, Any]], last: str) ->
             assert message["seq"] == (had["seq"] + 1 if same else 1)
             had = message
             followed.append((message["boot"], message["seq"]))
-            downs += [message["data"]["name"]] if is_a_down(message) else []
+            if is_a_down(message):
+                origin = message["origin"]
+                downs[origin["boot"], origin["seq"]] = message["data"]["name"]
     got = {(message["boot"], message["seq"]) for message in seen[1:]}
     assert got <= set(followed)
     names = list(downs.values())
