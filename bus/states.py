@@ -338,6 +338,8 @@ class QuorumState:
     members: tuple[QuorumMember, ...]
     waiting_for: str
     """What of this machine is missing (own address in the list, ...); empty when nothing is."""
+    rejected: dict[str, Whole] = field(default_factory=dict)
+    """What came on the quorum's port and was not heard, by reason."""
 
 
 # --------------------------------------------------------------------------- dataplane
@@ -386,6 +388,19 @@ class OutputState:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimState:
+    """A floating address (a VIP, or an SNAT address that moves with one), as the kernel has it."""
+
+    address: str
+    side: str
+    """public or private: where it is asked for."""
+    held: bool
+    """Whether this LB answers for it."""
+    trouble: str = ""
+    """Another MAC address claims it too, or the script that announces it fails; mostly empty."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneState:
     """`state.dataplane.`: what the kernel has been told."""
 
@@ -402,6 +417,7 @@ class DataplaneState:
     left_out: tuple[str, ...] = ()
     """Nodes, services and ports that are not served, a line each with the reason, while all others
     are."""
+    claims: tuple[ClaimState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

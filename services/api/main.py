@@ -199,6 +199,7 @@ class ApiProcess:
             pid=os.getpid(),
             public_address=own_address(self._config.local.net_interface_public),
             waiting_for="; ".join(filter(None, waits)),
+            keys=self._config.security.keys is not None,
         )
 
     def scrape(self) -> Scrape:

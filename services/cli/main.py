@@ -40,6 +40,7 @@ COMMANDS = {
     "quorum": "services.cli.status:quorum",
     "events": "services.cli.events:events",
     "doctor": "services.cli.doctor:doctor",
+    "keygen": "services.cli.keygen:keygen",
     "detach": "services.cli.detach:detach",
     "lab": "services.cli.lab:app",
 }

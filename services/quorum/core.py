@@ -76,7 +76,7 @@ from bus.topics import Topic
 from bus.words import NodeState, Role
 from services.quorum.election import Election, Outgoing
 from services.quorum.leases import Granted, Held
-from services.quorum.ownership import Standing, assign
+from services.quorum.ownership import Standing, assign, fit
 from services.quorum.register import Dated, Register, version_of
 from services.quorum.table import (
     SLOT_REUSE_MS,
@@ -94,6 +94,9 @@ RESEND_MS = 100
 """A table or a view that was not acknowledged for so long is sent again."""
 SILENT_REPORT_MS = 1_000
 """For so long the report of an LB that is not heard counts."""
+ALONE_CLAIM_MS = 10_000
+"""A quorum of one claims its VIPs for so long ahead: nobody waits for the end of its lease, and so
+they outlast a restart of its process."""
 UNKNOWN = Standing(eligible=False, fitness=0)
 
 
@@ -128,6 +131,8 @@ class QuorumConfig:
     """The entries of the other members."""
     slot_reuse_ms: int = SLOT_REUSE_MS
     """How long the SNAT slot of an LB that left is given to nobody."""
+    witness: bool = False
+    """This machine only votes: it leads nobody, holds nothing and has no slots."""
 
 
 Event = TableEvent | QuorumEvent
@@ -173,6 +178,7 @@ class _Peer:
     term: int = 0
     accepted: Version = NO_VERSION
     standing: Standing = UNKNOWN
+    witness: bool = False
     table_sent: Version = NO_VERSION
     table_sent_ms: int = 0
 
@@ -217,13 +223,14 @@ class Quorum:
         self._election = Election(
             config.name, config.others, config.timing, self._register, boot, draw, now_ms
         )
+        self._election.only_votes = config.witness
         blank = not (self._alone or stored.joined)
         vote = None if blank else stored.vote
         self._election.restore(stored.term, vote, stored.promise_ms, now_ms, blank=blank)
         self._boot = boot
         self._granted, self._held = Granted(), Held(boot)
         self._peers = {address: _Peer() for address in config.others}
-        self._standing = Standing(eligible=True, fitness=0)
+        self._standing = Standing(eligible=not config.witness, fitness=0)
         self.faults: Counter[str] = Counter()
         """What peers did that this LB ignores, by reason."""
         self._writing: int | None = None
@@ -246,6 +253,7 @@ class Quorum:
         self._stalled = ""
         self._beat_due_ms = now_ms
         self._leader: str | None = None
+        self._lost = False
         self._lease_changes = 0
         self.tick(now_ms)
 
@@ -332,6 +340,8 @@ class Quorum:
             due.append(election_ms)
         if self._leads and not self._alone:
             due.append(self._beat_due_ms)
+        if self._leads and self._alone and self._claims:
+            due.append(self._renew_ms())
         if self._leads and self._register.is_settled():
             reuse_ms = self._config.slot_reuse_ms
             due += [since_ms + reuse_ms for since_ms in self._departed.values()]
@@ -442,14 +452,18 @@ class Quorum:
             self._held.ask(now_ms),
             self._standing.eligible,
             self._standing.fitness,
+            self._config.witness,
         )
         self._outbox.append(Outgoing(peer, ack, self._election.term_mark))
+        if message.term == self._election.term:
+            self._send_releases(peer, now_ms)
 
     def _on_ack(self, peer: str, message: Ack, now_ms: int) -> None:
         if not self._election.ack(peer, message, now_ms):
             return
         known = self._peers[peer]
         known.term, known.accepted = message.term, message.accepted
+        known.witness = message.witness
         standing = Standing(message.eligible, message.fitness)
         self._stale |= known.standing != standing
         known.standing = standing
@@ -500,7 +514,8 @@ class Quorum:
     def _begin_to_lead(self, reason: str, resigned: bool, now_ms: int) -> None:
         self._register.held.clear()
         self._granted.begin(now_ms, self._election.timing.lease_ms, resigned=resigned)
-        self._held.give_up()
+        self._held.give_up(now_ms)
+        self._tell_regained()
         self._leader = self._config.name
         event = QuorumEvent(self._election.term, self._config.name, None, reason)
         self._events.append((Topic.QUORUM_LEADER, event))
@@ -515,10 +530,20 @@ class Quorum:
             topic, reason = Topic.QUORUM_LOST, "no leader is heard"
         else:
             topic, reason = Topic.QUORUM_LEADER, f"{self._election.leader} leads"
+        self._tell_regained()
         self._leader = self._election.leader
         event = QuorumEvent(self._election.term, self._leader, None, reason)
         self._events.append((topic, event))
         self._state_version += 1
+
+    def _tell_regained(self) -> None:
+        """There is a leader again, after it was told that there was none."""
+        if self._lost and self._election.leader is not None:
+            event = QuorumEvent(
+                self._election.term, self._election.leader, None, "a leader is heard"
+            )
+            self._events.append((Topic.QUORUM_REGAINED, event))
+        self._lost = self._election.leader is None
 
     def _send_beats(self, now_ms: int) -> None:
         election = self._election
@@ -668,16 +693,22 @@ class Quorum:
 
     def _members(self, base: NodeTable) -> list[str]:
         """The LBs that have slots: those that have spoken, and before them those that had one."""
-        spoken = {self._config.name, *(peer.name for peer in self._peers.values() if peer.name)}
-        size = len(self._peers) + 1
+        forwarding = [peer for peer in self._peers.values() if not peer.witness]
+        spoken = {self._config.name, *(peer.name for peer in forwarding if peer.name)}
+        size = len(forwarding) + 1
         had = sorted({held.owner for held in base.snat_slices} - spoken)
         return sorted(spoken | set(had[: max(0, size - len(spoken))]))
 
-    def _owners(self, base: NodeTable, now_ms: int) -> dict[str, str | None]:
+    def _alive(self, now_ms: int) -> dict[str, Standing]:
+        """For a leader: who may hold VIPs."""
         alive = {self._config.name: self._standing}
         for address, peer in self._peers.items():
-            if self._is_alive(address, now_ms):
+            if self._is_alive(address, now_ms) and not peer.witness:
                 alive[peer.name] = peer.standing
+        return alive
+
+    def _owners(self, base: NodeTable, now_ms: int) -> dict[str, str | None]:
+        alive = self._alive(now_ms)
         held = {vip.address: vip.owner for vip in base.vip_owners}
         vips = [vip.address for vip in self._config.table.vips]
         return assign(held, vips, alive, lambda vip: self._granted.is_free(vip, now_ms))
@@ -718,10 +749,10 @@ class Quorum:
     def _grant(self, address: str, ack: Ack, now_ms: int) -> None:
         until_ms = self._election.lease_until_ms(now_ms)
         vips = self._mine(ack.sender) if now_ms < until_ms else ()
-        if not vips:
+        if not vips or ack.sender not in fit(self._alive(now_ms)):
             return
         for vip in vips:
-            self._granted.grant(vip, ack.sender, ack.asked, until_ms)
+            self._granted.grant(vip, ack, until_ms)
         grant = Grant(
             self._config.name, self._election.term, ack.boot, ack.asked, vips, until_ms - now_ms
         )
@@ -729,25 +760,41 @@ class Quorum:
 
     def _give_up(self, now_ms: int) -> None:
         """This LB is not eligible any more: it claims nothing, and says so."""
-        vips = [vip for vip, until_ms in self._held.until_ms.items() if until_ms > now_ms]
-        asked = self._held.give_up()
+        self._held.give_up(now_ms)
         for address, peer in self._peers.items():
             if peer.name == self._election.leader:
-                for vip in vips:
-                    release = Release(self._config.name, self._boot, asked, vip)
-                    self._outbox.append(Outgoing(address, release, 0))
+                self._send_releases(address, now_ms)
+
+    def _send_releases(self, leader: str, now_ms: int) -> None:
+        for vip, asked in self._held.releases(now_ms).items():
+            release = Release(self._config.name, self._boot, asked, vip)
+            self._outbox.append(Outgoing(leader, release, 0))
 
     def _new_claims(self, now_ms: int) -> dict[str, int] | None:
         """Until when this LB may claim what, if that is not what the shell was told last."""
         claims = dict(self._held.until_ms)
         if self._leads:
             until_ms = self._election.lease_until_ms(now_ms)
-            claims = dict.fromkeys(self._mine(self._config.name), until_ms)
+            mine = self._mine(self._config.name)
+            if (
+                self._alone
+                and mine
+                and set(mine) == set(self._claims)
+                and now_ms < self._renew_ms()
+            ):
+                return None
+            if self._alone:
+                until_ms = now_ms + ALONE_CLAIM_MS
+            claims = dict.fromkeys(mine, until_ms)
         claims = {vip: until_ms for vip, until_ms in claims.items() if until_ms > now_ms}
         if claims == self._claims:
             return None
         self._claims = claims
         return claims
+
+    def _renew_ms(self) -> int:
+        """When a quorum of one, whom nobody wakes, has to see to its claims."""
+        return min(self._claims.values()) - ALONE_CLAIM_MS // 2
 
     # ------------------------------------------------------------------ what people see
 
