@@ -13,6 +13,7 @@ whatever matters is said again with the next beat.
     holder       Release       -              I claim that VIP no more
     leader       Go            Vote           you lead next: my lease is over
     follower     ViewReport    Beat           what my health process sees
+    follower     OrderAsked    OrderAnswered  an operator of mine wants this; repeated until answered
 
 A `Version` is (term, epoch), in this order: of two tables the one with the larger version is the
 newer, and two with the same version are the same.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bus.orders import Asked
 from bus.states import LocalView, NodeTable
 
 
@@ -140,4 +142,33 @@ class ViewReport:
     """How old it was when this was sent."""
 
 
-PeerMessage = PreVote | Vote | VoteReply | Beat | Ack | Grant | Release | Go | ViewReport
+@dataclass(frozen=True, slots=True)
+class OrderAsked:
+    sender: str
+    id: str
+    """Of the operator's command, however often and by whomever it is passed on."""
+    asked: Asked
+
+
+@dataclass(frozen=True, slots=True)
+class OrderAnswered:
+    sender: str
+    id: str
+    refusal: str
+    """Why it is not carried out, in words for the operator; empty: it stands in a committed table.
+    """
+
+
+PeerMessage = (
+    PreVote
+    | Vote
+    | VoteReply
+    | Beat
+    | Ack
+    | Grant
+    | Release
+    | Go
+    | ViewReport
+    | OrderAsked
+    | OrderAnswered
+)

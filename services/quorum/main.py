@@ -1,9 +1,12 @@
 """The quorum process: the shell around `core`.
 
-In: `state.view.` of health, the command `reload`, SIGHUP, SIGTERM, the clock. Out: `state.table.`
+In: `state.view.` of health, the commands `reload` and `order`, SIGHUP, SIGTERM, the clock. Out: `state.table.`
 and `state.quorum.` on every change and every 500 ms (the latter before half of the lease it tells
 of is over, so that a reader who subtracts its age finds one left), the events `quorum.leader.`,
-`table.committed.` and `process.started.`, and the state file.
+`table.committed.`, `order.given.` and `process.started.`, and the state file.
+
+An order is answered when the table that has it is committed. Its sender may repeat it, by the same
+id, to this process or to the one after it: the table knows the ids of its orders.
 
 It starts by taking the publisher's lock (a second copy waits there), and only then reads the state
 file, since the copy before may have written it until its last moment. A stored table is published
@@ -27,9 +30,9 @@ from typing import Any
 import structlog
 
 from bus import topics
-from bus.commands import (
-    CommandError,
-)
+from bus.codec import MalformedMessage, from_json, to_json
+from bus.commands import CommandError, Later
+from bus.orders import LONGEST_TEXT, Asked
 from bus.socket import monotonic_ms
 from bus.states import (
     LocalView,
@@ -51,6 +54,7 @@ from services import process
 from services.machine import all_addresses, boot_id
 from services.process import Bus, Loop
 from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
+from services.quorum.orders import Answer
 from services.quorum.storage import NewerFormatError, Storage
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig
 from services.quorum.timing import Timing
@@ -95,6 +99,8 @@ class QuorumProcess:
         self._state_due_ms = now_ms
         self._table_due_ms = now_ms
         self._retry_ms = now_ms
+        self._orders: dict[str, Later] = {}
+        """By command, the answers to orders that are not agreed on yet."""
         self._bus.started(adopted)
         _warn_if_not_alone(config)
         self._loop = Loop()
@@ -132,6 +138,18 @@ class QuorumProcess:
             if ready.persist is not None:
                 self._unwritten = ready.persist
                 self._write(now_ms)
+            for answer in ready.answers:
+                self._answer(answer)
+
+    def _answer(self, answer: Answer) -> None:
+        later = self._orders.pop(answer.id, None)
+        if later is None:
+            return
+        if answer.refusal:
+            later.error = answer.refusal
+        else:
+            later.result = {"agreed": True}
+        self._commands.serve(self._command)
 
     def _write(self, now_ms: int) -> None:
         unwritten = self._unwritten
@@ -178,10 +196,24 @@ class QuorumProcess:
 
     # ------------------------------------------------------------------ commands and signals
 
-    def _command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any] | Later:
+        if verb == "order":
+            return self._order(arguments)
         if verb != "reload":
-            raise CommandError(f"unknown command: {verb}; quorum knows: reload")
+            raise CommandError(f"unknown command: {verb}; quorum knows: reload, order")
         return self._reload()
+
+    def _order(self, arguments: dict[str, Any]) -> Later:
+        number = arguments.get("id")
+        try:
+            asked = from_json(Asked, to_json(arguments))
+        except MalformedMessage as error:
+            raise CommandError(f"not an order: {error}") from None
+        if not isinstance(number, str) or not 0 < len(number) <= LONGEST_TEXT:
+            raise CommandError("not an order: it has no id")
+        later = self._orders.setdefault(number, Later())
+        self._core.order(number, asked, monotonic_ms())
+        return later
 
     def _reload(self) -> dict[str, Any]:
         config, answer = process.reload_lb(self._config_path, self._started_with)
