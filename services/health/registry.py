@@ -116,7 +116,7 @@ from bus.words import (
 from services.health.clock_offset import ClockOffset
 from services.health.model import Happened, KeptNode, KeptService, Node, Output, Policy, Send
 from services.health.peer_faults import PeerFaults, heartbeat_problem, hello_problem
-from services.health.probe import Outcome, Spot, in_words
+from services.health.places import Outcome, Spot, in_words
 from services.health.standing import (
     BANNED,
     DEAD,

@@ -233,8 +233,9 @@ def _merge_nodes(
             continue
         node = _describe(state, opinions, before, silent)
         nodes.append(node)
-        if state is NodeState.BANNED:  # not: all of its services are, each for itself
-            bans.append(_ban(node_id, opinions))
+        banning = [each for each in opinions if each[0].state is NodeState.BANNED]
+        if node.state is NodeState.BANNED and banning:  # else each of its services is, by itself
+            bans.append(_ban(node_id, banning))
     return tuple(nodes), tuple(bans)
 
 
@@ -292,7 +293,7 @@ def _with_services_apart(node: TableNode, seen: list[NodeView], unheard: int) ->
         elected = _elect(votes, len(votes) + unheard)
         if elected is not node.state and any(name == own.name for own in node.services):
             apart[name] = elected
-    if len(apart) == len(node.services) and not ROUTED & set(apart.values()):
+    if apart and len(apart) == len(node.services) and not ROUTED & set(apart.values()):
         best = NodeState.DOWN if NodeState.DOWN in apart.values() else NodeState.BANNED
         return replace(node, state=best)
     return replace(node, apart=tuple(ServiceState(*each) for each in apart.items()))
@@ -326,9 +327,8 @@ def _is_silent(opinions: list[tuple[NodeView, int]]) -> bool:
     return 2 * sum(silences) > len(silences)
 
 
-def _ban(node_id: str, opinions: list[tuple[NodeView, int]]) -> Ban:
+def _ban(node_id: str, banning: list[tuple[NodeView, int]]) -> Ban:
     """The longest of the electors' bans."""
-    banning = [(seen, age_ms) for seen, age_ms in opinions if seen.state is NodeState.BANNED]
     remaining_ms = max(max(0, seen.banned_for_ms - age_ms) for seen, age_ms in banning)
     return Ban(node_id, remaining_ms, max(seen.fails for seen, _ in banning))
 
