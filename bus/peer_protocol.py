@@ -25,7 +25,7 @@ is heard at all, and the message. An unknown format, or a message that is not wh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, get_args
 
 from msgspec import Meta
 
@@ -174,10 +174,7 @@ class PeerHead:
     """The name of the message's type."""
 
 
-_KINDS: dict[str, type[PeerMessage]] = {
-    kind.__name__: kind
-    for kind in (PreVote, Vote, VoteReply, Beat, Ack, Grant, Release, Go, ViewReport)
-}
+_KINDS: dict[str, type[PeerMessage]] = {kind.__name__: kind for kind in get_args(PeerMessage)}
 
 
 def encode_peer(message: PeerMessage, cluster: str, boot: str, number: int) -> tuple[bytes, bytes]:

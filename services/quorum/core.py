@@ -175,7 +175,8 @@ class _Peer:
     term: int = 0
     accepted: Version = NO_VERSION
     standing: Standing = UNKNOWN
-    witness: bool = False
+    witness: bool | None = None
+    """Whether it only votes; None: it has not answered this LB yet."""
     table_sent: Version = NO_VERSION
     table_sent_ms: int = 0
 
@@ -460,6 +461,7 @@ class Quorum:
             return
         known = self._peers[peer]
         known.term, known.accepted = message.term, message.accepted
+        self._stale |= known.witness != message.witness
         known.witness = message.witness
         standing = Standing(message.eligible, message.fitness)
         self._stale |= known.standing != standing
@@ -689,9 +691,10 @@ class Quorum:
         }
 
     def _members(self, base: NodeTable) -> list[str]:
-        """The LBs that have slots: those that have spoken, and before them those that had one."""
-        forwarding = [peer for peer in self._peers.values() if not peer.witness]
-        spoken = {self._config.name, *(peer.name for peer in forwarding if peer.name)}
+        """The LBs that have slots: those that have answered, and before them those that had one."""
+        forwarding = [peer for peer in self._peers.values() if peer.witness is not True]
+        known = {peer.name for peer in forwarding if peer.witness is not None}
+        spoken = {self._config.name, *known}
         size = len(forwarding) + 1
         had = sorted({held.owner for held in base.snat_slices} - spoken)
         return sorted(spoken | set(had[: max(0, size - len(spoken))]))
