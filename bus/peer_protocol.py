@@ -82,6 +82,20 @@ class VoteReply:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberSeen:
+    """How the leader sees one of the members: nobody else hears them all."""
+
+    name: str
+    address: str
+    """Its entry in the list, as the leader's file writes it."""
+    alive: bool
+    term: Stored
+    epoch: Stored
+    why: tuple[str, ...]
+    """Why it may hold no VIPs; empty: it may."""
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     sender: str
     term: Stored
@@ -95,6 +109,8 @@ class Beat:
     """The proposed one, for a follower that does not have it."""
     view_seen: tuple[str, int] | None
     """Boot and version of the receiver's newest view that arrived."""
+    members: tuple[MemberSeen, ...] | None = None
+    """None: as it was told last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +124,8 @@ class Ack:
     boot: str
     asked: Stored
     """The sender's own running number, which a `Grant` answers."""
-    eligible: bool
-    """Whether it may hold VIPs."""
+    why: tuple[str, ...]
+    """Why it may hold no VIPs, in words; empty: it may."""
     fitness: Signed
     """If nobody is eligible, the leader takes whoever has most of this."""
     witness: bool = False

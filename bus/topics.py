@@ -139,7 +139,7 @@ PUBLISHES: dict[str, tuple[Topic, ...]] = {
 
 SUBSCRIBES: dict[str, dict[str, tuple[Topic, ...]]] = {
     HEALTH: {QUORUM: (Topic.STATE_TABLE,)},
-    QUORUM: {HEALTH: (Topic.STATE_VIEW,)},
+    QUORUM: {HEALTH: (Topic.STATE_VIEW,), DATAPLANE: (Topic.STATE_DATAPLANE,)},
     DATAPLANE: {QUORUM: (Topic.STATE_TABLE,), HEALTH: (Topic.STATE_VIEW,)},
     API: {HEALTH: PUBLISHES[HEALTH], QUORUM: PUBLISHES[QUORUM], DATAPLANE: PUBLISHES[DATAPLANE]},
 }
