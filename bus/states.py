@@ -326,6 +326,8 @@ class QuorumMember:
     epoch: Whole
     heard_ms: Whole
     """How long ago it was last heard; 0 for this LB itself."""
+    why_not: tuple[str, ...] = ()
+    """Why it may hold no VIPs, in words; empty: it may, as far as is known here."""
 
 
 @dataclass(frozen=True, slots=True)
