@@ -58,6 +58,17 @@ static __always_inline void pull(context_t *ctx, __u32 bytes)
 		bpf_skb_pull_data(ctx, wanted);
 }
 
+static __always_inline __u32 frame_bytes(context_t *ctx)
+{
+	return ctx->len;
+}
+
+/* Sees to it that all of what asks for a neighbour is in one piece. */
+static __always_inline void gather(context_t *ctx)
+{
+	pull(ctx, LINEAR_BYTES);
+}
+
 /* How many packets of the wire this one stands for, and their bytes. Not everybody who merges says
  * how many: a virtual machine's host tells their size alone.
  */

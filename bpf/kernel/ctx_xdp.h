@@ -46,6 +46,16 @@ static __always_inline struct decision parse_packet(context_t *ctx, struct packe
 	return decision;
 }
 
+static __always_inline __u32 frame_bytes(context_t *ctx)
+{
+	return bpf_xdp_get_buff_len(ctx);
+}
+
+/* Such short frames come in one piece. */
+static __always_inline void gather(context_t *ctx)
+{
+}
+
 /* Whether the frame was sent to the interface's MAC address. */
 static __always_inline int is_for_us(context_t *ctx, const struct packet *packet, const __u8 *mac)
 {

@@ -30,6 +30,12 @@ GALE_MAP("array", int, struct seat, seats, MAX_SEATS, 0);
 GALE_MAP("array", int, struct port_cursor, port_cursors, MAX_SEATS, 0);
 GALE_MAP("hash", u32, struct address_info, addresses, 4096, 0);
 
+/* Floating addresses, and until when this LB may answer for them. Written by services/quorum alone,
+ * and by nobody for it: whoever else extended a claim would speak for a process that may be dead.
+ */
+GALE_MAP("hash", struct floating_key, struct vip_claim, claims, 4096, 0);
+GALE_MAP("lru_hash", struct floating_key, struct rival, rivals, 1024, 0);
+
 /* Nodes' addresses and ports: what comes from one of them to an SNAT port is an answer, to
  * somebody.
  */

@@ -205,6 +205,14 @@ static __always_inline struct decision pass_or_drop_reply(struct packet *packet)
 	return decide(REASON_drop_no_flow);
 }
 
+/* About no flow: a node's ping of an SNAT address, perhaps. */
+static __always_inline struct decision icmp_of_no_reply(context_t *ctx, struct packet *packet)
+{
+	struct decision taken = take_icmp(ctx, packet, DIRECTION_REPLY);
+
+	return is_decided(taken) ? taken : decide(REASON_pass_icmp_other);
+}
+
 static __always_inline struct decision forward_reply(context_t *ctx, struct packet *packet,
 						     const struct settings *own)
 {
@@ -218,7 +226,7 @@ static __always_inline struct decision forward_reply(context_t *ctx, struct pack
 	if (unlikely(packet->later_fragment))
 		return reply_fragment(ctx, packet, own);
 	if (unlikely(packet->key.protocol == IPPROTO_ICMP) && !adopt_quoted_key(ctx, packet))
-		return decide(REASON_pass_icmp_other);
+		return icmp_of_no_reply(ctx, packet);
 	forget_how_it_was_read(packet, own);
 	if (is_tcp(packet) && read_numbers(ctx, packet))
 		return decide(REASON_pass_malformed);

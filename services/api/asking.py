@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Protocol
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from bus import topics
 from bus.words import LARGEST_WEIGHT
+from services.api.guard import ASKING, may_ask
 
 FIRST_TRACE_MS = 60_000
 PLAN_MS = 10_000
@@ -111,14 +112,16 @@ class PlanAnswer(BaseModel):
 
 
 def add_questions(app: FastAPI, source: Asked) -> None:
-    @app.post("/v1/trace")
+    options: dict[str, Any] = {"responses": ASKING, "dependencies": [Depends(may_ask)]}
+
+    @app.post("/v1/trace", **options)
     async def trace(question: TraceQuestion) -> TraceAnswer:
         """What the loaded programs would do with a packet; reads the live maps, changes nothing."""
         arguments = question.model_dump()
         answer = await source.command(topics.DATAPLANE, "trace", arguments, FIRST_TRACE_MS)
         return TraceAnswer(**answer)
 
-    @app.post("/v1/plan")
+    @app.post("/v1/plan", **options)
     async def plan(question: PlanQuestion) -> PlanAnswer:
         """Slots that a change would move, and flows that it would hit; nothing is applied."""
         arguments = question.model_dump()

@@ -1,10 +1,10 @@
 """The dataplane process: it tells the kernel where packets go, and then is not needed.
 
-In: `state.table.` of quorum, `state.view.` of health (to mask at once what is dead from here),
-netlink's notifications, the commands `flows`, `trace`, `plan` and `reload`, SIGHUP, SIGTERM, the
-clock.
-Out: map writes; `state.dataplane.` on change and every 500 ms, `state.counters.` every second, the
-events `dataplane.attached.`, `dataplane.degraded.` and `process.started.`.
+In: `state.table.`, `state.quorum.` and `vip.*` of quorum, `state.view.` of health (to mask at once
+what is dead from here), netlink's notifications, the commands `flows`, `trace`, `plan` and
+`reload`, SIGHUP, SIGTERM, the clock. Out: map writes; `state.dataplane.` on change and every
+500 ms, `state.counters.` every second, the events `dataplane.attached.`, `dataplane.degraded.`,
+`vip.contested.` and `process.started.`.
 
 **Start.** The publisher's lock comes first (a second copy waits there). Then the interfaces: if
 one is missing the process waits and says so. Then the programs (`programs` keeps the old ones
@@ -20,6 +20,9 @@ A service whose mode changes has its old one until its nodes are prepared (`mode
 **Flows** are the kernel's own: it opens, follows and expires them by itself. This process only
 reads their table, to count them, to show them, to see what of the past is still needed, and to tell
 clients of dead nodes by a RST.
+
+**Floating addresses** are claimed by the quorum process alone, in a map of the kernel's; this
+process tells the neighbours of them (`announcing`).
 
 **Failure.** Killed at any point: programs and maps stay, packets go on, and the next start adopts.
 A map whose pin does not fit, a foreign program on an interface, a kernel or compiler that refuses:
@@ -51,6 +54,7 @@ from bus.commands import (
 )
 from bus.events import (
     DataplaneEvent,
+    VipEvent,
 )
 from bus.socket import monotonic_ms
 from bus.states import (
@@ -60,6 +64,7 @@ from bus.states import (
     HookState,
     LocalView,
     NodeTable,
+    QuorumState,
     SeatColumns,
     SeatState,
     states_apart,
@@ -69,6 +74,7 @@ from bus.words import Mode
 from conf import LbConfig, Paths, load_lb
 from services import process
 from services.dataplane import machine, outputs
+from services.dataplane.announcing import Announcing
 from services.dataplane.flows.listing import Rows, Seated, list_flows
 from services.dataplane.foresight import (
     FlowCounts,
@@ -174,6 +180,7 @@ class DataplaneProcess:
         now_ms = monotonic_ms()
         self._retry_ms = self._republish_ms = self._count_ms = self._settle_ms = now_ms
         self._unchain_ms = self._grow_ms = now_ms
+        self._announcing = Announcing(config.local.name, now_ms)
         self._loop = Loop()
 
     # ------------------------------------------------------------------ the loop
@@ -197,6 +204,7 @@ class DataplaneProcess:
         """Give back sockets and fds. Programs and maps are the kernel's."""
         if self._forwarding is not None:
             self._forwarding.close()
+        self._announcing.close()
         self._netlink.close()
         self._path_mtu.close()
         for watching in (self._monitor, self._devices):
@@ -213,6 +221,8 @@ class DataplaneProcess:
             self._settle(self._forwarding, now_ms)
         if self._forwarding is None and now_ms >= self._retry_ms:
             self._start(now_ms)
+        if self._forwarding is not None and self._announcing.is_due(now_ms):
+            self._announce(self._forwarding, now_ms)
         if self._forwarding is not None:
             self._plan(self._forwarding, now_ms)
             self._work(self._forwarding, now_ms)
@@ -229,6 +239,7 @@ class DataplaneProcess:
             moments.append(self._retry_ms)
         else:
             moments += [self._count_ms, self._settle_ms, forwarding.next_ms(now_ms)]
+            moments.append(self._announcing.next_ms())
             if self._modes_due_ms is not None:
                 moments.append(self._modes_due_ms)
             if self._stale and self._table is not None:
@@ -245,6 +256,8 @@ class DataplaneProcess:
             elif isinstance(envelope.data, LocalView):
                 self._stale |= _states(envelope.data) != _states(self._view)
                 self._view = envelope.data
+            elif isinstance(envelope.data, QuorumState | VipEvent):
+                self._announcing.heard(envelope.data, now_ms)
         self._monitor.narrowed(self._path_mtu.drain())
         next_hops = self._look_for_ways(now_ms)
         if next_hops is not self._next_hops:
@@ -399,7 +412,7 @@ class DataplaneProcess:
         self._write_machine(forwarding)
         self._watch(frozenset(seat.address for seat in self._held.seats.values()), now_ms)
         for hook in forwarding.hooks:
-            self._announce(hook)
+            self._tell_of(hook)
         if forwarding.programs.taken_off:
             _log.info("taken off, wanted no longer", programs=forwarding.programs.taken_off)
         if forwarding.programs.migrated:
@@ -463,7 +476,13 @@ class DataplaneProcess:
             self._publisher.publish(Topic.DATAPLANE_DEGRADED, event)
         self._waiting_for = what
 
-    def _announce(self, hook: HookState) -> None:
+    def _announce(self, forwarding: Forwarding, now_ms: int) -> None:
+        """Floating addresses: what is due to be told of them, by frames and as events."""
+        floating, keys = forwarding.kernel.floating(), self._config.quorum
+        for topic, event in self._announcing.serve(floating, forwarding.machine, keys, now_ms):
+            self._publisher.publish(topic, event)
+
+    def _tell_of(self, hook: HookState) -> None:
         topic = Topic.DATAPLANE_ATTACHED if hook.attached else Topic.DATAPLANE_DEGRADED
         event = DataplaneEvent(hook.program, hook.interface, hook.flavour, hook.detail)
         self._publisher.publish(topic, event)
@@ -685,6 +704,7 @@ class DataplaneProcess:
             waiting_for=self._waiting_for,
             outputs=forwarding.outputs if forwarding is not None else (),
             left_out=self._left_out_lines,
+            claims=self._announcing.states,
         )
         if state != self._published:
             self._version += 1
