@@ -111,9 +111,11 @@ class Namespace:
 
     def _help(self, code: str) -> None:
         words = (sys.executable, "-c", f"import socket, sys; {code}; print(1, flush=True); input()")
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        helper = subprocess.Popen(self.command(*words), text=True, **pipes)  # type: ignore[call-overload]
+        helper = subprocess.Popen(
+            self.command(*words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self._helpers.append(helper)
+        assert helper.stdout is not None
         assert helper.stdout.readline() == "1\n"
 
     def attach_ours(self) -> None:
