@@ -16,7 +16,7 @@ made: `__post_init__` raises ValueError, which the decoder turns into the sender
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 
 from bus.words import (
     Affinity,
@@ -386,6 +386,21 @@ class OutputState:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaPeer:
+    """Another LB, as one that flows are told to and heard from."""
+
+    address: str
+    name: str
+    """Empty until it has spoken once."""
+    standing: str
+    """silent, refused, catching up (its flows are on their way here), or level."""
+    reason: str
+    """Why it has refused; else empty."""
+    follows: bool
+    """Whether it is being told of the flows here."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneState:
     """`state.dataplane.`: what the kernel has been told."""
 
@@ -402,6 +417,10 @@ class DataplaneState:
     left_out: tuple[str, ...] = ()
     """Nodes, services and ports that are not served, a line each with the reason, while all others
     are."""
+    synced: bool = True
+    """This LB has the flows that any live peer had, or there is none, or 5 s are over."""
+    replicas: tuple[ReplicaPeer, ...] = ()
+    """The other LBs, by their entries in `load_balancer_quorum.addresses`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,9 +487,14 @@ class Counters:
     snat_ports_capacity: Whole
     census_ms: float
     """What the last pass over the flow table cost, in CPU time."""
+    replication_lag_seconds: float | None = None
+    """How long what becomes of flows here took to be known to all other LBs, at most, since the
+    counters before; None: there are no others."""
+    replication: dict[str, Word] = field(default_factory=dict)
+    """What became of records and messages about flows, by name, since the process started."""
 
     def __post_init__(self) -> None:
-        check_words(*self.verdicts.values())
+        check_words(*self.verdicts.values(), *self.replication.values())
 
 
 # --------------------------------------------------------------------------- columns

@@ -99,6 +99,7 @@ class NodeHealth(Table):
 class Quorum(Table):
     """`[load_balancer_quorum]`: the LBs that decide together. No addresses: a quorum of one."""
 
+    name: Annotated[Name, NEEDS_RESTART] = "gale"
     enforce_single_configuration: Boolean = False
     addresses: tuple[Endpoint, ...] = ()
     heartbeat_ms: Annotated[int, duration(5, LARGEST_PROMISE_MS)] = Field(
