@@ -261,8 +261,8 @@ static __always_inline int may_reopen(const struct packet *packet, const struct 
 
 /* What the packet does to a flow that is known, and the reason to count. */
 static __always_inline enum reason follow_known(const struct packet *packet, struct pair *pair,
-						struct sending *sending,
-						const struct settings *own, __u32 now)
+						struct sending *sending, const struct settings *own,
+						__u32 now)
 {
 	const struct rewrite *to = &sending->to;
 

@@ -20,7 +20,7 @@
 #endif
 #define FLOW_LOCKS 4096
 #ifndef NOTE_PAGES
-#define NOTE_PAGES 1024 /* 262,144 notes of 16 bytes in the ring: five seconds at 50,000 a second */
+#define NOTE_PAGES 1024 /* of notes, 16 bytes each there: 5 s at 50,000 a second */
 #endif
 
 GALE_MAP("array", int, struct settings, settings, 1, 0);

@@ -9,7 +9,8 @@
  *                   flow went on after an answer; or it goes on for a second without one
  *     NOTE_CLOSED   it is over, by its FINs or by a RST, or its node is dead
  *     NOTE_RENEWED  it lives, and a quarter of its timeout has gone by since this was said last; or
- *                   packets of it have come here for the first time, which came to another LB before
+ *                   packets of it have come here for the first time, which came to another LB
+ * before
  *
  * Where user space does not read them the ring is full at some time, and notes are lost: counted.
  */

@@ -106,10 +106,9 @@ static __always_inline void fetch_standing(const struct place *place, const stru
 	standing->reply = 0;
 	if (read_rewrite(place->flow, &replica->request.key, &to))
 		return;
-	standing->is_same = to.saddr == replica->request.saddr &&
-			    to.daddr == replica->request.daddr &&
-			    to.sport == replica->request.sport &&
-			    to.dport == replica->request.dport;
+	standing->is_same =
+		to.saddr == replica->request.saddr && to.daddr == replica->request.daddr &&
+		to.sport == replica->request.sport && to.dport == replica->request.dport;
 	standing->reply = other_direction(place, &replica->request.key, &to);
 	if (!standing->reply)
 		return;
@@ -156,8 +155,9 @@ static __always_inline int set_entry(struct flow *flow, struct flow_lock *lock, 
 }
 
 /* The flow that stands there becomes what the record says. */
-static __always_inline enum replica_outcome
-bring_up_to_date(const struct replica *replica, const struct standing *standing, int with_numbers)
+static __always_inline enum replica_outcome bring_up_to_date(const struct replica *replica,
+							     const struct standing *standing,
+							     int with_numbers)
 {
 	__u8 state = replica->request.state;
 	__u32 deadline = replica->request.deadline;
@@ -247,8 +247,8 @@ static __always_inline enum replica_outcome enter(const struct replica *replica,
 	draft->request = replica->request;
 	draft->request.other = ~0U;
 	reply = place_of(&key, own);
-	claim = unknown(own, claim_place(&reply, &key, draft, DIRECTION_REPLY, own, now,
-					 CLAIM_ONLY_FREE));
+	claim = unknown(
+		own, claim_place(&reply, &key, draft, DIRECTION_REPLY, own, now, CLAIM_ONLY_FREE));
 	lock = lock_of(reply.index);
 	if (claim != CLAIM_GRANTED || !lock || !reply.flow)
 		return claim == CLAIM_FULL ? REPLICA_FULL : REPLICA_PORT_TAKEN;

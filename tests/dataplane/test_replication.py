@@ -89,7 +89,7 @@ def test_connections_go_on_when_the_lb_they_came_through_is_dead(pair: TwoLbs) -
     for each in (idle, used, busy):
         each.close()
     counted = pair.b.until_counted(lambda told: told.replication.get("entered", 0) >= 3)
-    assert not [reason for reason in counted.verdicts if "no_flow" in reason]
+    assert not [reason for reason in counted.verdicts if "no_flow_reset" in reason]
 
 
 def test_one_that_starts_late_gets_all_that_there_are(pair: TwoLbs) -> None:
