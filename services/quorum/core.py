@@ -9,7 +9,8 @@
 
 This module puts them together. The shell hands in what happened (`report`, `receive`, `stand`,
 `reconfigure`, `order`, `stored`, `tick`) with the monotonic time, and takes what to do about it
-(`take`). Each `Ready` is worked off in the order of its fields: **persist, publish, claim, send, answer**.
+(`take`). Each `Ready` is worked off in the order of its fields: **persist, publish, claim, send,
+answer**.
 
     `persist`     write this hard state and fsync it, then call `stored` with its number. It may
                   take as long as it likes: beats, and answers that promise nothing new, go on
