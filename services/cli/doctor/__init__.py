@@ -39,7 +39,7 @@ def doctor(
     if list_all:
         _list(as_json=invocation.json)
         return
-    findings = [*_examine(invocation)]
+    findings = [*examine(invocation)]
     failed = any(finding.level is Level.FAIL for finding in findings)
     if invocation.json:
         print_json({"ok": not failed, "checks": [asdict(finding) for finding in findings]})
@@ -48,7 +48,8 @@ def doctor(
     raise typer.Exit(NO if failed else WELL)
 
 
-def _examine(invocation: Invocation) -> Findings:
+def examine(invocation: Invocation) -> Findings:
+    """All that the checks find on this machine."""
     paths = Paths.from_environment()
     source = Source.read(file_of(invocation, paths))
     config = load_either(source)
