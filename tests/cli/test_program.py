@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -73,7 +74,7 @@ def test_shells_complete_commands(shell: str, words: str, expected: str) -> None
     assert "check" not in told.stdout
 
 
-def test_every_command_and_its_json_is_documented() -> None:
+def test_every_command_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
     documented = set(re.findall(r"^## `gale ([a-z]+)", page, re.MULTILINE))
-    assert documented == set(COMMANDS)
+    assert set(COMMANDS) - documented == set()
