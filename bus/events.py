@@ -25,7 +25,7 @@ class NodeEvent:
 
 @dataclass(frozen=True, slots=True)
 class VipEvent:
-    """`vip.acquired.` and `vip.lost.`"""
+    """`vip.acquired.`, `vip.lost.`, `vip.contested.`"""
 
     address: str
     holder: str | None

@@ -390,6 +390,19 @@ class OutputState:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimState:
+    """A floating address (a VIP, or an SNAT address that moves with one), as the kernel has it."""
+
+    address: str
+    side: str
+    """public or private: where it is asked for."""
+    held: bool
+    """Whether this LB answers for it."""
+    trouble: str = ""
+    """Another MAC address claims it too, or the script that announces it fails; mostly empty."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneState:
     """`state.dataplane.`: what the kernel has been told."""
 
@@ -406,6 +419,7 @@ class DataplaneState:
     left_out: tuple[str, ...] = ()
     """Nodes, services and ports that are not served, a line each with the reason, while all others
     are."""
+    claims: tuple[ClaimState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,9 +486,14 @@ class Counters:
     snat_ports_capacity: Whole
     census_ms: float
     """What the last pass over the flow table cost, in CPU time."""
+    replication_lag_seconds: float | None = None
+    """How long what becomes of flows here took to be known to all other LBs, at most, since the
+    counters before; None: there are no others."""
+    replication: dict[str, Word] = field(default_factory=dict)
+    """What became of records and messages about flows, by name, since the process started."""
 
     def __post_init__(self) -> None:
-        check_words(*self.verdicts.values())
+        check_words(*self.verdicts.values(), *self.replication.values())
 
 
 # --------------------------------------------------------------------------- columns

@@ -54,6 +54,7 @@ class Topic(StrEnum):
     NODE_PARDONED = "node.pardoned."
     VIP_ACQUIRED = "vip.acquired."
     VIP_LOST = "vip.lost."
+    VIP_CONTESTED = "vip.contested."
     QUORUM_LEADER = "quorum.leader."
     QUORUM_LOST = "quorum.lost."
     QUORUM_REGAINED = "quorum.regained."
@@ -85,6 +86,7 @@ PAYLOADS: dict[Topic, type[Any]] = {
     Topic.NODE_PARDONED: NodeEvent,
     Topic.VIP_ACQUIRED: VipEvent,
     Topic.VIP_LOST: VipEvent,
+    Topic.VIP_CONTESTED: VipEvent,
     Topic.QUORUM_LEADER: QuorumEvent,
     Topic.QUORUM_LOST: QuorumEvent,
     Topic.QUORUM_REGAINED: QuorumEvent,
@@ -132,6 +134,7 @@ PUBLISHES: dict[str, tuple[Topic, ...]] = {
         Topic.STATE_COUNTERS,
         Topic.DATAPLANE_ATTACHED,
         Topic.DATAPLANE_DEGRADED,
+        Topic.VIP_CONTESTED,
         Topic.PROCESS_STARTED,
     ),
     API: (Topic.PROCESS_STARTED,),
@@ -140,7 +143,10 @@ PUBLISHES: dict[str, tuple[Topic, ...]] = {
 SUBSCRIBES: dict[str, dict[str, tuple[Topic, ...]]] = {
     HEALTH: {QUORUM: (Topic.STATE_TABLE,)},
     QUORUM: {HEALTH: (Topic.STATE_VIEW,), DATAPLANE: (Topic.STATE_DATAPLANE,)},
-    DATAPLANE: {QUORUM: (Topic.STATE_TABLE,), HEALTH: (Topic.STATE_VIEW,)},
+    DATAPLANE: {
+        QUORUM: (Topic.STATE_TABLE, Topic.STATE_QUORUM, Topic.VIP_ACQUIRED, Topic.VIP_LOST),
+        HEALTH: (Topic.STATE_VIEW,),
+    },
     API: {HEALTH: PUBLISHES[HEALTH], QUORUM: PUBLISHES[QUORUM], DATAPLANE: PUBLISHES[DATAPLANE]},
 }
 

@@ -97,6 +97,9 @@ MEMBERS_MS = 250
 """So often at least the leader tells how it sees the members."""
 SILENT_REPORT_MS = 1_000
 """For so long the report of an LB that is not heard counts."""
+ALONE_CLAIM_MS = 10_000
+"""A quorum of one claims its VIPs for so long ahead: nobody waits for the end of its lease, and so
+they outlast a restart of its process."""
 UNKNOWN = Standing(eligible=False, fitness=0)
 
 
@@ -408,6 +411,11 @@ class Quorum:
     @property
     def term(self) -> int:
         return self._election.term
+
+    @property
+    def has_claims(self) -> bool:
+        """Whether the shell was told last that this LB may claim something."""
+        return bool(self._claims)
 
     def lease_ms(self, now_ms: int) -> int:
         """What is left of this LB's lease as the leader."""
@@ -810,6 +818,8 @@ class Quorum:
                 and now_ms < self._renew_ms()
             ):
                 return None
+            if self._alone:
+                until_ms = now_ms + ALONE_CLAIM_MS
             claims = dict.fromkeys(mine, until_ms)
         claims = {vip: until_ms for vip, until_ms in claims.items() if until_ms > now_ms}
         if claims == self._claims:
@@ -819,7 +829,7 @@ class Quorum:
 
     def _renew_ms(self) -> int:
         """When a quorum of one, whom nobody wakes, has to see to its claims."""
-        return min(self._claims.values()) - self._election.timing.lease_ms // 2
+        return min(self._claims.values()) - ALONE_CLAIM_MS // 2
 
     # ------------------------------------------------------------------ what people see
 

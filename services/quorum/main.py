@@ -32,6 +32,7 @@ import random
 import secrets
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,34 +41,26 @@ import structlog
 from bus import topics
 from bus.codec import Envelope
 from bus.commands import CommandError, Later
-from bus.events import QuorumEvent, VipEvent
+from bus.events import QuorumEvent
 from bus.socket import monotonic_ms
 from bus.states import (
     DataplaneState,
     LocalView,
     NodeTable,
     QuorumState,
-    TableService,
 )
 from bus.topics import Topic
-from bus.words import (
-    Affinity,
-    Encapsulation,
-    Mode,
-    NoFlow,
-    OnNodeDown,
-    Protocol,
-    Role,
-)
+from bus.words import Role
 from conf import LbConfig, Paths, load_lb
-from conf.lb import Service
 from services import process
 from services.machine import boot_id
 from services.process import Bus, Loop
 from services.quorum import realtime
 from services.quorum.carrier import Carrier
+from services.quorum.claims import Claims, Told
 from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
 from services.quorum.eligibility import Eligibility
+from services.quorum.from_config import table_service
 from services.quorum.peers import Peers
 from services.quorum.storage import NewerFormatError, Storage, Writer
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig
@@ -127,12 +120,13 @@ class QuorumProcess:
         self._unwritten: Persist | None = None
         """What the core wants on the disk and is not there yet."""
         self._is_writing = False
-        self._claimed: frozenset[str] = frozenset()
         self._carrier = Carrier(config.local.net_interface_public)
         witness = config.quorum.witness
         self._eligibility = Eligibility(config.local.net_interface_public, witness=witness)
         self._table: NodeTable | None = None
         self._handover: Handover | None = None
+        table = core_config(config).table
+        self._claims = Claims(paths.bpf_dir, table, now_ms, alone=not self._listed)
         self._published: QuorumState | None = None
         self._state_version = 0
         self._state_due_ms = self._table_due_ms = self._retry_ms = now_ms
@@ -184,7 +178,13 @@ class QuorumProcess:
         self._stand(now_ms)
         self._core.tick(now_ms)
         self._work_off(now_ms)
+        self._claims.tick(self._told, now_ms)
+        self._publish_events(self._claims.take())
         self._publish_states(now_ms)
+
+    @property
+    def _told(self) -> Told:
+        return Told(self._config.local.name, self._core.term)
 
     def _report(self, now_ms: int) -> None:
         if self._view is not None:
@@ -233,11 +233,14 @@ class QuorumProcess:
 
     def _resign(self, now_ms: int) -> None:
         """This process ends: the others need not wait for it to fall silent."""
+        if not self._listed:
+            return
         with contextlib.suppress(ValueError):
             self._core.hand_over(now_ms)
         self._core.stand(("it is being stopped",), 0, now_ms)
         if (ready := self._core.take(now_ms)) is not None:
-            self._claim(ready.claims or {}, now_ms)
+            self._claims.claim(ready.claims or {}, self._told, now_ms)
+            self._publish_events(self._claims.take())
             self._send(ready)
 
     # ------------------------------------------------------------------ out
@@ -248,9 +251,9 @@ class QuorumProcess:
                 self._unwritten = ready.persist
                 self._retry_ms = now_ms
                 self._write(now_ms)
+            if ready.claims is not None:  # before anybody hears what they rest on
+                self._claims.claim(ready.claims, self._told, now_ms)
             self._publish(ready)
-            if ready.claims is not None:
-                self._claim(ready.claims, now_ms)
             self._send(ready)
 
     def _send(self, ready: Ready) -> None:
@@ -285,25 +288,12 @@ class QuorumProcess:
         if ready.committed is not None:
             self._table = ready.committed.table
             self._publisher.publish(Topic.STATE_TABLE, ready.committed)
-        for topic, event in ready.events:
+        self._publish_events([*self._claims.take(), *ready.events])
+
+    def _publish_events(self, events: Iterable[tuple[Topic, Any]]) -> None:
+        for topic, event in events:
             self._publisher.publish(topic, event)
             _log.info(topic.value.rstrip("."), **_loggable(event))
-
-    def _claim(self, claims: dict[str, int], now_ms: int) -> None:
-        """Until when this LB may claim which VIPs: what is new or gone is told."""
-        held, name = frozenset(claims), self._config.local.name
-        for vip in sorted(held ^ self._claimed):
-            gained = vip in held
-            topic = Topic.VIP_ACQUIRED if gained else Topic.VIP_LOST
-            reason = "granted to this LB" if gained else self._why_lost(now_ms)
-            event = VipEvent(vip, name if gained else None, self._core.term, reason)
-            self._publisher.publish(topic, event)
-            _log.info(topic.value.rstrip("."), **_loggable(event))
-        self._claimed = held
-
-    def _why_lost(self, now_ms: int) -> str:
-        leader = self._core.state(now_ms).leader
-        return "its lease has ended" if leader else "the quorum is lost, and the lease has ended"
 
     def _publish_states(self, now_ms: int) -> None:
         state = self._state(now_ms)
@@ -325,19 +315,18 @@ class QuorumProcess:
         waiting_for = state.waiting_for
         if self._listed and self._peers.waiting_for:
             waiting_for = self._peers.waiting_for
+        waiting_for = waiting_for or self._claims.waiting_for
         return replace(state, waiting_for=waiting_for, rejected=refused)
 
     def _wait_ms(self, now_ms: int) -> int:
         if self._more:
             return 0
         due_ms = min(self._state_due_ms, self._table_due_ms)
-        next_ms = self._core.next_due_ms()
-        if next_ms is not None:
-            due_ms = min(due_ms, next_ms)
+        moments = [self._core.next_due_ms(), self._claims.next_due_ms()]
+        moments.append(self._eligibility.next_due_ms())
         if self._handover is not None:
-            due_ms = min(due_ms, now_ms + HANDING_OVER_MS)
-        if (steady_ms := self._eligibility.next_due_ms()) is not None:
-            due_ms = min(due_ms, steady_ms)
+            moments.append(now_ms + HANDING_OVER_MS)
+        due_ms = min(due_ms, *(moment for moment in moments if moment is not None), due_ms)
         if self._unwritten is not None and not self._is_writing:
             due_ms = min(due_ms, self._retry_ms)
         if self._listed:
@@ -373,7 +362,7 @@ class QuorumProcess:
                 trouble = str(error)
         leader = self._core.state(now_ms).leader
         elsewhere = leader not in (None, self._config.local.name)
-        if not trouble and elsewhere and not self._claimed:
+        if not trouble and elsewhere and not self._core.has_claims:
             handover.answer.result = {"leader": leader}
         elif now_ms >= handover.until_ms:
             handover.answer.error = trouble or "no other LB has taken the lead"
@@ -388,6 +377,7 @@ class QuorumProcess:
             self._config = config
             others = tuple(sorted(self._listed.keys() - {self._own}))
             self._core.reconfigure(core_config(config, self._own, others), monotonic_ms())
+            self._claims.configure(core_config(config).table, monotonic_ms())
         return answer
 
 
@@ -416,7 +406,7 @@ def _load(storage: Storage) -> tuple[HardState, str]:
 def core_config(config: LbConfig, own: str = "", others: tuple[str, ...] = ()) -> QuorumConfig:
     """The file as the core reads it; `own` and `others` are entries of its list of LBs."""
     vips = tuple(FloatingVip(vip.address, vip.snat_addresses) for vip in config.virtual_ips)
-    services = tuple(_table_service(service) for service in config.services)
+    services = tuple(table_service(service) for service in config.services)
     flows = config.dataplane
     idle_ms = (flows.tcp_established_ms, flows.tcp_closing_ms, flows.tcp_time_wait_ms, flows.udp_ms)
     return QuorumConfig(
@@ -435,27 +425,6 @@ def _timing(config: LbConfig) -> Timing:
     quorum = config.quorum
     return Timing(
         quorum.heartbeat_ms, quorum.lease_ms, quorum.promise_ms, quorum.election_jitter_ms
-    )
-
-
-def _table_service(service: Service) -> TableService:
-    down = service.on_node_down
-    return TableService(
-        name=service.name,
-        address=service.address,
-        port=service.port,
-        protocol=Protocol(service.protocol),
-        mode=Mode(service.mode),
-        node_port=service.node_port,
-        affinity=Affinity(service.affinity),
-        encap=Encapsulation(service.encap),
-        snat=service.snat,
-        snat_addresses=service.snat_addresses,
-        on_node_down=OnNodeDown(down) if down is not None else None,
-        no_flow=NoFlow(service.no_flow),
-        ports=service.ports.size,
-        keeps_port=service.keeps_port,
-        affinity_group=service.affinity_group or "",
     )
 
 
