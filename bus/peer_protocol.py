@@ -93,6 +93,8 @@ class MemberSeen:
     epoch: Stored
     why: tuple[str, ...]
     """Why it may hold no VIPs; empty: it may."""
+    staged: str = ""
+    """A digest of the services and VIPs of its file; empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,8 @@ class Ack:
     """If nobody is eligible, the leader takes whoever has most of this."""
     witness: bool = False
     """The sender only votes."""
+    staged: str = ""
+    """A digest of the services and VIPs of its file."""
 
 
 @dataclass(frozen=True, slots=True)
