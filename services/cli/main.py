@@ -41,6 +41,7 @@ COMMANDS = {
     "services": "services.cli.nodes:services",
     "flows": "services.cli.nodes:flows",
     "quorum": "services.cli.status:quorum",
+    "handover": "services.cli.cluster:handover",
     "events": "services.cli.events:events",
     "trace": "services.cli.trace:trace",
     "doctor": "services.cli.doctor:doctor",

@@ -266,11 +266,14 @@ class Quorum:
         self._stalled = ""
         self._beat_due_ms = now_ms
         self._leader: str | None = None
+        self._answered = ("", 0, 0)
+        """The last beat that was answered: whose, of which term, and its number."""
         self._lost = False
         self._told_members: tuple[MemberSeen, ...] = ()
         self._told_members_ms = now_ms
         self._leaders_members: dict[str, MemberSeen] = {}
-        """By entry, how the leader has said that it sees the members."""
+        """By entry, how the leader has said that it sees the members, and when it said so."""
+        self._leaders_members_ms = now_ms
         self._lease_changes = 0
         self.tick(now_ms)
 
@@ -293,6 +296,7 @@ class Quorum:
             was, self._standing = self._standing, Standing(not why_not, fitness)
             if was.eligible and why_not:
                 self._give_up(now_ms)
+            self._answer_again(now_ms)
             self._propose(now_ms)
 
     def reconfigure(self, config: QuorumConfig, now_ms: int) -> None:
@@ -347,8 +351,11 @@ class Quorum:
         self._writing = None
         self._durable_mark = max(self._durable_mark, mark)
         self.stall("")
+        is_news = version_of(self._being_stored) != version_of(self._register.stored)
         self._register.stored = self._being_stored
         self._election.durable(mark, now_ms)
+        if is_news:
+            self._answer_again(now_ms)
         self._after(now_ms)
 
     def tick(self, now_ms: int) -> None:
@@ -437,6 +444,11 @@ class Quorum:
         return self._election.term
 
     @property
+    def staged(self) -> str:
+        """The digest of the services and VIPs of this LB's file."""
+        return self._staged
+
+    @property
     def has_claims(self) -> bool:
         """Whether the shell was told last that this LB may claim something."""
         return bool(self._claims)
@@ -484,11 +496,24 @@ class Quorum:
             self._register.learn_committed(message.committed)
             if message.members is not None:
                 self._leaders_members = {each.address: each for each in message.members}
+                self._leaders_members_ms = now_ms
             self._send_view(message.view_seen, now_ms)
+            self._answered = peer, message.term, message.seq
+        self._answer(peer, message.seq, now_ms)
+        if message.term == self._election.term:
+            self._send_releases(peer, now_ms)
+
+    def _answer_again(self, now_ms: int) -> None:
+        """There is something new to tell the leader, who need not send a beat to hear of it."""
+        leader, term, seq = self._answered
+        if term == self._election.term and self._election.role is Role.FOLLOWER:
+            self._answer(leader, seq, now_ms)
+
+    def _answer(self, leader: str, seq: int, now_ms: int) -> None:
         ack = Ack(
             self._config.name,
             self._election.term,
-            message.seq,
+            seq,
             version_of(self._register.stored),
             self._boot,
             self._held.ask(now_ms),
@@ -497,9 +522,7 @@ class Quorum:
             self._config.witness,
             self._staged,
         )
-        self._outbox.append(Outgoing(peer, ack, self._election.term_mark))
-        if message.term == self._election.term:
-            self._send_releases(peer, now_ms)
+        self._outbox.append(Outgoing(leader, ack, self._election.term_mark))
 
     def _on_ack(self, peer: str, message: Ack, now_ms: int) -> None:
         if not self._election.ack(peer, message, now_ms):
@@ -734,6 +757,7 @@ class Quorum:
         )
         if (merged.term, merged.epoch) != (base.term, base.epoch):
             self._accept(merged, now_ms)
+            self._beat_due_ms = now_ms
         elif merged != base:
             self._register.refresh(merged, now_ms)
 
@@ -752,9 +776,10 @@ class Quorum:
         )
 
     def _tell_config(self, topic: Topic, name: str) -> None:
+        now_ms = self._leaders_members_ms
+        staged = [each.staged for each in self._members_seen(now_ms)]
         forwarding = [peer for peer in self._peers.values() if peer.witness is not True]
-        has = sum(peer.staged == name for peer in forwarding) + (self._staged == name)
-        self._events.append((topic, ConfigEvent(name, has, len(forwarding) + 1)))
+        self._events.append((topic, ConfigEvent(name, staged.count(name), len(forwarding) + 1)))
 
     def _first(self, term: int) -> NodeTable:
         """What the first table of a cluster is made of: that of this LB from when it was alone."""
@@ -910,6 +935,7 @@ class Quorum:
         if not self._leads and told is not None and self._election.leader is not None:
             term, epoch, why_not, staged = told.term, told.epoch, told.why, told.staged
             name, alive = told.name, told.alive
+            heard_ms = min(heard_ms, now_ms - self._leaders_members_ms)
         silent_ms = heard_ms if alive else 0
         return QuorumMember(name, address, alive, term, epoch, silent_ms, why_not, staged)
 

@@ -340,7 +340,16 @@ class QuorumProcess:
             return self._reload()
         if verb == "handover":
             return self._hand_over(monotonic_ms())
-        raise CommandError(f"unknown command: {verb}; quorum knows: reload, handover")
+        if verb == "commit":
+            return self._commit_staged(monotonic_ms())
+        raise CommandError(f"unknown command: {verb}; quorum knows: reload, handover, commit")
+
+    def _commit_staged(self, now_ms: int) -> dict[str, Any]:
+        try:
+            self._core.commit_staged(now_ms)
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        return {"agreed": self._core.staged}
 
     def _hand_over(self, now_ms: int) -> Later:
         """Give up the lead and every VIP; answered when another LB has them."""
