@@ -13,6 +13,7 @@ whatever matters is said again with the next beat.
     holder       Release       -              I claim that VIP no more
     leader       Go            Vote           you lead next: my lease is over
     follower     ViewReport    Beat           what my health process sees
+    follower     OrderAsked    OrderAnswered  an operator wants this; repeated until answered
 
 A `Version` is (term, epoch), in this order: of two tables the one with the larger version is the
 newer, and two with the same version are the same.
@@ -30,6 +31,7 @@ from typing import Annotated, get_args
 from msgspec import Meta
 
 from bus.codec import MalformedMessage, UnknownVersion, from_json, to_json
+from bus.orders import Asked
 from bus.states import LocalView, NodeTable
 from bus.words import LARGEST_PROMISE_MS, Duration, Signed, Stored, Whole
 
@@ -172,7 +174,36 @@ class ViewReport:
     """How old it was when this was sent."""
 
 
-PeerMessage = PreVote | Vote | VoteReply | Beat | Ack | Grant | Release | Go | ViewReport
+@dataclass(frozen=True, slots=True)
+class OrderAsked:
+    sender: str
+    id: str
+    """Of the operator's command, however often and by whomever it is passed on."""
+    asked: Asked
+
+
+@dataclass(frozen=True, slots=True)
+class OrderAnswered:
+    sender: str
+    id: str
+    refusal: str
+    """Why it is not carried out, in words for the operator; empty: it stands in a committed table.
+    """
+
+
+PeerMessage = (
+    PreVote
+    | Vote
+    | VoteReply
+    | Beat
+    | Ack
+    | Grant
+    | Release
+    | Go
+    | ViewReport
+    | OrderAsked
+    | OrderAnswered
+)
 
 # --------------------------------------------------------------------------- on the wire
 

@@ -19,6 +19,7 @@ from bus.events import (
     ConfigEvent,
     DataplaneEvent,
     NodeEvent,
+    OrderEvent,
     ProcessEvent,
     QuorumEvent,
     TableEvent,
@@ -53,6 +54,7 @@ class Topic(StrEnum):
     NODE_SUSPECT = "node.suspect."
     NODE_BANNED = "node.banned."
     NODE_PARDONED = "node.pardoned."
+    ORDER_GIVEN = "order.given."
     VIP_ACQUIRED = "vip.acquired."
     VIP_LOST = "vip.lost."
     VIP_CONTESTED = "vip.contested."
@@ -87,6 +89,7 @@ PAYLOADS: dict[Topic, type[Any]] = {
     Topic.NODE_SUSPECT: NodeEvent,
     Topic.NODE_BANNED: NodeEvent,
     Topic.NODE_PARDONED: NodeEvent,
+    Topic.ORDER_GIVEN: OrderEvent,
     Topic.VIP_ACQUIRED: VipEvent,
     Topic.VIP_LOST: VipEvent,
     Topic.VIP_CONTESTED: VipEvent,
@@ -125,6 +128,7 @@ PUBLISHES: dict[str, tuple[Topic, ...]] = {
     QUORUM: (
         Topic.STATE_TABLE,
         Topic.STATE_QUORUM,
+        Topic.ORDER_GIVEN,
         Topic.VIP_ACQUIRED,
         Topic.VIP_LOST,
         Topic.QUORUM_LEADER,

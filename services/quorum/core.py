@@ -4,11 +4,13 @@
     register     what is agreed: one table, accepted, stored, committed
     ownership    which LB is to hold which VIP
     leases       who may claim a VIP at this moment
+    orders       what operators want of nodes
     table        how what the LBs see becomes the next table
 
 This module puts them together. The shell hands in what happened (`report`, `receive`, `stand`,
-`reconfigure`, `stored`, `tick`) with the monotonic time, and takes what to do about it (`take`).
-Each `Ready` is worked off in the order of its fields: **persist, publish, claim, send**.
+`reconfigure`, `order`, `stored`, `tick`) with the monotonic time, and takes what to do about it
+(`take`). Each `Ready` is worked off in the order of its fields: **persist, publish, claim, send,
+answer**.
 
     `persist`     write this hard state and fsync it, then call `stored` with its number. It may
                   take as long as it likes: beats, and answers that promise nothing new, go on
@@ -18,6 +20,7 @@ Each `Ready` is worked off in the order of its fields: **persist, publish, claim
     `claims`      until when this LB may claim which VIPs; None: as before. A claim that ends is in
                   the kernel before the message that lets another LB have it.
     `sends`       to whom, what
+    `answers`     to orders that were asked for here
 
 So a table is proposed, stored by a majority, and only then committed: what was published was on
 this disk before, and a process killed between any two instructions starts again with what it
@@ -46,10 +49,11 @@ says so; a leader whose disk has not answered for as long as a promise lasts giv
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from bus.events import ConfigEvent, QuorumEvent, TableEvent
+from bus.events import ConfigEvent, OrderEvent, QuorumEvent, TableEvent
+from bus.orders import Asked
 from bus.peer_protocol import (
     NO_VERSION,
     Ack,
@@ -57,6 +61,8 @@ from bus.peer_protocol import (
     Go,
     Grant,
     MemberSeen,
+    OrderAnswered,
+    OrderAsked,
     PeerMessage,
     PreVote,
     Release,
@@ -77,6 +83,7 @@ from bus.topics import Topic
 from bus.words import NodeState, Role
 from services.quorum.election import Election, Outgoing
 from services.quorum.leases import Granted, Held
+from services.quorum.orders import Answer, Desk, is_over, new_orders
 from services.quorum.ownership import Standing, assign, fit
 from services.quorum.register import Dated, Register, version_of
 from services.quorum.staged import agreed, digest, next_config, same_config
@@ -139,7 +146,7 @@ class QuorumConfig:
     """This machine only votes: it leads nobody, holds nothing and has no slots."""
 
 
-Event = TableEvent | QuorumEvent | ConfigEvent
+Event = TableEvent | QuorumEvent | ConfigEvent | OrderEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +167,10 @@ class Ready:
     claims: dict[str, int] | None
     """By VIP, until when (ms of this machine's monotonic clock) this LB may claim it."""
     sends: tuple[Outgoing, ...]
+    answers: tuple[Answer, ...] = ()
+
+
+NOTHING = Ready(None, None, (), None, ())
 
 
 @dataclass(slots=True)
@@ -260,13 +271,17 @@ class Quorum:
         self._by_majority = False
         """Whether the next table need not wait for every LB's file."""
         self._departed: dict[str, int] = {}
+        self._desk = Desk()
+        self._answers: list[Answer] = []
+        self._over: frozenset[str] = frozenset()
+        """The orders of the agreed table whose time is over, and that has been looked at."""
         self._stale = True
         """Whether something has come that the newest table does not know of."""
         self._circumstances: tuple[object, ...] = ()
         self._stalled = ""
         self._beat_due_ms = now_ms
         self._leader: str | None = None
-        self._answered = ("", 0, 0)
+        self._answered = ("", -1, 0)
         """The last beat that was answered: whose, of which term, and its number."""
         self._lost = False
         self._told_members: tuple[MemberSeen, ...] = ()
@@ -325,6 +340,12 @@ class Quorum:
         self._by_majority = self._stale = True
         self._propose(now_ms)
 
+    def order(self, number: str, asked: Asked, now_ms: int) -> None:
+        """An operator wants this; `number` names the command. It is answered in `Ready.answers`."""
+        self._desk.ask(number, asked, None, now_ms)
+        self._take_orders(now_ms)
+        self._after(now_ms)
+
     def receive(self, peer: str, message: PeerMessage, now_ms: int) -> None:
         """A member, known by its address, says this."""
         known = self._peers.get(peer)
@@ -342,6 +363,8 @@ class Quorum:
             Release: self._on_release,
             Go: self._on_go,
             ViewReport: self._on_view,
+            OrderAsked: self._on_order_asked,
+            OrderAnswered: self._on_order_answered,
         }
         handle[type(message)](peer, message, now_ms)
         self._after(now_ms)
@@ -363,6 +386,7 @@ class Quorum:
         for heard in self._heard.values():
             if not heard.settled and now_ms >= heard.first_ms + self._settle_ms:
                 heard.settled = self._stale = True
+        self._desk.tick(now_ms)
         self._election.tick(now_ms)
         if self._writing is not None:
             since_ms = now_ms - self._writing_since_ms
@@ -387,6 +411,10 @@ class Quorum:
         if self._leads and self._register.is_settled():
             reuse_ms = self._config.slot_reuse_ms
             due += [since_ms + reuse_ms for since_ms in self._departed.values()]
+            due += self._deadlines()
+        orders_ms = self._desk.next_due_ms()
+        if orders_ms is not None:
+            due.append(orders_ms)
         return min(due, default=None)
 
     def stall(self, reason: str) -> None:
@@ -426,9 +454,9 @@ class Quorum:
         self._election.outbox.clear()
         sends = tuple(each for each in self._outbox if each.mark <= self._durable_mark)
         self._outbox = [each for each in self._outbox if each.mark > self._durable_mark]
-        if persist is None and committed is None and not events and claims is None and not sends:
-            return None
-        return Ready(persist, committed, events, claims, sends)
+        answers, self._answers = tuple(self._answers), []
+        ready = Ready(persist, committed, events, claims, sends, answers)
+        return None if ready == NOTHING else ready
 
     def committed(self, now_ms: int) -> CommittedTable | None:
         """What all LBs route by, or None before the first table."""
@@ -447,11 +475,6 @@ class Quorum:
     def staged(self) -> str:
         """The digest of the services and VIPs of this LB's file."""
         return self._staged
-
-    @property
-    def has_claims(self) -> bool:
-        """Whether the shell was told last that this LB may claim something."""
-        return bool(self._claims)
 
     def lease_ms(self, now_ms: int) -> int:
         """What is left of this LB's lease as the leader."""
@@ -555,6 +578,14 @@ class Quorum:
         made_ms = now_ms - message.age_ms
         self._take_report(message.sender, message.boot, message.view, now_ms, made_ms)
 
+    def _on_order_asked(self, peer: str, message: OrderAsked, now_ms: int) -> None:
+        if self._leads:  # else its sender will hear of who does, and asks there
+            self._desk.ask(message.id, message.asked, peer, now_ms)
+            self._take_orders(now_ms)
+
+    def _on_order_answered(self, _peer: str, message: OrderAnswered, _now_ms: int) -> None:
+        self._desk.answered(message.id, message.refusal)
+
     # ------------------------------------------------------------------ inside
 
     @property
@@ -578,6 +609,7 @@ class Quorum:
                 self._beat_due_ms = now_ms
         self._publish_committed()
         self._propose(now_ms)
+        self._pass_orders_on(now_ms)
         if self._leads and not self._alone and now_ms >= self._beat_due_ms:
             self._send_beats(now_ms)
 
@@ -605,6 +637,7 @@ class Quorum:
         event = QuorumEvent(self._election.term, self._leader, None, reason)
         self._events.append((topic, event))
         self._state_version += 1
+        self._desk.lead_ended()
 
     def _tell_regained(self) -> None:
         """There is a leader again, after it was told that there was none."""
@@ -720,6 +753,8 @@ class Quorum:
         self._events.append((Topic.TABLE_COMMITTED, event))
         if before is None or not same_config(before.table, table):
             self._note_config(table)
+        self._tell_orders(before.table if before is not None else None, table)
+        self._desk.committed(table)
         self._table_version += 1
         self._state_version += 1
         self._unpublished = True
@@ -754,6 +789,7 @@ class Quorum:
             owners=self._owners(base, config, now_ms),
             released=self._released(base, now_ms),
             renew=not self._alone,
+            orders=self._desk.next_orders(base, self._known_nodes(base)),
         )
         if (merged.term, merged.epoch) != (base.term, base.epoch):
             self._accept(merged, now_ms)
@@ -791,7 +827,8 @@ class Quorum:
         """What may change the next table without a message: merging ten thousand nodes is dear."""
         alive = tuple(self._is_alive(address, now_ms) for address in self._peers)
         free = tuple(self._granted.is_free(vip.address, now_ms) for vip in base.vip_owners)
-        return (alive, self._silent(now_ms), free, self._released(base, now_ms))
+        self._over = frozenset(order.id for order in base.orders if is_over(order))
+        return (alive, self._silent(now_ms), free, self._released(base, now_ms), self._over)
 
     def _silent(self, now_ms: int) -> frozenset[str]:
         return frozenset(
@@ -841,6 +878,56 @@ class Quorum:
         return frozenset(
             lb for lb, since_ms in self._departed.items() if now_ms >= since_ms + reuse_ms
         )
+
+    # ------------------------------------------------------------------ orders
+
+    def _take_orders(self, now_ms: int) -> None:
+        """One that stands in the agreed table already is answered; others are for the next."""
+        self._stale = True
+        if self._register.committed is not None:
+            self._desk.committed(self._register.committed.table)
+        self._propose(now_ms)
+
+    def _pass_orders_on(self, now_ms: int) -> None:
+        """Orders that wait go to the leader, and the answers to whoever asked."""
+        for address, peer in self._peers.items():
+            if not self._leads and peer.name == self._election.leader:
+                for number, asked in self._desk.to_pass_on(now_ms):
+                    message = OrderAsked(self._config.name, number, asked)
+                    self._outbox.append(Outgoing(address, message, 0))
+        for answer in self._desk.take_answers():
+            if answer.asker is None:
+                self._answers.append(answer)
+            else:
+                reply = OrderAnswered(self._config.name, answer.id, answer.refusal)
+                self._outbox.append(Outgoing(answer.asker, reply, 0))
+
+    def _known_nodes(self, base: NodeTable) -> Iterator[str]:
+        yield from (node.id for node in base.nodes)
+        for heard in self._heard.values():
+            yield from (node.id for node in heard.view.nodes)
+
+    def _deadlines(self) -> list[int]:
+        """When orders of the agreed table are over."""
+        held = self._register.accepted
+        if held is None:
+            return []
+        return [
+            held.as_of_ms + order.remaining_ms
+            for order in held.table.orders
+            if order.remaining_ms is not None and order.id not in self._over
+        ]
+
+    def _tell_orders(self, before: NodeTable | None, table: NodeTable) -> None:
+        """On this LB's stream; one that has just started does not know which ones are new."""
+        names = {node.id: node.name for node in table.nodes}
+        for order in new_orders(before, table) if before is not None else ():
+            asked = order.asked
+            name = names.get(asked.node, "")
+            event = OrderEvent(
+                *(asked.node, name, asked.kind, asked.by, asked.why, asked.weight, asked.within_ms)
+            )
+            self._events.append((Topic.ORDER_GIVEN, event))
 
     # ------------------------------------------------------------------ leases
 

@@ -1,15 +1,18 @@
 """The quorum process: the shell around `core`, and how this LB agrees with the others.
 
-In: what other LBs say (`peers`), `state.view.` of health, the command `reload`, SIGHUP, SIGTERM,
-the clock. Out: messages to other LBs, `state.table.` and `state.quorum.` on every change and every
-500 ms (the latter before half of the lease it tells of is over, so that a reader who subtracts its
-age finds one left), the events `quorum.*`, `vip.*`, `table.committed.` and `process.started.`, and
-the state file.
+In: what other LBs say (`peers`), `state.view.` of health, the commands `reload` and `order`,
+SIGHUP, SIGTERM, the clock. Out: messages to other LBs, `state.table.` and `state.quorum.` on every
+change and every 500 ms (the latter before half of the lease it tells of is over, so that a reader
+who subtracts its age finds one left), the events `quorum.*`, `vip.*`, `table.committed.`,
+`order.given.` and `process.started.`, and the state file.
 
 **One turn of the loop:** read what has come, from peers first; look at the clock; then do what the
 core says, in its order: persist, publish, claim, send. The file is written in a thread (`storage`),
 so beats, and answers that promise nothing new, never wait for a disk; what depends on the file is
 given out by the core when it is written.
+
+An order is answered when the table that has it is committed. Its sender may repeat it, by the same
+id, to this process or to the one after it: the table knows the ids of its orders.
 
 It starts by taking the publisher's lock (a second copy waits there), and only then reads the state
 file, since the copy before may have written it until its last moment. A quorum of one publishes a
@@ -39,9 +42,10 @@ from typing import Any
 import structlog
 
 from bus import topics
-from bus.codec import Envelope
+from bus.codec import Envelope, MalformedMessage, from_json, to_json
 from bus.commands import CommandError, Later
 from bus.events import QuorumEvent
+from bus.orders import LONGEST_TEXT, Asked
 from bus.socket import monotonic_ms
 from bus.states import (
     DataplaneState,
@@ -61,6 +65,7 @@ from services.quorum.claims import Claims, Told
 from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
 from services.quorum.eligibility import Eligibility
 from services.quorum.from_config import table_service
+from services.quorum.orders import Answer
 from services.quorum.peers import Peers
 from services.quorum.storage import NewerFormatError, Storage, Writer
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig
@@ -120,18 +125,20 @@ class QuorumProcess:
         self._unwritten: Persist | None = None
         """What the core wants on the disk and is not there yet."""
         self._is_writing = False
+        table = core_config(config).table
+        self._claims = Claims(paths.bpf_dir, table, now_ms, alone=not self._listed)
         self._carrier = Carrier(config.local.net_interface_public)
         witness = config.quorum.witness
         self._eligibility = Eligibility(config.local.net_interface_public, witness=witness)
         self._table: NodeTable | None = None
         self._handover: Handover | None = None
-        table = core_config(config).table
-        self._claims = Claims(paths.bpf_dir, table, now_ms, alone=not self._listed)
         self._published: QuorumState | None = None
         self._state_version = 0
         self._state_due_ms = self._table_due_ms = self._retry_ms = now_ms
         self._more = False
         """Whether peers have said more than one turn reads."""
+        self._orders: dict[str, Later] = {}
+        """By command, the answers to orders that are not agreed on yet."""
         self._bus.started(adopted)
         self._loop = Loop()
         self._writer = Writer(self._storage, self._loop.signals.wake)
@@ -255,10 +262,22 @@ class QuorumProcess:
                 self._claims.claim(ready.claims, self._told, now_ms)
             self._publish(ready)
             self._send(ready)
+            for answer in ready.answers:
+                self._answer(answer)
 
     def _send(self, ready: Ready) -> None:
         for each in ready.sends:
             self._peers.send(each.to, each.message)
+
+    def _answer(self, answer: Answer) -> None:
+        later = self._orders.pop(answer.id, None)
+        if later is None:
+            return
+        if answer.refusal:
+            later.error = answer.refusal
+        else:
+            later.result = {"agreed": True}
+        self._commands.serve(self._command)
 
     def _write(self, now_ms: int) -> None:
         if self._unwritten is not None and not self._is_writing and now_ms >= self._retry_ms:
@@ -322,11 +341,16 @@ class QuorumProcess:
         if self._more:
             return 0
         due_ms = min(self._state_due_ms, self._table_due_ms)
-        moments = [self._core.next_due_ms(), self._claims.next_due_ms()]
-        moments.append(self._eligibility.next_due_ms())
+        moments = (
+            self._core.next_due_ms(),
+            self._claims.next_due_ms(),
+            self._eligibility.next_due_ms(),
+        )
+        for next_ms in moments:
+            if next_ms is not None:
+                due_ms = min(due_ms, next_ms)
         if self._handover is not None:
-            moments.append(now_ms + HANDING_OVER_MS)
-        due_ms = min(due_ms, *(moment for moment in moments if moment is not None), due_ms)
+            due_ms = min(due_ms, now_ms + HANDING_OVER_MS)
         if self._unwritten is not None and not self._is_writing:
             due_ms = min(due_ms, self._retry_ms)
         if self._listed:
@@ -340,9 +364,12 @@ class QuorumProcess:
             return self._reload()
         if verb == "handover":
             return self._hand_over(monotonic_ms())
+        if verb == "order":
+            return self._order(arguments)
         if verb == "commit":
             return self._commit_staged(monotonic_ms())
-        raise CommandError(f"unknown command: {verb}; quorum knows: reload, handover, commit")
+        known = "reload, handover, order, commit"
+        raise CommandError(f"unknown command: {verb}; quorum knows: {known}")
 
     def _commit_staged(self, now_ms: int) -> dict[str, Any]:
         try:
@@ -371,7 +398,7 @@ class QuorumProcess:
                 trouble = str(error)
         leader = self._core.state(now_ms).leader
         elsewhere = leader not in (None, self._config.local.name)
-        if not trouble and elsewhere and not self._core.has_claims:
+        if not trouble and elsewhere and not self._claims.held:
             handover.answer.result = {"leader": leader}
         elif now_ms >= handover.until_ms:
             handover.answer.error = trouble or "no other LB has taken the lead"
@@ -379,6 +406,18 @@ class QuorumProcess:
             return
         self._eligibility.leaving = False
         self._handover = None
+
+    def _order(self, arguments: dict[str, Any]) -> Later:
+        number = arguments.get("id")
+        try:
+            asked = from_json(Asked, to_json(arguments))
+        except MalformedMessage as error:
+            raise CommandError(f"not an order: {error}") from None
+        if not isinstance(number, str) or not 0 < len(number) <= LONGEST_TEXT:
+            raise CommandError("not an order: it has no id")
+        later = self._orders.setdefault(number, Later())
+        self._core.order(number, asked, monotonic_ms())
+        return later
 
     def _reload(self) -> dict[str, Any]:
         config, answer = process.reload_lb(self._config_path, self._started_with)

@@ -38,7 +38,7 @@ def services(made: Cluster, name: str) -> list[str]:
 
 
 def holder(made: Cluster) -> list[str]:
-    return [name for name, core in made.cores.items() if core.has_claims]
+    return [name for name, core in made.cores.items() if core._claims]
 
 
 def test_a_witness_makes_a_majority_and_never_leads_nor_holds_nor_has_a_slot() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bus.states import DataplaneState, HookState, LocalView, NodeTable
@@ -104,8 +106,11 @@ def test_half_is_enough_and_no_node_asks_for_none() -> None:
 def test_who_leaves_and_who_lacks_flows_and_who_only_votes() -> None:
     made = well()
     made.leaving = True
-    made.unsynced = "it has 5 of 9 flows"
-    assert made.verdict(0).why == ("it has 5 of 9 flows", "an operator has handed over from it")
+    made.dataplane(replace(dataplane(True), synced=False))
+    assert made.verdict(0).why == (
+        "it does not have the other LBs' flows yet",
+        "an operator has handed over from it",
+    )
     assert Eligibility("pub0", witness=True).verdict(0).why == ("it only votes",)
 
 
