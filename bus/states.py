@@ -330,6 +330,8 @@ class QuorumMember:
     """Why it may hold no VIPs, in words; empty: it may, as far as is known here."""
     staged: str = ""
     """A digest of the services and VIPs of its file; empty: it has none, or that is not known."""
+    trouble: str = ""
+    """Why this LB does not hear what it says, or how its numbers differ from this LB's."""
 
 
 @dataclass(frozen=True, slots=True)

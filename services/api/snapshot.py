@@ -154,6 +154,8 @@ class MemberShape:
     """Why it may hold no VIP; empty: it may."""
     staged: bool = False
     """Whether its file says other services or VIPs than are agreed on."""
+    trouble: str = ""
+    """Why this LB does not hear what it says, or how its numbers differ from this LB's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -548,6 +550,7 @@ def _member(member: QuorumMember, agreed: str, age: int) -> MemberShape:
         heard_ms=member.heard_ms + age,
         why_not=list(member.why_not),
         staged=bool(member.staged and agreed and member.staged != agreed),
+        trouble=member.trouble,
     )
 
 

@@ -68,7 +68,12 @@ def quorum(context: typer.Context) -> None:
         for member in answer["members"]
     ]
     columns = ("LB", "address", "alive", "term#", "epoch#", "heard#", "may hold no VIP because")
-    show(_quorum_line(answer), table("", columns, members), *_vip_lines(answer))
+    troubles = [
+        Text(f"{member['name'] or member['address']}: {member['trouble']}", "yellow")
+        for member in answer["members"]
+        if member["trouble"]
+    ]
+    show(_quorum_line(answer), table("", columns, members), *_vip_lines(answer), *troubles)
 
 
 def _watch(client: Client, answer: dict[str, Any], *, as_json: bool) -> None:

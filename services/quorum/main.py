@@ -64,7 +64,7 @@ from services.quorum.carrier import Carrier
 from services.quorum.claims import Claims, Told
 from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
 from services.quorum.eligibility import Eligibility
-from services.quorum.from_config import table_service
+from services.quorum.from_config import node_health, table_service
 from services.quorum.orders import Answer
 from services.quorum.peers import Peers
 from services.quorum.storage import NewerFormatError, Storage, Writer
@@ -150,6 +150,7 @@ class QuorumProcess:
             self._loop.signals.wake,
         )
         self._peers.expect(self._listed)
+        self._judge_by(config)
         for refused in self._unrealtime:
             _log.warning("the kernel does not allow", what=refused)
 
@@ -218,6 +219,12 @@ class QuorumProcess:
         stored = self._stored
         return Quorum(config, stored, self._seed, now_ms, boot=self._boot, draw=draw)
 
+    def _judge_by(self, config: LbConfig) -> None:
+        numbers = node_health(config)
+        self._peers.node_health = numbers
+        enforce = config.quorum.enforce_single_configuration
+        self._peers.admission.judge_by(numbers, enforce=enforce)
+
     def _settle(self, now_ms: int) -> None:
         if not self._listed:
             return
@@ -237,6 +244,8 @@ class QuorumProcess:
             event = QuorumEvent(self._core.term, leader, refusal.peer, refusal.told)
             self._publisher.publish(Topic.QUORUM_PEER_REFUSED, event)
             _log.warning("refused what a peer says", peer=refusal.peer, reason=refusal.told)
+        for found in self._peers.admission.take_differing():
+            _log.warning("an LB judges nodes otherwise", peer=found.peer, difference=found.text)
 
     def _resign(self, now_ms: int) -> None:
         """This process ends: the others need not wait for it to fall silent."""
@@ -335,7 +344,14 @@ class QuorumProcess:
         if self._listed and self._peers.waiting_for:
             waiting_for = self._peers.waiting_for
         waiting_for = waiting_for or self._claims.waiting_for
-        return replace(state, waiting_for=waiting_for, rejected=refused)
+        trouble = self._peers.admission.trouble
+        members = tuple(
+            replace(member, trouble=trouble[member.address])
+            if member.address in trouble
+            else member
+            for member in state.members
+        )
+        return replace(state, waiting_for=waiting_for, rejected=refused, members=members)
 
     def _wait_ms(self, now_ms: int) -> int:
         if self._more:
@@ -423,6 +439,7 @@ class QuorumProcess:
         config, answer = process.reload_lb(self._config_path, self._started_with)
         if config is not None:
             self._config = config
+            self._judge_by(config)
             others = tuple(sorted(self._listed.keys() - {self._own}))
             self._core.reconfigure(core_config(config, self._own, others), monotonic_ms())
             self._claims.configure(core_config(config).table, monotonic_ms())

@@ -63,6 +63,8 @@ class Peers:
         self.own = ""
         """This LB's entry, once it is known."""
         self.waiting_for = ""
+        self.node_health: dict[str, str] = {}
+        """What this LB's file says in `[node_health]`; goes with every message."""
         self.dropped = 0
         """Messages that a peer's full queue, or its absence, has cost."""
         self._resolver = Resolver(wake)
@@ -170,7 +172,8 @@ class Peers:
         """Never waits."""
         link = self._links.get(entry)
         self._number += 1
-        frames = encode_peer(message, self._cluster, self._boot, self._number)
+        head = self._cluster, self._boot, self._number, self.node_health
+        frames = encode_peer(message, *head)
         if link is None or not link.send(frames):
             self.dropped += 1
 
