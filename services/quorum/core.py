@@ -468,6 +468,11 @@ class Quorum:
         return self._election.role
 
     @property
+    def state_version(self) -> int:
+        """Rises with most of what changes in `state`."""
+        return self._state_version
+
+    @property
     def term(self) -> int:
         return self._election.term
 

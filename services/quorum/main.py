@@ -73,6 +73,8 @@ from services.quorum.timing import Timing
 
 REPUBLISH_MS = 500
 RETRY_MS = 1_000
+LOOK_MS = 100
+"""How often what people see is made anew, if neither role nor term nor table has changed."""
 HANDOVER_MS = 1_500
 """For so long a handover is tried; whoever asks for one waits for two seconds."""
 HANDING_OVER_MS = 10
@@ -134,6 +136,8 @@ class QuorumProcess:
         self._handover: Handover | None = None
         self._published: QuorumState | None = None
         self._state_version = 0
+        self._looked_at: tuple[object, ...] = ()
+        self._look_ms = now_ms
         self._state_due_ms = self._table_due_ms = self._retry_ms = now_ms
         self._more = False
         """Whether peers have said more than one turn reads."""
@@ -324,6 +328,13 @@ class QuorumProcess:
             _log.info(topic.value.rstrip("."), **_loggable(event))
 
     def _publish_states(self, now_ms: int) -> None:
+        if now_ms >= self._table_due_ms:
+            self._table_due_ms = now_ms + REPUBLISH_MS
+            self._publisher.repeat(Topic.STATE_TABLE)
+        looked_at = self._core.role, self._core.term, self._core.state_version
+        if looked_at == self._looked_at and now_ms < min(self._look_ms, self._state_due_ms):
+            return
+        self._looked_at, self._look_ms = looked_at, now_ms + LOOK_MS
         state = self._state(now_ms)
         is_new = self._published is None or _lasting(state) != _lasting(self._published)
         if is_new or now_ms >= self._state_due_ms:
@@ -333,9 +344,6 @@ class QuorumProcess:
             self._publisher.publish(Topic.STATE_QUORUM, self._published)
             half_lease_ms = state.lease_remaining_ms // 2 or REPUBLISH_MS
             self._state_due_ms = now_ms + min(REPUBLISH_MS, half_lease_ms)
-        if now_ms >= self._table_due_ms:
-            self._table_due_ms = now_ms + REPUBLISH_MS
-            self._publisher.repeat(Topic.STATE_TABLE)
 
     def _state(self, now_ms: int) -> QuorumState:
         state = self._core.state(now_ms)

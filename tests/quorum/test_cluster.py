@@ -8,7 +8,8 @@ import pytest
 
 from bus.peer_protocol import Ack, Release, Version
 from bus.topics import Topic
-from bus.words import NodeState
+from bus.words import NodeState, Role
+from services.quorum.core import HardState, Quorum
 from services.quorum.leases import Granted, Held
 from services.quorum.staged import digest
 from services.quorum.table import FloatingVip, TableConfig
@@ -141,6 +142,31 @@ def test_a_holder_that_may_not_any_more_lets_go_at_once() -> None:
     made.cores[before].stand((), 5, made.now_ms)
     made.run(2_000)
     assert before not in holder(made), "nothing moves back by itself"
+
+
+def test_one_that_is_left_of_three_goes_on_alone_by_the_table_it_has() -> None:
+    """The others have been taken out of its list."""
+    made = led("lb-0", "lb-1", "lb-2")
+    held = made.cores["lb-0"].committed(made.now_ms)
+    assert held is not None
+    stored = HardState(held.table.term, "lb-1", held.table, 125, True)
+    alone = replace(made.configs["lb-0"], others=())
+    core = Quorum(alone, stored, 8, 0, boot="again")
+    ready = core.take(0)
+    assert ready is not None
+    assert ready.committed is not None
+    assert ready.committed.table == held.table
+    assert ready.persist is not None
+    core.stored(ready.persist.mark, 1)
+    assert core.role is Role.LEADER
+    assert core.term == stored.term + 1
+    claims = core.take(1)
+    assert claims is not None
+    core.report("h", view(seen("a", UP)), 1)
+    while (ready := core.take(1)) is not None:
+        if ready.persist is not None:
+            core.stored(ready.persist.mark, 1)
+    assert list(core._claims) == [VIP]
 
 
 # --------------------------------------------------------------------------- releases
