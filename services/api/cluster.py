@@ -1,4 +1,4 @@
-"""What an operator may ask of the quorum by HTTP beside looking at it: to hand over, to commit."""
+"""What an operator may ask of the quorum by HTTP: to hand over, to commit, to go on alone."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ class HandedOver(BaseModel):
     leader: str
 
 
+class Recovered(BaseModel):
+    """This LB decides alone."""
+
+    members: int
+
+
 class Committed(BaseModel):
     """What all LBs go by from now on."""
 
@@ -41,6 +47,11 @@ def add_cluster(app: FastAPI, source: Commanding) -> None:
     async def handover(_caller: guard.MayChange) -> HandedOver:
         """Have this LB give up the lead and every VIP; answers when another LB has them."""
         return HandedOver(**await source.command(topics.QUORUM, "handover", {}))
+
+    @app.post("/v1/quorum/recover", responses=guard.CHANGING)
+    async def recover(_caller: guard.MayChange) -> Recovered:
+        """Have this LB decide alone, since the others are gone for good; not while one is heard."""
+        return Recovered(**await source.command(topics.QUORUM, "recover", {}))
 
     @app.post("/v1/quorum/commit", responses=guard.CHANGING)
     async def commit(_caller: guard.MayChange) -> Committed:

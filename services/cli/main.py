@@ -40,7 +40,7 @@ COMMANDS = {
     "nodes": "services.cli.nodes:nodes",
     "services": "services.cli.nodes:services",
     "flows": "services.cli.nodes:flows",
-    "quorum": "services.cli.status:quorum",
+    "quorum": "services.cli.cluster:app",
     "handover": "services.cli.cluster:handover",
     "events": "services.cli.events:events",
     "trace": "services.cli.trace:trace",

@@ -392,7 +392,9 @@ class QuorumProcess:
             return self._order(arguments)
         if verb == "commit":
             return self._commit_staged(monotonic_ms())
-        known = "reload, handover, order, commit"
+        if verb == "recover":
+            return self._recover(monotonic_ms())
+        known = "reload, handover, order, commit, recover"
         raise CommandError(f"unknown command: {verb}; quorum knows: {known}")
 
     def _commit_staged(self, now_ms: int) -> dict[str, Any]:
@@ -401,6 +403,26 @@ class QuorumProcess:
         except ValueError as error:
             raise CommandError(str(error)) from None
         return {"agreed": self._core.staged}
+
+    def _recover(self, now_ms: int) -> dict[str, Any]:
+        """The others are gone for good: from now on, until a restart, this is a quorum of one."""
+        state = self._core.state(now_ms)
+        heard = [each.name for each in state.members[1:] if each.alive]
+        if not self._listed:
+            raise CommandError("this LB decides alone already")
+        if self._config.quorum.witness:
+            raise CommandError("a witness only votes")
+        if state.leader is not None or heard:
+            there = state.leader or ", ".join(heard)
+            raise CommandError(f"{there} is heard: nothing is lost that will not come back")
+        if self._unwritten is not None:
+            raise CommandError(f"the table is not on the disk: {state.waiting_for}")
+        _log.warning("recovered: this LB decides alone", without=sorted(self._listed))
+        self._listed = {}
+        self._peers.expect({})
+        self._core = self._new_core(now_ms, self._own)
+        self._report(now_ms)
+        return {"members": 1}
 
     def _hand_over(self, now_ms: int) -> Later:
         """Give up the lead and every VIP; answered when another LB has them."""

@@ -83,8 +83,16 @@ class Peers:
         """From now on these are the members, this LB among them."""
         if listed != self._listed:
             self._listed = dict(listed)
+            if not listed:
+                self._hear_nobody()
             self._resolver.want(tuple(host for host, _ in listed.values()))
             self._settle_ms = 0
+
+    def _hear_nobody(self) -> None:
+        self.admission.expect({})
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
 
     def settle(self, now_ms: int) -> None:
         """Once a second: find this LB, be bound to its address, be connected to the others'."""
