@@ -22,12 +22,14 @@ from tests.bpf.scene import (
     CLIENT_ADDRESS,
     NODE,
     REPLY_HOOKS,
+    REQUEST_HOOKS,
     SERVICE,
     SNAT,
     VIP,
     Connection,
     Scene,
     least_bytes,
+    ticks,
 )
 from tests.bpf.test_fuzz import WIDTH, replies, requests, set_up, spoil
 
@@ -94,26 +96,31 @@ def test_random_packets_do_what_was_said(scene: Scene, trace: Trace) -> None:
 def test_packets_of_known_flows_in_every_state_do_what_was_said(
     scene: Scene, trace: Trace, programs: TracePrograms
 ) -> None:
+    last_for_an_hour(scene)
     scene.service("l4")
     scene.service("l4", at=(VIP, UDP_PORT), protocol="udp", number=1, seats=[6])
     scene.snat_slice()
     scene.endpoint((node_address(6), NODE[1]))
     dice = random.Random(SEED)
     met: Counter[FlowState] = Counter()
-    for _ in range(PACKETS):
-        client = (CLIENT_ADDRESS, 40_000 + dice.randrange(12))
-        hook, packet, record = a_packet(scene, dice, client)
-        state = FlowState(int(record["state"])) if record is not None else FlowState.FREE
-        met[state] += 1
-        compare(scene, trace, hook, packet)
+
+    def step(hook: str, packet: bytes) -> None:
         key = key_of(packet, is_reply=hook in REPLY_HOOKS)
+        record = record_of(scene, key)
+        met[FlowState(int(record["state"])) if record is not None else FlowState.FREE] += 1
+        compare(scene, trace, hook, packet)
         told, there = after(programs, key), record_of(scene, key)
         assert (told is None) == (there is None)
         if there is not None:
             names = ("saddr", "daddr", "sport", "dport", "seat", "state", "flags", "end", "acked")
             assert [told[name] for name in names] == [there[name] for name in names]
+
+    a_whole_connection(scene, step)
+    for _ in range(PACKETS):
+        client = (CLIENT_ADDRESS, 40_000 + dice.randrange(12))
+        step(*a_packet(scene, dice, client))
         if dice.random() < 0.01:
-            scene.age_flow(client[1], dice.choice([5, 100, 300]))
+            scene.age_flow(client[1], dice.choice([60, 10_000]))
     assert set(FlowState) == set(met), met
 
 
@@ -188,6 +195,15 @@ def test_maps_of_another_shape_are_refused(scene: Scene) -> None:
 # --------------------------------------------------------------------------- packets
 
 
+def last_for_an_hour(scene: Scene) -> None:
+    """Every state: on a busy machine seconds may go by between a question and its packet."""
+    settings = scene.programs.table("settings")
+    leaf = settings[0]
+    for state in FlowState:
+        leaf.timeout[state] = ticks(3_600)
+    settings[0] = leaf
+
+
 FLAGS = ("S", "A", "A", "A", "PA", "FA", "FA", "R", "RA", "F")
 
 
@@ -195,8 +211,22 @@ def node_address(seat: int) -> str:
     return f"10.81.0.{15 + seat}"
 
 
-def a_packet(scene: Scene, dice: random.Random, client: tuple[str, int]) -> tuple[str, bytes, Any]:
-    """A packet that fits a flow of the client's, nearly always; and the record that it meets."""
+def a_whole_connection(scene: Scene, step: Callable[[str, bytes], None]) -> None:
+    """From its SYN to what comes late, when both sides have closed it."""
+    client = (CLIENT_ADDRESS, 50_000)
+    step("xdp_public", tcp(client, SERVICE, "S", seq=100))
+    request = record_of(scene, key_of(tcp(client, SERVICE), is_reply=False))
+    source = (SNAT, port_number(request["sport"]))
+    step("tc_private", tcp(NODE, source, "SA", seq=500, ack=101))
+    step("tc_public", tcp(client, SERVICE, "A", seq=101, ack=501))
+    step("xdp_public", tcp(client, SERVICE, "FA", seq=101, ack=501))
+    step("tc_private", tcp(NODE, source, "FA", seq=501, ack=102))
+    for hook in REQUEST_HOOKS:
+        step(hook, tcp(client, SERVICE, "A", seq=102, ack=502))
+
+
+def a_packet(scene: Scene, dice: random.Random, client: tuple[str, int]) -> tuple[str, bytes]:
+    """A hook, and a packet there that fits a flow of the client's, nearly always."""
     is_tcp = dice.random() < 0.8
     service = SERVICE if is_tcp else (VIP, UDP_PORT)
     first = tcp(client, service) if is_tcp else udp(client, service)
@@ -205,25 +235,25 @@ def a_packet(scene: Scene, dice: random.Random, client: tuple[str, int]) -> tupl
     if not is_reply:
         hook = dice.choice(("xdp_public", "tc_public"))
         if not is_tcp:
-            return hook, udp(client, service, b"question"), request
+            return hook, udp(client, service, b"question")
         theirs = other_of(scene, request)
         flags = dice.choice(FLAGS)
         seq = number(dice, request, "end")
         ack = number(dice, theirs, "end")
         if flags.startswith("R") and theirs is not None:
             seq = int(theirs["acked"])
-        return hook, tcp(client, service, flags, seq=seq, ack=ack), request
+        return hook, tcp(client, service, flags, seq=seq, ack=ack)
     hook = dice.choice(("tc_private", "xdp_reply"))
     source = (SNAT, port_number(request["sport"]))
     reply = other_of(scene, request)
     node = NODE if is_tcp else (node_address(6), NODE[1])
     if not is_tcp:
-        return hook, udp(node, source, b"answer"), reply
+        return hook, udp(node, source, b"answer")
     flags = "SA" if request["state"] == FlowState.TCP_OPENING else dice.choice((*FLAGS[1:], "SA"))
     seq = number(dice, reply, "end")
     if flags.startswith("R"):
         seq = int(request["acked"])
-    return hook, tcp(node, source, flags, seq=seq, ack=number(dice, request, "end")), reply
+    return hook, tcp(node, source, flags, seq=seq, ack=number(dice, request, "end"))
 
 
 def number(dice: random.Random, record: Any, field: str) -> int:
