@@ -484,9 +484,14 @@ class Counters:
     snat_ports_capacity: Whole
     census_ms: float
     """What the last pass over the flow table cost, in CPU time."""
+    replication_lag_seconds: float | None = None
+    """How long what becomes of flows here took to be known to all other LBs, at most, since the
+    counters before; None: there are no others."""
+    replication: dict[str, Word] = field(default_factory=dict)
+    """What became of records and messages about flows, by name, since the process started."""
 
     def __post_init__(self) -> None:
-        check_words(*self.verdicts.values())
+        check_words(*self.verdicts.values(), *self.replication.values())
 
 
 # --------------------------------------------------------------------------- columns

@@ -23,6 +23,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from bus.words import CLOCK_DRIFT_PERCENT, LARGEST_PROMISE_MS
 from conf.lines import Key
 from conf.log import Log
+from conf.security import Security
 from conf.table import NEEDS_RESTART, Endpoint, Finding, Table, endpoint_findings
 from conf.values import (
     AbsolutePath,
@@ -177,13 +178,6 @@ class Service(Table):
     def keeps_port(self) -> bool:
         """A range of ports that nodes serve on the same ports."""
         return self.ports.size > 1 and self.node_ports == self.ports
-
-
-class Security(Table):
-    """`[security]`: without keys, whoever reaches the private interface may be a node."""
-
-    keys: AbsolutePath | None = None
-    api_token_file: AbsolutePath | None = None
 
 
 class Bus(Table):

@@ -5,6 +5,7 @@ it and state costs no fsync. A machine's directory:
 
     lb-0/    lb.toml  supervisord.conf  run/  state/  log/  bpf/ (a bpffs)  supervisor/
     node-0/  node.toml  supervisord.conf  nginx.conf  run/  state/  log/  bpf/  supervisor/
+    keys/    one directory for each machine, if they have keys
     www/     what every node's nginx serves
 
 `supervisor/` is what /etc/supervisor/conf.d is on a real machine: the shipped file of
@@ -27,6 +28,7 @@ from conf import ConfigError, Problem, Source, load_lb, load_node
 from e2e.lab import plan, servers
 from e2e.lab.network import ExtraFileError, command
 from e2e.lab.plan import Plan, Service
+from services.cli.keygen import make_cluster
 
 WWW_DIR = plan.ROOT_DIR / "www"
 PLAN_FILE = plan.ROOT_DIR / "plan.json"
@@ -67,6 +69,8 @@ def write_all(lab: Plan, overlay: Table) -> None:
     plan.ROOT_DIR.mkdir(parents=True, exist_ok=True)
     _mount("tmpfs", plan.ROOT_DIR, "mode=0755,size=1g")
     PLAN_FILE.write_text(json.dumps(lab.as_plain()))
+    if lab.keys:
+        make_cluster(plan.KEYS_DIR, lab.lb_names, lab.node_names)
     _write_www(SMALL_FILES if lab.emulated else FILES)
     for machine in (*lab.lb_names, *lab.node_names):
         _write_machine(machine)
@@ -169,6 +173,8 @@ def lb_config(lab: Plan, machine: str, overlay: Table) -> Table:
             for service in plan.SERVICES
         ],
     }
+    if lab.keys:
+        ours["security"] = {"keys": str(plan.keys(machine))}
     if lab.floating:
         unit: Table = {"address": plan.VIP, "snat_addresses": list(plan.SNAT_ADDRESSES)}
         ours["virtual_ips"] = [unit]
@@ -242,10 +248,13 @@ def replies_by_xdp(lab: Plan, overlay: Table) -> bool:
 
 
 def node_config(lab: Plan, machine: str, served: tuple[Service, ...]) -> Table:
-    private = [lab.links(lb)[1].address for lb in lab.lb_names]
+    lbs: list[Table] = [{"ip": lab.links(lb)[1].address, "port": 7070} for lb in lab.lb_names]
+    if lab.keys:
+        lbs = [each | {"name": lb} for each, lb in zip(lbs, lab.lb_names, strict=True)]
     return {
-        "load_balancer": {"addresses": [{"ip": address, "port": 7070} for address in private]},
+        "load_balancer": {"addresses": lbs},
         "node": {"name": machine},
+        **({"security": {"keys": str(plan.keys(machine))}} if lab.keys else {}),
         "services": [
             {"name": service.name, "port": service.port, "check": servers.check(service)}
             for service in served

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT_DIR = Path("/run/gale/lab")
+KEYS_DIR = ROOT_DIR / "keys"
 NETNS_DIR = Path("/run/netns")
 CHECKOUT_DIR = Path(__file__).resolve().parents[2]
 CLIENT = "client"
@@ -106,6 +107,8 @@ class Plan:
     devices: tuple[str, ...] = ()
     """Of what kind each LB's interfaces are, `PUBLIC/PRIVATE` (see `devices`); the last one holds
     for all further LBs. None: veth/veth."""
+    keys: bool = False
+    """Whether the machines know one another by keys."""
     floating: bool = True
     """The VIP is of all LBs together. False: each has its own public address for one, as where the
     configuration names no virtual IPs, and decides alone."""
@@ -186,6 +189,11 @@ def enter(machine: str) -> list[str]:
 def home(machine: str) -> Path:
     """The directory that holds all files of one machine."""
     return ROOT_DIR / machine
+
+
+def keys(machine: str) -> Path:
+    """Where its keys are, if there are any."""
+    return KEYS_DIR / machine
 
 
 def supervisor_conf(machine: str) -> Path:

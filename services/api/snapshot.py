@@ -54,6 +54,7 @@ class Local:
     public_address: str | None
     """Of the public interface: the VIP of a service that has no floating one."""
     waiting_for: str
+    keys: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +223,8 @@ class StatusShape:
     """Why it is not ready, one line each."""
     warnings: list[str]
     """What is not served while all else is, a line each with the reason."""
+    keys: bool
+    """Whether machines are known by keys; false: whoever reaches the private network is trusted."""
     processes: dict[str, ProcessShape]
     nodes: dict[str, int]
     """How many nodes are in each state."""
@@ -281,6 +284,7 @@ def status(fold: Fold, local: Local, now_ms: int) -> StatusShape:
         ready=not not_ready,
         not_ready=not_ready,
         warnings=list(dataplane.left_out) if dataplane is not None else [],
+        keys=local.keys,
         processes={name: _process(fold, local, name, now_ms) for name in topics.SERVICES},
         nodes={state.value: counts[state] for state in NodeState},
         services=offered.services if offered is not None else [],

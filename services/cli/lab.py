@@ -82,6 +82,9 @@ def up(
     config: Annotated[
         Path | None, typer.Option("--config", metavar="EXTRA.toml", help="Laid over each LB's.")
     ] = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="All machines know one another by keys.")
+    ] = False,
 ) -> None:
     """Build the lab: return once one LB leads, and every node is routed to on every LB."""
     if mode not in ("l2", "l3", "l4"):
@@ -96,7 +99,13 @@ def up(
                 f"{devices}: expected two of {there}, as bridge/veth", param_hint="--devices"
             )
         plan = lab.Plan(
-            lbs=lbs, nodes=nodes, mode=mode, mtu=mtu, devices=(devices,), witness=witness
+            lbs=lbs,
+            nodes=nodes,
+            mode=mode,
+            mtu=mtu,
+            devices=(devices,),
+            keys=keys,
+            witness=witness,
         )
         built = lab.Lab(plan)
         with lab.exclusive(_say):

@@ -24,6 +24,7 @@ from services.cli.nodes import front
 from services.cli.tables import STATE_STYLES, console, count, show, span, table
 
 WATCH_S = 1.0
+NO_KEYS = "no keys: whoever reaches the private network may be a node (security.keys)"
 
 
 def status(
@@ -102,6 +103,8 @@ def _picture(status: dict[str, Any], trouble: str = "") -> RenderableType:
         parts.append(Text(f"as it was before the API went: {trouble}", "bold red"))
     parts += [Text(f"  {reason}", "red") for reason in status["not_ready"]]
     parts += [Text(f"  not served: {what}", "yellow") for what in status["warnings"]]
+    if not status["keys"]:
+        parts.append(Text(f"  {NO_KEYS}", "yellow"))
     parts += _troubles(status["dataplane"])
     parts += [Text(""), _processes(status["processes"])]
     if status["dataplane"] is not None:

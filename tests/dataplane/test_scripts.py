@@ -138,7 +138,7 @@ def test_in_the_end_the_last_word_has_been_carried_out(
                 assert running is not None
 
     wanted = Word.LOSE
-    for pause_ms, wanted, ends in steps:  # noqa: B007 - the last one is what counts
+    for pause_ms, wanted, ends in steps:
         now_ms += pause_ms
         scripts.tick(now_ms)
         take()
