@@ -1,7 +1,7 @@
 """The VIP's holder fails, in one way or another, while a client probes the VIP every 5 ms.
 
-A *fault* is a context: it begins at once and is healed at the end. `outage` makes one, and says what
-the client saw of its beginning and of its end: for how long nobody answered.
+A *fault* is a context: it begins at once and is healed at the end. `outage` makes one, and says
+what the client saw of its beginning and of its end: for how long nobody answered.
 """
 
 from __future__ import annotations
@@ -104,20 +104,25 @@ def holders(hosts: LabHosts) -> list[str]:
 
 
 def the_holder(hosts: LabHosts) -> str:
-    """Once there is one, and all LBs take part."""
+    """Once there is one, and all LBs take part: the leader hears them all."""
 
     def steady() -> str | None:
         found = holders(hosts)
-        return found[0] if len(found) == 1 and all(map(takes_part, hosts.lbs)) else None
-
-    def takes_part(lb: str) -> bool:
-        try:
-            answer = hosts.api(lb, "/v1/quorum")
-        except (OSError, ValueError):
-            return False
-        return bool(answer["quorum"]) and all(member["alive"] for member in answer["members"])
+        return found[0] if len(found) == 1 and all_take_part(hosts) else None
 
     return wait_for(steady, "one holder of the VIP, among LBs that all take part", timeout_s=60)
+
+
+def all_take_part(hosts: LabHosts) -> bool:
+    try:
+        states = [hosts.api(lb, "/v1/quorum") for lb in hosts.lbs]
+    except (OSError, ValueError):
+        return False
+    leaders = {state["leader"] for state in states}
+    leading = [state for state in states if state["name"] in leaders]
+    return len(leaders) == len(leading) == 1 and all(
+        member["alive"] for member in leading[0]["members"]
+    )
 
 
 # --------------------------------------------------------------------------- faults
