@@ -17,6 +17,7 @@ from e2e import prober
 from e2e.bench.failover import CUT, FAST, GALE, LINKS, TARGETS, result
 from e2e.bench.report import Line, table
 from e2e.failover import Gap, Outage, Seen, read_seen
+from e2e.hosts import wait_for
 
 PROGRAM = Path(prober.__file__)
 QUIET = Outage(0.0, 0.0, 0, 1.0)
@@ -25,7 +26,9 @@ AGAIN = Outage(380.0, 60.0, 80, 1.0)
 
 
 def lines(*gales: Outage) -> dict[str, Line]:
-    seen = {(who, fault): (QUIET,) * 3 for who in (GALE, FAST) for fault in TARGETS}
+    seen: dict[tuple[str, str], tuple[Outage, ...]] = {
+        (who, fault): (QUIET,) * 3 for who in (GALE, FAST) for fault in TARGETS
+    }
     seen[GALE, LINKS] = gales
     return {line.name: line for line in result(seen).lines}
 
@@ -74,6 +77,7 @@ class Server:
 
     def __init__(self) -> None:
         self.silent = False
+        self.asked = 0
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.udp.bind(("127.0.0.1", 0))
         self.tcp = socket.create_server(("127.0.0.1", 0), backlog=1000)
@@ -89,6 +93,7 @@ class Server:
                 question, client = self.udp.recvfrom(2048)
             except OSError:
                 return
+            self.asked += 1
             if not self.silent:
                 self.udp.sendto(b"node-1 " + question, client)
 
@@ -98,6 +103,12 @@ class Server:
                 self.tcp.accept()[0].close()
             except OSError:
                 return
+            self.asked += 1
+
+    def wait_for_more(self, count: int = 20) -> None:
+        """Until so many more probes have come."""
+        until = self.asked + count
+        wait_for(lambda: self.asked >= until, f"{count} more probes")
 
     def close(self) -> None:
         for each in (self.udp, self.tcp):
@@ -127,21 +138,21 @@ class Prober:
 @pytest.mark.parametrize("kind", ["udp", "syn"])
 def test_at_rest_every_probe_is_answered(server: Server, kind: str) -> None:
     client = Prober(server, kind)
-    time.sleep(1)
+    server.wait_for_more()
     seen = client.stop()
-    assert seen.sent > 10
+    assert seen.sent >= 20
     assert (seen.answered, seen.gaps) == (seen.sent, ())
 
 
 def test_a_silence_is_one_gap_as_long_as_it_was(server: Server) -> None:
     client = Prober(server, "udp")
-    time.sleep(0.7)
+    server.wait_for_more()
     begin_ms = time.monotonic() * 1000
     server.silent = True
     time.sleep(0.4)
     server.silent = False
     end_ms = time.monotonic() * 1000
-    time.sleep(0.7)
+    server.wait_for_more()
     seen = client.stop()
     longest = max(seen.gaps, key=lambda gap: gap.ms)
     allowance_ms = 50 + 2 * seen.lag_ms
