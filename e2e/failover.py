@@ -64,10 +64,13 @@ class Outage:
 
 
 class Probing:
-    """A prober at work on a client."""
+    """A prober at work on a client, and answered."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+        assert process.stdout is not None
+        if process.stdout.readline().strip() != "answered":
+            raise AssertionError("the VIP answers no probe")
 
     def stop(self) -> Seen:
         assert self._process.stdin is not None

@@ -132,7 +132,9 @@ class Prober:
 
     def stop(self) -> Seen:
         said, _ = self._process.communicate(timeout=30)
-        return read_seen(json.loads(said))
+        first, outcome = said.splitlines()
+        assert first == "answered"
+        return read_seen(json.loads(outcome))
 
 
 @pytest.mark.parametrize("kind", ["udp", "syn"])
