@@ -13,7 +13,7 @@ from functools import partial
 from rich.console import Console
 from rich.table import Table
 
-from e2e.bench import connections, control, core, cost, report, tcp, thousand, veth
+from e2e.bench import connections, control, core, cost, replication, report, tcp, thousand, veth
 from e2e.bench.report import Result
 from e2e.lab import LabError
 
@@ -63,11 +63,19 @@ def _control(extent: Extent, progress: Progress) -> Result:
     return control.run(500, 10, progress) if extent.quick else control.run(10_000, 60, progress)
 
 
+def _replication(extent: Extent, progress: Progress) -> Result:
+    return replication.run(*((3, 200_000) if extent.quick else (20, 1_000_000)), progress)
+
+
 BENCHMARKS: dict[str, tuple[str, Callable[[Extent, Progress], Result]]] = {
     "cost": ("what a packet costs in each program, run without sending any (2 minutes)", _cost),
     "veth": ("packets per second through veth, beside a bare redirect and nftables (3)", _veth),
     "tcp": ("requests, connections and downloads, beside nftables, HAProxy and nginx (4)", _tcp),
     "services": ("1,000 of them: a start, a reload and a death (half a minute)", _services),
+    "replication": (
+        "flows told to another LB: lag, CPU, a snapshot (1)",
+        _replication,
+    ),
     "control": ("what the processes cost with 10,000 nodes while nothing changes (5)", _control),
     "connections": ("new ones for a minute, the kernel's settings as they are (4)", _connections),
 }

@@ -64,7 +64,12 @@ from services.machine import all_addresses
 from services.process import Loop
 from services.resolve import Resolver
 
-LONGEST_FRAME = 4 << 20
+LONGEST_FRAME = 1 << 20
+MOST_RECORDS = 4_096
+"""Of a message; a part of the table has no more."""
+RENEW_MS = 3_000
+"""Who has not been heard for so long gets a new socket: after an end that broke ZMTP's rules libzmq
+does not connect again."""
 MOST_AT_ONCE = 200
 TURN_MS = 8
 SETTLE_MS = 1_000
@@ -88,6 +93,7 @@ class _Peer:
     offset: int | None = None
     """Ticks from its clock to ours, at the fastest message; None: nothing has come yet."""
     compare_ms: int = 0
+    renew_ms: int = 0
 
 
 def _number(address: str) -> int:
@@ -168,8 +174,9 @@ class Replication:
 
     def _connect(self, flows: Flows, own: str, places: Mapping[str, int], now_ms: int) -> None:
         """To each other LB; an address that is in the list no more is forgotten."""
-        for address in self._peers.keys() - places.keys():
-            self._disconnect(self._peers.pop(address))
+        for address, peer in list(self._peers.items()):
+            if address not in places or now_ms >= peer.renew_ms:
+                self._disconnect(self._peers.pop(address))
         for address, port in places.items():
             if address == own or address in self._peers:
                 continue
@@ -180,7 +187,12 @@ class Replication:
             known, me = flows.entering.progress_of(number), self._me
             following = Following(me.cluster, me.lb, WIRE.itemsize, now_ms, known)
             self._peers[address] = _Peer(
-                address, number, socket, following, compare_ms=now_ms + COMPARE_MS
+                address,
+                number,
+                socket,
+                following,
+                compare_ms=now_ms + COMPARE_MS,
+                renew_ms=now_ms + RENEW_MS,
             )
 
     def _disconnect(self, peer: _Peer) -> None:
@@ -249,8 +261,10 @@ class Replication:
         if due is not None:
             records = flows.records_of(due)
             self.counts["told"] += len(records)
-            if len(records):
-                self._log.append(records.tobytes(), flows.tick, due.since_ms)
+            # Where the process was stopped, many are due at once: no message is longer than these.
+            for first in range(0, len(records), MOST_RECORDS):
+                part = records[first : first + MOST_RECORDS]
+                self._log.append(part.tobytes(), flows.tick, due.since_ms)
 
     def next_ms(self, now_ms: int) -> int:
         moments = [self._settle_ms]
@@ -356,6 +370,7 @@ class Replication:
                 frames = peer.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
+            peer.renew_ms = now_ms + RENEW_MS
             try:
                 message, payload = decode_replica(frames)
                 if len(payload) % WIRE.itemsize:
