@@ -326,6 +326,8 @@ class QuorumMember:
     epoch: Whole
     heard_ms: Whole
     """How long ago it was last heard; 0 for this LB itself."""
+    why_not: tuple[str, ...] = ()
+    """Why it may hold no VIPs, in words; empty: it may, as far as is known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,6 +404,19 @@ class OutputState:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimState:
+    """A floating address (a VIP, or an SNAT address that moves with one), as the kernel has it."""
+
+    address: str
+    side: str
+    """public or private: where it is asked for."""
+    held: bool
+    """Whether this LB answers for it."""
+    trouble: str = ""
+    """Another MAC address claims it too, or the script that announces it fails; mostly empty."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaPeer:
     """Another LB, as one that flows are told to and heard from."""
 
@@ -414,19 +429,6 @@ class ReplicaPeer:
     """Why it has refused; else empty."""
     follows: bool
     """Whether it is being told of the flows here."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimState:
-    """A floating address (a VIP, or an SNAT address that moves with one), as the kernel has it."""
-
-    address: str
-    side: str
-    """public or private: where it is asked for."""
-    held: bool
-    """Whether this LB answers for it."""
-    trouble: str = ""
-    """Another MAC address claims it too, or the script that announces it fails; mostly empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,11 +448,11 @@ class DataplaneState:
     left_out: tuple[str, ...] = ()
     """Nodes, services and ports that are not served, a line each with the reason, while all others
     are."""
+    claims: tuple[ClaimState, ...] = ()
     synced: bool = True
     """This LB has the flows that any live peer had, or there is none, or 5 s are over."""
     replicas: tuple[ReplicaPeer, ...] = ()
     """The other LBs, by their entries in `load_balancer_quorum.addresses`."""
-    claims: tuple[ClaimState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,8 @@ class Forwarding:
         """What the next pass is to look out for."""
         self.rounds: Rounds[Census] = Rounds(self._pass, CENSUS_MS, self.attached_ms)
         self.questions = Questions()
+        living = {name.decode(): table.map_fd for name, table in bpf.items()}
+        self.tracing = Tracing(living, self.programs.compiled_with, cache_dir)
         entering = self.programs.entering
         self.flows = (
             Flows(bpf_objects, self.tables, Entering(entering), self.settings.timeout)
@@ -123,8 +125,6 @@ class Forwarding:
             else None
         )
         """What replication needs; None where there is no other LB."""
-        living = {name.decode(): table.map_fd for name, table in bpf.items()}
-        self.tracing = Tracing(living, self.programs.compiled_with, cache_dir)
         self._resets = Resets()
 
     @property
@@ -198,9 +198,9 @@ class Forwarding:
     def close(self) -> None:
         """Give back what is open. Programs and maps are the kernel's."""
         self.questions.give_up()
+        self.tracing.close()
         if self.flows is not None:
             self.flows.close()
-        self.tracing.close()
         self._sender.close()
         self.programs.close()
 

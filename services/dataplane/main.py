@@ -209,9 +209,9 @@ class DataplaneProcess:
         """Give back sockets and fds. Programs and maps are the kernel's."""
         if self._forwarding is not None:
             self._forwarding.close()
+        self._announcing.close()
         if self._replication is not None:
             self._replication.close()
-        self._announcing.close()
         self._netlink.close()
         self._path_mtu.close()
         for watching in (self._monitor, self._devices):
@@ -740,9 +740,9 @@ class DataplaneProcess:
             waiting_for=self._waiting_for,
             outputs=forwarding.outputs if forwarding is not None else (),
             left_out=self._left_out_lines,
+            claims=self._announcing.states,
             synced=self._replication is None or self._replication.is_synced,
             replicas=self._replication.peers() if self._replication is not None else (),
-            claims=self._announcing.states,
         )
         if state != self._published:
             self._version += 1
