@@ -6,6 +6,7 @@
 #   make e2e      the end-to-end suite alone
 #   make sim      LBs that agree under every kind of trouble, on virtual time (SEEDS=, LBS=)
 #   make bench    what a packet costs, how many fit through, what TCP makes of it: 15 minutes
+#   make deb      Debian packages, into build/deb; needs python3-venv and nothing else
 #   make vm       the programs and each mode on Debian 12's own kernel, in an emulated machine: minutes
 #
 # As root, or with sudo for what needs root: installing packages, and the lab.
@@ -21,16 +22,20 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+TESTS_READY := $(VENV)/.tests-ready
 
 # Names of Debian 12 and Ubuntu 24.04. bpftool comes apart: see install_bpftool.
 PACKAGES := python3-bpfcc linux-libc-dev python3-venv iproute2 nftables nginx-light iperf3 wrk \
             ethtool tcpdump curl haproxy libnginx-mod-stream procps util-linux supervisor
 # What these packages would start on this machine. The lab runs its own.
 DAEMONS := nginx haproxy supervisor
+# What the tests need besides: a browser for the console (Ubuntu has it as a snap only, under the
+# name chromium-browser: there it has to be installed by hand), and promtool.
+TEST_PACKAGES := chromium fonts-dejavu-core prometheus
 # What `make vm` needs besides; nothing of it starts by itself.
 VM_PACKAGES := qemu-system-x86 seabios busybox-static cpio kmod
 
-.PHONY: help setup check test unit e2e sim demo bench vm clean
+.PHONY: help setup check test unit e2e sim demo bench vm deb clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -82,17 +87,40 @@ $(READY): pyproject.toml Makefile
 	fi
 	touch $@
 
+$(TESTS_READY): $(READY)
+	@missing=()
+	for package in $(TEST_PACKAGES); do
+	    [ "$$(dpkg-query --show --showformat='$${db:Status-Status}' $$package 2>/dev/null)" = installed ] \
+	        || missing+=($$package)
+	done
+	if [ $${#missing[@]} -gt 0 ]; then
+	    echo "installing $${missing[*]}"
+	    systemd=; [ -d /run/systemd/system ] && systemd=yes
+	    # It is wanted for its tool alone, so it is kept from starting, now and at the next boot.
+	    if [ $$systemd ]; then
+	        $(SUDO) systemctl mask --runtime prometheus.service
+	    fi
+	    $(SUDO) apt-get update
+	    $(SUDO) env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+	        apt-get install --yes --no-install-recommends $${missing[@]}
+	    if [ $$systemd ]; then
+	        $(SUDO) systemctl unmask --runtime prometheus.service
+	        $(SUDO) systemctl disable prometheus.service
+	    fi
+	fi
+	touch $@
+
 check: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror bpf/kernel/*.[ch] e2e/*/*.[ch]
 	$(PYTHON) -m mypy
 
-unit: $(READY)
+unit: $(TESTS_READY)
 	mkdir -p build
 	$(SUDO) $(PYTHON) -m pytest tests -n $$(nproc) 2>&1 | tee build/unit.log
 
-e2e: $(READY)
+e2e: $(TESTS_READY)
 	mkdir -p build
 	$(SUDO) $(PYTHON) -m pytest e2e -p no:xdist 2>&1 | tee build/e2e.log
 
@@ -125,6 +153,16 @@ vm: $(READY)
 	fi
 	mkdir -p build
 	$(SUDO) $(PYTHON) -m e2e.vm 2>&1 | tee build/vm.log
+
+# Without `setup`: whoever deploys from here needs no lab. The environment is of the distribution's own
+# Python, which the packages are made for.
+PACKER := build/packer
+deb: build/deb/.built
+build/deb/.built: $(shell git ls-files bpf bus conf deb services pyproject.toml README.md)
+	@[ -x $(PACKER)/bin/python ] || /usr/bin/python3 -m venv $(PACKER)
+	$(PACKER)/bin/python -m pip install --quiet --disable-pip-version-check .
+	$(PACKER)/bin/python -m deb
+	touch $@
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -80,6 +80,8 @@ def write_all(lab: Plan, overlay: Table) -> None:
         (plan.home(machine) / "lb.toml").write_text(text)
     for machine in lab.node_names:
         _write_node(lab, machine, services(lab, overlay))
+    if lab.witness:
+        _write_witness(lab, overlay)
 
 
 def read_extra(lab: Plan, extra: Path | None) -> Table:
@@ -173,7 +175,37 @@ def lb_config(lab: Plan, machine: str, overlay: Table) -> Table:
     }
     if lab.keys:
         ours["security"] = {"keys": str(plan.keys(machine))}
+    if lab.floating:
+        unit: Table = {"address": plan.VIP, "snat_addresses": list(plan.SNAT_ADDRESSES)}
+        ours["virtual_ips"] = [unit]
+    if lab.voters:
+        ours["load_balancer_quorum"] = {"addresses": _quorum_addresses(lab)}
     return overlaid(ours, overlay)
+
+
+def _quorum_addresses(lab: Plan) -> list[Table]:
+    private = [lab.links(voter)[-1].address for voter in lab.voters]
+    return [{"ip": address, "port": plan.QUORUM_PORT} for address in private]
+
+
+def _write_witness(lab: Plan, overlay: Table) -> None:
+    """A quorum process beside the first node's agent, with a file and a state of its own."""
+    machine = lab.node_names[0]
+    home = plan.home(plan.WITNESS)
+    for directory in ("run", "state"):
+        (home / directory).mkdir(parents=True)
+    config = lb_config(lab, lab.lb_names[0], overlay)
+    config["local"] |= {
+        "name": plan.WITNESS,
+        "net_interface_public": plan.PRIVATE.interface,
+    }
+    config["load_balancer_quorum"]["witness"] = True
+    (home / "lb.toml").write_text(toml_text(config))
+    variables = {"CONFIG": "lb.toml", "RUN_DIR": "run", "STATE_DIR": "state"}
+    environment = ",".join(f'GALE_{name}="{home / path}"' for name, path in variables.items())
+    shipped = (SHIPPED_SUPERVISOR_DIR / "gale-witness.conf").read_text()
+    place = plan.home(machine) / "supervisor" / "gale-witness.conf"
+    place.write_text(f"{shipped}environment={environment}\n")
 
 
 def services(lab: Plan, overlay: Table) -> tuple[Service, ...]:

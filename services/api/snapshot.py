@@ -187,6 +187,19 @@ class OutputShape:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimShape:
+    """A floating address, as the kernel has it."""
+
+    address: str
+    side: str
+    """public: clients ask for it; private: nodes do."""
+    held: bool
+    """Whether this LB answers for it."""
+    trouble: str
+    """Another MAC address claims it too, or the script that announces it fails; mostly empty."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneShape:
     ready: bool
     epoch: int
@@ -196,6 +209,7 @@ class DataplaneShape:
     conntrack_established: int | None
     conntrack_half_open: int | None
     conntrack_capacity: int | None
+    claims: list[ClaimShape]
     observed_ms: int
 
 
@@ -534,6 +548,10 @@ def _dataplane(fold: Fold, now_ms: int) -> DataplaneShape | None:
         conntrack_established=counters.conntrack_established if counters else None,
         conntrack_half_open=counters.conntrack_half_open if counters else None,
         conntrack_capacity=counters.conntrack_capacity if counters else None,
+        claims=[
+            ClaimShape(claim.address, claim.side, claim.held, claim.trouble)
+            for claim in state.claims
+        ],
         observed_ms=age,
     )
 

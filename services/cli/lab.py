@@ -68,6 +68,9 @@ def up(
     mode: Annotated[str, typer.Option(help="l2, l3 or l4: how packets reach the nodes.")] = "l4",
     lbs: Annotated[int, typer.Option(min=1, max=8, help="How many LBs.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, max=100, help="How many nodes.")] = 3,
+    witness: Annotated[
+        bool, typer.Option("--witness", help="The first node's machine votes with the LBs.")
+    ] = False,
     mtu: Annotated[int, typer.Option(min=576, max=65000, help="Of every network.")] = 1500,
     devices: Annotated[
         str,
@@ -83,7 +86,7 @@ def up(
         bool, typer.Option("--keys", help="All machines know one another by keys.")
     ] = False,
 ) -> None:
-    """Build the lab; return once every node is routed to on every LB."""
+    """Build the lab: return once one LB leads, and every node is routed to on every LB."""
     if mode not in ("l2", "l3", "l4"):
         raise typer.BadParameter(f"{mode}: expected l2, l3 or l4", param_hint="--mode")
     with _lab() as lab:
@@ -95,7 +98,15 @@ def up(
             raise typer.BadParameter(
                 f"{devices}: expected two of {there}, as bridge/veth", param_hint="--devices"
             )
-        plan = lab.Plan(lbs=lbs, nodes=nodes, mode=mode, mtu=mtu, devices=(devices,), keys=keys)
+        plan = lab.Plan(
+            lbs=lbs,
+            nodes=nodes,
+            mode=mode,
+            mtu=mtu,
+            devices=(devices,),
+            keys=keys,
+            witness=witness,
+        )
         built = lab.Lab(plan)
         with lab.exclusive(_say):
             _up(lab, built, config)

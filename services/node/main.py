@@ -56,8 +56,8 @@ from services.node.link import (
     Link,
     LinkEvent,
 )
-from services.node.resolve import Resolver
 from services.process import Loop
+from services.resolve import Resolver
 
 SETTLE_MS = 1_000
 SUSPECT_MS = 5_000

@@ -532,3 +532,17 @@ def test_a_slice_of_another_layout_is_nobodys_slot(first_port: int) -> None:
     merged = merge(base, {}, config, ["lb-0"], term=1)
     shared = [held for held in merged.snat_slices if held.address is not None]
     assert [(held.owner, held.first_port) for held in shared] == [("lb-0", 1_536)]
+
+
+def test_a_node_all_of_whose_services_are_banned_for_themselves_has_no_ban_of_its_own() -> None:
+    apart = (ServiceState("default", BANNED),)
+    sick = replace(seen("n", UP), apart=apart)
+    table = merge(
+        bootstrap(1, 7),
+        {"lb-0": Report(view(sick), settled=True, age_ms=0)},
+        table_config(),
+        ["lb-0"],
+        term=1,
+    )
+    assert [node.state for node in table.nodes] == [BANNED]
+    assert table.bans == ()
