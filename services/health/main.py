@@ -108,7 +108,7 @@ class HealthProcess:
         self._publisher, self._commands = self._bus.publisher, self._bus.commands
         self._subscriber = self._bus.subscriber
         directory = config.security.keys
-        self._keys = KeyDirectory(directory) if directory is not None else None
+        self._keys = KeyDirectory(directory, (keys.NODES,)) if directory is not None else None
         now_ms = monotonic_ms()
         self._registry = Registry(_policy(config), now_ms, self._name_of if self._keys else None)
         rejected = self._registry.faults.rejected
