@@ -13,7 +13,7 @@ whatever matters is said again with the next beat.
     holder       Release       -              I claim that VIP no more
     leader       Go            Vote           you lead next: my lease is over
     follower     ViewReport    Beat           what my health process sees
-    follower     OrderAsked    OrderAnswered  an operator of mine wants this; repeated until answered
+    follower     OrderAsked    OrderAnswered  an operator wants this; repeated until answered
 
 A `Version` is (term, epoch), in this order: of two tables the one with the larger version is the
 newer, and two with the same version are the same.
@@ -84,6 +84,20 @@ class VoteReply:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberSeen:
+    """How the leader sees one of the members: nobody else hears them all."""
+
+    name: str
+    address: str
+    """Its entry in the list, as the leader's file writes it."""
+    alive: bool
+    term: Stored
+    epoch: Stored
+    why: tuple[str, ...]
+    """Why it may hold no VIPs; empty: it may."""
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     sender: str
     term: Stored
@@ -97,6 +111,8 @@ class Beat:
     """The proposed one, for a follower that does not have it."""
     view_seen: tuple[str, int] | None
     """Boot and version of the receiver's newest view that arrived."""
+    members: tuple[MemberSeen, ...] | None = None
+    """None: as it was told last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +126,8 @@ class Ack:
     boot: str
     asked: Stored
     """The sender's own running number, which a `Grant` answers."""
-    eligible: bool
-    """Whether it may hold VIPs."""
+    why: tuple[str, ...]
+    """Why it may hold no VIPs, in words; empty: it may."""
     fitness: Signed
     """If nobody is eligible, the leader takes whoever has most of this."""
     witness: bool = False

@@ -326,6 +326,8 @@ class QuorumMember:
     epoch: Whole
     heard_ms: Whole
     """How long ago it was last heard; 0 for this LB itself."""
+    why_not: tuple[str, ...] = ()
+    """Why it may hold no VIPs, in words; empty: it may, as far as is known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,6 +417,21 @@ class ClaimState:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaPeer:
+    """Another LB, as one that flows are told to and heard from."""
+
+    address: str
+    name: str
+    """Empty until it has spoken once."""
+    standing: str
+    """silent, refused, catching up (its flows are on their way here), or level."""
+    reason: str
+    """Why it has refused; else empty."""
+    follows: bool
+    """Whether it is being told of the flows here."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneState:
     """`state.dataplane.`: what the kernel has been told."""
 
@@ -432,6 +449,10 @@ class DataplaneState:
     """Nodes, services and ports that are not served, a line each with the reason, while all others
     are."""
     claims: tuple[ClaimState, ...] = ()
+    synced: bool = True
+    """This LB has the flows that any live peer had, or there is none, or 5 s are over."""
+    replicas: tuple[ReplicaPeer, ...] = ()
+    """The other LBs, by their entries in `load_balancer_quorum.addresses`."""
 
 
 @dataclass(frozen=True, slots=True)

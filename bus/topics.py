@@ -146,7 +146,7 @@ PUBLISHES: dict[str, tuple[Topic, ...]] = {
 
 SUBSCRIBES: dict[str, dict[str, tuple[Topic, ...]]] = {
     HEALTH: {QUORUM: (Topic.STATE_TABLE,)},
-    QUORUM: {HEALTH: (Topic.STATE_VIEW,)},
+    QUORUM: {HEALTH: (Topic.STATE_VIEW,), DATAPLANE: (Topic.STATE_DATAPLANE,)},
     DATAPLANE: {
         QUORUM: (Topic.STATE_TABLE, Topic.STATE_QUORUM, Topic.VIP_ACQUIRED, Topic.VIP_LOST),
         HEALTH: (Topic.STATE_VIEW,),

@@ -8,8 +8,9 @@
     table        how what the LBs see becomes the next table
 
 This module puts them together. The shell hands in what happened (`report`, `receive`, `stand`,
-`reconfigure`, `order`, `stored`, `tick`) with the monotonic time, and takes what to do about it (`take`).
-Each `Ready` is worked off in the order of its fields: **persist, publish, claim, send, answer**.
+`reconfigure`, `order`, `stored`, `tick`) with the monotonic time, and takes what to do about it
+(`take`). Each `Ready` is worked off in the order of its fields: **persist, publish, claim, send,
+answer**.
 
     `persist`     write this hard state and fsync it, then call `stored` with its number. It may
                   take as long as it likes: beats, and answers that promise nothing new, go on
@@ -59,6 +60,7 @@ from bus.peer_protocol import (
     Beat,
     Go,
     Grant,
+    MemberSeen,
     OrderAnswered,
     OrderAsked,
     PeerMessage,
@@ -98,6 +100,8 @@ WAITING_FOR_VIEW = "the first view of the health process"
 WAITING_FOR_LEADER = "a leader: no majority of the LBs is heard"
 RESEND_MS = 100
 """A table or a view that was not acknowledged for so long is sent again."""
+MEMBERS_MS = 250
+"""So often at least the leader tells how it sees the members."""
 SILENT_REPORT_MS = 1_000
 """For so long the report of an LB that is not heard counts."""
 ALONE_CLAIM_MS = 10_000
@@ -188,7 +192,9 @@ class _Peer:
     term: int = 0
     accepted: Version = NO_VERSION
     standing: Standing = UNKNOWN
-    witness: bool = False
+    why_not: tuple[str, ...] = ()
+    witness: bool | None = None
+    """Whether it only votes; None: it has not answered this LB yet."""
     table_sent: Version = NO_VERSION
     table_sent_ms: int = 0
 
@@ -241,6 +247,7 @@ class Quorum:
         self._granted, self._held = Granted(), Held(boot)
         self._peers = {address: _Peer() for address in config.others}
         self._standing = Standing(eligible=not config.witness, fitness=0)
+        self._why_not: tuple[str, ...] = ("it only votes",) if config.witness else ()
         self.faults: Counter[str] = Counter()
         """What peers did that this LB ignores, by reason."""
         self._writing: int | None = None
@@ -268,6 +275,10 @@ class Quorum:
         self._beat_due_ms = now_ms
         self._leader: str | None = None
         self._lost = False
+        self._told_members: tuple[MemberSeen, ...] = ()
+        self._told_members_ms = now_ms
+        self._leaders_members: dict[str, MemberSeen] = {}
+        """By entry, how the leader has said that it sees the members."""
         self._lease_changes = 0
         self.tick(now_ms)
 
@@ -282,12 +293,13 @@ class Quorum:
             self._send_view(None, now_ms)
             self._propose(now_ms)
 
-    def stand(self, eligible: bool, fitness: int, now_ms: int) -> None:
-        """Whether this LB may hold VIPs, and how well it would if nobody may."""
-        if self._standing != Standing(eligible, fitness):
+    def stand(self, why_not: tuple[str, ...], fitness: int, now_ms: int) -> None:
+        """Why this LB may hold no VIPs (nothing: it may), and how well it would if nobody may."""
+        if (self._why_not, self._standing.fitness) != (why_not, fitness):
+            self._why_not = why_not
             self._stale = True
-            was, self._standing = self._standing, Standing(eligible, fitness)
-            if was.eligible and not eligible:
+            was, self._standing = self._standing, Standing(not why_not, fitness)
+            if was.eligible and why_not:
                 self._give_up(now_ms)
             self._propose(now_ms)
 
@@ -438,7 +450,6 @@ class Quorum:
         held = self._register.committed
         epoch, owners = (held.version.epoch, held.table.vip_owners) if held else (0, ())
         leader = election.leader if election.role in (Role.LEADER, Role.FOLLOWER) else None
-        own = QuorumMember(config.name, config.address, True, election.term, epoch, 0)
         return QuorumState(
             version=self._state_version,
             name=config.name,
@@ -450,7 +461,7 @@ class Quorum:
             lease_remaining_ms=self.lease_ms(now_ms),
             lease_changes=self._lease_changes,
             vips=tuple(VipHolder(vip.address, vip.owner) for vip in owners),
-            members=(own, *(self._member(address, now_ms) for address in sorted(self._peers))),
+            members=self._members_seen(now_ms),
             waiting_for=self._waiting_for(leader),
         )
 
@@ -469,6 +480,8 @@ class Quorum:
             if message.table is not None:
                 self._accept(message.table, now_ms)
             self._register.learn_committed(message.committed)
+            if message.members is not None:
+                self._leaders_members = {each.address: each for each in message.members}
             self._send_view(message.view_seen, now_ms)
         ack = Ack(
             self._config.name,
@@ -477,7 +490,7 @@ class Quorum:
             version_of(self._register.stored),
             self._boot,
             self._held.ask(now_ms),
-            self._standing.eligible,
+            self._why_not,
             self._standing.fitness,
             self._config.witness,
         )
@@ -490,8 +503,10 @@ class Quorum:
             return
         known = self._peers[peer]
         known.term, known.accepted = message.term, message.accepted
+        self._stale |= known.witness != message.witness
         known.witness = message.witness
-        standing = Standing(message.eligible, message.fitness)
+        known.why_not = message.why
+        standing = Standing(not message.why, message.fitness)
         self._stale |= known.standing != standing
         known.standing = standing
         self._register.held[peer] = message.accepted
@@ -588,6 +603,7 @@ class Quorum:
         self._beat_due_ms = now_ms + election.timing.beat_ms
         proposed = version_of(self._register.accepted)
         committed = self._register.committed_version
+        told = self._members_to_tell(now_ms)
         for address, peer in self._peers.items():
             heard = self._heard.get(peer.name)
             beat = Beat(
@@ -599,8 +615,21 @@ class Quorum:
                 proposed,
                 self._table_for(address, peer, proposed, now_ms),
                 (heard.boot, heard.view.version) if heard is not None else None,
+                told,
             )
             self._outbox.append(Outgoing(address, beat, election.term_mark))
+
+    def _members_to_tell(self, now_ms: int) -> tuple[MemberSeen, ...] | None:
+        """How the leader sees all of them, when that has changed, or was told long ago."""
+        seen = tuple(
+            MemberSeen(each.name, each.address, each.alive, each.term, each.epoch, each.why_not)
+            for each in self._members_seen(now_ms)
+            if each.name
+        )
+        if seen == self._told_members and now_ms < self._told_members_ms + MEMBERS_MS:
+            return None
+        self._told_members, self._told_members_ms = seen, now_ms
+        return seen
 
     def _table_for(
         self, address: str, peer: _Peer, proposed: Version, now_ms: int
@@ -733,9 +762,10 @@ class Quorum:
         }
 
     def _members(self, base: NodeTable) -> list[str]:
-        """The LBs that have slots: those that have spoken, and before them those that had one."""
-        forwarding = [peer for peer in self._peers.values() if not peer.witness]
-        spoken = {self._config.name, *(peer.name for peer in forwarding if peer.name)}
+        """The LBs that have slots: those that have answered, and before them those that had one."""
+        forwarding = [peer for peer in self._peers.values() if peer.witness is not True]
+        known = {peer.name for peer in forwarding if peer.witness is not None}
+        spoken = {self._config.name, *known}
         size = len(forwarding) + 1
         had = sorted({held.owner for held in base.snat_slices} - spoken)
         return sorted(spoken | set(had[: max(0, size - len(spoken))]))
@@ -866,7 +896,8 @@ class Quorum:
         claims = dict(self._held.until_ms)
         if self._leads:
             until_ms = self._election.lease_until_ms(now_ms)
-            mine = self._mine(self._config.name)
+            able = self._config.name in fit(self._alive(now_ms))
+            mine = self._mine(self._config.name) if able else ()
             if (
                 self._alone
                 and mine
@@ -889,13 +920,24 @@ class Quorum:
 
     # ------------------------------------------------------------------ what people see
 
+    def _members_seen(self, now_ms: int) -> tuple[QuorumMember, ...]:
+        config, held = self._config, self._register.committed
+        epoch = held.version.epoch if held else 0
+        term, why_not = self._election.term, self._why_not
+        own = QuorumMember(config.name, config.address, True, term, epoch, 0, why_not)
+        return (own, *(self._member(address, now_ms) for address in sorted(self._peers)))
+
     def _member(self, address: str, now_ms: int) -> QuorumMember:
+        """As this LB hears it or, of one that it never hears, as the leader says."""
         peer = self._peers[address]
         heard_ms = now_ms - peer.heard_ms if peer.heard_ms is not None else 0
         alive = peer.heard_ms is not None and heard_ms < SILENT_REPORT_MS
-        return QuorumMember(
-            peer.name, address, alive, peer.term, peer.accepted.epoch, heard_ms if alive else 0
-        )
+        name, term, epoch, why_not = peer.name, peer.term, peer.accepted.epoch, peer.why_not
+        told = self._leaders_members.get(address)
+        if not self._leads and told is not None and self._election.leader is not None:
+            term, epoch, why_not = told.term, told.epoch, told.why
+            name, alive = told.name, told.alive
+        return QuorumMember(name, address, alive, term, epoch, heard_ms if alive else 0, why_not)
 
     def _waiting_for(self, leader: str | None) -> str:
         if self._stalled:

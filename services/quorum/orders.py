@@ -26,8 +26,8 @@ An order outlives its node: one that is drained and then switched off for a week
 **The desk** keeps the orders that wait to be agreed, at the LB that was asked and at the leader.
 The leader writes them into the next table; who was asked passes them on to the leader and again
 every `RESEND_MS`, since the leader may change. Each is known by the id of its command, which the
-table keeps too, so that none is carried out twice. It is answered when the table is committed; after
-`WAIT_MS` without that it is refused, though it may yet be carried out.
+table keeps too, so that none is carried out twice. It is answered when the table is committed;
+after `WAIT_MS` without that it is refused, though it may yet be carried out.
 """
 
 from __future__ import annotations
