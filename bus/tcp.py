@@ -125,9 +125,7 @@ def connecting(
     ):
         socket.setsockopt(option, value)
     if credentials is not None:
-        socket.setsockopt(zmq.CURVE_PUBLICKEY, credentials.own.public)
-        socket.setsockopt(zmq.CURVE_SECRETKEY, credentials.own.secret)
-        socket.setsockopt(zmq.CURVE_SERVERKEY, credentials.server_key)
+        present(socket, credentials)
     return socket
 
 
@@ -140,6 +138,13 @@ def peer_address(frame: zmq.Frame) -> str:
 
 
 # --------------------------------------------------------------------------- keys
+
+
+def present(socket: zmq.Socket[bytes], credentials: Credentials) -> None:
+    """Have a connecting socket speak CURVE, from the next connection on that it makes."""
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, credentials.own.public)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, credentials.own.secret)
+    socket.setsockopt(zmq.CURVE_SERVERKEY, credentials.server_key)
 
 
 def peer_key(frame: zmq.Frame) -> str:

@@ -5,7 +5,8 @@ follow this LB; records of those that it follows, entered into the table. What i
 decided in `flows.replica`, which is pure; the words are `bus.replica_protocol`.
 
 One ROUTER takes the followers, on the replication port of this LB's own entry in
-`load_balancer_quorum.addresses`; a DEALER goes to each other entry. Only these addresses are heard.
+`load_balancer_quorum.addresses`; a DEALER goes to each other entry. Only these addresses are heard,
+or, where keys are used, only their keys (`replica_keys`).
 
 **Turn.** Read notes; tell what is due; hear followers; hear tellers and enter what they tell; parts
 of the table for who needs them; comparisons last. All of that takes no more than some milliseconds
@@ -60,6 +61,7 @@ from services.dataplane.flows.replica import (
 )
 from services.dataplane.flows.told import Flows
 from services.dataplane.maps import Seat
+from services.dataplane.replica_keys import RENEW_MS, ReplicaKeys
 from services.machine import all_addresses
 
 LONGEST_FRAME = 4 << 20
@@ -86,6 +88,9 @@ class _Peer:
     offset: int | None = None
     """Ticks from its clock to ours, at the fastest message; None: nothing has come yet."""
     compare_ms: int = 0
+    endpoint: str = ""
+    renew_ms: int = 0
+    """With keys: when the connection is made anew, unless something is heard before."""
 
 
 def _number(address: str) -> int:
@@ -114,11 +119,14 @@ class Replication:
         self.counts: Counter[str] = Counter()
         """What became of records and messages, by name."""
         self.waiting_for = ""
+        directory, peers = config.security.keys, config.quorum.addresses
+        self._keys = ReplicaKeys(context, directory, peers, self.counts) if directory else None
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
         """What to poll."""
-        return self._router, *(peer.socket for peer in self._peers.values())
+        door = () if self._keys is None else (self._keys.socket,)
+        return self._router, *door, *(peer.socket for peer in self._peers.values())
 
     # ------------------------------------------------------------------ who, and where
 
@@ -127,6 +135,9 @@ class Replication:
         if now_ms < self._settle_ms or self._flows is None:
             return False
         self._settle_ms = now_ms + SETTLE_MS
+        if self._keys is not None and (lacking := self._keys.refresh()):
+            self.waiting_for = lacking
+            return False
         quorum = self._config.quorum
         places = {peer.host: quorum.replication_port_of(peer) for peer in quorum.addresses}
         machine = {each.address for each in all_addresses()}
@@ -139,9 +150,17 @@ class Replication:
         missing = [host for host in places if host != own and host not in self._peers]
         for host in missing:
             self._peers[host] = self._connect(own, host, places[host], now_ms)
+        if self._keys is not None:
+            for peer in self._peers.values():
+                if self._keys.has_changed or now_ms >= peer.renew_ms:
+                    peer.renew_ms = now_ms + RENEW_MS
+                    self._keys.connect(peer.socket, peer.address, peer.endpoint)
         return bool(missing)
 
     def _bind(self, endpoint: str) -> bool:
+        if self._keys is not None and self._keys.guard(self._router) and self._bound:
+            self._router.unbind(self._bound)
+            self._bound = ""
         if self._bound == endpoint:
             return True
         try:
@@ -155,12 +174,16 @@ class Replication:
     def _connect(self, own: str, host: str, port: int, now_ms: int) -> _Peer:
         assert self._flows is not None
         socket = tcp.connecting(self._context, LONGEST_FRAME)
-        socket.connect(f"tcp://{own}:0;{host}:{port}")
+        endpoint = f"tcp://{own}:0;{host}:{port}"
+        if self._keys is None:
+            socket.connect(endpoint)
         number = _number(host)
         known = self._flows.entering.progress_of(number)
         me = self._me
         following = Following(me.cluster, me.lb, WIRE.itemsize, now_ms, known)
-        return _Peer(host, number, socket, following, compare_ms=now_ms + COMPARE_MS)
+        return _Peer(
+            host, number, socket, following, compare_ms=now_ms + COMPARE_MS, endpoint=endpoint
+        )
 
     def attached(self, flows: Flows) -> None:
         """Programs are attached, over these maps; until then, nothing is told or entered."""
@@ -187,6 +210,8 @@ class Replication:
         if flows is None:
             return
         end_s = time.monotonic() + TURN_MS / 1_000
+        if self._keys is not None:
+            self._keys.serve()
         self._note(flows, now_ms)
         self._hear_followers(now_ms)
         self._tell(flows, now_ms)
@@ -235,9 +260,13 @@ class Replication:
             except zmq.Again:
                 return
             identity, rest = frames[0].bytes, [frame.bytes for frame in frames[1:]]
-            address = tcp.peer_address(frames[-1])
-            if address not in self._peers:
+            if self._keys is not None:
+                sender = self._keys.host_of(frames[-1])
+            else:
+                sender = tcp.peer_address(frames[-1])
+            if sender not in self._peers:
                 self.counts["refused_stranger"] += 1
+                self._tellings.pop(identity, None)
                 continue
             try:
                 message, payload = decode_replica(rest)
@@ -321,6 +350,7 @@ class Replication:
                 frames = peer.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
+            peer.renew_ms = now_ms + RENEW_MS
             try:
                 message, payload = decode_replica(frames)
                 if len(payload) % WIRE.itemsize:
@@ -431,7 +461,10 @@ class Replication:
 
     def close(self) -> None:
         for socket in self.sockets:
-            socket.close(0)
+            if self._keys is None or socket is not self._keys.socket:
+                socket.close(0)
+        if self._keys is not None:
+            self._keys.close()
 
 
 def _digests(flows: Flows, before: int) -> Generator[None, None, NDArray[np.uint64]]:
