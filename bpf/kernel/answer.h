@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* Answering a packet instead of sending it on: made of the packet itself, sent back the way it
  * came.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* The packet as TC has it: an sk_buff, which may stand for many packets (GSO), keep its bytes in
  * pieces, carry its VLAN tag beside the bytes, and have a checksum that is yet to be finished.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* The packet as XDP has it: one frame, straight from the driver, its checksums complete.
  *
  * What XDP cannot finish it passes on unmodified to TC: a next hop that is not resolved, a device

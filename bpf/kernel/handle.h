@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* What every hook does with a packet, whichever way it goes: read it, see whether it is ours, send
  * it on, or answer it.
  */

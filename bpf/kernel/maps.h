@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* All maps, shared by every program and by user space, and pinned by it below `maps/`.
  *
  * Sizes come from the configuration as -D. A table of flows of another size is chained behind the

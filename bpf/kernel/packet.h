@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* What is known of a packet, and the cursor that reads it: bounds are checked once per header, and
  * each parser returns the next protocol.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* Why a packet was passed, forwarded or dropped: every packet that a program sees counts one of
  * these, per CPU and per hook. The order is the meaning: all that come before FORWARD_FIRST leave
  * the packet to the next hook or to the kernel, unmodified; all from DROP_FIRST on drop it.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* A node's packet on its way back (L4): find its flow by the reply's key, undo the rewrite, send it
  * to the client. In TC by default: there the kernel hands over many segments as one, which is what
  * makes bulk cheap. `reply_hook = "xdp"` is for cards where native XDP is the better way back: it

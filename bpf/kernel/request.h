@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* A client's packet: which service it is for, and so what is done with it. Runs in XDP, and again
  * in TC for what XDP passed on.
  */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* What stands in the maps: the contract between the programs and services/dataplane.
  *
  * Every struct has explicit padding, so that a key never carries a stray byte into a hash and user

@@ -29,6 +29,7 @@ from bus.commands import CommandError
 from bus.topics import Topic
 from bus.words import one_line
 from services.api import snapshot
+from services.api.asking import add_questions
 from services.api.events import Streams, add_events
 from services.api.fold import Fold
 from services.api.guard import Guard, etag, tag_of
@@ -104,6 +105,7 @@ def application(source: Source, version: str, guard: Guard) -> FastAPI:
     _add_probes(app, source)
     _add_states(app, source)
     _add_flows(app, source)
+    add_questions(app, source)
     streams = Streams()
     add_events(app, source, streams)
     add_pages(app, source, streams)

@@ -1,9 +1,9 @@
 """The dataplane process: it tells the kernel where packets go, and then is not needed.
 
 In: `state.table.`, `state.quorum.` and `vip.*` of quorum, `state.view.` of health (to mask at once
-what is dead from here), netlink's notifications, the commands `flows` and `reload`, SIGHUP,
-SIGTERM, the clock. Out: map writes; `state.dataplane.` on change and every 500 ms,
-`state.counters.` every second, the events `dataplane.attached.`, `dataplane.degraded.`,
+what is dead from here), netlink's notifications, the commands `flows`, `trace`, `plan` and
+`reload`, SIGHUP, SIGTERM, the clock. Out: map writes; `state.dataplane.` on change and every
+500 ms, `state.counters.` every second, the events `dataplane.attached.`, `dataplane.degraded.`,
 `vip.contested.` and `process.started.`.
 
 **Start.** The publisher's lock comes first (a second copy waits there). Then the interfaces: if
@@ -76,6 +76,13 @@ from services import process
 from services.dataplane import machine, outputs
 from services.dataplane.announcing import Announcing
 from services.dataplane.flows.listing import Rows, Seated, list_flows
+from services.dataplane.foresight import (
+    FlowCounts,
+    WrongChangeError,
+    count_flows,
+    foresee,
+    read_change,
+)
 from services.dataplane.forwarding import Forwarding
 from services.dataplane.front_table import MOST_FRONTS
 from services.dataplane.fronts import service_identity
@@ -89,6 +96,8 @@ from services.dataplane.path_mtu import PathMtu
 from services.dataplane.plan import Plan, make_plan
 from services.dataplane.programs import ProgramPlan, rings_for
 from services.dataplane.settings import of_machine, settings
+from services.dataplane.trace import WrongQuestion, read_question
+from services.dataplane.tracing import Scene
 from services.process import Bus, Loop
 
 REPUBLISH_MS = 500
@@ -282,6 +291,10 @@ class DataplaneProcess:
         match verb:
             case "flows":
                 return self._list_flows(arguments)
+            case "trace":
+                return self._trace(arguments)
+            case "plan":
+                return self._foresee(arguments)
             case "reload":
                 return self._reload()
             case _:
@@ -317,6 +330,58 @@ class DataplaneProcess:
         listing = list_flows(blocks, wanted, dict(self._names), timeouts, limit)
         forwarding.questions.ask(listing, answer)
         return later
+
+    def _trace(self, arguments: dict[str, Any]) -> Later:
+        if self._forwarding is None:
+            raise CommandError(f"not forwarding yet: waiting for {self._waiting_for}")
+        try:
+            question = read_question(arguments)
+        except WrongQuestion as wrong:
+            raise CommandError(str(wrong)) from None
+        return self._forwarding.tracing.ask(question)
+
+    def _foresee(self, arguments: dict[str, Any]) -> Later:
+        """What a change of the table would do; nothing of it is carried out."""
+        forwarding, table = self._forwarding, self._table
+        if forwarding is None or table is None:
+            waits = self._waiting_for or "the agreed table"
+            raise CommandError(f"not forwarding yet: waiting for {waits}")
+        if len(forwarding.questions) >= MOST_LISTINGS:
+            raise CommandError(f"{MOST_LISTINGS} passes over the flows are under way: ask again")
+        try:
+            wanted = read_change(arguments).applied(table)
+        except WrongChangeError as wrong:
+            raise CommandError(str(wrong)) from None
+        facts, census, now_ms = self._facts(forwarding), forwarding.census, monotonic_ms()
+        before, after = (
+            make_plan(self._held, each, self._view, self._next_hops, facts, census, now_ms)
+            for each in (table, wanted)
+        )
+        later = Later()
+
+        def answer(flows: FlowCounts | None) -> None:
+            if flows is None:
+                later.error = "the programs are being attached again: ask again"
+            else:
+                later.result = foresee(before, after, table, wanted, flows)
+
+        passing = count_flows(block.records for block in forwarding.tables.blocks())
+        forwarding.questions.ask(passing, answer)
+        return later
+
+    def _scene(self, forwarding: Forwarding) -> Scene:
+        plan = forwarding.programs.plan
+        by_xdp = [each.program for each in forwarding.hooks if each.attached]
+        return Scene(
+            lb=self._started_with.local.name,
+            settings=forwarding.settings,
+            kernel=self._held,
+            names=self._names,
+            services={number: name for name, number in self._held.ids.items()},
+            public=plan.public,
+            private=plan.private,
+            by_xdp=frozenset(program for program in by_xdp if program.startswith("xdp")),
+        )
 
     def _reload(self) -> dict[str, Any]:
         """Take the file's new content as a whole, or keep the old one as a whole."""
@@ -568,7 +633,10 @@ class DataplaneProcess:
         """A few milliseconds' work on the flow table, for whoever waits for some."""
         if forwarding.turn(now_ms):
             self._stale |= self._planned is not None and self._planned.can_free(forwarding.census)
-        if forwarding.questions.turn():
+        answered = forwarding.questions.turn()
+        if forwarding.tracing.is_asked:
+            answered |= forwarding.tracing.turn(self._scene(forwarding))
+        if answered:
             self._commands.serve(self._command)
         if forwarding.old_table_is_empty and now_ms >= self._unchain_ms:
             self._unchain(forwarding, now_ms)

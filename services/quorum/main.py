@@ -48,25 +48,16 @@ from bus.socket import monotonic_ms
 from bus.states import (
     LocalView,
     QuorumState,
-    TableService,
 )
 from bus.topics import Topic
-from bus.words import (
-    Affinity,
-    Encapsulation,
-    Mode,
-    NoFlow,
-    OnNodeDown,
-    Protocol,
-)
 from conf import LbConfig, Paths, load_lb
-from conf.lb import Service
 from services import process
 from services.machine import boot_id
 from services.process import Bus, Loop
 from services.quorum import realtime
 from services.quorum.claims import Claims, Told
 from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
+from services.quorum.from_config import table_service
 from services.quorum.peers import Peers
 from services.quorum.storage import NewerFormatError, Storage, Writer
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig
@@ -349,7 +340,7 @@ def _load(storage: Storage) -> tuple[HardState, str]:
 def core_config(config: LbConfig, own: str = "", others: tuple[str, ...] = ()) -> QuorumConfig:
     """The file as the core reads it; `own` and `others` are entries of its list of LBs."""
     vips = tuple(FloatingVip(vip.address, vip.snat_addresses) for vip in config.virtual_ips)
-    services = tuple(_table_service(service) for service in config.services)
+    services = tuple(table_service(service) for service in config.services)
     flows = config.dataplane
     idle_ms = (flows.tcp_established_ms, flows.tcp_closing_ms, flows.tcp_time_wait_ms, flows.udp_ms)
     return QuorumConfig(
@@ -368,27 +359,6 @@ def _timing(config: LbConfig) -> Timing:
     quorum = config.quorum
     return Timing(
         quorum.heartbeat_ms, quorum.lease_ms, quorum.promise_ms, quorum.election_jitter_ms
-    )
-
-
-def _table_service(service: Service) -> TableService:
-    down = service.on_node_down
-    return TableService(
-        name=service.name,
-        address=service.address,
-        port=service.port,
-        protocol=Protocol(service.protocol),
-        mode=Mode(service.mode),
-        node_port=service.node_port,
-        affinity=Affinity(service.affinity),
-        encap=Encapsulation(service.encap),
-        snat=service.snat,
-        snat_addresses=service.snat_addresses,
-        on_node_down=OnNodeDown(down) if down is not None else None,
-        no_flow=NoFlow(service.no_flow),
-        ports=service.ports.size,
-        keeps_port=service.keeps_port,
-        affinity_group=service.affinity_group or "",
     )
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -428,6 +429,12 @@ class Scene:
             lambda flow: (flow.dport if flow.key.direction else flow.key.sport) == port,
             lambda flow: _age(flow, ticks(seconds)),
         )
+
+    def counted_at_seats(self) -> Counter[int]:
+        """How many packets each seat has had, in either direction."""
+        columns = self._counters.seats(max(self._seats, default=0) + 1)
+        sums = columns["packets_in"] + columns["packets_out"]
+        return Counter({int(at): int(sums[at]) for at in np.flatnonzero(sums)})
 
     def counted_at_seat(self, number: int = SEAT) -> dict[str, int]:
         return {

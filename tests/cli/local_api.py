@@ -160,6 +160,12 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_json(answer)
 
+    def do_POST(self) -> None:
+        url = urlsplit(self.path)
+        size = int(self.headers.get("Content-Length", "0"))
+        self.server.sent.append((url.path, orjson.loads(self.rfile.read(size) or b"null")))
+        self.do_GET()
+
     def send_json(self, value: Any, status: int = 200) -> None:
         self.send_raw(orjson.dumps(value), status, "application/json")
 
@@ -195,6 +201,8 @@ class LocalApi(ThreadingHTTPServer):
         self.port: int = self.server_address[1]
         self.paths: dict[str, Any] = dict(ANSWERS)
         self.asked: list[tuple[str, dict[str, str], str | None]] = []
+        self.sent: list[tuple[str, Any]] = []
+        """What was posted, and where."""
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
