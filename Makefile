@@ -7,6 +7,7 @@
 #   make sim      LBs that agree under every kind of trouble, on virtual time (SEEDS=, LBS=)
 #   make bench    what a packet costs, how many fit through, what TCP makes of it: 15 minutes
 #   make deb      Debian packages, into build/deb; needs python3-venv and nothing else
+#   make reference  the pages of docs/reference, from the code; make screenshots: those of the console
 #   make consoles what many open consoles cost the API (CONSOLES=, NODES=)
 #   make vm       the programs and each mode on Debian 12's own kernel, in an emulated machine: minutes
 #
@@ -137,6 +138,12 @@ SEEDS ?= 1000
 LBS ?= 3
 sim: $(READY)
 	$(PYTHON) -m tests.sim --lbs $(LBS) --seeds $(SEEDS) --jobs $$(nproc)
+
+reference: $(READY)
+	$(PYTHON) -m tests.reference
+
+screenshots: $(TESTS_READY)
+	$(PYTHON) -m tests.api.screenshots
 
 CONSOLES ?= 50
 NODES ?= 30
