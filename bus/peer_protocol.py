@@ -13,6 +13,7 @@ whatever matters is said again with the next beat.
     holder       Release       -              I claim that VIP no more
     leader       Go            Vote           you lead next: my lease is over
     follower     ViewReport    Beat           what my health process sees
+    follower     OrderAsked    OrderAnswered  an operator wants this; repeated until answered
 
 A `Version` is (term, epoch), in this order: of two tables the one with the larger version is the
 newer, and two with the same version are the same.
@@ -25,11 +26,12 @@ is heard at all, and the message. An unknown format, or a message that is not wh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, get_args
 
 from msgspec import Meta
 
 from bus.codec import MalformedMessage, UnknownVersion, from_json, to_json
+from bus.orders import Asked
 from bus.states import LocalView, NodeTable
 from bus.words import LARGEST_PROMISE_MS, Duration, Signed, Stored, Whole
 
@@ -82,6 +84,20 @@ class VoteReply:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberSeen:
+    """How the leader sees one of the members: nobody else hears them all."""
+
+    name: str
+    address: str
+    """Its entry in the list, as the leader's file writes it."""
+    alive: bool
+    term: Stored
+    epoch: Stored
+    why: tuple[str, ...]
+    """Why it may hold no VIPs; empty: it may."""
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     sender: str
     term: Stored
@@ -95,6 +111,8 @@ class Beat:
     """The proposed one, for a follower that does not have it."""
     view_seen: tuple[str, int] | None
     """Boot and version of the receiver's newest view that arrived."""
+    members: tuple[MemberSeen, ...] | None = None
+    """None: as it was told last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +126,8 @@ class Ack:
     boot: str
     asked: Stored
     """The sender's own running number, which a `Grant` answers."""
-    eligible: bool
-    """Whether it may hold VIPs."""
+    why: tuple[str, ...]
+    """Why it may hold no VIPs, in words; empty: it may."""
     fitness: Signed
     """If nobody is eligible, the leader takes whoever has most of this."""
     witness: bool = False
@@ -152,7 +170,36 @@ class ViewReport:
     """How old it was when this was sent."""
 
 
-PeerMessage = PreVote | Vote | VoteReply | Beat | Ack | Grant | Release | Go | ViewReport
+@dataclass(frozen=True, slots=True)
+class OrderAsked:
+    sender: str
+    id: str
+    """Of the operator's command, however often and by whomever it is passed on."""
+    asked: Asked
+
+
+@dataclass(frozen=True, slots=True)
+class OrderAnswered:
+    sender: str
+    id: str
+    refusal: str
+    """Why it is not carried out, in words for the operator; empty: it stands in a committed table.
+    """
+
+
+PeerMessage = (
+    PreVote
+    | Vote
+    | VoteReply
+    | Beat
+    | Ack
+    | Grant
+    | Release
+    | Go
+    | ViewReport
+    | OrderAsked
+    | OrderAnswered
+)
 
 # --------------------------------------------------------------------------- on the wire
 
@@ -174,10 +221,7 @@ class PeerHead:
     """The name of the message's type."""
 
 
-_KINDS: dict[str, type[PeerMessage]] = {
-    kind.__name__: kind
-    for kind in (PreVote, Vote, VoteReply, Beat, Ack, Grant, Release, Go, ViewReport)
-}
+_KINDS: dict[str, type[PeerMessage]] = {kind.__name__: kind for kind in get_args(PeerMessage)}
 
 
 def encode_peer(message: PeerMessage, cluster: str, boot: str, number: int) -> tuple[bytes, bytes]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, field, fields
 
+from bus.orders import Order
 from bus.words import (
     Affinity,
     Duration,
@@ -209,7 +210,8 @@ class TableNode:
     weight: Weight
     services: tuple[NodeService, ...]
     silent: bool = False
-    """DOWN or BANNED, and most of the LBs that say so hear nothing of it."""
+    """DOWN or BANNED, and most of the LBs that say so hear nothing of it; or the deadline of its
+    drain is over: its flows are better ended than kept."""
     apart: tuple[ServiceState, ...] = ()
     """Of a node that is routed to: the services that are not in its state."""
 
@@ -276,6 +278,10 @@ class NodeTable:
     bans: tuple[Ban, ...]
     vip_owners: tuple[VipOwner, ...]
     snat_slices: tuple[SnatSlice, ...]
+    orders: tuple[Order, ...] = ()
+    """What operators want; `nodes` are as these say."""
+    beneath: tuple[TableNode, ...] = ()
+    """Those nodes that are otherwise than without the orders, as they would be then."""
 
     def __post_init__(self) -> None:
         check_words(self.hash_seed)
@@ -291,6 +297,14 @@ class CommittedTable:
 
     version: Whole
     table: NodeTable
+
+
+def without_orders(table: NodeTable) -> tuple[TableNode, ...]:
+    """The nodes as the LBs see them, whatever operators want."""
+    beneath = {node.id: node for node in table.beneath}
+    if not beneath:
+        return table.nodes
+    return tuple(beneath.get(node.id, node) for node in table.nodes)
 
 
 def states_apart(node: NodeView | NodeObservation | TableNode) -> dict[str, NodeState]:
@@ -312,6 +326,8 @@ class QuorumMember:
     epoch: Whole
     heard_ms: Whole
     """How long ago it was last heard; 0 for this LB itself."""
+    why_not: tuple[str, ...] = ()
+    """Why it may hold no VIPs, in words; empty: it may, as far as is known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,6 +417,21 @@ class ClaimState:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaPeer:
+    """Another LB, as one that flows are told to and heard from."""
+
+    address: str
+    name: str
+    """Empty until it has spoken once."""
+    standing: str
+    """silent, refused, catching up (its flows are on their way here), or level."""
+    reason: str
+    """Why it has refused; else empty."""
+    follows: bool
+    """Whether it is being told of the flows here."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneState:
     """`state.dataplane.`: what the kernel has been told."""
 
@@ -418,6 +449,10 @@ class DataplaneState:
     """Nodes, services and ports that are not served, a line each with the reason, while all others
     are."""
     claims: tuple[ClaimState, ...] = ()
+    synced: bool = True
+    """This LB has the flows that any live peer had, or there is none, or 5 s are over."""
+    replicas: tuple[ReplicaPeer, ...] = ()
+    """The other LBs, by their entries in `load_balancer_quorum.addresses`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Any
 from bus.events import (
     DataplaneEvent,
     NodeEvent,
+    OrderEvent,
     ProcessEvent,
     QuorumEvent,
     TableEvent,
@@ -52,6 +53,7 @@ class Topic(StrEnum):
     NODE_SUSPECT = "node.suspect."
     NODE_BANNED = "node.banned."
     NODE_PARDONED = "node.pardoned."
+    ORDER_GIVEN = "order.given."
     VIP_ACQUIRED = "vip.acquired."
     VIP_LOST = "vip.lost."
     VIP_CONTESTED = "vip.contested."
@@ -84,6 +86,7 @@ PAYLOADS: dict[Topic, type[Any]] = {
     Topic.NODE_SUSPECT: NodeEvent,
     Topic.NODE_BANNED: NodeEvent,
     Topic.NODE_PARDONED: NodeEvent,
+    Topic.ORDER_GIVEN: OrderEvent,
     Topic.VIP_ACQUIRED: VipEvent,
     Topic.VIP_LOST: VipEvent,
     Topic.VIP_CONTESTED: VipEvent,
@@ -120,6 +123,7 @@ PUBLISHES: dict[str, tuple[Topic, ...]] = {
     QUORUM: (
         Topic.STATE_TABLE,
         Topic.STATE_QUORUM,
+        Topic.ORDER_GIVEN,
         Topic.VIP_ACQUIRED,
         Topic.VIP_LOST,
         Topic.QUORUM_LEADER,
@@ -142,7 +146,7 @@ PUBLISHES: dict[str, tuple[Topic, ...]] = {
 
 SUBSCRIBES: dict[str, dict[str, tuple[Topic, ...]]] = {
     HEALTH: {QUORUM: (Topic.STATE_TABLE,)},
-    QUORUM: {HEALTH: (Topic.STATE_VIEW,)},
+    QUORUM: {HEALTH: (Topic.STATE_VIEW,), DATAPLANE: (Topic.STATE_DATAPLANE,)},
     DATAPLANE: {
         QUORUM: (Topic.STATE_TABLE, Topic.STATE_QUORUM, Topic.VIP_ACQUIRED, Topic.VIP_LOST),
         HEALTH: (Topic.STATE_VIEW,),

@@ -343,6 +343,12 @@ class Lab:
 
     def set_cut(self, machine: str, *, cut: bool) -> None:
         network.set_cut(self.plan, self.known(machine), cut=cut)
+        if not cut:
+            network.heal_ways(self.plan, machine)
+
+    def cut_way(self, sender: str, receiver: str) -> None:
+        """Nothing from the one reaches the other, silently; `set_cut` of either heals it."""
+        network.cut_way(self.plan, self.known(sender), self.known(receiver))
 
     def status(self) -> dict[str, Any]:
         """Machines with their addresses and processes, as plain values."""

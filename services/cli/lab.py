@@ -180,9 +180,25 @@ def cut(who: Machine) -> None:
 
 @fault.command()
 def heal(who: Machine) -> None:
-    """Take `cut` back."""
+    """Take `cut` back, and every `one-way` and `partial` that names the machine."""
     with _lab() as lab:
         lab.Lab.find().set_cut(who, cut=False)
+
+
+@fault.command(name="one-way")
+def one_way(who: Machine, to: Machine) -> None:
+    """Have nothing from WHO reach the other machine, silently; what that sends arrives."""
+    with _lab() as lab:
+        lab.Lab.find().cut_way(who, to)
+
+
+@fault.command()
+def partial(who: Machine, to: Machine) -> None:
+    """Cut two machines from one another, silently: all others are reached by both."""
+    with _lab() as lab:
+        running = lab.Lab.find()
+        running.cut_way(who, to)
+        running.cut_way(to, who)
 
 
 @fault.command()

@@ -158,6 +158,7 @@ class HealthProcess:
             if isinstance(envelope.data, CommittedTable):
                 age_ms = max(0, now_ms - envelope.head.made_ms)
                 self._registry.adopt_table(envelope.data.table, now_ms, age_ms)
+                self._registry.heed(envelope.data.table, now_ms)
         if now_ms >= self._settle_ms:
             self._settle_ms = now_ms + SETTLE_MS
             self._settle(now_ms)

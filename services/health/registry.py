@@ -40,6 +40,10 @@ Rules that are not seen in the picture:
   (`min_healthy` of the nodes known for it would not be routed to) becomes SUSPECT instead of DOWN:
   it is routed to as before, and said so, until it is heard, or says NOT_SERVING, or this LB's own
   probe (probe.py) gets no answer from it either. Its services that can do without it are DOWN.
+* **Orders** of operators stand in the node table, and are for the quorum to carry out: here nodes
+  are watched as ever. Two things are done here (`heed`): a pardon ends the bans of a node and of
+  its services, and its failures, once; and a node that is drained or banned by order is none of
+  those that a service has left.
 * **The probe.** A TCP service in mode L4 that this LB cannot connect to counts as sick, whatever
   the agent says.
 * **After a restart** the caller hands in the state file (`adopt`) and, while the first
@@ -92,6 +96,7 @@ from bus.node_protocol import (
     Welcome,
     decode_node,
 )
+from bus.orders import OrderKind
 from bus.states import (
     Ban,
     LocalChecks,
@@ -101,6 +106,7 @@ from bus.states import (
     NodeView,
     ServiceState,
     TableNode,
+    without_orders,
 )
 from bus.topics import Topic
 from bus.words import (
@@ -163,6 +169,9 @@ class Registry:
         """By service: how many nodes are known, and how many are banned. None: to be counted."""
         self._unreached: dict[str, dict[int, Outcome]] = {}
         """By address and port: what this LB's own probe could not connect to."""
+        self._table_epoch = 0
+        self._ordered_out: frozenset[str] = frozenset()
+        """The nodes that take no new flows because an operator wants that."""
         self._version = self._checks_version = 0
         self._output = Output()
 
@@ -291,6 +300,7 @@ class Registry:
             reason="on probation",
             last_seen_ms=now_ms,
             lag_mark_ms=self._lag_total_ms,
+            pardoned_epoch=self._table_epoch,
         )
         self._add(node)
         self._schedule(node, self._due_ms(node))
@@ -536,6 +546,8 @@ class Registry:
         known: Counter[str] = Counter()
         routed: Counter[str] = Counter()
         for node in self._nodes.values():
+            if node.id in self._ordered_out:
+                continue
             if node.was_up:
                 known.update([service.name for service in node.services])
             if node.state in (UP, SUSPECT):
@@ -933,7 +945,7 @@ class Registry:
         """
         if now_ms >= self._grace_ends_ms:
             return
-        for node in table.nodes:
+        for node in without_orders(table):
             if node.id not in self._nodes:
                 self._adopt_node(_kept_of(node), now_ms)
         for ban in table.bans:
@@ -941,6 +953,28 @@ class Registry:
             if known is None or not (known.heard or known.state is BANNED):
                 remaining_ms = max(0, ban.remaining_ms - age_ms)
                 self._adopt_ban(replace(ban, remaining_ms=remaining_ms), known, now_ms)
+
+    def heed(self, table: NodeTable, now_ms: int) -> None:
+        """Carry out what operators want, as far as it is done here."""
+        self._table_epoch = max(self._table_epoch, table.epoch)
+        out = (OrderKind.DRAIN, OrderKind.BAN)
+        self._ordered_out = frozenset(o.asked.node for o in table.orders if o.asked.kind in out)
+        for order in table.orders:
+            node = self._nodes.get(order.asked.node)
+            is_pardon = order.asked.kind is OrderKind.PARDON
+            if is_pardon and node is not None and node.pardoned_epoch < order.epoch:
+                node.pardoned_epoch = order.epoch
+                self._pardon(node, f"pardoned by {order.asked.by}", now_ms)
+
+    def _pardon(self, node: Node, reason: str, now_ms: int) -> None:
+        node.fails = 0
+        for name, standing in node.apart.items():
+            standing.fails = 0
+            if standing.state is BANNED:
+                self._step(node, name, DOWN, reason, now_ms)
+        if node.state is BANNED:
+            self._enter(node, DOWN, reason, now_ms)
+        self._output.view_changed = self._output.keep = True
 
     def _adopt_ban(self, ban: Ban, known: Node | None, now_ms: int) -> None:
         if ban.remaining_ms <= 0:
@@ -990,6 +1024,7 @@ class Registry:
             heard=False,
             silent=kept.silent and not routed,
             ban_until_ms=now_ms + banned_ms,
+            pardoned_epoch=kept.pardoned_epoch,
             fading_from_ms=now_ms,
             suspect_until_ms=now_ms + self.policy.checks_timeout_ms,
             apart={each.service: _adopted(each, now_ms) for each in kept.apart},
@@ -1014,6 +1049,7 @@ class Registry:
                 ban_remaining_ms=self._banned_for_ms(node, now_ms),
                 silent=node.silent,
                 was_up=node.was_up,
+                pardoned_epoch=node.pardoned_epoch,
                 apart=tuple(
                     KeptService(
                         service=name,

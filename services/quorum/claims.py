@@ -103,6 +103,11 @@ class Claims:
         events, self._events = self._events, []
         return events
 
+    @property
+    def held(self) -> frozenset[str]:
+        """The VIPs that the kernel answers for."""
+        return frozenset(self._written_ms)
+
     # ------------------------------------------------------------------ the map
 
     @property

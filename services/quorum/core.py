@@ -4,11 +4,13 @@
     register     what is agreed: one table, accepted, stored, committed
     ownership    which LB is to hold which VIP
     leases       who may claim a VIP at this moment
+    orders       what operators want of nodes
     table        how what the LBs see becomes the next table
 
 This module puts them together. The shell hands in what happened (`report`, `receive`, `stand`,
-`reconfigure`, `stored`, `tick`) with the monotonic time, and takes what to do about it (`take`).
-Each `Ready` is worked off in the order of its fields: **persist, publish, claim, send**.
+`reconfigure`, `order`, `stored`, `tick`) with the monotonic time, and takes what to do about it
+(`take`). Each `Ready` is worked off in the order of its fields: **persist, publish, claim, send,
+answer**.
 
     `persist`     write this hard state and fsync it, then call `stored` with its number. It may
                   take as long as it likes: beats, and answers that promise nothing new, go on
@@ -18,6 +20,7 @@ Each `Ready` is worked off in the order of its fields: **persist, publish, claim
     `claims`      until when this LB may claim which VIPs; None: as before. A claim that ends is in
                   the kernel before the message that lets another LB have it.
     `sends`       to whom, what
+    `answers`     to orders that were asked for here
 
 So a table is proposed, stored by a majority, and only then committed: what was published was on
 this disk before, and a process killed between any two instructions starts again with what it
@@ -46,16 +49,20 @@ says so; a leader whose disk has not answered for as long as a promise lasts giv
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from bus.events import QuorumEvent, TableEvent
+from bus.events import OrderEvent, QuorumEvent, TableEvent
+from bus.orders import Asked
 from bus.peer_protocol import (
     NO_VERSION,
     Ack,
     Beat,
     Go,
     Grant,
+    MemberSeen,
+    OrderAnswered,
+    OrderAsked,
     PeerMessage,
     PreVote,
     Release,
@@ -76,6 +83,7 @@ from bus.topics import Topic
 from bus.words import NodeState, Role
 from services.quorum.election import Election, Outgoing
 from services.quorum.leases import Granted, Held
+from services.quorum.orders import Answer, Desk, is_over, new_orders
 from services.quorum.ownership import Standing, assign, fit
 from services.quorum.register import Dated, Register, version_of
 from services.quorum.table import (
@@ -92,6 +100,8 @@ WAITING_FOR_VIEW = "the first view of the health process"
 WAITING_FOR_LEADER = "a leader: no majority of the LBs is heard"
 RESEND_MS = 100
 """A table or a view that was not acknowledged for so long is sent again."""
+MEMBERS_MS = 250
+"""So often at least the leader tells how it sees the members."""
 SILENT_REPORT_MS = 1_000
 """For so long the report of an LB that is not heard counts."""
 ALONE_CLAIM_MS = 10_000
@@ -135,7 +145,7 @@ class QuorumConfig:
     """This machine only votes: it leads nobody, holds nothing and has no slots."""
 
 
-Event = TableEvent | QuorumEvent
+Event = TableEvent | QuorumEvent | OrderEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +166,10 @@ class Ready:
     claims: dict[str, int] | None
     """By VIP, until when (ms of this machine's monotonic clock) this LB may claim it."""
     sends: tuple[Outgoing, ...]
+    answers: tuple[Answer, ...] = ()
+
+
+NOTHING = Ready(None, None, (), None, ())
 
 
 @dataclass(slots=True)
@@ -178,7 +192,9 @@ class _Peer:
     term: int = 0
     accepted: Version = NO_VERSION
     standing: Standing = UNKNOWN
-    witness: bool = False
+    why_not: tuple[str, ...] = ()
+    witness: bool | None = None
+    """Whether it only votes; None: it has not answered this LB yet."""
     table_sent: Version = NO_VERSION
     table_sent_ms: int = 0
 
@@ -231,6 +247,7 @@ class Quorum:
         self._granted, self._held = Granted(), Held(boot)
         self._peers = {address: _Peer() for address in config.others}
         self._standing = Standing(eligible=not config.witness, fitness=0)
+        self._why_not: tuple[str, ...] = ("it only votes",) if config.witness else ()
         self.faults: Counter[str] = Counter()
         """What peers did that this LB ignores, by reason."""
         self._writing: int | None = None
@@ -247,6 +264,10 @@ class Quorum:
         self._heard: dict[str, _Heard] = {}
         self._own_view: _View | None = None
         self._departed: dict[str, int] = {}
+        self._desk = Desk()
+        self._answers: list[Answer] = []
+        self._over: frozenset[str] = frozenset()
+        """The orders of the agreed table whose time is over, and that has been looked at."""
         self._stale = True
         """Whether something has come that the newest table does not know of."""
         self._circumstances: tuple[object, ...] = ()
@@ -254,6 +275,10 @@ class Quorum:
         self._beat_due_ms = now_ms
         self._leader: str | None = None
         self._lost = False
+        self._told_members: tuple[MemberSeen, ...] = ()
+        self._told_members_ms = now_ms
+        self._leaders_members: dict[str, MemberSeen] = {}
+        """By entry, how the leader has said that it sees the members."""
         self._lease_changes = 0
         self.tick(now_ms)
 
@@ -268,12 +293,13 @@ class Quorum:
             self._send_view(None, now_ms)
             self._propose(now_ms)
 
-    def stand(self, eligible: bool, fitness: int, now_ms: int) -> None:
-        """Whether this LB may hold VIPs, and how well it would if nobody may."""
-        if self._standing != Standing(eligible, fitness):
+    def stand(self, why_not: tuple[str, ...], fitness: int, now_ms: int) -> None:
+        """Why this LB may hold no VIPs (nothing: it may), and how well it would if nobody may."""
+        if (self._why_not, self._standing.fitness) != (why_not, fitness):
+            self._why_not = why_not
             self._stale = True
-            was, self._standing = self._standing, Standing(eligible, fitness)
-            if was.eligible and not eligible:
+            was, self._standing = self._standing, Standing(not why_not, fitness)
+            if was.eligible and why_not:
                 self._give_up(now_ms)
             self._propose(now_ms)
 
@@ -285,6 +311,12 @@ class Quorum:
         self._state_version += 1
         self._stale = True
         self._propose(now_ms)
+
+    def order(self, number: str, asked: Asked, now_ms: int) -> None:
+        """An operator wants this; `number` names the command. It is answered in `Ready.answers`."""
+        self._desk.ask(number, asked, None, now_ms)
+        self._take_orders(now_ms)
+        self._after(now_ms)
 
     def receive(self, peer: str, message: PeerMessage, now_ms: int) -> None:
         """A member, known by its address, says this."""
@@ -303,6 +335,8 @@ class Quorum:
             Release: self._on_release,
             Go: self._on_go,
             ViewReport: self._on_view,
+            OrderAsked: self._on_order_asked,
+            OrderAnswered: self._on_order_answered,
         }
         handle[type(message)](peer, message, now_ms)
         self._after(now_ms)
@@ -321,6 +355,7 @@ class Quorum:
         for heard in self._heard.values():
             if not heard.settled and now_ms >= heard.first_ms + self._settle_ms:
                 heard.settled = self._stale = True
+        self._desk.tick(now_ms)
         self._election.tick(now_ms)
         if self._writing is not None:
             since_ms = now_ms - self._writing_since_ms
@@ -345,6 +380,10 @@ class Quorum:
         if self._leads and self._register.is_settled():
             reuse_ms = self._config.slot_reuse_ms
             due += [since_ms + reuse_ms for since_ms in self._departed.values()]
+            due += self._deadlines()
+        orders_ms = self._desk.next_due_ms()
+        if orders_ms is not None:
+            due.append(orders_ms)
         return min(due, default=None)
 
     def stall(self, reason: str) -> None:
@@ -384,9 +423,9 @@ class Quorum:
         self._election.outbox.clear()
         sends = tuple(each for each in self._outbox if each.mark <= self._durable_mark)
         self._outbox = [each for each in self._outbox if each.mark > self._durable_mark]
-        if persist is None and committed is None and not events and claims is None and not sends:
-            return None
-        return Ready(persist, committed, events, claims, sends)
+        answers, self._answers = tuple(self._answers), []
+        ready = Ready(persist, committed, events, claims, sends, answers)
+        return None if ready == NOTHING else ready
 
     def committed(self, now_ms: int) -> CommittedTable | None:
         """What all LBs route by, or None before the first table."""
@@ -411,7 +450,6 @@ class Quorum:
         held = self._register.committed
         epoch, owners = (held.version.epoch, held.table.vip_owners) if held else (0, ())
         leader = election.leader if election.role in (Role.LEADER, Role.FOLLOWER) else None
-        own = QuorumMember(config.name, config.address, True, election.term, epoch, 0)
         return QuorumState(
             version=self._state_version,
             name=config.name,
@@ -423,7 +461,7 @@ class Quorum:
             lease_remaining_ms=self.lease_ms(now_ms),
             lease_changes=self._lease_changes,
             vips=tuple(VipHolder(vip.address, vip.owner) for vip in owners),
-            members=(own, *(self._member(address, now_ms) for address in sorted(self._peers))),
+            members=self._members_seen(now_ms),
             waiting_for=self._waiting_for(leader),
         )
 
@@ -442,6 +480,8 @@ class Quorum:
             if message.table is not None:
                 self._accept(message.table, now_ms)
             self._register.learn_committed(message.committed)
+            if message.members is not None:
+                self._leaders_members = {each.address: each for each in message.members}
             self._send_view(message.view_seen, now_ms)
         ack = Ack(
             self._config.name,
@@ -450,7 +490,7 @@ class Quorum:
             version_of(self._register.stored),
             self._boot,
             self._held.ask(now_ms),
-            self._standing.eligible,
+            self._why_not,
             self._standing.fitness,
             self._config.witness,
         )
@@ -463,8 +503,10 @@ class Quorum:
             return
         known = self._peers[peer]
         known.term, known.accepted = message.term, message.accepted
+        self._stale |= known.witness != message.witness
         known.witness = message.witness
-        standing = Standing(message.eligible, message.fitness)
+        known.why_not = message.why
+        standing = Standing(not message.why, message.fitness)
         self._stale |= known.standing != standing
         known.standing = standing
         self._register.held[peer] = message.accepted
@@ -484,6 +526,14 @@ class Quorum:
     def _on_view(self, _peer: str, message: ViewReport, now_ms: int) -> None:
         made_ms = now_ms - message.age_ms
         self._take_report(message.sender, message.boot, message.view, now_ms, made_ms)
+
+    def _on_order_asked(self, peer: str, message: OrderAsked, now_ms: int) -> None:
+        if self._leads:  # else its sender will hear of who does, and asks there
+            self._desk.ask(message.id, message.asked, peer, now_ms)
+            self._take_orders(now_ms)
+
+    def _on_order_answered(self, _peer: str, message: OrderAnswered, _now_ms: int) -> None:
+        self._desk.answered(message.id, message.refusal)
 
     # ------------------------------------------------------------------ inside
 
@@ -508,6 +558,7 @@ class Quorum:
                 self._beat_due_ms = now_ms
         self._publish_committed()
         self._propose(now_ms)
+        self._pass_orders_on(now_ms)
         if self._leads and not self._alone and now_ms >= self._beat_due_ms:
             self._send_beats(now_ms)
 
@@ -535,6 +586,7 @@ class Quorum:
         event = QuorumEvent(self._election.term, self._leader, None, reason)
         self._events.append((topic, event))
         self._state_version += 1
+        self._desk.lead_ended()
 
     def _tell_regained(self) -> None:
         """There is a leader again, after it was told that there was none."""
@@ -551,6 +603,7 @@ class Quorum:
         self._beat_due_ms = now_ms + election.timing.beat_ms
         proposed = version_of(self._register.accepted)
         committed = self._register.committed_version
+        told = self._members_to_tell(now_ms)
         for address, peer in self._peers.items():
             heard = self._heard.get(peer.name)
             beat = Beat(
@@ -562,8 +615,21 @@ class Quorum:
                 proposed,
                 self._table_for(address, peer, proposed, now_ms),
                 (heard.boot, heard.view.version) if heard is not None else None,
+                told,
             )
             self._outbox.append(Outgoing(address, beat, election.term_mark))
+
+    def _members_to_tell(self, now_ms: int) -> tuple[MemberSeen, ...] | None:
+        """How the leader sees all of them, when that has changed, or was told long ago."""
+        seen = tuple(
+            MemberSeen(each.name, each.address, each.alive, each.term, each.epoch, each.why_not)
+            for each in self._members_seen(now_ms)
+            if each.name
+        )
+        if seen == self._told_members and now_ms < self._told_members_ms + MEMBERS_MS:
+            return None
+        self._told_members, self._told_members_ms = seen, now_ms
+        return seen
 
     def _table_for(
         self, address: str, peer: _Peer, proposed: Version, now_ms: int
@@ -631,6 +697,8 @@ class Quorum:
         told = changes(before.table if before is not None else None, table)
         event = TableEvent(table.term, table.epoch, up, told)
         self._events.append((Topic.TABLE_COMMITTED, event))
+        self._tell_orders(before.table if before is not None else None, table)
+        self._desk.committed(table)
         self._table_version += 1
         self._state_version += 1
         self._unpublished = True
@@ -657,6 +725,7 @@ class Quorum:
             owners=self._owners(base, now_ms),
             released=self._released(base, now_ms),
             renew=not self._alone,
+            orders=self._desk.next_orders(base, self._known_nodes(base)),
         )
         if (merged.term, merged.epoch) != (base.term, base.epoch):
             self._accept(merged, now_ms)
@@ -673,7 +742,8 @@ class Quorum:
         """What may change the next table without a message: merging ten thousand nodes is dear."""
         alive = tuple(self._is_alive(address, now_ms) for address in self._peers)
         free = tuple(self._granted.is_free(vip.address, now_ms) for vip in base.vip_owners)
-        return (alive, self._silent(now_ms), free, self._released(base, now_ms))
+        self._over = frozenset(order.id for order in base.orders if is_over(order))
+        return (alive, self._silent(now_ms), free, self._released(base, now_ms), self._over)
 
     def _silent(self, now_ms: int) -> frozenset[str]:
         return frozenset(
@@ -692,9 +762,10 @@ class Quorum:
         }
 
     def _members(self, base: NodeTable) -> list[str]:
-        """The LBs that have slots: those that have spoken, and before them those that had one."""
-        forwarding = [peer for peer in self._peers.values() if not peer.witness]
-        spoken = {self._config.name, *(peer.name for peer in forwarding if peer.name)}
+        """The LBs that have slots: those that have answered, and before them those that had one."""
+        forwarding = [peer for peer in self._peers.values() if peer.witness is not True]
+        known = {peer.name for peer in forwarding if peer.witness is not None}
+        spoken = {self._config.name, *known}
         size = len(forwarding) + 1
         had = sorted({held.owner for held in base.snat_slices} - spoken)
         return sorted(spoken | set(had[: max(0, size - len(spoken))]))
@@ -722,6 +793,56 @@ class Quorum:
         return frozenset(
             lb for lb, since_ms in self._departed.items() if now_ms >= since_ms + reuse_ms
         )
+
+    # ------------------------------------------------------------------ orders
+
+    def _take_orders(self, now_ms: int) -> None:
+        """One that stands in the agreed table already is answered; others are for the next."""
+        self._stale = True
+        if self._register.committed is not None:
+            self._desk.committed(self._register.committed.table)
+        self._propose(now_ms)
+
+    def _pass_orders_on(self, now_ms: int) -> None:
+        """Orders that wait go to the leader, and the answers to whoever asked."""
+        for address, peer in self._peers.items():
+            if not self._leads and peer.name == self._election.leader:
+                for number, asked in self._desk.to_pass_on(now_ms):
+                    message = OrderAsked(self._config.name, number, asked)
+                    self._outbox.append(Outgoing(address, message, 0))
+        for answer in self._desk.take_answers():
+            if answer.asker is None:
+                self._answers.append(answer)
+            else:
+                reply = OrderAnswered(self._config.name, answer.id, answer.refusal)
+                self._outbox.append(Outgoing(answer.asker, reply, 0))
+
+    def _known_nodes(self, base: NodeTable) -> Iterator[str]:
+        yield from (node.id for node in base.nodes)
+        for heard in self._heard.values():
+            yield from (node.id for node in heard.view.nodes)
+
+    def _deadlines(self) -> list[int]:
+        """When orders of the agreed table are over."""
+        held = self._register.accepted
+        if held is None:
+            return []
+        return [
+            held.as_of_ms + order.remaining_ms
+            for order in held.table.orders
+            if order.remaining_ms is not None and order.id not in self._over
+        ]
+
+    def _tell_orders(self, before: NodeTable | None, table: NodeTable) -> None:
+        """On this LB's stream; one that has just started does not know which ones are new."""
+        names = {node.id: node.name for node in table.nodes}
+        for order in new_orders(before, table) if before is not None else ():
+            asked = order.asked
+            name = names.get(asked.node, "")
+            event = OrderEvent(
+                *(asked.node, name, asked.kind, asked.by, asked.why, asked.weight, asked.within_ms)
+            )
+            self._events.append((Topic.ORDER_GIVEN, event))
 
     # ------------------------------------------------------------------ leases
 
@@ -775,7 +896,8 @@ class Quorum:
         claims = dict(self._held.until_ms)
         if self._leads:
             until_ms = self._election.lease_until_ms(now_ms)
-            mine = self._mine(self._config.name)
+            able = self._config.name in fit(self._alive(now_ms))
+            mine = self._mine(self._config.name) if able else ()
             if (
                 self._alone
                 and mine
@@ -798,13 +920,24 @@ class Quorum:
 
     # ------------------------------------------------------------------ what people see
 
+    def _members_seen(self, now_ms: int) -> tuple[QuorumMember, ...]:
+        config, held = self._config, self._register.committed
+        epoch = held.version.epoch if held else 0
+        term, why_not = self._election.term, self._why_not
+        own = QuorumMember(config.name, config.address, True, term, epoch, 0, why_not)
+        return (own, *(self._member(address, now_ms) for address in sorted(self._peers)))
+
     def _member(self, address: str, now_ms: int) -> QuorumMember:
+        """As this LB hears it or, of one that it never hears, as the leader says."""
         peer = self._peers[address]
         heard_ms = now_ms - peer.heard_ms if peer.heard_ms is not None else 0
         alive = peer.heard_ms is not None and heard_ms < SILENT_REPORT_MS
-        return QuorumMember(
-            peer.name, address, alive, peer.term, peer.accepted.epoch, heard_ms if alive else 0
-        )
+        name, term, epoch, why_not = peer.name, peer.term, peer.accepted.epoch, peer.why_not
+        told = self._leaders_members.get(address)
+        if not self._leads and told is not None and self._election.leader is not None:
+            term, epoch, why_not = told.term, told.epoch, told.why
+            name, alive = told.name, told.alive
+        return QuorumMember(name, address, alive, term, epoch, heard_ms if alive else 0, why_not)
 
     def _waiting_for(self, leader: str | None) -> str:
         if self._stalled:

@@ -1,15 +1,18 @@
 """The quorum process: the shell around `core`, and how this LB agrees with the others.
 
-In: what other LBs say (`peers`), `state.view.` of health, the command `reload`, SIGHUP, SIGTERM,
-the clock. Out: messages to other LBs, `state.table.` and `state.quorum.` on every change and every
-500 ms (the latter before half of the lease it tells of is over, so that a reader who subtracts its
-age finds one left), the events `quorum.*`, `vip.*`, `table.committed.` and `process.started.`, and
-the state file.
+In: what other LBs say (`peers`), `state.view.` of health, the commands `reload` and `order`,
+SIGHUP, SIGTERM, the clock. Out: messages to other LBs, `state.table.` and `state.quorum.` on every
+change and every 500 ms (the latter before half of the lease it tells of is over, so that a reader
+who subtracts its age finds one left), the events `quorum.*`, `vip.*`, `table.committed.`,
+`order.given.` and `process.started.`, and the state file.
 
 **One turn of the loop:** read what has come, from peers first; look at the clock; then do what the
 core says, in its order: persist, publish, claim, send. The file is written in a thread (`storage`),
 so beats, and answers that promise nothing new, never wait for a disk; what depends on the file is
 given out by the core when it is written.
+
+An order is answered when the table that has it is committed. Its sender may repeat it, by the same
+id, to this process or to the one after it: the table knows the ids of its orders.
 
 It starts by taking the publisher's lock (a second copy waits there), and only then reads the state
 file, since the copy before may have written it until its last moment. A quorum of one publishes a
@@ -33,31 +36,36 @@ import secrets
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
 from bus import topics
-from bus.codec import Envelope
-from bus.commands import (
-    CommandError,
-)
+from bus.codec import Envelope, MalformedMessage, from_json, to_json
+from bus.commands import CommandError, Later
 from bus.events import QuorumEvent
+from bus.orders import LONGEST_TEXT, Asked
 from bus.socket import monotonic_ms
 from bus.states import (
+    DataplaneState,
     LocalView,
+    NodeTable,
     QuorumState,
 )
 from bus.topics import Topic
+from bus.words import Role
 from conf import LbConfig, Paths, load_lb
 from services import process
 from services.machine import boot_id
 from services.process import Bus, Loop
 from services.quorum import realtime
+from services.quorum.carrier import Carrier
 from services.quorum.claims import Claims, Told
 from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
+from services.quorum.eligibility import Eligibility
 from services.quorum.from_config import table_service
+from services.quorum.orders import Answer
 from services.quorum.peers import Peers
 from services.quorum.storage import NewerFormatError, Storage, Writer
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig
@@ -65,6 +73,9 @@ from services.quorum.timing import Timing
 
 REPUBLISH_MS = 500
 RETRY_MS = 1_000
+HANDOVER_MS = 1_500
+"""For so long a handover is tried; whoever asks for one waits for two seconds."""
+HANDING_OVER_MS = 10
 LATE_MS = 10
 """A turn later than this was late: beats may be waiting for it."""
 
@@ -83,6 +94,14 @@ def _run(paths: Paths, config: LbConfig) -> None:
     except NewerFormatError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """One that is under way."""
+
+    answer: Later
+    until_ms: int
 
 
 class QuorumProcess:
@@ -108,11 +127,18 @@ class QuorumProcess:
         self._is_writing = False
         table = core_config(config).table
         self._claims = Claims(paths.bpf_dir, table, now_ms, alone=not self._listed)
+        self._carrier = Carrier(config.local.net_interface_public)
+        witness = config.quorum.witness
+        self._eligibility = Eligibility(config.local.net_interface_public, witness=witness)
+        self._table: NodeTable | None = None
+        self._handover: Handover | None = None
         self._published: QuorumState | None = None
         self._state_version = 0
         self._state_due_ms = self._table_due_ms = self._retry_ms = now_ms
         self._more = False
         """Whether peers have said more than one turn reads."""
+        self._orders: dict[str, Later] = {}
+        """By command, the answers to orders that are not agreed on yet."""
         self._bus.started(adopted)
         self._loop = Loop()
         self._writer = Writer(self._storage, self._loop.signals.wake)
@@ -153,7 +179,10 @@ class QuorumProcess:
             if isinstance(envelope.data, LocalView):
                 self._view = envelope
                 self._report(now_ms)
+            elif isinstance(envelope.data, DataplaneState):
+                self._eligibility.dataplane(envelope.data)
         self._look_at_disk(now_ms)
+        self._stand(now_ms)
         self._core.tick(now_ms)
         self._work_off(now_ms)
         self._claims.tick(self._told, now_ms)
@@ -168,6 +197,16 @@ class QuorumProcess:
         if self._view is not None:
             age_ms = max(0, now_ms - self._view.head.made_ms)
             self._core.report(self._view.boot, self._view.data, now_ms, age_ms)
+
+    def _stand(self, now_ms: int) -> None:
+        """Whether this LB may hold VIPs, as things are now."""
+        self._eligibility.carrier(up=self._carrier.is_up(), now_ms=now_ms)
+        view = self._view.data if self._view is not None else None
+        self._eligibility.nodes(view, self._table)
+        verdict = self._eligibility.verdict(now_ms)
+        self._core.stand(verdict.why, verdict.fitness, now_ms)
+        if self._handover is not None:
+            self._go_on_handing_over(self._handover, now_ms)
 
     # ------------------------------------------------------------------ the other LBs
 
@@ -205,7 +244,7 @@ class QuorumProcess:
             return
         with contextlib.suppress(ValueError):
             self._core.hand_over(now_ms)
-        self._core.stand(eligible=False, fitness=0, now_ms=now_ms)
+        self._core.stand(("it is being stopped",), 0, now_ms)
         if (ready := self._core.take(now_ms)) is not None:
             self._claims.claim(ready.claims or {}, self._told, now_ms)
             self._publish_events(self._claims.take())
@@ -223,10 +262,22 @@ class QuorumProcess:
                 self._claims.claim(ready.claims, self._told, now_ms)
             self._publish(ready)
             self._send(ready)
+            for answer in ready.answers:
+                self._answer(answer)
 
     def _send(self, ready: Ready) -> None:
         for each in ready.sends:
             self._peers.send(each.to, each.message)
+
+    def _answer(self, answer: Answer) -> None:
+        later = self._orders.pop(answer.id, None)
+        if later is None:
+            return
+        if answer.refusal:
+            later.error = answer.refusal
+        else:
+            later.result = {"agreed": True}
+        self._commands.serve(self._command)
 
     def _write(self, now_ms: int) -> None:
         if self._unwritten is not None and not self._is_writing and now_ms >= self._retry_ms:
@@ -254,6 +305,7 @@ class QuorumProcess:
 
     def _publish(self, ready: Ready) -> None:
         if ready.committed is not None:
+            self._table = ready.committed.table
             self._publisher.publish(Topic.STATE_TABLE, ready.committed)
         self._publish_events([*self._claims.take(), *ready.events])
 
@@ -289,9 +341,16 @@ class QuorumProcess:
         if self._more:
             return 0
         due_ms = min(self._state_due_ms, self._table_due_ms)
-        for next_ms in (self._core.next_due_ms(), self._claims.next_due_ms()):
+        moments = (
+            self._core.next_due_ms(),
+            self._claims.next_due_ms(),
+            self._eligibility.next_due_ms(),
+        )
+        for next_ms in moments:
             if next_ms is not None:
                 due_ms = min(due_ms, next_ms)
+        if self._handover is not None:
+            due_ms = min(due_ms, now_ms + HANDING_OVER_MS)
         if self._unwritten is not None and not self._is_writing:
             due_ms = min(due_ms, self._retry_ms)
         if self._listed:
@@ -300,10 +359,55 @@ class QuorumProcess:
 
     # ------------------------------------------------------------------ commands and signals
 
-    def _command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        if verb != "reload":
-            raise CommandError(f"unknown command: {verb}; quorum knows: reload")
-        return self._reload()
+    def _command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any] | Later:
+        if verb == "reload":
+            return self._reload()
+        if verb == "handover":
+            return self._hand_over(monotonic_ms())
+        if verb == "order":
+            return self._order(arguments)
+        raise CommandError(f"unknown command: {verb}; quorum knows: reload, handover, order")
+
+    def _hand_over(self, now_ms: int) -> Later:
+        """Give up the lead and every VIP; answered when another LB has them."""
+        if not self._listed:
+            raise CommandError("this LB decides alone: there is nobody to hand over to")
+        if self._handover is None:
+            self._handover = Handover(Later(), now_ms + HANDOVER_MS)
+            self._eligibility.leaving = True
+        return self._handover.answer
+
+    def _go_on_handing_over(self, handover: Handover, now_ms: int) -> None:
+        owners = self._table.vip_owners if self._table is not None else ()
+        holds = [vip.address for vip in owners if vip.owner == self._config.local.name]
+        trouble = f"still holds {', '.join(holds)}: no other LB may" if holds else ""
+        if self._core.role is Role.LEADER and not trouble:
+            try:
+                _log.info("handed over", to=self._core.hand_over(now_ms))
+            except ValueError as error:
+                trouble = str(error)
+        leader = self._core.state(now_ms).leader
+        elsewhere = leader not in (None, self._config.local.name)
+        if not trouble and elsewhere and not self._claims.held:
+            handover.answer.result = {"leader": leader}
+        elif now_ms >= handover.until_ms:
+            handover.answer.error = trouble or "no other LB has taken the lead"
+        else:
+            return
+        self._eligibility.leaving = False
+        self._handover = None
+
+    def _order(self, arguments: dict[str, Any]) -> Later:
+        number = arguments.get("id")
+        try:
+            asked = from_json(Asked, to_json(arguments))
+        except MalformedMessage as error:
+            raise CommandError(f"not an order: {error}") from None
+        if not isinstance(number, str) or not 0 < len(number) <= LONGEST_TEXT:
+            raise CommandError("not an order: it has no id")
+        later = self._orders.setdefault(number, Later())
+        self._core.order(number, asked, monotonic_ms())
+        return later
 
     def _reload(self) -> dict[str, Any]:
         config, answer = process.reload_lb(self._config_path, self._started_with)

@@ -64,6 +64,6 @@ def work_off(core: Quorum, now_ms: int, disk: list[HardState] | None = None) -> 
             if disk is not None:
                 disk.append(ready.persist.state)
             core.stored(ready.persist.mark, now_ms)
-        if ready.persist is not None or ready.committed is not None or ready.events:
+        if ready.persist or ready.committed or ready.events or ready.answers:
             done.append(ready)
     return done
