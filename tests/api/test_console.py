@@ -46,7 +46,7 @@ def browser() -> Iterator[Browser]:
 def cluster(gale: Gale) -> None:
     """Three LBs and three nodes, and some traffic."""
     members = tuple(
-        QuorumMember(f"lb-{i}", f"10.81.0.{10 + i}:8081", i != 2, 3, 5, 0 if i == 0 else 20)
+        QuorumMember(f"lb-{i}", f"10.81.0.{10 + i}:8081", i != 2, 3, 1, 0 if i == 0 else 20)
         for i in range(3)
     )
     vips = (VipHolder("10.80.0.100", "lb-0"),)
@@ -117,6 +117,7 @@ def test_the_cluster_is_there(page: Page) -> None:
     expect(page.locator("#summary")).to_contain_text("10.80.0.100 is at lb-0")
     expect(page.locator(".lb")).to_have_count(3)
     expect(page.locator(".lb.self")).to_contain_text("lb-0 (this one)")
+    expect(page.locator(".lb.self")).to_contain_text("term 3 · epoch 1 · eligible")
     expect(page.locator(".lb.self")).to_contain_text("holds 10.80.0.100")
     expect(page.locator(".lb.gone")).to_contain_text("not heard")
     expect(node_card(page, "node-1")).to_contain_text("33 % of the rings")
