@@ -24,7 +24,6 @@ from bus.states import (
     NodeObservation,
     NodeTable,
     QuorumMember,
-    ReplicaPeer,
     SeatCounters,
     SeatState,
     TableNode,
@@ -150,10 +149,6 @@ class MemberShape:
     term: int
     epoch: int
     heard_ms: int
-    eligible: bool
-    """Whether it may hold VIPs, as far as is known here."""
-    why_not: list[str]
-    """Why it may not, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +210,6 @@ class DataplaneShape:
     conntrack_half_open: int | None
     conntrack_capacity: int | None
     claims: list[ClaimShape]
-    synced: bool
-    """Whether this LB has the flows that any live peer had, or has waited for them long enough."""
-    replicas: list[ReplicaPeer]
-    """The other LBs, as ones that flows are told to and heard from."""
     observed_ms: int
 
 
@@ -535,8 +526,6 @@ def _member(member: QuorumMember, age: int) -> MemberShape:
         term=member.term,
         epoch=member.epoch,
         heard_ms=member.heard_ms + age,
-        eligible=member.alive and not member.why_not,
-        why_not=list(member.why_not),
     )
 
 
@@ -559,8 +548,6 @@ def _dataplane(fold: Fold, now_ms: int) -> DataplaneShape | None:
         conntrack_established=counters.conntrack_established if counters else None,
         conntrack_half_open=counters.conntrack_half_open if counters else None,
         conntrack_capacity=counters.conntrack_capacity if counters else None,
-        synced=state.synced,
-        replicas=list(state.replicas),
         claims=[
             ClaimShape(claim.address, claim.side, claim.held, claim.trouble)
             for claim in state.claims
