@@ -28,9 +28,10 @@ TESTS_READY := $(VENV)/.tests-ready
 
 # Names of Debian 12 and Ubuntu 24.04. bpftool comes apart: see install_bpftool.
 PACKAGES := python3-bpfcc linux-libc-dev python3-venv iproute2 nftables nginx-light iperf3 wrk \
-            ethtool tcpdump curl haproxy libnginx-mod-stream procps util-linux supervisor
+            ethtool tcpdump curl haproxy keepalived libnginx-mod-stream procps util-linux \
+            supervisor
 # What these packages would start on this machine. The lab runs its own.
-DAEMONS := nginx haproxy supervisor
+DAEMONS := nginx haproxy keepalived supervisor
 # What the tests need besides: a browser for the console (Ubuntu has it as a snap only, under the
 # name chromium-browser: there it has to be installed by hand), promtool, and Perl for a script of docs/events.md.
 TEST_PACKAGES := chromium fonts-dejavu-core prometheus perl

@@ -63,11 +63,17 @@ def quorum(context: typer.Context) -> None:
             str(member["term"]),
             str(member["epoch"]),
             span(member["heard_ms"]),
+            "; ".join(member["why_not"]),
         ]
         for member in answer["members"]
     ]
-    columns = ("LB", "address", "alive", "term#", "epoch#", "heard#")
-    show(_quorum_line(answer), table("", columns, members), *_vip_lines(answer))
+    columns = ("LB", "address", "alive", "term#", "epoch#", "heard#", "may hold no VIP because")
+    troubles = [
+        Text(f"{member['name'] or member['address']}: {member['trouble']}", "yellow")
+        for member in answer["members"]
+        if member["trouble"]
+    ]
+    show(_quorum_line(answer), table("", columns, members), *_vip_lines(answer), *troubles)
 
 
 def _watch(client: Client, answer: dict[str, Any], *, as_json: bool) -> None:
@@ -168,11 +174,18 @@ def _quorum_line(quorum: dict[str, Any]) -> Text:
     )
     if quorum["waiting_for"]:
         line.append(f", waits for {quorum['waiting_for']}", "yellow")
+    if quorum["staged"]:
+        line.append(f", configuration {quorum['staged']}", "yellow")
     return line
 
 
 def _vip_lines(quorum: dict[str, Any]) -> list[RenderableType]:
-    return [Text(f"VIP {vip['address']} at {vip['holder'] or 'nobody'}") for vip in quorum["vips"]]
+    lines = [Text(f"VIP {vip['address']} at {vip['holder'] or 'nobody'}") for vip in quorum["vips"]]
+    for member in quorum["members"]:
+        if member["name"] == quorum["name"] and member["why_not"]:
+            why = "; ".join(member["why_not"])
+            lines.append(Text(f"{quorum['name']} may hold no VIP: {why}", "yellow"))
+    return [*lines]
 
 
 def _troubles(dataplane: dict[str, Any] | None) -> list[RenderableType]:

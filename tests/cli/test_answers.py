@@ -71,6 +71,8 @@ def test_status(gale: Gale) -> None:
     lines = result.stdout.splitlines()
     assert lines[0] == "lb-0  l4  gale 0.1.0  NOT READY"
     assert "  health: nothing heard for 7 s" in lines
+    assert "  10.80.0.100: 02:00:00:00:66:66 claims it too" in lines
+    assert not any("10.81.0.100:" in line for line in lines), "there is no trouble with that one"
     assert " ".join(row_of(result.stdout, "health")) == "health SILENT never priv0 to appear"
     assert " ".join(row_of(result.stdout, "quorum")) == "quorum alive 120 ms 4711"
     assert row_of(result.stdout, "xdp_public")[:3] == ["xdp_public", "pub0", "attached"]
