@@ -170,6 +170,12 @@ def _answer(verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
             return PLANNED
         case "order":
             return {}
+        case "handover":
+            return {"leader": "lb-1"}
+        case "recover":
+            return {"members": 1}
+        case "commit":
+            return {"agreed": "5a17"}
     raise CommandError(f"unknown command: {verb}")
 
 
