@@ -65,7 +65,8 @@ from services.quorum.carrier import Carrier
 from services.quorum.claims import Claims, Told
 from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
 from services.quorum.eligibility import Eligibility
-from services.quorum.from_config import node_health, table_service
+from services.quorum.from_config import table_service
+from services.quorum.health_numbers import node_health
 from services.quorum.orders import Answer
 from services.quorum.peers import Peers
 from services.quorum.storage import NewerFormatError, Storage, Writer
