@@ -156,11 +156,19 @@ def _programs(stage: Path, wheel: Path) -> None:
     """The environment with everything in it, and a program for each entry point."""
     home = stage / HOME
     libraries = _libraries(home)
-    words = ["-m", "pip", "install", "--quiet", "--no-compile", "--target", libraries, wheel]
-    _run([sys.executable, *words])
+    words = ["-m", "pip", "install", "--quiet", "--no-compile", "--target"]
+    _run([sys.executable, *words, libraries, wheel])
     _without_what_is_not_needed(libraries)
     # Bytecode that is never compared with its source: processes of five users could not write it.
-    options = ["-qq", "-s", stage, "-p", "/", "--invalidation-mode", "unchecked-hash"]
+    options: list[str | Path] = [
+        "-qq",
+        "-s",
+        stage,
+        "-p",
+        "/",
+        "--invalidation-mode",
+        "unchecked-hash",
+    ]
     _run([sys.executable, "-m", "compileall", *options, libraries], {"PYTHONHASHSEED": "0"})
     _write(home / "pyvenv.cfg", VENV)
     (home / "bin").mkdir()

@@ -29,7 +29,9 @@ CGROUP = Path("/sys/fs/cgroup/systemd/gale-machines")
 
 def call(*words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a tool of the host; RuntimeError with what it complained of."""
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, check=False
+    )
     if check and done.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, words))}: {done.stderr.strip() or done.stdout}")
     return done
@@ -42,7 +44,7 @@ def on_wire(*words: str) -> list[str]:
 
 @contextlib.contextmanager
 def wire() -> Iterator[None]:
-    """The network of all machines, this one's end of it included, for as long as the block lasts."""
+    """The network of all machines, with this one's end of it, while the block lasts."""
     call("ip", "netns", "add", WIRE)
     try:
         bridge = ["link", "add", "name", "wire", "type", "bridge", "mcast_snooping", "0"]
@@ -124,9 +126,9 @@ class Machine:
             os.chown(path, owner.st_uid, owner.st_gid)
         if self.serves:
             unit = "/etc/systemd/system/hello.service"
-            (self.root / f"etc/systemd/system/multi-user.target.wants/{Path(unit).name}").symlink_to(
-                unit
-            )
+            (
+                self.root / f"etc/systemd/system/multi-user.target.wants/{Path(unit).name}"
+            ).symlink_to(unit)
 
     def _lay_cable(self) -> None:
         call("ip", "netns", "add", self.namespace)

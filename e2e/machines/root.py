@@ -17,7 +17,17 @@ ROOT = DIRECTORY / "root"
 SUITE = "bookworm"
 MIRROR = "http://deb.debian.org/debian"
 PACKAGES = (
-    *("systemd", "systemd-sysv", "dbus", "udev", "kmod", "netbase", "procps", "iproute2", "ethtool"),
+    *(
+        "systemd",
+        "systemd-sysv",
+        "dbus",
+        "udev",
+        "kmod",
+        "netbase",
+        "procps",
+        "iproute2",
+        "ethtool",
+    ),
     *("openssh-server", "sudo", "python3", "avahi-daemon", "libnss-mdns", "iputils-ping", "curl"),
     *("supervisor", "python3-bpfcc", "linux-libc-dev", "python3-pkg-resources", "python3-apt"),
 )
