@@ -23,12 +23,16 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+TESTS_READY := $(VENV)/.tests-ready
 
 # Names of Debian 12 and Ubuntu 24.04. bpftool comes apart: see install_bpftool.
 PACKAGES := python3-bpfcc linux-libc-dev python3-venv iproute2 nftables nginx-light iperf3 wrk \
             ethtool tcpdump curl haproxy libnginx-mod-stream procps util-linux supervisor
 # What these packages would start on this machine. The lab runs its own.
 DAEMONS := nginx haproxy supervisor
+# What the tests need besides: a browser for the console (Ubuntu has it as a snap only, under the
+# name chromium-browser: there it has to be installed by hand), and promtool.
+TEST_PACKAGES := chromium fonts-dejavu-core prometheus
 # What `make vm` needs besides; nothing of it starts by itself.
 MACHINES_PACKAGES := debootstrap systemd-container openssh-client
 VM_PACKAGES := qemu-system-x86 seabios busybox-static cpio kmod
@@ -85,6 +89,29 @@ $(READY): pyproject.toml Makefile
 	fi
 	touch $@
 
+$(TESTS_READY): $(READY)
+	@missing=()
+	for package in $(TEST_PACKAGES); do
+	    [ "$$(dpkg-query --show --showformat='$${db:Status-Status}' $$package 2>/dev/null)" = installed ] \
+	        || missing+=($$package)
+	done
+	if [ $${#missing[@]} -gt 0 ]; then
+	    echo "installing $${missing[*]}"
+	    systemd=; [ -d /run/systemd/system ] && systemd=yes
+	    # It is wanted for its tool alone, so it is kept from starting, now and at the next boot.
+	    if [ $$systemd ]; then
+	        $(SUDO) systemctl mask --runtime prometheus.service
+	    fi
+	    $(SUDO) apt-get update
+	    $(SUDO) env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+	        apt-get install --yes --no-install-recommends $${missing[@]}
+	    if [ $$systemd ]; then
+	        $(SUDO) systemctl unmask --runtime prometheus.service
+	        $(SUDO) systemctl disable prometheus.service
+	    fi
+	fi
+	touch $@
+
 check: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -95,11 +122,11 @@ check: $(READY)
 	    $(VENV)/bin/ansible-playbook --syntax-check -i $$inventory ansible/playbooks/{lb,node}.yml
 	done
 
-unit: $(READY)
+unit: $(TESTS_READY)
 	mkdir -p build
 	$(SUDO) $(PYTHON) -m pytest tests -n $$(nproc) 2>&1 | tee build/unit.log
 
-e2e: $(READY)
+e2e: $(TESTS_READY)
 	mkdir -p build
 	$(SUDO) $(PYTHON) -m pytest e2e -p no:xdist 2>&1 | tee build/e2e.log
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bus.words import Duration, NodeState, Whole
+from bus.orders import OrderKind
+from bus.words import Duration, NodeState, Weight, Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,23 @@ class NodeEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class OrderEvent:
+    """`order.given.`: all LBs have agreed on what an operator wants of a node."""
+
+    id: str
+    """The node's."""
+    name: str
+    """The node's; empty if none of that id is known at the moment."""
+    order: OrderKind
+    by: str
+    why: str
+    weight: Weight | None
+    within_ms: Duration | None
+
+
+@dataclass(frozen=True, slots=True)
 class VipEvent:
-    """`vip.acquired.` and `vip.lost.`"""
+    """`vip.acquired.`, `vip.lost.`, `vip.contested.`"""
 
     address: str
     holder: str | None

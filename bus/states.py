@@ -16,8 +16,9 @@ made: `__post_init__` raises ValueError, which the decoder turns into the sender
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 
+from bus.orders import Order
 from bus.words import (
     Affinity,
     Duration,
@@ -209,7 +210,8 @@ class TableNode:
     weight: Weight
     services: tuple[NodeService, ...]
     silent: bool = False
-    """DOWN or BANNED, and most of the LBs that say so hear nothing of it."""
+    """DOWN or BANNED, and most of the LBs that say so hear nothing of it; or the deadline of its
+    drain is over: its flows are better ended than kept."""
     apart: tuple[ServiceState, ...] = ()
     """Of a node that is routed to: the services that are not in its state."""
 
@@ -276,6 +278,10 @@ class NodeTable:
     bans: tuple[Ban, ...]
     vip_owners: tuple[VipOwner, ...]
     snat_slices: tuple[SnatSlice, ...]
+    orders: tuple[Order, ...] = ()
+    """What operators want; `nodes` are as these say."""
+    beneath: tuple[TableNode, ...] = ()
+    """Those nodes that are otherwise than without the orders, as they would be then."""
 
     def __post_init__(self) -> None:
         check_words(self.hash_seed)
@@ -291,6 +297,14 @@ class CommittedTable:
 
     version: Whole
     table: NodeTable
+
+
+def without_orders(table: NodeTable) -> tuple[TableNode, ...]:
+    """The nodes as the LBs see them, whatever operators want."""
+    beneath = {node.id: node for node in table.beneath}
+    if not beneath:
+        return table.nodes
+    return tuple(beneath.get(node.id, node) for node in table.nodes)
 
 
 def states_apart(node: NodeView | NodeObservation | TableNode) -> dict[str, NodeState]:
@@ -312,6 +326,8 @@ class QuorumMember:
     epoch: Whole
     heard_ms: Whole
     """How long ago it was last heard; 0 for this LB itself."""
+    why_not: tuple[str, ...] = ()
+    """Why it may hold no VIPs, in words; empty: it may, as far as is known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +354,8 @@ class QuorumState:
     members: tuple[QuorumMember, ...]
     waiting_for: str
     """What of this machine is missing (own address in the list, ...); empty when nothing is."""
+    rejected: dict[str, Whole] = field(default_factory=dict)
+    """What came on the quorum's port and was not heard, by reason."""
 
 
 # --------------------------------------------------------------------------- dataplane
@@ -386,6 +404,19 @@ class OutputState:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimState:
+    """A floating address (a VIP, or an SNAT address that moves with one), as the kernel has it."""
+
+    address: str
+    side: str
+    """public or private: where it is asked for."""
+    held: bool
+    """Whether this LB answers for it."""
+    trouble: str = ""
+    """Another MAC address claims it too, or the script that announces it fails; mostly empty."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneState:
     """`state.dataplane.`: what the kernel has been told."""
 
@@ -402,6 +433,7 @@ class DataplaneState:
     left_out: tuple[str, ...] = ()
     """Nodes, services and ports that are not served, a line each with the reason, while all others
     are."""
+    claims: tuple[ClaimState, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,9 +500,14 @@ class Counters:
     snat_ports_capacity: Whole
     census_ms: float
     """What the last pass over the flow table cost, in CPU time."""
+    replication_lag_seconds: float | None = None
+    """How long what becomes of flows here took to be known to all other LBs, at most, since the
+    counters before; None: there are no others."""
+    replication: dict[str, Word] = field(default_factory=dict)
+    """What became of records and messages about flows, by name, since the process started."""
 
     def __post_init__(self) -> None:
-        check_words(*self.verdicts.values())
+        check_words(*self.verdicts.values(), *self.replication.values())
 
 
 # --------------------------------------------------------------------------- columns

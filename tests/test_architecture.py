@@ -74,6 +74,7 @@ SHARED = {
     "services.logs",
     "services.machine",
     "services.process",
+    "services.resolve",
     "services.statefile",
 }
 """Directly in `services/`: a closed list, of what five processes must not answer differently."""

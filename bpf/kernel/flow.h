@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* The life of a flow: what each packet does to its state. Entered and found by flow_table.h.
  *
  *     state        packet, and what must hold                                    becomes

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* L4: a client's packet to a service that remembers its flows.
  *
  * What comes most is first: an ordinary packet of an established flow costs one look-up and changes

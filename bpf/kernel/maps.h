@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* All maps, shared by every program and by user space, and pinned by it below `maps/`.
  *
  * Sizes come from the configuration as -D. A table of flows of another size is chained behind the
@@ -28,6 +29,12 @@ GALE_MAP("array", int, struct ring_entry, ring, 1, 0);
 GALE_MAP("array", int, struct seat, seats, MAX_SEATS, 0);
 GALE_MAP("array", int, struct port_cursor, port_cursors, MAX_SEATS, 0);
 GALE_MAP("hash", u32, struct address_info, addresses, 4096, 0);
+
+/* Floating addresses, and until when this LB may answer for them. Written by services/quorum alone,
+ * and by nobody for it: whoever else extended a claim would speak for a process that may be dead.
+ */
+GALE_MAP("hash", struct floating_key, struct vip_claim, claims, 4096, 0);
+GALE_MAP("lru_hash", struct floating_key, struct rival, rivals, 1024, 0);
 
 /* Nodes' addresses and ports: what comes from one of them to an SNAT port is an answer, to
  * somebody.

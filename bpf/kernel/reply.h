@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* A node's packet on its way back (L4): find its flow by the reply's key, undo the rewrite, send it
  * to the client. In TC by default: there the kernel hands over many segments as one, which is what
  * makes bulk cheap. `reply_hook = "xdp"` is for cards where native XDP is the better way back: it
@@ -204,6 +205,14 @@ static __always_inline struct decision pass_or_drop_reply(struct packet *packet)
 	return decide(REASON_drop_no_flow);
 }
 
+/* About no flow: a node's ping of an SNAT address, perhaps. */
+static __always_inline struct decision icmp_of_no_reply(context_t *ctx, struct packet *packet)
+{
+	struct decision taken = take_icmp(ctx, packet, DIRECTION_REPLY);
+
+	return is_decided(taken) ? taken : decide(REASON_pass_icmp_other);
+}
+
 static __always_inline struct decision forward_reply(context_t *ctx, struct packet *packet,
 						     const struct settings *own)
 {
@@ -217,7 +226,7 @@ static __always_inline struct decision forward_reply(context_t *ctx, struct pack
 	if (unlikely(packet->later_fragment))
 		return reply_fragment(ctx, packet, own);
 	if (unlikely(packet->key.protocol == IPPROTO_ICMP) && !adopt_quoted_key(ctx, packet))
-		return decide(REASON_pass_icmp_other);
+		return icmp_of_no_reply(ctx, packet);
 	forget_how_it_was_read(packet, own);
 	if (is_tcp(packet) && read_numbers(ctx, packet))
 		return decide(REASON_pass_malformed);

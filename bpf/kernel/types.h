@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* What stands in the maps: the contract between the programs and services/dataplane.
  *
  * Every struct has explicit padding, so that a key never carries a stray byte into a hash and user
@@ -164,6 +165,30 @@ struct address_info {
 	__u16 padding;
 };
 
+/* A floating address in the words of IPv6: an IPv4 address is ::ffff:a.b.c.d (RFC 4291, 2.5.5.2).
+ */
+struct floating_key {
+	__be32 address[4];
+};
+
+#define ASKED_IN_PUBLIC 1  /* a VIP: clients ask for it */
+#define ASKED_IN_PRIVATE 2 /* an SNAT address: nodes do */
+
+/* What stands here is an address of all LBs together, and no host's. */
+struct vip_claim {
+	__u64 until; /* ns of the monotonic clock; from then on this LB does not answer for it */
+	__u32 sides;
+	__u32 padding;
+};
+
+/* Another MAC address that said that it has what this LB claims. */
+struct rival {
+	__u64 seen; /* how often */
+	__u64 last; /* ns of the monotonic clock */
+	__u8 mac[6];
+	__u16 padding;
+};
+
 enum direction { DIRECTION_REQUEST, DIRECTION_REPLY };
 
 /* What names one direction of a flow. The last two bytes are zero in a packet's key, and the
@@ -293,6 +318,7 @@ _Static_assert(sizeof(struct flow) == 64, "one direction of a flow is one cache 
 _Static_assert(sizeof(struct seat) == 64, "a seat is one cache line");
 _Static_assert(sizeof(struct service) == 64, "a service is one cache line");
 _Static_assert(sizeof(struct service_key) == 8, "a service's key is compared as one word");
+_Static_assert(sizeof(struct vip_claim) == 16, "services/quorum writes claims by this layout");
 _Static_assert(FLOW_STATES <= 16, "every state has its timeout in the settings");
 
 #endif

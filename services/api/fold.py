@@ -14,8 +14,9 @@ and only the former is news.
 **Which events become public.** All, once each. A restarted API is sent the kept events of all
 processes again, and most of them went out under its previous boot. `published` says how far that
 had come, per process: the shell stores it after sending and hands it in after a restart. What it
-covers enters the new log without being sent (`catch_up`), so that `since` can still find it. Not
-stored in time means sent twice: `origin` in the message tells a subscriber that cares.
+covers is not sent again (`catch_up`); `since` finds it in the log, which the restarted process has
+from its journal. Not stored in time means sent twice: `origin` in the message tells a subscriber
+that cares.
 
 **Failures.** A process that is silent leaves its last state standing with a growing age; nobody
 infers anything from silence here except `snapshot.readiness`. A process that restarts has a new
@@ -94,8 +95,12 @@ class _Shown:
 class Fold:
     """The picture and the stream. `boot` names this life of the API process."""
 
-    def __init__(self, boot: str, published: dict[str, Position]) -> None:
-        self.log = EventLog(boot)
+    def __init__(
+        self, boot: str, published: dict[str, Position], earlier: Iterable[Entry] = ()
+    ) -> None:
+        kept = list(earlier)
+        self.log = EventLog(boot, kept)
+        self._kept = {_origin(entry.head) for entry in kept}
         self.latest: dict[Topic, Received] = {}
         self.processes: dict[str, Process] = {}
         self.published = dict(published)
@@ -104,14 +109,16 @@ class Fold:
     def catch_up(self, envelopes: Iterable[Envelope], now_ms: int) -> list[Entry]:
         """Fold what the bus re-sent at the start; returns what the previous life had not sent.
 
-        What it had sent comes first in the log, so that nobody who subscribes from now on sees
-        numbers of messages that are not sent to him. Then states, then events.
+        What it had sent is in the log already, from the journal; what is not comes first, so that
+        nobody who subscribes from now on sees numbers of messages that are not sent to him. Then
+        states, then events.
         """
         fresh: list[Envelope] = []
         for envelope in _merged(envelopes):
             if self._was_published(envelope):
                 self._note_process(envelope, now_ms)
-                self.log.append(envelope.topic, envelope)
+                if _origin(envelope.head) not in self._kept:
+                    self.log.append(envelope.topic, envelope)
             else:
                 fresh.append(envelope)
         fresh.sort(key=lambda envelope: not envelope.topic.is_state)
@@ -198,6 +205,10 @@ class Fold:
             view.content_age_ms(now_ms),
             checks.content_age_ms(now_ms) if checks is not None else 0,
         )
+
+
+def _origin(head: Head) -> tuple[str, str, int]:
+    return head.source, head.boot, head.seq
 
 
 def _merged(envelopes: Iterable[Envelope]) -> Iterable[Envelope]:

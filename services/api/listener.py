@@ -5,6 +5,8 @@ as far as the kernel is concerned: by a client whose router leads there. So a co
 only if this machine would itself use the connection's local address to speak to the other end,
 which is so on the private network and behind it, and on loopback. Any other is hung up on unread.
 
+What a connection may ask, and how long, is said in `guard.py` and `limits.py`.
+
 An interface that has no address yet is no error: the listener waits, says so once, and looks again
 every second. When the address or the port changes (`gale reload`), it moves.
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +27,9 @@ from typing import Any
 import structlog
 import uvicorn
 from fastapi import FastAPI
+
+from services.api.guard import Guard
+from services.api.limits import BoundedHttp, Connections, Door
 
 RETRY_S = 1.0
 GRACEFUL_END_S = 1
@@ -58,9 +64,16 @@ def _source_towards(address: str) -> str | None:
 class Listener:
     """Serves `app` where `wanted` says; an answer in words is why there is nowhere (yet)."""
 
-    def __init__(self, app: FastAPI, wanted: Callable[[], Endpoint | str]) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        guard: Guard,
+        open_ones: Connections,
+        wanted: Callable[[], Endpoint | str],
+    ) -> None:
         self.waiting_for = ""
-        self._app = app
+        self._app = Door(app, guard.knows_host)
+        self._protocol = functools.partial(BoundedHttp, book=open_ones)
         self._wanted = wanted
         self._stopped = asyncio.Event()
 
@@ -103,6 +116,8 @@ class Listener:
         server = _Server(
             uvicorn.Config(
                 self._app,
+                http=self._protocol,  # type: ignore[arg-type]
+                ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections import Counter
 from collections.abc import Coroutine, Iterable
 from importlib.metadata import version
@@ -36,6 +37,7 @@ import zmq
 
 from bus import topics
 from bus.commands import (
+    COMMAND_TIMEOUT_MS,
     CommandError,
     request,
 )
@@ -43,6 +45,9 @@ from bus.socket import PublisherSocket, monotonic_ms
 from conf import LbConfig, Paths, load_lb
 from services import process
 from services.api.fold import Fold
+from services.api.guard import Guard, Token
+from services.api.journal import Journal
+from services.api.limits import Connections
 from services.api.listener import Endpoint, Listener
 from services.api.metrics import Scrape
 from services.api.position import PositionFile
@@ -90,13 +95,17 @@ class ApiProcess:
         self._events_retry_ms = 0
         self._events_waiting_for = ""
         self._position = PositionFile(paths.run_dir)
-        self.fold = Fold(self._publisher.boot, self._position.load())
+        self._journal = Journal(paths.run_dir)
+        self.fold = Fold(self._publisher.boot, self._position.load(), self._journal.load())
         self._news = asyncio.Event()
         self._stopping = asyncio.Event()
-        app = application(self, self._version)
+        token = Token(lambda: self._config.security.api_token_file)
+        guard = Guard(token, lambda: (self._name, socket.gethostname()))
+        app = application(self, self._version, guard)
+        open_ones = Connections()
         self._listeners = (
-            Listener(app, lambda: (LOOPBACK, self._config.local.api_port)),
-            Listener(app, self._private_endpoint),
+            Listener(app, guard, open_ones, lambda: (LOOPBACK, self._config.local.api_port)),
+            Listener(app, guard, open_ones, self._private_endpoint),
         )
 
     async def run(self) -> None:
@@ -150,6 +159,7 @@ class ApiProcess:
 
     def _send(self, entries: Iterable[Entry]) -> None:
         sent = list(entries)
+        self._journal.keep_up(self.fold.log)
         for entry in sent:
             self._public.send([entry.topic.encode(), entry.body])
         if not all(entry.topic.is_state for entry in sent):
@@ -190,6 +200,7 @@ class ApiProcess:
             pid=os.getpid(),
             public_address=own_address(self._config.local.net_interface_public),
             waiting_for="; ".join(filter(None, waits)),
+            keys=self._config.security.keys is not None,
         )
 
     def scrape(self) -> Scrape:
@@ -204,9 +215,17 @@ class ApiProcess:
     def next_message(self) -> Coroutine[Any, Any, bool]:
         return self._wait_for(self._news)
 
-    async def command(self, service: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def command(
+        self,
+        service: str,
+        verb: str,
+        arguments: dict[str, Any],
+        timeout_ms: int = COMMAND_TIMEOUT_MS,
+    ) -> dict[str, Any]:
         path = topics.command_path(self._paths.run_dir, service)
-        return await asyncio.to_thread(request, self._bus.context, path, verb, arguments)
+        return await asyncio.to_thread(
+            request, self._bus.context, path, verb, arguments, timeout_ms
+        )
 
     async def _wait_for(self, news: asyncio.Event) -> bool:
         if not self._stopping.is_set():

@@ -1,80 +1,96 @@
 """The HTTP face: every path, its shape, and what is said when it cannot be answered.
 
-Read-only. All answers are drawn from the fold at the moment of the request; errors are problem+json
-(RFC 9457). What is not known *yet* (the process that says it has not spoken since the API started)
-is 503 with `Retry-After`, never an empty list: no node is something else than no news.
+All answers are drawn from the fold at the moment of the request; errors are problem+json
+(`problems.py`). What is not known *yet* (the process that says it has not spoken since the API
+started) is 503 with `Retry-After`, never an empty list: no node is something else than no news. A
+process that has died since makes its values *old*, which `observed_ms` says, and no error.
 
-**`/v1/events`** is the public stream. As server-sent events, `id` is `BOOT:SEQ`: a client that
-comes back with `Last-Event-ID` gets what it missed; one without gets the present state, then what
-changes. Nothing is queued per client: each reads the one log from its own position, so a slow one
-costs no memory, and falls out of the log at worst (it sees the gap by its numbers). With
-`?since=BOOT:SEQ` the same as a JSON page. A boot that is not this one: all that is kept. A number
-that was never given: what comes from now on, and not `complete`.
+Every path and every answer stands in `/openapi.json`, from the same dataclasses that are sent.
+Tags of states come from the versions of what they are made of, one node's from its content: an
+order names that node, and what happens to another is no reason to refuse it.
+
+Who may change something is `guard.py`'s, how much anybody may take `limits.py`'s, the streams are
+`events.py`'s and the console `pages.py`'s.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import orjson
-from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from bus import topics
 from bus.commands import CommandError
+from bus.topics import Topic
 from bus.words import one_line
 from services.api import snapshot
+from services.api.asking import add_questions
+from services.api.events import Streams, add_events
 from services.api.fold import Fold
-from services.api.metrics import Scrape, exposition
+from services.api.guard import Guard, etag, tag_of
+from services.api.metrics import exposition
+from services.api.pages import add_pages
+from services.api.problems import Answers, answers, documented, problem, refusal
 from services.api.snapshot import (
-    Local,
     NodeShape,
     NodesShape,
     QuorumShape,
     ServicesShape,
     StatusShape,
 )
-from services.api.stream import KEPT_MESSAGES, Entry
+from services.api.source import Source
 
-KEEP_ALIVE_S = 10.0
-PAGE = 1000
-STREAM_BATCH = 256
 NAMES_SHOWN = 10
-LONGEST_SEQ = 19
-"""Digits of a number of 63 bits."""
 LARGEST_FLOW_PAGE = 10_000
-PROBLEM = "application/problem+json"
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OF_NOW = {"Cache-Control": "no-store"}
+VIEW, TABLE, QUORUM, DATAPLANE = (
+    Topic.STATE_VIEW,
+    Topic.STATE_TABLE,
+    Topic.STATE_QUORUM,
+    Topic.STATE_DATAPLANE,
+)
 
 Shape = TypeVar("Shape")
 
 
-class Source(Protocol):
-    """What the shell lets the HTTP face see."""
-
-    fold: Fold
-
-    def now_ms(self) -> int: ...
-    def local(self) -> Local: ...
-    def scrape(self) -> Scrape: ...
-
-    def show_present_state(self) -> None:
-        """Put the present state into the stream, for somebody who has just come."""
-
-    def next_message(self) -> Coroutine[Any, Any, bool]:
-        """Wait until the log has grown *since this call* (True), or streams are to end (False)."""
-
-    async def command(
-        self, service: str, verb: str, arguments: dict[str, Any]
-    ) -> dict[str, Any]: ...
+@dataclass(frozen=True, slots=True)
+class Health:
+    status: str
+    """ok, or ready: there is no other; else the answer is a problem."""
 
 
-def application(source: Source, version: str) -> FastAPI:
+@dataclass(frozen=True, slots=True)
+class FlowShape:
+    """One flow, as it stands in the kernel's table."""
+
+    protocol: str
+    client: str
+    """ADDRESS:PORT, as all places here."""
+    vip: str
+    snat: str
+    """What the node sees as the client."""
+    node: str
+    state: str
+    idle_ms: int
+    age_ms: int
+    node_id: str | None
+    service: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FlowsShape:
+    flows: list[FlowShape]
+    total: int
+    """How many there are in all."""
+
+
+def application(source: Source, version: str, guard: Guard) -> FastAPI:
     """The ASGI application over one shell."""
     app = FastAPI(
         title="Gale",
@@ -82,63 +98,84 @@ def application(source: Source, version: str) -> FastAPI:
         description="What this load balancer does, sees and has agreed on.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
+    app.state.guard = guard
     _add_problems(app)
     _add_probes(app, source)
     _add_states(app, source)
     _add_flows(app, source)
-    _add_events(app, source)
+    add_questions(app, source)
+    streams = Streams()
+    add_events(app, source, streams)
+    add_pages(app, source, streams)
+    _describe(app)
     return app
+
+
+def _describe(app: FastAPI) -> None:
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = documented(described())
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 # --------------------------------------------------------------------------- answers
 
 
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(value), status, media_type="application/json")
+def _json(value: Any, tag: str | None = None) -> Response:
+    headers = OF_NOW if tag is None else OF_NOW | {"ETag": tag}
+    return Response(orjson.dumps(value), headers=headers, media_type="application/json")
 
 
-def _problem(status: int, detail: str) -> Response:
-    body = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-    }
-    headers = {"Retry-After": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
-    return Response(orjson.dumps(body), status, headers=headers, media_type=PROBLEM)
+def tag(fold: Fold, *made_of: Topic) -> str:
+    """Of a state that is made of these: other as soon as one of them has a new version."""
+    heads = [fold.latest[topic].envelope.head for topic in made_of if topic in fold.latest]
+    return tag_of(orjson.dumps([(head.topic, head.boot, head.version) for head in heads]))
 
 
-def _known(shape: Shape | None, process: str) -> Shape:
+def known(shape: Shape | None, process: str) -> Shape:
+    """A shape that something is known of; else 503."""
     if shape is None:
-        raise HTTPException(
-            HTTPStatus.SERVICE_UNAVAILABLE, f"{process} has not spoken since the API started"
-        )
+        detail = f"{process} has not spoken since the API started"
+        raise refusal(HTTPStatus.SERVICE_UNAVAILABLE, detail)
     return shape
+
+
+def one_node(source: Source, node_id: str) -> NodeShape:
+    """A node by its id, for reading it or for an order about it; else 503 or 404."""
+    for candidate in known(snapshot.nodes(source.fold, source.now_ms()), topics.HEALTH).nodes:
+        if candidate.id == node_id:
+            return candidate
+    raise refusal(HTTPStatus.NOT_FOUND, f"no node has the id {one_line(node_id)}")
 
 
 def _add_problems(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(_request: Request, error: HTTPException) -> Response:
-        return _problem(error.status_code, str(error.detail))
+        return problem(error.status_code, str(error.detail), **dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
     async def wrong_request(_request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:])
-        return _problem(HTTPStatus.BAD_REQUEST, f"{where}: {first['msg']}")
+        return problem(HTTPStatus.BAD_REQUEST, f"{where}: {first['msg']}")
 
     @app.exception_handler(CommandError)
     async def refused_command(_request: Request, error: CommandError) -> Response:
-        return _problem(HTTPStatus.BAD_REQUEST, str(error))
+        return problem(HTTPStatus.BAD_REQUEST, str(error))
 
     @app.exception_handler(TimeoutError)
     async def unanswered_command(_request: Request, error: TimeoutError) -> Response:
-        return _problem(HTTPStatus.GATEWAY_TIMEOUT, str(error))
+        return problem(HTTPStatus.GATEWAY_TIMEOUT, str(error))
 
     @app.exception_handler(Exception)
     async def fault(_request: Request, error: Exception) -> Response:
-        return _problem(HTTPStatus.INTERNAL_SERVER_ERROR, type(error).__name__)
+        return problem(HTTPStatus.INTERNAL_SERVER_ERROR, type(error).__name__)
 
 
 # --------------------------------------------------------------------------- paths
@@ -146,160 +183,84 @@ def _add_problems(app: FastAPI) -> None:
 
 def _add_probes(app: FastAPI, source: Source) -> None:
     @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
+    async def healthz() -> Health:
         """Whether the API process lives: it does, if it answers."""
-        return {"status": "ok"}
+        return Health("ok")
 
-    @app.get("/readyz")
+    @app.get("/readyz", response_model=Health, responses=answers(503))
     async def readyz() -> Response:
         """200 if the dataplane forwards, to some node, and a quorum is heard, else 503."""
         reasons = snapshot.readiness(source.fold, source.now_ms())
         if reasons:
-            return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "; ".join(reasons))
-        return _json({"status": "ready"})
+            return problem(HTTPStatus.SERVICE_UNAVAILABLE, "; ".join(reasons))
+        return _json(Health("ready"))
 
     answer = exposition(source.scrape)
+    text: Answers = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=Response, responses=text)
     async def metrics() -> Response:
         """For Prometheus, in its text format."""
         return Response(answer(), headers={"Content-Type": PROMETHEUS_TEXT})
 
 
 def _add_states(app: FastAPI, source: Source) -> None:
+    fold = source.fold
+
     @app.get("/v1/status", response_model=StatusShape)
     async def status() -> Response:
         """This LB and the cluster at a glance."""
-        return _json(snapshot.status(source.fold, source.local(), source.now_ms()))
+        shape = snapshot.status(fold, source.local(), source.now_ms())
+        return _json(shape, tag(fold, VIEW, TABLE, QUORUM, DATAPLANE))
 
-    @app.get("/v1/nodes", response_model=NodesShape)
+    @app.get("/v1/nodes", response_model=NodesShape, responses=answers(503))
     async def nodes() -> Response:
         """Every node that this LB sees or the quorum has agreed on."""
-        return _json(_known(snapshot.nodes(source.fold, source.now_ms()), topics.HEALTH))
+        shape = known(snapshot.nodes(fold, source.now_ms()), topics.HEALTH)
+        return _json(shape, tag(fold, VIEW, TABLE, DATAPLANE))
 
-    @app.get("/v1/nodes/{node_id}", response_model=NodeShape)
+    @app.get("/v1/nodes/{node_id}", response_model=NodeShape, responses=answers(404, 503))
     async def node(node_id: str) -> Response:
         """One node, by its id."""
-        known = _known(snapshot.nodes(source.fold, source.now_ms()), topics.HEALTH)
-        for candidate in known.nodes:
-            if candidate.id == node_id:
-                return _json(candidate)
-        raise HTTPException(HTTPStatus.NOT_FOUND, f"no node has the id {node_id}")
+        shape = one_node(source, node_id)
+        return _json(shape, etag(shape))
 
-    @app.get("/v1/services", response_model=ServicesShape)
+    @app.get("/v1/services", response_model=ServicesShape, responses=answers(503))
     async def services() -> Response:
         """Every service, with its nodes' parts of the ring and their counters."""
-        shape = snapshot.services(source.fold, source.local(), source.now_ms())
-        return _json(_known(shape, topics.QUORUM))
+        shape = snapshot.services(fold, source.local(), source.now_ms())
+        return _json(known(shape, topics.QUORUM), tag(fold, VIEW, TABLE, DATAPLANE))
 
-    @app.get("/v1/quorum", response_model=QuorumShape)
+    @app.get("/v1/quorum", response_model=QuorumShape, responses=answers(503))
     async def quorum() -> Response:
         """This LB's part in the agreement of the LBs."""
-        return _json(_known(snapshot.quorum(source.fold, source.now_ms()), topics.QUORUM))
+        shape = known(snapshot.quorum(fold, source.now_ms()), topics.QUORUM)
+        return _json(shape, tag(fold, QUORUM))
 
 
 def _add_flows(app: FastAPI, source: Source) -> None:
-    @app.get("/v1/flows")
+    @app.get("/v1/flows", response_model=FlowsShape, responses=answers(404, 504))
     async def flows(
         node: str | None = None,
         service: str | None = None,
         limit: Annotated[int, Query(ge=1, le=LARGEST_FLOW_PAGE)] = 100,
-    ) -> dict[str, Any]:
+    ) -> Response:
         """Conntrack entries, as the dataplane reads them from the kernel now."""
         now_ms = source.now_ms()
         offered = snapshot.services(source.fold, source.local(), now_ms)
         names = {each.name for each in offered.services} if offered is not None else None
         _refuse_unknown("service", service, names)
-        known = snapshot.nodes(source.fold, now_ms)
-        ids = {each.id for each in known.nodes} if known is not None else None
+        seen = snapshot.nodes(source.fold, now_ms)
+        ids = {each.id for each in seen.nodes} if seen is not None else None
         _refuse_unknown("node", node, ids)
         arguments = {"node": node, "service": service, "limit": limit}
-        return await source.command(topics.DATAPLANE, "flows", arguments)
+        return _json(await source.command(topics.DATAPLANE, "flows", arguments))
 
 
-def _refuse_unknown(kind: str, name: str | None, known: set[str] | None) -> None:
+def _refuse_unknown(kind: str, name: str | None, there: set[str] | None) -> None:
     """404 for a name that nobody has; as long as nothing is known, any may be right."""
-    if name and known is not None and name not in known:
-        there = ", ".join(sorted(known)[:NAMES_SHOWN]) or "none"
-        more = f" and {len(known) - NAMES_SHOWN} more" if len(known) > NAMES_SHOWN else ""
-        detail = f"no {kind} is named {one_line(name)}; there are {there}{more}"
-        raise HTTPException(HTTPStatus.NOT_FOUND, detail)
-
-
-# --------------------------------------------------------------------------- events
-
-
-def _add_events(app: FastAPI, source: Source) -> None:
-    @app.get("/v1/events")
-    async def events(
-        since: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=KEPT_MESSAGES)] = PAGE,
-        last_event_id: Annotated[str | None, Header()] = None,
-    ) -> Response:
-        """The public stream: server-sent events, or with `since` a JSON page of what was missed."""
-        if since is not None:
-            return _page(source.fold, *_position(since), limit)
-        if last_event_id is not None:
-            boot, seq = _position(last_event_id)
-            log = source.fold.log
-            start = min(seq, log.last_seq) if boot == log.boot else 0
-        else:
-            start = source.fold.log.last_seq
-            source.show_present_state()
-        return StreamingResponse(
-            _stream(source, start),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-        )
-
-
-def _position(text: str) -> tuple[str, int]:
-    boot, separator, seq = text.rpartition(":")
-    if not separator or not seq.isascii() or not seq.isdigit() or len(seq) > LONGEST_SEQ:
-        raise HTTPException(HTTPStatus.BAD_REQUEST, f"since: {one_line(text)} is not BOOT:SEQ")
-    return boot, int(seq)
-
-
-def _page(fold: Fold, boot: str, seq: int, limit: int) -> Response:
-    log = fold.log
-    after = min(seq, log.last_seq) if boot == log.boot else 0
-    entries = log.after(after, limit)
-    last = entries[-1].seq if entries else after
-    return _json(
-        {
-            "boot": log.boot,
-            "first_seq": log.first_seq,
-            "last_seq": log.last_seq,
-            # Whether nothing is missing between what was asked for and the first one here.
-            "complete": boot == log.boot and log.first_seq - 1 <= seq <= log.last_seq,
-            "next": f"{log.boot}:{last}",
-            "events": [orjson.Fragment(entry.body) for entry in entries],
-        }
-    )
-
-
-async def _stream(source: Source, position: int) -> AsyncIterator[bytes]:
-    yield b"retry: 500\n\n"
-    while True:
-        entries = source.fold.log.after(position, STREAM_BATCH)
-        if entries:
-            position = entries[-1].seq
-            yield b"".join(map(_server_sent, entries))
-            continue
-        more = await _or_none(source.next_message(), KEEP_ALIVE_S)
-        if more is None:
-            yield b": still here\n\n"
-        elif not more:
-            return
-
-
-async def _or_none(wait: Coroutine[Any, Any, bool], timeout_s: float) -> bool | None:
-    try:
-        return await asyncio.wait_for(wait, timeout_s)
-    except TimeoutError:
-        return None
-
-
-def _server_sent(entry: Entry) -> bytes:
-    head = f"id: {entry.boot}:{entry.seq}\nevent: {entry.topic.value}\ndata: "
-    return head.encode() + entry.body + b"\n\n"
+    if name and there is not None and name not in there:
+        shown = ", ".join(sorted(there)[:NAMES_SHOWN]) or "none"
+        more = f" and {len(there) - NAMES_SHOWN} more" if len(there) > NAMES_SHOWN else ""
+        detail = f"no {kind} is named {one_line(name)}; there are {shown}{more}"
+        raise refusal(HTTPStatus.NOT_FOUND, detail)

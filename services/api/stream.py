@@ -7,6 +7,11 @@ that is shown to somebody who has just subscribed is no exception: it enters the
 message. That is why there are no holes: a subscriber's first message has some number n, the next
 one n + 1, whoever else joins meanwhile sees a state repeated under a number of its own.
 
+**Lives.** A restarted API process has a new boot and begins at 1 again. What its earlier lives said
+is handed in (`journal.py`) and comes first, under its own boots and numbers: whoever asks for what
+followed `(boot, seq)` of any life that is kept gets the rest of that one and then the later ones,
+without a hole. A place in the log is counted over all lives (`at`).
+
 **Memory.** The last `KEPT_MESSAGES` stay. States are large and each one replaces the one before,
 so together they may take `KEPT_STATE_BYTES`: beyond that, the oldest lose their data (`data` null,
 `superseded` true) and keep their numbers. Events keep their data as long as they are in the log.
@@ -17,6 +22,7 @@ Pure: no clock, no socket.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -62,58 +68,105 @@ class Entry:
         return orjson.dumps(message | {"data": orjson.Fragment(self.data)})
 
 
-class EventLog:
-    """Numbers what enters and keeps the newest."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the log something is."""
 
-    def __init__(self, boot: str) -> None:
+    at: int
+    complete: bool
+    """Whether all that followed what was asked for is kept from there on."""
+
+
+@dataclass(slots=True)
+class _Life:
+    begins: int
+    """The place of its number 1, whether or not that is kept."""
+    last_seq: int
+
+
+class EventLog:
+    """Numbers what enters and keeps the newest; `earlier` is what is kept of earlier lives."""
+
+    def __init__(self, boot: str, earlier: Iterable[Entry] = ()) -> None:
         self.boot = boot
-        self.last_seq = 0
         self._topic_seqs: Counter[Topic] = Counter()
-        self._entries: deque[Entry] = deque()
-        self._state_seqs: deque[int] = deque()
+        self._entries: deque[Entry] = deque(earlier, KEPT_MESSAGES)
+        self._forgotten = 0
+        self._lives: dict[str, _Life] = {}
+        for at, entry in enumerate(self._entries):
+            life = self._lives.setdefault(entry.boot, _Life(at + 1 - entry.seq, 0))
+            life.last_seq = entry.seq
+        self._own = self._lives[boot] = _Life(len(self._entries), 0)
+        self._entries = deque(self._entries)
+        self._state_places: deque[int] = deque()
         """The states that still have their data, oldest first."""
         self._state_bytes = 0
 
     @property
+    def last_seq(self) -> int:
+        return self._own.last_seq
+
+    @property
     def first_seq(self) -> int:
-        """The oldest number that is kept; `last_seq + 1` while there is none."""
-        return self.last_seq + 1 - len(self._entries)
+        """The oldest number of this life that is kept; `last_seq + 1` while there is none."""
+        return max(1, self._forgotten - self._own.begins + 1)
+
+    @property
+    def end(self) -> int:
+        """The place of what comes next."""
+        return self._forgotten + len(self._entries)
 
     def append(self, topic: Topic, envelope: Envelope) -> Entry:
         """Number `envelope` as the next public message, under a public topic."""
-        self.last_seq += 1
+        self._own.last_seq += 1
         self._topic_seqs[topic] += 1
         entry = Entry(
-            seq=self.last_seq,
+            seq=self._own.last_seq,
             topic_seq=self._topic_seqs[topic],
             boot=self.boot,
             head=envelope.head,
             topic=topic,
             data=orjson.dumps(envelope.data),
         )
-        self._entries.append(entry)
         if topic.is_state:
-            self._state_seqs.append(entry.seq)
+            self._state_places.append(self.end)
             self._state_bytes += len(entry.data or b"")
+        self._entries.append(entry)
         self._trim()
         return entry
 
-    def after(self, seq: int, limit: int = KEPT_MESSAGES) -> list[Entry]:
-        """What is kept of the messages that follow number `seq`, oldest first."""
-        skipped = min(max(0, seq + 1 - self.first_seq), len(self._entries))
+    def find(self, boot: str, seq: int) -> Place:
+        """The place behind number `seq` of a life; of one that is unknown, the oldest there is."""
+        life = self._lives.get(boot)
+        if life is None:
+            return Place(self._forgotten, complete=False)
+        at = life.begins + min(seq, life.last_seq)
+        kept = at >= self._forgotten and seq <= life.last_seq
+        return Place(max(at, self._forgotten), complete=kept)
+
+    def behind(self, entry: Entry) -> int:
+        """The place behind a message that was in the log a moment ago."""
+        return self.find(entry.boot, entry.seq).at
+
+    def after(self, at: int, limit: int = KEPT_MESSAGES) -> list[Entry]:
+        """What is kept from a place on, oldest first."""
+        skipped = min(max(0, at - self._forgotten), len(self._entries))
         return list(islice(self._entries, skipped, skipped + limit))
 
     def _trim(self) -> None:
-        while self._state_bytes > KEPT_STATE_BYTES and len(self._state_seqs) > 1:
-            self._empty(self._state_seqs[0])
+        while self._state_bytes > KEPT_STATE_BYTES and len(self._state_places) > 1:
+            self._empty(self._state_places[0])
         while len(self._entries) > KEPT_MESSAGES:
-            if self._state_seqs and self._state_seqs[0] == self._entries[0].seq:
-                self._empty(self._state_seqs[0])
-            self._entries.popleft()
+            if self._state_places and self._state_places[0] == self._forgotten:
+                self._empty(self._forgotten)
+            left = self._entries.popleft()
+            self._forgotten += 1
+            if self._entries[0].boot != left.boot and left.boot != self.boot:
+                del self._lives[left.boot]
 
-    def _empty(self, seq: int) -> None:
-        index = seq - self.first_seq
+    def _empty(self, at: int) -> None:
+        index = at - self._forgotten
         entry = self._entries[index]
         self._state_bytes -= len(entry.data or b"")
         self._entries[index] = replace(entry, data=None)
-        self._state_seqs.popleft()
+        self._state_places.popleft()

@@ -40,18 +40,25 @@ class ServerSent:
 
 
 class Client:
-    """The API of the LB on this machine."""
+    """The API of the LB on this machine, or of another one by its private address."""
 
-    def __init__(self, api_port: int) -> None:
-        self.url = f"http://127.0.0.1:{api_port}"
+    def __init__(self, api_port: int, host: str = "127.0.0.1") -> None:
+        self.url = f"http://{host}:{api_port}"
         # The proxy of the environment is for the world outside, not for this machine.
         self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, trust_env=False)
 
     def get(self, path: str, **parameters: str | int | None) -> Any:
         """The JSON at `path`; raises `ApiError`."""
         given = {name: value for name, value in parameters.items() if value is not None}
+        return self._answer("GET", path, params=given)
+
+    def post(self, path: str, body: dict[str, Any], timeout_s: float = TIMEOUT_S) -> Any:
+        """The JSON that `path` answers to `body` with; raises `ApiError`."""
+        return self._answer("POST", path, json=body, timeout=timeout_s)
+
+    def _answer(self, method: str, path: str, **how: Any) -> Any:
         try:
-            response = self._http.get(path, params=given)
+            response = self._http.request(method, path, **how)
         except httpx.HTTPError as error:
             raise ApiError(self._unreachable(error)) from None
         if response.is_error:
@@ -113,6 +120,11 @@ def _detail(response: httpx.Response) -> str:
 
 def client_of(invocation: Invocation) -> Client:
     """The client for the configuration of this invocation."""
+    return Client(api_port_of(invocation))
+
+
+def api_port_of(invocation: Invocation) -> int:
+    """Where the API of this LB listens; a node's file ends the program with code 2."""
     path = invocation.config_path()
     config = load_either(Source.read(path))
     if not isinstance(config, LbConfig):
@@ -122,7 +134,7 @@ def client_of(invocation: Invocation) -> Client:
             err=True,
         )
         raise typer.Exit(WRONG_USE)
-    return Client(config.local.api_port)
+    return config.local.api_port
 
 
 def ask(invocation: Invocation, path: str, **parameters: str | int | None) -> Any:

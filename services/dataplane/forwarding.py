@@ -3,7 +3,8 @@
 One `Forwarding` lives from one attachment of the programs to the next; the process makes another
 when interfaces or hooks have changed, and when the flow table before the present one is empty
 and so not needed any more. It owns everything that works on the flow table, since that belongs to
-these programs' maps: the census and with it the RSTs to clients of dead nodes, and the listings.
+these programs' maps: the census and with it the RSTs to clients of dead nodes, the listings, and
+what traces a packet through them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from services.dataplane.flows.turns import Questions, Rounds
 from services.dataplane.fronts import SETTLE_MS
 from services.dataplane.kernel import Kernel, Settings
 from services.dataplane.programs import FRAGS_MTU, ProgramPlan, Programs
+from services.dataplane.tracing import Tracing
 
 CENSUS_MS = 5_000
 """The shortest time between two passes over the flow table."""
@@ -96,10 +98,10 @@ class Forwarding:
                 """As they were last seen."""
                 self.outputs: tuple[OutputState, ...] = ()
                 """Likewise."""
-            self._open_maps()
+            self._open_maps(cache_dir)
             opened.pop_all()
 
-    def _open_maps(self) -> None:
+    def _open_maps(self, cache_dir: Path) -> None:
         """Whatever this raises is a fault of ours, not of the machine."""
         bpf = self.programs.objects.bpf
         self.kernel = Kernel(bpf)
@@ -111,6 +113,8 @@ class Forwarding:
         """What the next pass is to look out for."""
         self.rounds: Rounds[Census] = Rounds(self._pass, CENSUS_MS, self.attached_ms)
         self.questions = Questions()
+        living = {name.decode(): table.map_fd for name, table in bpf.items()}
+        self.tracing = Tracing(living, self.programs.compiled_with, cache_dir)
         self._resets = Resets()
 
     @property
@@ -161,7 +165,7 @@ class Forwarding:
     def next_ms(self, now_ms: int) -> int:
         """When there is more of it."""
         moments = [self.rounds.next_ms, now_ms if len(self.questions) else None]
-        moments.append(self._sender.next_ms())
+        moments += [self._sender.next_ms(), self.tracing.next_ms(now_ms)]
         return min(moment for moment in moments if moment is not None)
 
     def _pass(self) -> Generator[None, None, Census]:
@@ -182,6 +186,7 @@ class Forwarding:
     def close(self) -> None:
         """Give back what is open. Programs and maps are the kernel's."""
         self.questions.give_up()
+        self.tracing.close()
         self._sender.close()
         self.programs.close()
 

@@ -1,9 +1,10 @@
 """The dataplane process: it tells the kernel where packets go, and then is not needed.
 
-In: `state.table.` of quorum, `state.view.` of health (to mask at once what is dead from here),
-netlink's notifications, the commands `flows` and `reload`, SIGHUP, SIGTERM, the clock. Out: map
-writes; `state.dataplane.` on change and every 500 ms, `state.counters.` every second, the events
-`dataplane.attached.`, `dataplane.degraded.` and `process.started.`.
+In: `state.table.`, `state.quorum.` and `vip.*` of quorum, `state.view.` of health (to mask at once
+what is dead from here), netlink's notifications, the commands `flows`, `trace`, `plan` and
+`reload`, SIGHUP, SIGTERM, the clock. Out: map writes; `state.dataplane.` on change and every
+500 ms, `state.counters.` every second, the events `dataplane.attached.`, `dataplane.degraded.`,
+`vip.contested.` and `process.started.`.
 
 **Start.** The publisher's lock comes first (a second copy waits there). Then the interfaces: if
 one is missing the process waits and says so. Then the programs (`programs` keeps the old ones
@@ -19,6 +20,9 @@ A service whose mode changes has its old one until its nodes are prepared (`mode
 **Flows** are the kernel's own: it opens, follows and expires them by itself. This process only
 reads their table, to count them, to show them, to see what of the past is still needed, and to tell
 clients of dead nodes by a RST.
+
+**Floating addresses** are claimed by the quorum process alone, in a map of the kernel's; this
+process tells the neighbours of them (`announcing`).
 
 **Failure.** Killed at any point: programs and maps stay, packets go on, and the next start adopts.
 A map whose pin does not fit, a foreign program on an interface, a kernel or compiler that refuses:
@@ -50,6 +54,7 @@ from bus.commands import (
 )
 from bus.events import (
     DataplaneEvent,
+    VipEvent,
 )
 from bus.socket import monotonic_ms
 from bus.states import (
@@ -59,6 +64,7 @@ from bus.states import (
     HookState,
     LocalView,
     NodeTable,
+    QuorumState,
     SeatColumns,
     SeatState,
     states_apart,
@@ -68,7 +74,15 @@ from bus.words import Mode
 from conf import LbConfig, Paths, load_lb
 from services import process
 from services.dataplane import machine, outputs
+from services.dataplane.announcing import Announcing
 from services.dataplane.flows.listing import Rows, Seated, list_flows
+from services.dataplane.foresight import (
+    FlowCounts,
+    WrongChangeError,
+    count_flows,
+    foresee,
+    read_change,
+)
 from services.dataplane.forwarding import Forwarding
 from services.dataplane.front_table import MOST_FRONTS
 from services.dataplane.fronts import service_identity
@@ -82,6 +96,8 @@ from services.dataplane.path_mtu import PathMtu
 from services.dataplane.plan import Plan, make_plan
 from services.dataplane.programs import ProgramPlan, rings_for
 from services.dataplane.settings import of_machine, settings
+from services.dataplane.trace import WrongQuestion, read_question
+from services.dataplane.tracing import Scene
 from services.process import Bus, Loop
 
 REPUBLISH_MS = 500
@@ -164,6 +180,7 @@ class DataplaneProcess:
         now_ms = monotonic_ms()
         self._retry_ms = self._republish_ms = self._count_ms = self._settle_ms = now_ms
         self._unchain_ms = self._grow_ms = now_ms
+        self._announcing = Announcing(config.local.name, now_ms)
         self._loop = Loop()
 
     # ------------------------------------------------------------------ the loop
@@ -187,6 +204,7 @@ class DataplaneProcess:
         """Give back sockets and fds. Programs and maps are the kernel's."""
         if self._forwarding is not None:
             self._forwarding.close()
+        self._announcing.close()
         self._netlink.close()
         self._path_mtu.close()
         for watching in (self._monitor, self._devices):
@@ -203,6 +221,8 @@ class DataplaneProcess:
             self._settle(self._forwarding, now_ms)
         if self._forwarding is None and now_ms >= self._retry_ms:
             self._start(now_ms)
+        if self._forwarding is not None and self._announcing.is_due(now_ms):
+            self._announce(self._forwarding, now_ms)
         if self._forwarding is not None:
             self._plan(self._forwarding, now_ms)
             self._work(self._forwarding, now_ms)
@@ -219,6 +239,7 @@ class DataplaneProcess:
             moments.append(self._retry_ms)
         else:
             moments += [self._count_ms, self._settle_ms, forwarding.next_ms(now_ms)]
+            moments.append(self._announcing.next_ms())
             if self._modes_due_ms is not None:
                 moments.append(self._modes_due_ms)
             if self._stale and self._table is not None:
@@ -235,6 +256,8 @@ class DataplaneProcess:
             elif isinstance(envelope.data, LocalView):
                 self._stale |= _states(envelope.data) != _states(self._view)
                 self._view = envelope.data
+            elif isinstance(envelope.data, QuorumState | VipEvent):
+                self._announcing.heard(envelope.data, now_ms)
         self._monitor.narrowed(self._path_mtu.drain())
         next_hops = self._look_for_ways(now_ms)
         if next_hops is not self._next_hops:
@@ -268,6 +291,10 @@ class DataplaneProcess:
         match verb:
             case "flows":
                 return self._list_flows(arguments)
+            case "trace":
+                return self._trace(arguments)
+            case "plan":
+                return self._foresee(arguments)
             case "reload":
                 return self._reload()
             case _:
@@ -304,6 +331,58 @@ class DataplaneProcess:
         forwarding.questions.ask(listing, answer)
         return later
 
+    def _trace(self, arguments: dict[str, Any]) -> Later:
+        if self._forwarding is None:
+            raise CommandError(f"not forwarding yet: waiting for {self._waiting_for}")
+        try:
+            question = read_question(arguments)
+        except WrongQuestion as wrong:
+            raise CommandError(str(wrong)) from None
+        return self._forwarding.tracing.ask(question)
+
+    def _foresee(self, arguments: dict[str, Any]) -> Later:
+        """What a change of the table would do; nothing of it is carried out."""
+        forwarding, table = self._forwarding, self._table
+        if forwarding is None or table is None:
+            waits = self._waiting_for or "the agreed table"
+            raise CommandError(f"not forwarding yet: waiting for {waits}")
+        if len(forwarding.questions) >= MOST_LISTINGS:
+            raise CommandError(f"{MOST_LISTINGS} passes over the flows are under way: ask again")
+        try:
+            wanted = read_change(arguments).applied(table)
+        except WrongChangeError as wrong:
+            raise CommandError(str(wrong)) from None
+        facts, census, now_ms = self._facts(forwarding), forwarding.census, monotonic_ms()
+        before, after = (
+            make_plan(self._held, each, self._view, self._next_hops, facts, census, now_ms)
+            for each in (table, wanted)
+        )
+        later = Later()
+
+        def answer(flows: FlowCounts | None) -> None:
+            if flows is None:
+                later.error = "the programs are being attached again: ask again"
+            else:
+                later.result = foresee(before, after, table, wanted, flows)
+
+        passing = count_flows(block.records for block in forwarding.tables.blocks())
+        forwarding.questions.ask(passing, answer)
+        return later
+
+    def _scene(self, forwarding: Forwarding) -> Scene:
+        plan = forwarding.programs.plan
+        by_xdp = [each.program for each in forwarding.hooks if each.attached]
+        return Scene(
+            lb=self._started_with.local.name,
+            settings=forwarding.settings,
+            kernel=self._held,
+            names=self._names,
+            services={number: name for name, number in self._held.ids.items()},
+            public=plan.public,
+            private=plan.private,
+            by_xdp=frozenset(program for program in by_xdp if program.startswith("xdp")),
+        )
+
     def _reload(self) -> dict[str, Any]:
         """Take the file's new content as a whole, or keep the old one as a whole."""
         config, answer = process.reload_lb(self._paths.lb_config, self._started_with)
@@ -333,7 +412,7 @@ class DataplaneProcess:
         self._write_machine(forwarding)
         self._watch(frozenset(seat.address for seat in self._held.seats.values()), now_ms)
         for hook in forwarding.hooks:
-            self._announce(hook)
+            self._tell_of(hook)
         if forwarding.programs.taken_off:
             _log.info("taken off, wanted no longer", programs=forwarding.programs.taken_off)
         if forwarding.programs.migrated:
@@ -397,7 +476,13 @@ class DataplaneProcess:
             self._publisher.publish(Topic.DATAPLANE_DEGRADED, event)
         self._waiting_for = what
 
-    def _announce(self, hook: HookState) -> None:
+    def _announce(self, forwarding: Forwarding, now_ms: int) -> None:
+        """Floating addresses: what is due to be told of them, by frames and as events."""
+        floating, keys = forwarding.kernel.floating(), self._config.quorum
+        for topic, event in self._announcing.serve(floating, forwarding.machine, keys, now_ms):
+            self._publisher.publish(topic, event)
+
+    def _tell_of(self, hook: HookState) -> None:
         topic = Topic.DATAPLANE_ATTACHED if hook.attached else Topic.DATAPLANE_DEGRADED
         event = DataplaneEvent(hook.program, hook.interface, hook.flavour, hook.detail)
         self._publisher.publish(topic, event)
@@ -548,7 +633,10 @@ class DataplaneProcess:
         """A few milliseconds' work on the flow table, for whoever waits for some."""
         if forwarding.turn(now_ms):
             self._stale |= self._planned is not None and self._planned.can_free(forwarding.census)
-        if forwarding.questions.turn():
+        answered = forwarding.questions.turn()
+        if forwarding.tracing.is_asked:
+            answered |= forwarding.tracing.turn(self._scene(forwarding))
+        if answered:
             self._commands.serve(self._command)
         if forwarding.old_table_is_empty and now_ms >= self._unchain_ms:
             self._unchain(forwarding, now_ms)
@@ -616,6 +704,7 @@ class DataplaneProcess:
             waiting_for=self._waiting_for,
             outputs=forwarding.outputs if forwarding is not None else (),
             left_out=self._left_out_lines,
+            claims=self._announcing.states,
         )
         if state != self._published:
             self._version += 1

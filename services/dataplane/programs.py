@@ -165,6 +165,11 @@ class Programs:
             self._maps.close()
             raise
 
+    @property
+    def compiled_with(self) -> dict[str, str | int]:
+        """What these programs were compiled with."""
+        return self._defines(self.flow_tables)
+
     def _defines(self, tables: FlowTables) -> dict[str, str | int]:
         return self.plan.defines | tables.defines | {"RING_MAP_ENTRIES": self._ring_entries}
 

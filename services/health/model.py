@@ -84,6 +84,7 @@ class KeptNode:
     silent: bool = False
     was_up: bool = True
     apart: tuple[KeptService, ...] = ()
+    pardoned_epoch: Stored = 0
 
 
 class Send(NamedTuple):
@@ -138,10 +139,14 @@ class Node:
     silent: bool = False
     """DOWN or BANNED, and not heard."""
     ban_until_ms: int = 0
+    pardoned_epoch: int = 0
+    """Pardons of this epoch of the node table, and of any before, have been carried out."""
     counted_ms: int | None = None
     """When the last check that counted was sent."""
     sessions: dict[bytes, int] = field(default_factory=dict)
     """By connection, the number of the last beat that came by it; the newest connection last."""
+    keys: dict[bytes, str] = field(default_factory=dict)
+    """By connection, the key that its other end has proved; empty where no keys are used."""
     clock: ClockOffset | None = None
     former_boot: str | None = None
     has_beaten: bool = False

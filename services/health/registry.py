@@ -40,6 +40,10 @@ Rules that are not seen in the picture:
   (`min_healthy` of the nodes known for it would not be routed to) becomes SUSPECT instead of DOWN:
   it is routed to as before, and said so, until it is heard, or says NOT_SERVING, or this LB's own
   probe (probe.py) gets no answer from it either. Its services that can do without it are DOWN.
+* **Orders** of operators stand in the node table, and are for the quorum to carry out: here nodes
+  are watched as ever. Two things are done here (`heed`): a pardon ends the bans of a node and of
+  its services, and its failures, once; and a node that is drained or banned by order is none of
+  those that a service has left.
 * **The probe.** A TCP service in mode L4 that this LB cannot connect to counts as sick, whatever
   the agent says.
 * **After a restart** the caller hands in the state file (`adopt`) and, while the first
@@ -57,6 +61,10 @@ Rules that are not seen in the picture:
   its file names this LB twice. It is heard on each of the last `MOST_SESSIONS`, answered on each,
   and beats are numbered by connection: no number says anything about another connection's.
 * A second agent of the same name and address is told so; the one that came first is not let back.
+* **Who a node is**: its name and the address that it comes from; or, where keys are used, whoever
+  its key stands for, wherever it comes from. An agent that gives another name than its key's is
+  refused. A node with a key that comes from another address is looked at anew. A key that is taken
+  off the list (`keys_changed`) ends what it had opened, and takes its node down.
 * A DOWN node that was not heard for `FORGET_MS` is forgotten, with its failures; one that has never
   been UP after `STRANGER_MS`. Of one address no more than `MOST_NODES_OF_ADDRESS` are known at a
   time, and of all no more than `MAX_NODES`. A connection that goes on to name other nodes is at
@@ -72,7 +80,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from bus.codec import MalformedMessage
@@ -88,6 +96,7 @@ from bus.node_protocol import (
     Welcome,
     decode_node,
 )
+from bus.orders import OrderKind
 from bus.states import (
     Ban,
     LocalChecks,
@@ -97,6 +106,7 @@ from bus.states import (
     NodeView,
     ServiceState,
     TableNode,
+    without_orders,
 )
 from bus.topics import Topic
 from bus.words import (
@@ -110,7 +120,7 @@ from bus.words import (
 from services.health.clock_offset import ClockOffset
 from services.health.model import Happened, KeptNode, KeptService, Node, Output, Policy, Send
 from services.health.peer_faults import PeerFaults, heartbeat_problem, hello_problem
-from services.health.probe import Outcome, Spot, in_words
+from services.health.places import Outcome, Spot, in_words
 from services.health.standing import (
     BANNED,
     DEAD,
@@ -133,13 +143,18 @@ MOST_NODES_OF_ADDRESS = 64
 """Agents of one machine: one for each service, say."""
 MOST_SESSIONS = 4
 SAME_NAME_RETRY_MS = 10_000
+KEY_GONE = "its key is not admitted any more"
 TICK_SPACING_MS = 5
 """Deadlines closer together than this, and 1 ms more for each 250 nodes, are judged together."""
 
 
 class Registry:
-    def __init__(self, policy: Policy, now_ms: int) -> None:
+    def __init__(
+        self, policy: Policy, now_ms: int, name_of: Callable[[str], str | None] | None = None
+    ) -> None:
+        """`name_of`: whom a key stands for; None: not admitted. Without it no keys are used."""
         self.policy = policy
+        self._name_of = name_of
         self.faults = PeerFaults()
         self._nodes: dict[str, Node] = {}
         self._by_connection: dict[bytes, Node] = {}
@@ -154,13 +169,21 @@ class Registry:
         """By service: how many nodes are known, and how many are banned. None: to be counted."""
         self._unreached: dict[str, dict[int, Outcome]] = {}
         """By address and port: what this LB's own probe could not connect to."""
+        self._table_epoch = 0
+        self._ordered_out: frozenset[str] = frozenset()
+        """The nodes that take no new flows because an operator wants that."""
         self._version = self._checks_version = 0
         self._output = Output()
 
     # ----------------------------------------------------------------- from the agents
 
-    def receive(self, connection: bytes, address: str, frames: list[bytes], now_ms: int) -> None:
-        """Take one message of the node protocol from a connection whose peer is `address`."""
+    def receive(
+        self, connection: bytes, address: str, frames: list[bytes], now_ms: int, key: str = ""
+    ) -> None:
+        """Take one message of the node protocol from a connection whose peer is `address`.
+
+        `key`: the peer's, where keys are used.
+        """
         if self.faults.ignores(connection, now_ms):
             return
         if not connection.startswith(b"\0"):
@@ -176,11 +199,11 @@ class Registry:
             case Heartbeat():
                 self._heartbeat(connection, message, now_ms)
             case Hello():
-                self._hello(connection, address, message, now_ms)
+                self._hello(connection, address, key, message, now_ms)
             case _:
                 self._fault(connection, "unexpected_kind", now_ms)
 
-    def _hello(self, connection: bytes, address: str, hello: Hello, now_ms: int) -> None:
+    def _hello(self, connection: bytes, address: str, key: str, hello: Hello, now_ms: int) -> None:
         if hello.v != NODE_VERSION:
             self._fault(connection, "version", now_ms)
             text = f"node protocol {hello.v}, this load balancer speaks {NODE_VERSION}"
@@ -190,7 +213,11 @@ class Registry:
             self._fault(connection, "bad_hello", now_ms)
             self._send(connection, Refused(problem, SAME_NAME_RETRY_MS))
             return
-        node_id = f"{hello.name}@{address}"
+        if self._name_of is not None and not self._is_its_key(connection, key, hello, now_ms):
+            return
+        node_id, other_id = f"{hello.name}@{address}", hello.name
+        if self._name_of is not None:
+            node_id, other_id = other_id, node_id
         node = self._nodes.get(node_id)
         spoken_for = self._by_connection.get(connection)
         if spoken_for is not None and spoken_for is not node:
@@ -200,6 +227,9 @@ class Registry:
                 self.faults.rejected["registry_full"] += 1
                 self._send(connection, Refused(full, SAME_NAME_RETRY_MS))
                 return
+            former = self._nodes.get(other_id)
+            if former is not None and former.address == address and not former.heard:
+                self._forget(former)  # the same, from before keys were used, or no longer were
             node = self._join(node_id, address, hello, now_ms)
         elif node.former_boot == hello.boot:
             self.faults.rejected["same_name"] += 1
@@ -207,8 +237,48 @@ class Registry:
             self._send(connection, Refused(text, SAME_NAME_RETRY_MS))
             return
         self._attach(node, connection, hello.boot)
+        if key:
+            node.keys[connection] = key
+        if node.address != address:
+            self._move(node, address, now_ms)
         self._describe(node, hello, now_ms)
         self._answer(node, now_ms)
+
+    def _is_its_key(self, connection: bytes, key: str, hello: Hello, now_ms: int) -> bool:
+        """Whether a peer's key is admitted under the name that it gives; if not, it is told so."""
+        assert self._name_of is not None
+        owner = self._name_of(key)
+        if owner == hello.name:
+            return True
+        if owner is None:
+            reason, text = "key_not_admitted", KEY_GONE
+        else:
+            reason, text = "name_of_another_key", f"this is the key of {owner}, not {hello.name}"
+        self._fault(connection, reason, now_ms)
+        self._send(connection, Refused(text, SAME_NAME_RETRY_MS))
+        return False
+
+    def _move(self, node: Node, address: str, now_ms: int) -> None:
+        """The machine with the node's key is at another address, where nobody has checked it."""
+        self._of_address[node.address] -= 1
+        if not self._of_address[node.address]:
+            del self._of_address[node.address]
+        self._of_address[address] += 1
+        reason = f"now at {address}, before at {node.address}"
+        node.address = address
+        self._take_down(node, reason, now_ms, counts=False)
+        self._output.view_changed = self._output.keep = True
+
+    def keys_changed(self, now_ms: int) -> None:
+        """Other keys are admitted from now on: what a key has opened that is not, is over."""
+        assert self._name_of is not None
+        for node in list(self._nodes.values()):
+            for connection, key in list(node.keys.items()):
+                if self._name_of(key) != node.id:
+                    self._close(node, connection)
+                    self._send(connection, Refused(KEY_GONE, SAME_NAME_RETRY_MS))
+                    if not node.sessions:
+                        self._take_down(node, KEY_GONE, now_ms, counts=False)
 
     def _why_full(self, address: str) -> str:
         """Why no other node of that address can join; empty: it can."""
@@ -230,6 +300,7 @@ class Registry:
             reason="on probation",
             last_seen_ms=now_ms,
             lag_mark_ms=self._lag_total_ms,
+            pardoned_epoch=self._table_epoch,
         )
         self._add(node)
         self._schedule(node, self._due_ms(node))
@@ -245,7 +316,7 @@ class Registry:
         """From now on `connection` speaks for this node and no other."""
         former = self._by_connection.get(connection)
         if former is not None and former is not node:
-            del former.sessions[connection]
+            self._close(former, connection)
         if node.clock is None or node.clock.boot != boot:
             self._detach(node)
             node.former_boot = node.clock.boot if node.clock is not None else None
@@ -255,14 +326,17 @@ class Registry:
         node.sessions[connection] = node.sessions.pop(connection, -1)
         self._by_connection[connection] = node
         if len(node.sessions) > MOST_SESSIONS:
-            oldest = next(iter(node.sessions))
-            del node.sessions[oldest], self._by_connection[oldest]
+            self._close(node, next(iter(node.sessions)))
+
+    def _close(self, node: Node, connection: bytes) -> None:
+        """The connection does not speak for the node any more."""
+        del node.sessions[connection], self._by_connection[connection]
+        node.keys.pop(connection, None)
 
     def _detach(self, node: Node) -> None:
         """No connection speaks for the node any more."""
-        for connection in node.sessions:
-            del self._by_connection[connection]
-        node.sessions.clear()
+        for connection in list(node.sessions):
+            self._close(node, connection)
 
     def _describe(self, node: Node, hello: Hello, now_ms: int) -> None:
         if node.weight != hello.weight:
@@ -472,6 +546,8 @@ class Registry:
         known: Counter[str] = Counter()
         routed: Counter[str] = Counter()
         for node in self._nodes.values():
+            if node.id in self._ordered_out:
+                continue
             if node.was_up:
                 known.update([service.name for service in node.services])
             if node.state in (UP, SUSPECT):
@@ -869,7 +945,7 @@ class Registry:
         """
         if now_ms >= self._grace_ends_ms:
             return
-        for node in table.nodes:
+        for node in without_orders(table):
             if node.id not in self._nodes:
                 self._adopt_node(_kept_of(node), now_ms)
         for ban in table.bans:
@@ -877,6 +953,28 @@ class Registry:
             if known is None or not (known.heard or known.state is BANNED):
                 remaining_ms = max(0, ban.remaining_ms - age_ms)
                 self._adopt_ban(replace(ban, remaining_ms=remaining_ms), known, now_ms)
+
+    def heed(self, table: NodeTable, now_ms: int) -> None:
+        """Carry out what operators want, as far as it is done here."""
+        self._table_epoch = max(self._table_epoch, table.epoch)
+        out = (OrderKind.DRAIN, OrderKind.BAN)
+        self._ordered_out = frozenset(o.asked.node for o in table.orders if o.asked.kind in out)
+        for order in table.orders:
+            node = self._nodes.get(order.asked.node)
+            is_pardon = order.asked.kind is OrderKind.PARDON
+            if is_pardon and node is not None and node.pardoned_epoch < order.epoch:
+                node.pardoned_epoch = order.epoch
+                self._pardon(node, f"pardoned by {order.asked.by}", now_ms)
+
+    def _pardon(self, node: Node, reason: str, now_ms: int) -> None:
+        node.fails = 0
+        for name, standing in node.apart.items():
+            standing.fails = 0
+            if standing.state is BANNED:
+                self._step(node, name, DOWN, reason, now_ms)
+        if node.state is BANNED:
+            self._enter(node, DOWN, reason, now_ms)
+        self._output.view_changed = self._output.keep = True
 
     def _adopt_ban(self, ban: Ban, known: Node | None, now_ms: int) -> None:
         if ban.remaining_ms <= 0:
@@ -926,6 +1024,7 @@ class Registry:
             heard=False,
             silent=kept.silent and not routed,
             ban_until_ms=now_ms + banned_ms,
+            pardoned_epoch=kept.pardoned_epoch,
             fading_from_ms=now_ms,
             suspect_until_ms=now_ms + self.policy.checks_timeout_ms,
             apart={each.service: _adopted(each, now_ms) for each in kept.apart},
@@ -950,6 +1049,7 @@ class Registry:
                 ban_remaining_ms=self._banned_for_ms(node, now_ms),
                 silent=node.silent,
                 was_up=node.was_up,
+                pardoned_epoch=node.pardoned_epoch,
                 apart=tuple(
                     KeptService(
                         service=name,

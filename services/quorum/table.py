@@ -17,6 +17,11 @@ arrival, so a new leader goes on exactly where the old one stopped.
     nothing: none of them knows it          it is no longer listed
     ======================================  =========================================
 
+**Doubt changes nothing.** A node that was UP or SUSPECT and is UP for one of its electors stays UP
+in a draw: of two LBs the one that was cut off from the nodes, or has just come back, does not speak
+for both, and masks for itself what it cannot reach. An elector for whom it is on probation, since
+that LB has only just begun to hear it, goes along with the others.
+
 A node that is not listed and has only been on probation stays unlisted. DOWN and BANNED nodes stay
 listed, routed to by nobody, so that a health process that restarts adopts who they are. Such a node
 is `silent` if most of the LBs that call it DOWN or BANNED hear nothing of it: then its flows are
@@ -30,6 +35,9 @@ of nodes that are routed to. A node with no service left that is routed to is as
 knows no node for some milliseconds; taking that for "all gone" would empty every ring. Until its
 report settles, an LB is an elector only for the nodes it names, and a node without electors stays
 as it is. No reports at all change no node: the LB goes on forwarding with what it knew.
+
+**Orders** of operators come last: see `orders`. How the nodes stand without them is kept beside
+them, so that the next table can be made of that.
 
 **SNAT slices.** Nobody shares an LB's own private address: there it takes 1536-32767 whole, clear
 of the ports below 1024 (and some air) and of the kernel's default `ip_local_port_range`. The SNAT
@@ -53,6 +61,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from bus.orders import Order
 from bus.states import (
     Ban,
     LocalView,
@@ -65,8 +74,10 @@ from bus.states import (
     TableService,
     VipOwner,
     states_apart,
+    without_orders,
 )
 from bus.words import Mode, NodeState
+from services.quorum.orders import carried_out, new_orders
 from services.quorum.ownership import Standing, assign
 
 SLOTS = 8
@@ -83,6 +94,9 @@ SLOT_REUSE_MS = 6 * 3_600_000
 
 ROUTED = frozenset({NodeState.UP, NodeState.SUSPECT, NodeState.DRAINING})
 """States in which a node is given flows: the others are listed, but no ring names them."""
+
+STANDING = frozenset({NodeState.UP, NodeState.SUSPECT})
+"""States that an LB which does not know a node yet goes along with."""
 
 DEAD = frozenset({NodeState.DOWN, NodeState.BANNED})
 
@@ -128,23 +142,29 @@ def merge(
     owners: Mapping[str, str | None] | None = None,
     released: frozenset[str] = frozenset(),
     renew: bool = False,
+    orders: tuple[Order, ...] | None = None,
 ) -> NodeTable:
     """The table after `previous`; `previous` with its bans brought up to date if all is the same.
 
     `members` are the LBs that have slots, `owners` who is to hold each VIP (None: the members, in
     turn); `released` those whose slots may be reused. `renew`: another term makes another table.
+    `orders`: what operators want from now on; None: what they wanted before.
     """
     present = sorted(set(members))
     if owners is None:
         alive = {lb: Standing(eligible=True, fitness=0) for lb in present}
         held = {vip.address: vip.owner for vip in previous.vip_owners if vip.owner in present}
         owners = assign(held, (vip.address for vip in config.vips), alive, lambda _: True)
-    nodes, bans = _merge_nodes(previous, reports)
+    orders = previous.orders if orders is None else orders
+    seen, bans = _merge_nodes(without_orders(previous), previous.bans, reports)
+    nodes, beneath = carried_out(seen, orders, previous)
     merged = replace(
         previous,
         services=tuple(sorted(config.services, key=lambda service: service.name)),
         nodes=nodes,
         bans=bans,
+        orders=orders,
+        beneath=beneath,
         vip_owners=_vip_owners(config.vips, owners),
         snat_slices=_assign_slices(previous.snat_slices, _shared(config), present, released),
     )
@@ -155,30 +175,42 @@ def merge(
 
 
 def same_content(one: NodeTable, other: NodeTable) -> bool:
-    """Whether both route alike: all but term, epoch and the time left of bans."""
+    """Whether both say the same: all but term, epoch and the time left of bans and orders."""
     return _content(one) == _content(other)
 
 
 def _content(table: NodeTable) -> NodeTable:
     bans = tuple(replace(ban, remaining_ms=0) for ban in table.bans)
-    return replace(table, term=0, epoch=0, bans=bans)
+    orders = tuple(_without_time(order) for order in table.orders)
+    return replace(table, term=0, epoch=0, bans=bans, orders=orders)
+
+
+def _without_time(order: Order) -> Order:
+    return order if order.remaining_ms is None else replace(order, remaining_ms=0)
 
 
 def aged(table: NodeTable, elapsed_ms: int) -> NodeTable:
-    """The same table `elapsed_ms` later: its bans have less time left."""
-    if not table.bans or elapsed_ms <= 0:
+    """The same table `elapsed_ms` later: its bans and orders have less time left."""
+    timed = any(order.remaining_ms is not None for order in table.orders)
+    if elapsed_ms <= 0 or not (table.bans or timed):
         return table
     bans = tuple(
         replace(ban, remaining_ms=max(0, ban.remaining_ms - elapsed_ms)) for ban in table.bans
     )
-    return replace(table, bans=bans)
+    orders = tuple(
+        order
+        if order.remaining_ms is None
+        else replace(order, remaining_ms=max(0, order.remaining_ms - elapsed_ms))
+        for order in table.orders
+    )
+    return replace(table, bans=bans, orders=orders)
 
 
 # --------------------------------------------------------------------------- nodes
 
 
 def _merge_nodes(
-    previous: NodeTable, reports: Mapping[str, Report]
+    previous: tuple[TableNode, ...], bans_before: tuple[Ban, ...], reports: Mapping[str, Report]
 ) -> tuple[tuple[TableNode, ...], tuple[Ban, ...]]:
     observed: dict[str, list[tuple[NodeView, int]]] = {}
     for lb in sorted(reports):
@@ -191,8 +223,8 @@ def _merge_nodes(
         if report.settled
         for observation in report.view.nodes
     )
-    known = {node.id: node for node in previous.nodes}
-    banned = {ban.node: ban for ban in previous.bans}
+    known = {node.id: node for node in previous}
+    banned = {ban.node: ban for ban in bans_before}
     nodes: list[TableNode] = []
     bans: list[Ban] = []
     for node_id in sorted(known.keys() | observed.keys()):
@@ -204,20 +236,25 @@ def _merge_nodes(
                 nodes.append(before)
                 bans.extend(ban for ban in (banned.get(node_id),) if ban is not None)
             continue
-        state = _elect([seen.state for seen, _ in opinions], len(opinions) + silent)
+        electors = len(opinions) + silent
+        was = before.state if before is not None else None
+        state = _elect([seen.state for seen, _ in opinions], electors, was)
         if before is None and state is NodeState.DOWN:
             continue
         node = _describe(state, opinions, before, silent)
         nodes.append(node)
-        if node.state is NodeState.BANNED:
-            bans.append(_ban(node_id, opinions))
+        banning = [each for each in opinions if each[0].state is NodeState.BANNED]
+        if node.state is NodeState.BANNED and banning:  # else each of its services is, by itself
+            bans.append(_ban(node_id, banning))
     return tuple(nodes), tuple(bans)
 
 
-def _elect(votes: list[NodeState], electors: int) -> NodeState:
+def _elect(votes: list[NodeState], electors: int, before: NodeState | None) -> NodeState:
     majority = electors // 2 + 1
     up = votes.count(NodeState.UP)
     if up >= majority:
+        return NodeState.UP
+    if up and before in STANDING and 2 * (up + votes.count(NodeState.PROBATION)) >= electors:
         return NodeState.UP
     up += votes.count(NodeState.SUSPECT)
     if up >= majority:
@@ -249,12 +286,14 @@ def _describe(
         services = _prepared_for_all(said.services, routing)
         node = TableNode(said.id, said.name, said.address, state, said.weight, services, silent)
         if any(seen.apart for seen in routing):
-            node = _with_services_apart(node, [seen for seen, _ in opinions], unheard)
+            node = _with_services_apart(node, [seen for seen, _ in opinions], unheard, before)
     # The same object where nothing changed: then comparing ten thousand nodes costs nothing.
     return before if node == before else node
 
 
-def _with_services_apart(node: TableNode, seen: list[NodeView], unheard: int) -> TableNode:
+def _with_services_apart(
+    node: TableNode, seen: list[NodeView], unheard: int, before: TableNode | None
+) -> TableNode:
     """The node with what is agreed on its services one by one; `unheard` electors do not know it.
 
     An LB that does not list a service has no say in it: its file may be an older one.
@@ -265,10 +304,11 @@ def _with_services_apart(node: TableNode, seen: list[NodeView], unheard: int) ->
     apart: dict[str, NodeState] = {}
     for name in sorted({name for _, states, _ in listed for name in states}):
         votes = [states.get(name, state) for names, states, state in listed if name in names]
-        elected = _elect(votes, len(votes) + unheard)
+        was = states_apart(before).get(name, before.state) if before is not None else None
+        elected = _elect(votes, len(votes) + unheard, was)
         if elected is not node.state and any(name == own.name for own in node.services):
             apart[name] = elected
-    if len(apart) == len(node.services) and not ROUTED & set(apart.values()):
+    if apart and len(apart) == len(node.services) and not ROUTED & set(apart.values()):
         best = NodeState.DOWN if NodeState.DOWN in apart.values() else NodeState.BANNED
         return replace(node, state=best)
     return replace(node, apart=tuple(ServiceState(*each) for each in apart.items()))
@@ -302,9 +342,8 @@ def _is_silent(opinions: list[tuple[NodeView, int]]) -> bool:
     return 2 * sum(silences) > len(silences)
 
 
-def _ban(node_id: str, opinions: list[tuple[NodeView, int]]) -> Ban:
+def _ban(node_id: str, banning: list[tuple[NodeView, int]]) -> Ban:
     """The longest of the electors' bans."""
-    banning = [(seen, age_ms) for seen, age_ms in opinions if seen.state is NodeState.BANNED]
     remaining_ms = max(max(0, seen.banned_for_ms - age_ms) for seen, age_ms in banning)
     return Ban(node_id, remaining_ms, max(seen.fails for seen, _ in banning))
 
@@ -424,6 +463,14 @@ def _node_changes(old: NodeTable, new: NodeTable) -> Iterable[str]:
             yield f"{label} {'fell silent' if after.silent else 'is heard again'}"
         elif before != after:
             yield f"{label} described anew"
+    yield from _order_changes(old, new)
+
+
+def _order_changes(old: NodeTable, new: NodeTable) -> Iterable[str]:
+    names = {node.id: node.name for node in new.nodes}
+    for order in new_orders(old, new):
+        asked = order.asked
+        yield f"order: {asked.kind} {names.get(asked.node, asked.node)}, by {asked.by}"
 
 
 def _service_changes(before: TableNode, after: TableNode) -> Iterable[str]:

@@ -27,11 +27,23 @@ from bus.commands import (
     CommandError,
     CommandServer,
 )
-from bus.socket import Publisher
+from bus.socket import Publisher, monotonic_ms
 from bus.topics import Topic
 from tests.api.samples import dataplane, node, quorum, seat, started, table, view
 
 TIMEOUT_S = 40
+REPEAT_MS = 500
+FLOW = {
+    "protocol": "tcp",
+    "client": "10.80.0.2:40000",
+    "vip": "10.80.0.10:8080",
+    "snat": "10.81.0.10:20000",
+    "node": "10.81.0.20:8080",
+    "state": "established",
+    "idle_ms": 10,
+    "age_ms": 1000,
+    "service": "default",
+}
 
 # How long an example takes says more of what else the machine does than of the code.
 settings.register_profile(
@@ -88,9 +100,15 @@ class FakeProcess:
         publisher.publish(*STATES[self._source]())
         if self._source == topics.QUORUM:
             publisher.publish(Topic.STATE_QUORUM, quorum())
+        repeat_ms = 0
         while True:
             publisher.serve()
             commands.serve(_flows)
+            if monotonic_ms() >= repeat_ms:
+                repeat_ms = monotonic_ms() + REPEAT_MS
+                for topic in topics.PUBLISHES[self._source]:
+                    if topic.is_state:
+                        publisher.repeat(topic)
             try:
                 order = self._orders.get(timeout=0.01)
             except queue.Empty:
@@ -108,7 +126,7 @@ def _flows(verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         raise CommandError(f"unknown command: {verb}")
     if arguments["limit"] == 13:
         raise CommandError("limit: 13 brings bad luck")
-    return {"flows": [arguments], "total": 1}
+    return {"flows": [FLOW | {"node_id": arguments["node"]}][: arguments["limit"]], "total": 1}
 
 
 class Gale:

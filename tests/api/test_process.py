@@ -27,7 +27,7 @@ from bus.topics import (
 )
 from bus.words import NodeState
 from services.api.position import FILE_NAME
-from tests.api.conftest import TIMEOUT_S, Gale, Listener, free_port, wait_for
+from tests.api.conftest import FLOW, TIMEOUT_S, Gale, Listener, free_port, wait_for
 from tests.api.samples import dataplane, down, node, node_id, seat, view
 
 Listen = Callable[..., Listener]
@@ -87,10 +87,7 @@ def test_every_path_answers_in_its_shape(ready: Gale) -> None:
 
 def test_flows_are_asked_of_the_dataplane(ready: Gale) -> None:
     asked = ready.get("/v1/flows?node=node-0@10.81.0.20&service=default&limit=7").json()
-    assert asked == {
-        "flows": [{"node": "node-0@10.81.0.20", "service": "default", "limit": 7}],
-        "total": 1,
-    }
+    assert asked == {"flows": [FLOW | {"node_id": "node-0@10.81.0.20"}], "total": 1}
     refused = ready.get("/v1/flows?limit=13")
     assert (refused.status_code, refused.json()["detail"]) == (400, "limit: 13 brings bad luck")
 
@@ -237,10 +234,76 @@ def test_killed_api_sends_what_it_missed_once_and_nothing_again(
     downs = [message for message in second_life if message["topic"] == "node.down."]
     assert [message["data"]["name"] for message in downs] == ["meanwhile", "after"]
     assert {message["topic"] for message in second_life[: len(PRESENT)]} == set(PRESENT)
-    page = ready.get(f"/v1/events?since={first_life}:1").json()
-    assert page["complete"] is False
-    names = [message["data"].get("name") for message in page["events"]]
-    assert {"before", "meanwhile", "after"} <= set(names)
+    page = ready.get(f"/v1/events?since={first_life}:{before['seq'] - 1}").json()
+    assert page["complete"] is True
+    assert [is_down("before")(message) for message in page["events"][:2]] == [True, False]
+    names = [message["data"]["name"] for message in page["events"] if is_a_down(message)]
+    assert names == ["before", "meanwhile", "after"]
+
+
+def is_a_down(message: dict[str, Any]) -> bool:
+    return bool(message["topic"] == "node.down.")
+
+
+def check_no_hole_between(ready: Gale, seen: list[dict[str, Any]], last: str) -> None:
+    """Of one who was there from `seen[0]` on, and asks for what he missed at each new boot.
+
+    In the end he has every number of every life from his first one on, up to the event `last`.
+    """
+    had = seen[0]
+    followed: list[tuple[str, int]] = []
+    downs: dict[tuple[str, int], str] = {}
+    while True:
+        page = events_since(ready, f"{had['boot']}:{had['seq']}&limit=5")
+        assert page["complete"] is True
+        if not page["events"]:
+            break
+        for message in page["events"]:
+            same = message["boot"] == had["boot"]
+            assert message["seq"] == (had["seq"] + 1 if same else 1)
+            had = message
+            followed.append((message["boot"], message["seq"]))
+            if is_a_down(message):
+                origin = message["origin"]
+                downs[origin["boot"], origin["seq"]] = message["data"]["name"]
+    got = {(message["boot"], message["seq"]) for message in seen[1:]}
+    assert got <= set(followed)
+    names = list(downs.values())
+    assert names[-1] == last
+    assert len(names) == len(set(names)), "twice, if at all, only with the same origin"
+
+
+def test_before_during_and_after_restarts_the_log_has_no_hole(ready: Gale, listen: Listen) -> None:
+    before = listen("")
+    seen = before.until(lambda message: message["topic"] == PRESENT[-1])
+    for turn in range(3):
+        went_down(ready, f"before-{turn}")
+        seen += before.until(is_down(f"before-{turn}"))
+        ready.kill_api()
+        during = listen("")
+        went_down(ready, f"during-{turn}")
+        ready.start_api()
+        went_down(ready, f"after-{turn}")
+        seen += before.until(is_down(f"after-{turn}"))
+        check_no_hole_between(ready, during.until(is_down(f"after-{turn}")), f"after-{turn}")
+        late = listen("").until(lambda message: message["topic"] == PRESENT[-1])
+        check_no_holes(late)
+    check_no_hole_between(ready, seen, "after-2")
+
+
+def test_a_browser_that_comes_back_after_a_restart_misses_nothing(ready: Gale) -> None:
+    with server_sent(ready) as stream:
+        last = [next(stream) for _ in PRESENT][-1]
+    ready.kill_api()
+    went_down(ready, "meanwhile")
+    ready.start_api()
+    with server_sent(ready, **{"Last-Event-ID": last["id"]}) as stream:
+        message = next(stream)
+        while not is_down("meanwhile")(message):
+            following = next(stream)
+            same = following["boot"] == message["boot"]
+            assert following["seq"] == (message["seq"] + 1 if same else 1)
+            message = following
 
 
 def test_a_tcp_endpoint_when_configured(gale: Gale, listen: Listen) -> None:

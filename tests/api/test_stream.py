@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bus import topics
 from bus.topics import Topic
 from services.api import stream
-from services.api.stream import EventLog
+from services.api.stream import Entry, EventLog
 from tests.api.samples import down, envelope, node, view
 
 EVENT = envelope(topics.HEALTH, Topic.NODE_DOWN, down(), boot="origin", seq=9)
@@ -57,7 +57,7 @@ def test_after_gives_what_follows(count: int, seq: int, limit: int) -> None:
     for _ in range(count):
         log.append(Topic.NODE_DOWN, EVENT)
     expected = list(range(seq + 1, count + 1))[:limit]
-    assert [entry.seq for entry in log.after(seq, limit)] == expected
+    assert [entry.seq for entry in log.after(log.find("b", seq).at, limit)] == expected
 
 
 def test_the_oldest_messages_go(small: EventLog) -> None:
@@ -94,3 +94,37 @@ def test_one_state_larger_than_the_room_is_kept(
     small.append(Topic.STATE_NODES, STATE)
     small.append(Topic.STATE_NODES, STATE)
     assert [entry.data is None for entry in small.after(0)] == [True, False]
+
+
+def earlier_life(count: int) -> list[Entry]:
+    log = EventLog("a")
+    return [log.append(Topic.NODE_DOWN, EVENT) for _ in range(count)]
+
+
+def numbers(log: EventLog, boot: str, seq: int) -> tuple[list[tuple[str, int]], bool]:
+    place = log.find(boot, seq)
+    return [(entry.boot, entry.seq) for entry in log.after(place.at)], place.complete
+
+
+def test_an_earlier_life_goes_on_in_this_one() -> None:
+    log = EventLog("b", earlier_life(3)[1:])
+    log.append(Topic.NODE_DOWN, EVENT)
+    assert (log.first_seq, log.last_seq) == (1, 1)
+    assert numbers(log, "a", 2) == ([("a", 3), ("b", 1)], True)
+    assert numbers(log, "a", 1) == ([("a", 2), ("a", 3), ("b", 1)], True)
+    assert numbers(log, "a", 0) == ([("a", 2), ("a", 3), ("b", 1)], False), "its first is not kept"
+    assert numbers(log, "a", 9) == ([("b", 1)], False), "nobody was given that number"
+    assert numbers(log, "b", 0) == ([("b", 1)], True)
+    assert numbers(log, "c", 1) == ([("a", 2), ("a", 3), ("b", 1)], False)
+
+
+def test_an_earlier_life_is_forgotten_as_a_whole(small: EventLog) -> None:
+    log = EventLog("b", earlier_life(5))
+    for _ in range(7):
+        log.append(Topic.NODE_DOWN, EVENT)
+    assert numbers(log, "a", 4) == ([("a", 5), *(("b", seq) for seq in range(1, 8))], True)
+    log.append(Topic.NODE_DOWN, EVENT)
+    assert numbers(log, "a", 5) == ([("b", seq) for seq in range(1, 9)], False)
+    assert log.first_seq == 1
+    log.append(Topic.NODE_DOWN, EVENT)
+    assert (log.first_seq, log.last_seq) == (2, 9)

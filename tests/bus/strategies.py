@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bus import words
 from bus.codec import Envelope, Head
 from bus.node_protocol import NODE_PROTOCOL
+from bus.orders import Asked, OrderKind
 from bus.states import (
     LocalChecks,
     NodeTable,
@@ -78,6 +79,8 @@ def _fitted(kind: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         return _as_long_as_each_other
     if kind is NodeTable:
         return _each_once
+    if kind is Asked:
+        return _an_order
     return lambda found: found
 
 
@@ -98,6 +101,17 @@ def _as_long_as_each_other(found: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value[:shortest] if isinstance(value, tuple) else value
         for name, value in found.items()
+    }
+
+
+def _an_order(found: dict[str, Any]) -> dict[str, Any]:
+    texts = {name: words.one_line(found[name]) for name in ("node", "by", "why")}
+    return found | {
+        "node": texts["node"] or "n",
+        "by": texts["by"] or "b",
+        "why": texts["why"],
+        "weight": found["weight"] if found["kind"] is OrderKind.WEIGHT else None,
+        "within_ms": found["within_ms"] if found["kind"] is OrderKind.DRAIN else None,
     }
 
 

@@ -5,16 +5,8 @@ from __future__ import annotations
 import socket
 import time
 
-from services.health.probe import (
-    HASTE,
-    LONGEST_MS,
-    MOST_OPEN,
-    MOST_PER_S,
-    Outcome,
-    Places,
-    Prober,
-    Spot,
-)
+from services.health.places import HASTE, MOST_PER_S, Outcome, Places, Spot
+from services.health.probe import LONGEST_MS, MOST_OPEN, Prober
 
 OPEN, REFUSED, UNANSWERED = Outcome.OPEN, Outcome.REFUSED, Outcome.UNANSWERED
 ROUND_MS = 1_000

@@ -9,7 +9,7 @@ import pytest
 from bus.topics import Topic
 from bus.words import Mode, NodeState, Protocol
 from services.health.model import Policy
-from services.health.probe import Outcome, Spot
+from services.health.places import Outcome, Spot
 from tests.health.rig import (
     NOT_SERVING,
     POLICY,

@@ -76,6 +76,14 @@ def states(table: NodeTable) -> dict[str, NodeState]:
         (UP, [DRAINING], DRAINING),
         (UP, [DOWN], DOWN),
         (UP, [PROBATION], DOWN),
+        (UP, [UP, DOWN], UP),
+        (SUSPECT, [UP, DOWN], UP),
+        (UP, [UP, PROBATION, PROBATION], UP),
+        (UP, [UP, PROBATION, DOWN], UP),
+        (UP, [PROBATION, PROBATION, DOWN], DOWN),
+        (UP, [UP, DOWN, DOWN], DOWN),
+        (DOWN, [UP, DOWN], DOWN),
+        (DOWN, [UP, PROBATION, PROBATION], DOWN),
         (UP, [BANNED], BANNED),
         (UP, [None], None),
         (DOWN, [PROBATION], DOWN),
@@ -89,9 +97,7 @@ def states(table: NodeTable) -> dict[str, NodeState]:
         (UP, [DRAINING, SUSPECT, DOWN], DRAINING),
         (UP, [SUSPECT, DOWN, DOWN], DOWN),
         (None, [UP, DOWN], None),
-        (UP, [UP, DOWN], DOWN),
         (UP, [UP, UP, DOWN], UP),
-        (UP, [UP, DOWN, DOWN], DOWN),
         (UP, [UP, DRAINING, DOWN], DRAINING),
         (UP, [UP, DRAINING, DRAINING], DRAINING),
         (UP, [BANNED, BANNED, UP], BANNED),
@@ -132,12 +138,12 @@ def serving(state: NodeState, *names: str, **apart: NodeState) -> LocalView:
         ([serving(DRAINING, "a", "b", b=DOWN)], DRAINING, {"b": DOWN}),
         ([serving(UP, "a", "b", b=DOWN)] * 2 + [serving(UP, "a", "b")], UP, {"b": DOWN}),
         ([serving(UP, "a", "b", b=DOWN)] + [serving(UP, "a", "b")] * 2, UP, {}),
-        ([serving(UP, "a", "b", b=DOWN), serving(UP, "a", "b")], UP, {"b": DOWN}),
+        ([serving(UP, "a", "b", b=DOWN), serving(UP, "a", "b")], UP, {}),
         ([serving(UP, "a", "b", b=DOWN), serving(UP, "a"), serving(UP, "a")], UP, {"b": DOWN}),
         ([serving(UP, "a", "b"), serving(UP, "a")], UP, {}),
-        ([serving(UP, "a", "b", a=DOWN), serving(UP, "a", "b", b=DOWN)], DOWN, {}),
-        ([serving(UP, "a", "b", a=BANNED), serving(UP, "a", "b", b=DOWN)], DOWN, {}),
-        ([serving(UP, "a", "b", b=DOWN), serving(DOWN, "a", "b")], DOWN, {}),
+        ([serving(UP, "a", "b", a=DOWN), serving(UP, "a", "b", b=DOWN)], UP, {}),
+        ([serving(UP, "a", "b", a=BANNED), serving(UP, "a", "b", b=BANNED, a=DOWN)], DOWN, {}),
+        ([serving(UP, "a", "b", b=DOWN), serving(DOWN, "a", "b")], UP, {"b": DOWN}),
         ([serving(UP, "a", "b", b=DOWN)] * 2 + [serving(DOWN, "a", "b")], UP, {"b": DOWN}),
         ([serving(UP, "a", "b", b=DOWN)] * 2 + [view()], UP, {"b": DOWN}),
     ],
@@ -532,3 +538,17 @@ def test_a_slice_of_another_layout_is_nobodys_slot(first_port: int) -> None:
     merged = merge(base, {}, config, ["lb-0"], term=1)
     shared = [held for held in merged.snat_slices if held.address is not None]
     assert [(held.owner, held.first_port) for held in shared] == [("lb-0", 1_536)]
+
+
+def test_a_node_all_of_whose_services_are_banned_for_themselves_has_no_ban_of_its_own() -> None:
+    apart = (ServiceState("default", BANNED),)
+    sick = replace(seen("n", UP), apart=apart)
+    table = merge(
+        bootstrap(1, 7),
+        {"lb-0": Report(view(sick), settled=True, age_ms=0)},
+        table_config(),
+        ["lb-0"],
+        term=1,
+    )
+    assert [node.state for node in table.nodes] == [BANNED]
+    assert table.bans == ()

@@ -49,7 +49,7 @@ def table_config(*, vips: tuple[FloatingVip, ...] = ()) -> TableConfig:
 def quorum_config(
     *, name: str = "lb-0", table: TableConfig | None = None, checks_timeout_ms: int = 1000
 ) -> QuorumConfig:
-    timing = Timing(50, 225, 250, 150)
+    timing = Timing()
     return QuorumConfig(name, "", table or table_config(), timing, checks_timeout_ms)
 
 
@@ -64,6 +64,6 @@ def work_off(core: Quorum, now_ms: int, disk: list[HardState] | None = None) -> 
             if disk is not None:
                 disk.append(ready.persist.state)
             core.stored(ready.persist.mark, now_ms)
-        if ready.persist is not None or ready.committed is not None or ready.events:
+        if ready.persist or ready.committed or ready.events or ready.answers:
             done.append(ready)
     return done

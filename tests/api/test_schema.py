@@ -1,0 +1,76 @@
+"""The OpenAPI document is what is really sent: hundreds of requests made from it, good and bad."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from services.api.problems import ALWAYS
+from tests.api.conftest import TIMEOUT_S, Gale, wait_for
+
+EXAMPLES = 25
+STREAMS = ("/v1/events",)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Gale]:
+    with tempfile.TemporaryDirectory(prefix="gale-", dir="/tmp") as directory:
+        gale = Gale(Path(directory))
+        gale.start_fakes()
+        gale.start_api()
+        wait_for(lambda: gale.get("/readyz").status_code == 200, "the LB to be ready")
+        yield gale
+        gale.stop()
+
+
+def document(gale: Gale) -> Any:
+    return gale.get("/openapi.json").json()
+
+
+def test_every_answer_is_documented_and_none_is_our_fault(running: Gale, tmp_path: Path) -> None:
+    """A stream has no end to wait for: `/v1/events` is asked for pages here."""
+    config = tmp_path / "schemathesis.toml"
+    config.write_text(
+        '[[operations]]\ninclude-path = "/v1/events"\nparameters = { since = "b:1" }\n'
+    )
+    program = Path(sys.executable).with_name("schemathesis")
+    options = ["--max-examples", str(EXAMPLES), "--request-timeout", str(TIMEOUT_S), "--no-color"]
+    address = f"{running.url}/openapi.json"
+    made = subprocess.run(
+        [program, "--config-file", config, "run", address, *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stdout
+    tested = re.search(r"Tested: (\d+)", made.stdout)
+    assert tested is not None
+    assert int(tested[1]) == sum(len(each) for each in document(running)["paths"].values())
+
+
+def test_every_operation_says_how_it_refuses(running: Gale) -> None:
+    for path, operations in document(running)["paths"].items():
+        for method, operation in operations.items():
+            where = f"{method} {path}"
+            assert operation["description"], where
+            for status, answer in operation["responses"].items():
+                if status.startswith(("4", "5")):
+                    assert list(answer["content"]) == ["application/problem+json"], where
+            assert {str(status) for status in ALWAYS} <= set(operation["responses"]), where
+            assert "422" not in operation["responses"], where
+
+
+def test_a_stream_begins(running: Gale) -> None:
+    for path in STREAMS:
+        with httpx.stream("GET", running.url + path, timeout=TIMEOUT_S, trust_env=False) as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            assert next(answer.iter_bytes()).startswith(b"retry: ")
