@@ -160,7 +160,7 @@ vm: $(READY)
 	mkdir -p build
 	$(SUDO) $(PYTHON) -m e2e.vm 2>&1 | tee build/vm.log
 
-e2e-machines: $(READY)
+e2e-machines: $(READY) build/deb/.built
 	@missing=()
 	for package in $(MACHINES_PACKAGES); do
 	    [ "$$(dpkg-query --show --showformat='$${db:Status-Status}' $$package 2>/dev/null)" = installed ] \
