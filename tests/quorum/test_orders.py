@@ -492,5 +492,5 @@ def test_words_that_make_no_order() -> None:
         {"kind": DRAIN, "why": "two\nlines"},
         {"kind": DRAIN, "node": ""},
     ):
-        with pytest.raises(ValueError, match="order|takes"):
+        with pytest.raises(ValueError, match=r"order|takes"):
             asked(**wrong)
