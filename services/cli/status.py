@@ -113,7 +113,32 @@ def _dataplane(dataplane: dict[str, Any]) -> list[RenderableType]:
                 f" the kernel routes by epoch {dataplane['epoch']}"
             )
         )
-    return parts
+    return [*parts, *_replication(dataplane)]
+
+
+def _replication(dataplane: dict[str, Any]) -> list[RenderableType]:
+    """How this LB and the others stand with each other's flows; nothing where there are none."""
+    if not dataplane["replicas"]:
+        return []
+    lag_ms = dataplane["replication_lag_ms"]
+    head = Text("flows: ").append(
+        Text("synced", "green") if dataplane["synced"] else Text("not synced yet", "yellow")
+    )
+    if lag_ms is not None:
+        head.append(f", told to the others within {span(lag_ms)}")
+    return [head, *(_replica_line(peer) for peer in dataplane["replicas"])]
+
+
+def _replica_line(peer: dict[str, Any]) -> Text:
+    line = Text(f"  {peer['name'] or peer['address']}: ")
+    if peer["standing"] == "level":
+        line.append("its flows are known here")
+    elif peer["standing"] == "refused":
+        line.append(f"refuses this LB: {peer['reason']}", "bold red")
+    else:
+        line.append(peer["standing"], "yellow")
+    told = "those of here are told to it" if peer["follows"] else "it is not told of those here"
+    return line.append(f"; {told}", "" if peer["follows"] else "yellow")
 
 
 def _quorum_line(quorum: dict[str, Any]) -> Text:
