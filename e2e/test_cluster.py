@@ -15,8 +15,10 @@ import pytest
 
 from e2e.hosts import Hosts, lab_hosts, pid_of, send_signal, traffic, wait_for
 from e2e.lab import Plan
+from e2e.traffic import Summary
 
 PATIENCE_S = 30.0
+MOVE_MS = 1_000
 FLOWS = 300
 TRACING_S = 300
 """The first trace of an LB may have to compile its programs."""
@@ -54,13 +56,29 @@ def _is_anew(hosts: Hosts, lb: str, before: int) -> bool:
 
 
 def agreement(hosts: Hosts, *lbs: str) -> str:
-    """Who leads, if all of these follow the same LB by the same table; else nothing."""
+    """Who leads, if all of these follow the same LB in the same term; else nothing."""
     states = [quorum(hosts, lb) for lb in lbs or hosts.lbs]
-    said = {(s["leader"], s["term"], s["epoch"]) for s in states if s is not None}
+    said = {(s["leader"], s["term"]) for s in states if s is not None}
     if None in states or len(said) != 1:
         return ""
-    ((leader, *_),) = said
+    ((leader, _),) = said
     return leader or ""
+
+
+def tables(hosts: Hosts) -> set[tuple[int, int] | None]:
+    """The versions of all LBs' tables."""
+    states = [quorum(hosts, lb) for lb in hosts.lbs]
+    return {(s["term"], s["epoch"]) if s is not None else None for s in states}
+
+
+def one_table(hosts: Hosts) -> None:
+    wait_for(lambda: len(found := tables(hosts)) == 1 and None not in found, "one table")
+
+
+def are_of_one_move(seen: Summary) -> None:
+    """Whether what failed was under way when the VIP moved, younger than what is replicated."""
+    assert set(seen.errors) <= {"reset"}, seen.errors
+    assert seen.failing_ms < MOVE_MS, seen.failures
 
 
 def agreed(hosts: Hosts, *lbs: str, without: str = "") -> str:
@@ -115,6 +133,7 @@ def well(hosts: Hosts) -> Iterator[None]:
 
 def test_all_know_all_and_one_holds_the_vip(hosts: Hosts) -> None:
     leader = agreed(hosts)
+    one_table(hosts)
     holders = {holder(hosts, lb) for lb in hosts.lbs}
     assert len(holders) == 1
     assert holders <= set(hosts.lbs)
@@ -124,7 +143,6 @@ def test_all_know_all_and_one_holds_the_vip(hosts: Hosts) -> None:
         members = {member["name"]: member for member in state["members"]}
         assert set(members) == set(hosts.lbs)
         assert all(member["alive"] for member in members.values())
-        assert all(member["epoch"] == state["epoch"] for member in members.values())
         assert (state["role"] == "leader") == (lb == leader)
         assert not state["rejected"]
 
@@ -132,6 +150,7 @@ def test_all_know_all_and_one_holds_the_vip(hosts: Hosts) -> None:
 def test_equal_tables_are_equal_choices(hosts: Hosts) -> None:
     """The loaded programs of all LBs choose the same node for the same flow."""
     agreed(hosts)
+    one_table(hosts)
     words = ("python3", "-c", TRACE, "0", str(FLOWS), f"{hosts.vip()}:8080")
     running = {lb: hosts.start(lb, *words) for lb in hosts.lbs}
     answers: dict[str, list[str]] = {}
@@ -152,8 +171,7 @@ def test_a_killed_leader_is_replaced_and_comes_back_as_a_follower(hosts: Hosts) 
     successor = agreed(hosts, *others(hosts, leader), without=leader)
     wait_for(lambda: pid_of(hosts, leader, "gale:quorum") not in (0, killed), "a new process")
     assert agreed(hosts) == successor
-    seen = requests.stop()
-    assert not seen.failures, seen.errors
+    are_of_one_move(requests.stop())
 
 
 def test_a_minority_follows_nobody_says_so_and_comes_back(hosts: Hosts) -> None:
@@ -205,22 +223,25 @@ def test_a_leader_that_stands_still_leads_no_more_when_it_goes_on(hosts: Hosts) 
     assert agreed(hosts) == successor
 
 
-def test_a_rolling_restart_fails_no_request(hosts: Hosts) -> None:
-    requests = traffic(hosts, rate=50)
-    wait_for(lambda: requests.results, "the first answer")
+def test_a_rolling_restart_moves_the_vip_and_loses_no_table(hosts: Hosts) -> None:
     for lb in hosts.lbs:
+        requests = traffic(hosts, rate=50)
+        wait_for(lambda: requests.results, "the first answer")  # noqa: B023 - awaited here
         before = pid_of(hosts, lb, "gale:quorum")
         hosts.supervisorctl(lb, "restart", "gale:quorum")
         wait_for(partial(_is_anew, hosts, lb, before), f"a new process on {lb}")
         agreed(hosts)
-    seen = requests.stop()
-    assert not seen.failures, seen.errors
+        one_table(hosts)
+        are_of_one_move(requests.stop())
 
 
 def test_handed_over_is_the_lead_and_the_vip(hosts: Hosts) -> None:
     leader = agreed(hosts)
+    requests = traffic(hosts, rate=50)
+    wait_for(lambda: requests.results, "the first answer")
     done = hosts.run(leader, "gale", "handover")
     assert done.returncode == 0, done.stderr
+    are_of_one_move(requests.stop())
     successor = agreed(hosts)
     assert successor != leader
     assert holder(hosts, successor) != leader

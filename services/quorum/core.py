@@ -250,6 +250,14 @@ class Quorum:
         self._peers = {address: _Peer() for address in config.others}
         self._standing = Standing(eligible=not config.witness, fitness=0)
         self._why_not: tuple[str, ...] = ("it only votes",) if config.witness else ()
+        self._staged = "" if config.witness else digest(config.table)
+        self._agreed = digest(agreed(kept.table)) if kept is not None else ""
+        """Of the services and VIPs of the committed table."""
+        self._begin(kept, now_ms)
+        self.tick(now_ms)
+
+    def _begin(self, kept: Dated | None, now_ms: int) -> None:
+        """Nothing has happened yet; `kept` is what the disk remembers of the agreement."""
         self.faults: Counter[str] = Counter()
         """What peers did that this LB ignores, by reason."""
         self._writing: int | None = None
@@ -265,9 +273,6 @@ class Quorum:
         self._claims: dict[str, int] = {}
         self._heard: dict[str, _Heard] = {}
         self._own_view: _View | None = None
-        self._staged = digest(config.table)
-        self._agreed = digest(agreed(kept.table)) if kept is not None else ""
-        """Of the services and VIPs of the committed table."""
         self._by_majority = False
         """Whether the next table need not wait for every LB's file."""
         self._departed: dict[str, int] = {}
@@ -290,7 +295,6 @@ class Quorum:
         """By entry, how the leader has said that it sees the members, and when it said so."""
         self._leaders_members_ms = now_ms
         self._lease_changes = 0
-        self.tick(now_ms)
 
     # ------------------------------------------------------------------ what happened
 
