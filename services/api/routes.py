@@ -30,6 +30,7 @@ from bus.topics import Topic
 from bus.words import one_line
 from services.api import snapshot
 from services.api.asking import add_questions
+from services.api.cluster import add_cluster
 from services.api.events import Streams, add_events
 from services.api.fold import Fold
 from services.api.guard import Guard, etag, tag_of
@@ -106,6 +107,7 @@ def application(source: Source, version: str, guard: Guard) -> FastAPI:
     _add_states(app, source)
     _add_flows(app, source)
     add_questions(app, source)
+    add_cluster(app, source)
     streams = Streams()
     add_events(app, source, streams)
     add_pages(app, source, streams)

@@ -63,11 +63,17 @@ def quorum(context: typer.Context) -> None:
             str(member["term"]),
             str(member["epoch"]),
             span(member["heard_ms"]),
+            "; ".join(member["why_not"]),
         ]
         for member in answer["members"]
     ]
-    columns = ("LB", "address", "alive", "term#", "epoch#", "heard#")
-    show(_quorum_line(answer), table("", columns, members), *_vip_lines(answer))
+    columns = ("LB", "address", "alive", "term#", "epoch#", "heard#", "may hold no VIP because")
+    troubles = [
+        Text(f"{member['name'] or member['address']}: {member['trouble']}", "yellow")
+        for member in answer["members"]
+        if member["trouble"]
+    ]
+    show(_quorum_line(answer), table("", columns, members), *_vip_lines(answer), *troubles)
 
 
 def _watch(client: Client, answer: dict[str, Any], *, as_json: bool) -> None:
@@ -156,7 +162,32 @@ def _dataplane(dataplane: dict[str, Any]) -> list[RenderableType]:
                 f" the kernel routes by epoch {dataplane['epoch']}"
             )
         )
-    return parts
+    return [*parts, *_replication(dataplane)]
+
+
+def _replication(dataplane: dict[str, Any]) -> list[RenderableType]:
+    """How this LB and the others stand with each other's flows; nothing where there are none."""
+    if not dataplane["replicas"]:
+        return []
+    lag_ms = dataplane["replication_lag_ms"]
+    head = Text("flows: ").append(
+        Text("synced", "green") if dataplane["synced"] else Text("not synced yet", "yellow")
+    )
+    if lag_ms is not None:
+        head.append(f", told to the others within {span(lag_ms)}")
+    return [head, *(_replica_line(peer) for peer in dataplane["replicas"])]
+
+
+def _replica_line(peer: dict[str, Any]) -> Text:
+    line = Text(f"  {peer['name'] or peer['address']}: ")
+    if peer["standing"] == "level":
+        line.append("its flows are known here")
+    elif peer["standing"] == "refused":
+        line.append(f"refuses this LB: {peer['reason']}", "bold red")
+    else:
+        line.append(peer["standing"], "yellow")
+    told = "those of here are told to it" if peer["follows"] else "it is not told of those here"
+    return line.append(f"; {told}", "" if peer["follows"] else "yellow")
 
 
 def _quorum_line(quorum: dict[str, Any]) -> Text:
@@ -168,11 +199,18 @@ def _quorum_line(quorum: dict[str, Any]) -> Text:
     )
     if quorum["waiting_for"]:
         line.append(f", waits for {quorum['waiting_for']}", "yellow")
+    if quorum["staged"]:
+        line.append(f", configuration {quorum['staged']}", "yellow")
     return line
 
 
 def _vip_lines(quorum: dict[str, Any]) -> list[RenderableType]:
-    return [Text(f"VIP {vip['address']} at {vip['holder'] or 'nobody'}") for vip in quorum["vips"]]
+    lines = [Text(f"VIP {vip['address']} at {vip['holder'] or 'nobody'}") for vip in quorum["vips"]]
+    for member in quorum["members"]:
+        if member["name"] == quorum["name"] and member["why_not"]:
+            why = "; ".join(member["why_not"])
+            lines.append(Text(f"{quorum['name']} may hold no VIP: {why}", "yellow"))
+    return [*lines]
 
 
 def _troubles(dataplane: dict[str, Any] | None) -> list[RenderableType]:

@@ -1,4 +1,5 @@
-"""A service of the configuration as the node table has it. Pure.
+"""What the quorum makes of the configuration: a service as the node table has it, the numbers by
+which nodes are judged as other LBs are told them. Pure.
 
 The quorum process makes the table of it, and `gale plan` asks what a table made of it would change:
 so both read a file alike.
@@ -8,7 +9,8 @@ from __future__ import annotations
 
 from bus.states import TableService
 from bus.words import Affinity, Encapsulation, Mode, NoFlow, OnNodeDown, Protocol
-from conf.lb import Service
+from conf.lb import LbConfig, Service
+from conf.values import duration_text
 
 
 def table_service(service: Service) -> TableService:
@@ -30,3 +32,16 @@ def table_service(service: Service) -> TableService:
         keeps_port=service.keeps_port,
         affinity_group=service.affinity_group or "",
     )
+
+
+def node_health(config: LbConfig) -> dict[str, str]:
+    """`[node_health]` by key, as an operator would write it."""
+    fields = type(config.node_health).model_fields
+    return {
+        field.alias or name: _written(name, getattr(config.node_health, name))
+        for name, field in fields.items()
+    }
+
+
+def _written(name: str, value: object) -> str:
+    return duration_text(value) if name.endswith("_ms") and isinstance(value, int) else str(value)

@@ -176,11 +176,12 @@ def test_each_lb_settles_by_its_own_boot() -> None:
     core, _ = bootstrapped("a", "b")
     core.report("boot-2", view(seen("b", UP)), 100)
     core._take_report("lb-1", "boot-1", view(seen("a", UP)), 900, 900)
+    core._take_report("lb-2", "boot-1", view(), 100, 100)
     for now_ms in (100 + SETTLE_MS - 1, 100 + SETTLE_MS):
         assert states(core) == {"a": UP, "b": UP}
         core.tick(now_ms)
         work_off(core, now_ms)
-    assert states(core) == {"a": DOWN, "b": UP}, "lb-0 knows no a; lb-1 may yet learn of b"
+    assert states(core) == {"a": DOWN, "b": UP}, "two know no a; lb-1 may yet learn of b"
     core.tick(900 + SETTLE_MS)
     work_off(core, 900 + SETTLE_MS)
     assert states(core) == {"a": DOWN, "b": DOWN}
