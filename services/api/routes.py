@@ -169,7 +169,7 @@ def _add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(CommandError)
     async def refused_command(_request: Request, error: CommandError) -> Response:
-        return problem(HTTPStatus.BAD_REQUEST, str(error))
+        return problem(HTTPStatus.CONFLICT, str(error))
 
     @app.exception_handler(TimeoutError)
     async def unanswered_command(_request: Request, error: TimeoutError) -> Response:
@@ -241,7 +241,7 @@ def _add_states(app: FastAPI, source: Source) -> None:
 
 
 def _add_flows(app: FastAPI, source: Source) -> None:
-    @app.get("/v1/flows", response_model=FlowsShape, responses=answers(404, 504))
+    @app.get("/v1/flows", response_model=FlowsShape, responses=answers(404, 409, 504))
     async def flows(
         node: str | None = None,
         service: str | None = None,

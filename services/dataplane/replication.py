@@ -5,7 +5,8 @@ follow this LB; records of those that it follows, entered into the table. What i
 decided in `flows.replica`, which is pure; the words are `bus.replica_protocol`.
 
 One ROUTER takes the followers, on the replication port of this LB's own entry in
-`load_balancer_quorum.addresses`; a DEALER goes to each other entry. Only these addresses are heard.
+`load_balancer_quorum.addresses`; a DEALER goes to each other entry. Only these addresses are heard,
+or, where keys are used, only their keys (`replica_keys`).
 
 **Turn.** Read notes; tell what is due; hear followers; hear tellers and enter what they tell; parts
 of the table for who needs them; comparisons last. All of that takes no more than some milliseconds
@@ -60,6 +61,7 @@ from services.dataplane.flows.replica import (
 )
 from services.dataplane.flows.told import Flows
 from services.dataplane.maps import Seat
+from services.dataplane.replica_keys import ReplicaKeys
 from services.machine import all_addresses
 from services.process import Loop
 from services.resolve import Resolver
@@ -130,6 +132,12 @@ class Replication:
         self.counts: Counter[str] = Counter()
         """What became of records and messages, by name."""
         self.waiting_for = ""
+        directory, peers = config.security.keys, config.quorum.addresses
+        self._keys = ReplicaKeys(context, directory, peers, self.counts) if directory else None
+        if self._keys is not None:
+            loop.watch(self._keys.socket)
+        self._hosts: dict[str, str] = {}
+        """By address, the entry's host."""
 
     # ------------------------------------------------------------------ who, and where
 
@@ -138,12 +146,17 @@ class Replication:
         if now_ms < self._settle_ms:
             return
         self._settle_ms = now_ms + SETTLE_MS
+        if self._keys is not None and (lacking := self._keys.refresh()):
+            self._wait_for(lacking)
+            return
         quorum = self._config.quorum
+        found = [(self._resolver.address(peer.host), peer) for peer in quorum.addresses]
         places = {
             address: quorum.replication_port_of(peer)
-            for peer in quorum.addresses
-            if (address := self._resolver.address(peer.host)) is not None
+            for address, peer in found
+            if address is not None
         }
+        self._hosts = {address: peer.host for address, peer in found if address is not None}
         try:
             machine = {each.address for each in all_addresses()}
         except OSError:  # no descriptor left, say: asked again before long
@@ -160,6 +173,9 @@ class Replication:
         self.waiting_for = what
 
     def _bind(self, endpoint: str) -> bool:
+        if self._keys is not None and self._keys.guard(self._router) and self._bound:
+            self._router.unbind(self._bound)
+            self._bound = ""
         if self._bound == endpoint:
             return True
         try:
@@ -175,12 +191,18 @@ class Replication:
     def _connect(self, flows: Flows, own: str, places: Mapping[str, int], now_ms: int) -> None:
         """To each other LB; an address that is in the list no more is forgotten."""
         for address, peer in list(self._peers.items()):
-            if address not in places or now_ms >= peer.renew_ms:
+            rekeyed = self._keys is not None and self._keys.has_changed
+            if address not in places or now_ms >= peer.renew_ms or rekeyed:
                 self._disconnect(self._peers.pop(address))
         for address, port in places.items():
             if address == own or address in self._peers:
                 continue
-            socket = tcp.connecting(self._context, LONGEST_FRAME)
+            credentials = None
+            if self._keys is not None:
+                credentials = self._keys.credentials_for(self._hosts[address])
+                if credentials is None:
+                    continue
+            socket = tcp.connecting(self._context, LONGEST_FRAME, credentials=credentials)
             socket.connect(f"tcp://{own}:0;{address}:{port}")
             self._loop.watch(socket)
             number = _number(address)
@@ -237,6 +259,8 @@ class Replication:
         if flows is None:
             return
         end_s = time.monotonic() + TURN_MS / 1_000
+        if self._keys is not None:
+            self._keys.serve()
         self._settle(flows, now_ms)
         self._note(flows, now_ms)
         self._hear_followers(now_ms)
@@ -284,9 +308,14 @@ class Replication:
             except zmq.Again:
                 return
             identity, rest = frames[0].bytes, [frame.bytes for frame in frames[1:]]
-            address = tcp.peer_address(frames[-1])
-            if address not in self._peers:
+            if self._keys is not None:
+                host = self._keys.host_of(frames[-1])
+                sender = next((known for known, of in self._hosts.items() if of == host), "")
+            else:
+                sender = tcp.peer_address(frames[-1])
+            if sender not in self._peers:
                 self.counts["refused_stranger"] += 1
+                self._tellings.pop(identity, None)
                 continue
             try:
                 message, payload = decode_replica(rest)
@@ -483,6 +512,8 @@ class Replication:
         self._router.close(0)
         for peer in self._peers.values():
             peer.socket.close(0)
+        if self._keys is not None:
+            self._keys.close()
 
 
 def _digests(flows: Flows, before: int) -> Generator[None, None, NDArray[np.uint64]]:
