@@ -166,6 +166,14 @@ def quorum_paused(hosts: LabHosts, lb: str) -> Iterator[None]:
 
 
 @contextmanager
+def handed_over(hosts: LabHosts, lb: str) -> Iterator[None]:
+    """An operator has asked it to."""
+    done = hosts.run(lb, "gale", "handover")
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield
+
+
+@contextmanager
 def resigned(hosts: LabHosts, lb: str) -> Iterator[None]:
     """Its quorum process is told to end, before maintenance say: it hands over first."""
     hosts.supervisorctl(lb, "stop", "gale:quorum")

@@ -84,7 +84,8 @@ def test_a_silent_cut_and_its_healing(hosts: LabHosts) -> None:
     assert seen.heal_gap_ms <= WORST_GAP_MS
 
 
-def test_a_planned_handover(hosts: LabHosts) -> None:
-    seen = steady(hosts, failover.resigned)
+@pytest.mark.parametrize("way", [failover.handed_over, failover.resigned])
+def test_a_planned_handover(hosts: LabHosts, way: Fault) -> None:
+    seen = steady(hosts, way)
     assert seen.gap_ms <= PLANNED_GAP_MS
     assert seen.heal_gap_ms <= PLANNED_GAP_MS

@@ -10,7 +10,7 @@ and is healed:
 * **silent cut**: the switch carries nothing any more, and the carrier stays; then it is healed,
   when two may claim the same address;
 * **processes killed**: all of them at once, by SIGKILL; the kernel lives;
-* **stop, planned**: told to end, as before maintenance.
+* **planned**: as before maintenance. Gale is asked to hand over, keepalived told to end.
 
 A run whose client was late itself by more than 25 ms has measured the machine, and is made again.
 """
@@ -34,7 +34,7 @@ from e2e.hosts import LabHosts, lab_hosts, wait_for
 from e2e.lab import Plan
 
 GALE, FAST, SLOW = "Gale", "keepalived, 0.1 s", "keepalived, 1 s"
-LINKS, CUT, KILLED, PLANNED = "links down", "silent cut", "processes killed", "stop, planned"
+LINKS, CUT, KILLED, PLANNED = "links down", "silent cut", "processes killed", "planned"
 LAST_S = 5.0
 LATE_MS, TRIES = 25.0, 4
 
@@ -60,7 +60,7 @@ _GALES = {
     LINKS: failover.links_down,
     CUT: failover.silent_cut,
     KILLED: failover.all_killed,
-    PLANNED: failover.resigned,
+    PLANNED: failover.handed_over,
 }
 
 

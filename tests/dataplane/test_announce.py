@@ -133,6 +133,14 @@ class TestPeers:
         ]
         assert later == [0, 50, 200]
 
+    def test_one_that_falls_silent_is_no_news(self) -> None:
+        core = Announcer()
+        core.peers(frozenset({"lb-1", "lb-2"}), START_MS)
+        announced(core, held(), START_MS)
+        announced(core, held(), START_MS + 3_000)
+        core.peers(frozenset({"lb-1"}), START_MS + 4_000)
+        assert announced(core, held(), START_MS + 4_000) == ()
+
     def test_those_that_are_there_at_the_start_are_no_news(self) -> None:
         core = Announcer()
         announced(core, held(), START_MS)
@@ -177,6 +185,13 @@ class TestRivals:
         again = held(rival=Rival(RIVAL_MAC, 2))
         assert announced(core, again, START_MS + 4_500) == ()
         assert announced(core, again, START_MS + 5_000) == (VIP,)
+
+    def test_an_answer_that_comes_too_late_is_none(self) -> None:
+        core = self.core()
+        rival = Rival(RIVAL_MAC, 1)
+        core.look(held(START_MS + 4_100, rival), START_MS + 4_000)
+        core.tick(START_MS + 4_100)
+        assert core.take() == Said((), (), (VIP,), ((VIP, rival),))
 
     def test_those_of_before_this_process_are_no_news(self) -> None:
         core = Announcer()
