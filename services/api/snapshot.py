@@ -211,6 +211,21 @@ class ClaimShape:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaShape:
+    """Another LB, as one that flows are told to and heard from."""
+
+    address: str
+    name: str
+    """Empty until it has spoken once."""
+    standing: str
+    """silent, refused, catching up (its flows are on their way here), or level."""
+    reason: str
+    """Why it has refused; else empty."""
+    follows: bool
+    """Whether it is being told of the flows here."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneShape:
     ready: bool
     epoch: int
@@ -221,6 +236,11 @@ class DataplaneShape:
     conntrack_half_open: int | None
     conntrack_capacity: int | None
     claims: list[ClaimShape]
+    synced: bool
+    """This LB has the flows that any live peer had."""
+    replicas: list[ReplicaShape]
+    replication_lag_ms: int | None
+    """How long what became of flows here took to be known to all other LBs, lately at most."""
     observed_ms: int
 
 
@@ -577,6 +597,16 @@ def _dataplane(fold: Fold, now_ms: int) -> DataplaneShape | None:
             ClaimShape(claim.address, claim.side, claim.held, claim.trouble)
             for claim in state.claims
         ],
+        synced=state.synced,
+        replicas=[
+            ReplicaShape(peer.address, peer.name, peer.standing, peer.reason, peer.follows)
+            for peer in state.replicas
+        ],
+        replication_lag_ms=(
+            None
+            if counters is None or counters.replication_lag_seconds is None
+            else round(1_000 * counters.replication_lag_seconds)
+        ),
         observed_ms=age,
     )
 

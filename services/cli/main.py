@@ -45,6 +45,7 @@ COMMANDS = {
     "events": "services.cli.events:events",
     "trace": "services.cli.trace:trace",
     "doctor": "services.cli.doctor:doctor",
+    "support": "services.cli.support:support",
     "keygen": "services.cli.keygen:keygen",
     "detach": "services.cli.detach:detach",
     "lab": "services.cli.lab:app",

@@ -22,8 +22,10 @@ All are counted; the first of each sender and reason within `SAID_MS` is also to
 `quorum.peer_refused.`. Whoever sends them is a stranger, so what is kept of them is bounded.
 
 A message that was overtaken on another connection of the same sender counts as replayed: whatever
-matters is said again. Where keys are configured, the same place is where a key's owner is asked
-for: `admit` is handed who the transport vouches for, and the list says who may speak.
+matters is said again.
+
+Where keys are used, it is not the address that counts but whom the key of the connection stands
+for: then that name is what stands for an address in all of this.
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ class Admission:
         self._enforce = False
 
     def expect(self, entries: dict[str, str]) -> None:
-        """By the address that a connection may come from, the entry whose it is."""
+        """By the address that a connection may come from, or by its key's name, whose it is."""
         self._entries = dict(entries)
         wanted = set(entries.values())
         self._members = {entry: self._members.get(entry, _Member()) for entry in sorted(wanted)}
@@ -102,8 +104,8 @@ class Admission:
         return address in self._entries
 
     def refuse_stranger(self, address: str, now_ms: int) -> None:
-        """A message came from an address that is no member's."""
-        text = "this address is not in load_balancer_quorum.addresses"
+        """A message came from an address, or with a key, that is no member's."""
+        text = "nobody in load_balancer_quorum.addresses has this address or key"
         self._refuse(address, "not_listed", text, now_ms)
 
     def admit(

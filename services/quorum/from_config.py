@@ -1,5 +1,4 @@
-"""What the quorum makes of the configuration: a service as the node table has it, the numbers by
-which nodes are judged as other LBs are told them. Pure.
+"""A service of the configuration as the node table has it. Pure.
 
 The quorum process makes the table of it, and `gale plan` asks what a table made of it would change:
 so both read a file alike.
@@ -7,10 +6,52 @@ so both read a file alike.
 
 from __future__ import annotations
 
+from typing import Protocol as Shape
+
 from bus.states import TableService
 from bus.words import Affinity, Encapsulation, Mode, NoFlow, OnNodeDown, Protocol
-from conf.lb import LbConfig, Service
-from conf.values import duration_text
+
+
+class Ports(Shape):
+    """How many there are, one after the other."""
+
+    @property
+    def size(self) -> int: ...
+
+
+class Service(Shape):
+    """`conf.lb.Service`, as far as the table is concerned: that module asks the machine's name."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def address(self) -> str | None: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def node_port(self) -> int: ...
+    @property
+    def affinity(self) -> str: ...
+    @property
+    def encap(self) -> str: ...
+    @property
+    def snat(self) -> bool: ...
+    @property
+    def snat_addresses(self) -> tuple[str, ...]: ...
+    @property
+    def on_node_down(self) -> str | None: ...
+    @property
+    def no_flow(self) -> str: ...
+    @property
+    def ports(self) -> Ports: ...
+    @property
+    def keeps_port(self) -> bool: ...
+    @property
+    def affinity_group(self) -> str | None: ...
 
 
 def table_service(service: Service) -> TableService:
@@ -32,16 +73,3 @@ def table_service(service: Service) -> TableService:
         keeps_port=service.keeps_port,
         affinity_group=service.affinity_group or "",
     )
-
-
-def node_health(config: LbConfig) -> dict[str, str]:
-    """`[node_health]` by key, as an operator would write it."""
-    fields = type(config.node_health).model_fields
-    return {
-        field.alias or name: _written(name, getattr(config.node_health, name))
-        for name, field in fields.items()
-    }
-
-
-def _written(name: str, value: object) -> str:
-    return duration_text(value) if name.endswith("_ms") and isinstance(value, int) else str(value)

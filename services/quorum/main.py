@@ -41,10 +41,11 @@ from typing import Any
 
 import structlog
 
-from bus import topics
+from bus import keys, topics
 from bus.codec import Envelope, MalformedMessage, from_json, to_json
 from bus.commands import CommandError, Later
 from bus.events import QuorumEvent
+from bus.keys import KeyDirectory
 from bus.orders import LONGEST_TEXT, Asked
 from bus.socket import monotonic_ms
 from bus.states import (
@@ -64,7 +65,8 @@ from services.quorum.carrier import Carrier
 from services.quorum.claims import Claims, Told
 from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
 from services.quorum.eligibility import Eligibility
-from services.quorum.from_config import node_health, table_service
+from services.quorum.from_config import table_service
+from services.quorum.health_numbers import node_health
 from services.quorum.orders import Answer
 from services.quorum.peers import Peers
 from services.quorum.storage import NewerFormatError, Storage, Writer
@@ -152,15 +154,17 @@ class QuorumProcess:
             config.local.name,
             self._boot,
             self._loop.signals.wake,
+            KeyDirectory(config.security.keys, (keys.LBS,)) if config.security.keys else None,
         )
-        self._peers.expect(self._listed)
+        names = {str(each): each.key_name for each in config.quorum.addresses}
+        self._peers.expect(self._listed, names)
         self._judge_by(config)
         for refused in self._unrealtime:
             _log.warning("the kernel does not allow", what=refused)
 
     def run(self) -> None:
         """Until SIGTERM."""
-        self._loop.watch(self._peers.socket, *self._bus.sockets)
+        self._loop.watch(*self._peers.sockets, *self._bus.sockets)
         while not self._loop.signals.stopping:
             self._step(monotonic_ms())
             self._loop.wait(self._wait_ms(monotonic_ms()))

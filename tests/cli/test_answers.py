@@ -79,6 +79,9 @@ def test_status(gale: Gale) -> None:
     sent = " ".join(row_of(result.stdout, "requests"))
     assert sent == "priv0 requests tc a bridge: it takes no frames from XDP"
     assert "conntrack 1 234 567 of 2 000 000 established" in result.stdout
+    assert "flows: synced, told to the others within 17 ms" in result.stdout
+    assert "lb-1: its flows are known here; those of here are told to it" in result.stdout
+    assert "10.81.0.12: refuses this LB: this is the cluster 'other'" in result.stdout
     assert "nodes: 2 up, 1 down" in lines
     assert " ".join(row_of(result.stdout, "default")) == ("default tcp (public address):8080 l4 2")
 
