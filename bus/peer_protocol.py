@@ -13,7 +13,7 @@ whatever matters is said again with the next beat.
     holder       Release       -              I claim that VIP no more
     leader       Go            Vote           you lead next: my lease is over
     follower     ViewReport    Beat           what my health process sees
-    follower     OrderAsked    OrderAnswered  an operator of mine wants this; repeated until answered
+    follower     OrderAsked    OrderAnswered  an operator of mine wants this; until answered
 
 A `Version` is (term, epoch), in this order: of two tables the one with the larger version is the
 newer, and two with the same version are the same.

@@ -57,6 +57,7 @@ PASSING = frozenset(
     (
         *("age_ms", "observed_ms", "heard_ms", "lease_remaining_ms", "banned_for_ms"),
         *("load", "checks_passed", "packets_in", "bytes_in", "packets_out", "bytes_out", "flows"),
+        "flows_now",
         *("conntrack_established", "conntrack_half_open", "remaining_ms"),
     )
 )

@@ -33,6 +33,7 @@ from services.api.events import Streams, add_events
 from services.api.fold import Fold
 from services.api.guard import Guard, etag, tag_of
 from services.api.metrics import exposition
+from services.api.orders import add_orders
 from services.api.problems import Answers, answers, documented, problem, refusal
 from services.api.snapshot import (
     NodeShape,
@@ -103,6 +104,7 @@ def application(source: Source, version: str, guard: Guard) -> FastAPI:
     _add_probes(app, source)
     _add_states(app, source)
     _add_flows(app, source)
+    add_orders(app, source)
     add_events(app, source, Streams())
     _describe(app)
     return app

@@ -12,8 +12,10 @@ something that passes: the API may be restarted at any time.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,6 +25,9 @@ from conf import LbConfig, Source, load_either
 from services.cli.invocation import NO, WRONG_USE, Invocation
 
 TIMEOUT_S = 5.0
+RETRY_S = 0.5
+PASSING = (503, 504)
+"""Answers that say: not now."""
 STREAM_SILENCE_S = 30.0
 """The API sends something every ten seconds; this long without a byte, the stream is dead."""
 
@@ -42,7 +47,8 @@ class ServerSent:
 class Client:
     """The API of the LB on this machine."""
 
-    def __init__(self, api_port: int) -> None:
+    def __init__(self, api_port: int, token_file: Path | None = None) -> None:
+        self._token_file = token_file
         self.url = f"http://127.0.0.1:{api_port}"
         # The proxy of the environment is for the world outside, not for this machine.
         self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, trust_env=False)
@@ -60,6 +66,38 @@ class Client:
             return response.json()
         except ValueError:
             raise ApiError(f"{self.url}{path}: this is not Gale's API, it sends no JSON") from None
+
+    def post(self, path: str, body: Any, *, key: str) -> Any:
+        """Change something; the JSON of the answer. Raises `ApiError`.
+
+        `key` names the change, so that it may be sent again without being made twice: an API that
+        does not answer may have been restarted a moment ago.
+        """
+        headers = {"Idempotency-Key": key} | self._credentials()
+        for last in (False, False, True):
+            try:
+                response = self._http.post(path, json=body, headers=headers)
+            except httpx.HTTPError as error:
+                if last:
+                    raise ApiError(self._unreachable(error)) from None
+                time.sleep(RETRY_S)
+                continue
+            if not response.is_error:
+                return response.json()
+            if last or response.status_code not in PASSING:
+                raise ApiError(f"{self.url}{path}: {_detail(response)}")
+            time.sleep(RETRY_S)
+        raise AssertionError("the last try returns or raises")
+
+    def _credentials(self) -> dict[str, str]:
+        if self._token_file is None:
+            return {}
+        try:
+            token = self._token_file.read_text().strip()
+        except OSError as error:
+            why = f"security.api_token_file: {self._token_file}: {error.strerror}"
+            raise ApiError(why) from None
+        return {"Authorization": f"Bearer {token}"}
 
     def stream(self, path: str, last_event_id: str | None) -> Iterator[ServerSent]:
         """The server-sent events at `path` until the API ends them; raises `ApiError`."""
@@ -122,7 +160,8 @@ def client_of(invocation: Invocation) -> Client:
             err=True,
         )
         raise typer.Exit(WRONG_USE)
-    return Client(config.local.api_port)
+    token_file = config.security.api_token_file
+    return Client(config.local.api_port, Path(token_file) if token_file is not None else None)
 
 
 def ask(invocation: Invocation, path: str, **parameters: str | int | None) -> Any:

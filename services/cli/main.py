@@ -35,6 +35,7 @@ COMMANDS = {
     "check": "services.cli.check:check",
     "status": "services.cli.status:status",
     "nodes": "services.cli.nodes:nodes",
+    "node": "services.cli.node:app",
     "services": "services.cli.nodes:services",
     "flows": "services.cli.nodes:flows",
     "quorum": "services.cli.status:quorum",

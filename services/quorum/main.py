@@ -1,9 +1,9 @@
 """The quorum process: the shell around `core`.
 
-In: `state.view.` of health, the commands `reload` and `order`, SIGHUP, SIGTERM, the clock. Out: `state.table.`
-and `state.quorum.` on every change and every 500 ms (the latter before half of the lease it tells
-of is over, so that a reader who subtracts its age finds one left), the events `quorum.leader.`,
-`table.committed.`, `order.given.` and `process.started.`, and the state file.
+In: `state.view.` of health, the commands `reload` and `order`, SIGHUP, SIGTERM, the clock. Out:
+`state.table.` and `state.quorum.` on every change and every 500 ms (the latter before half of the
+lease it tells of is over, so that a reader who subtracts its age finds one left), the events
+`quorum.leader.`, `table.committed.`, `order.given.` and `process.started.`, and the state file.
 
 An order is answered when the table that has it is committed. Its sender may repeat it, by the same
 id, to this process or to the one after it: the table knows the ids of its orders.

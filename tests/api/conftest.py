@@ -122,6 +122,8 @@ class FakeProcess:
 
 
 def _flows(verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    if verb == "order":
+        return {"agreed": True}
     if verb != "flows":
         raise CommandError(f"unknown command: {verb}")
     if arguments["limit"] == 13:

@@ -41,6 +41,7 @@ SEAT = SeatShape(
     packets_out=7,
     bytes_out=4_200,
     flows=3,
+    flows_now=2,
 )
 NODE = NodeShape(
     id="node-1@10.81.0.21",
@@ -57,6 +58,9 @@ NODE = NodeShape(
     checks_passed=3,
     checks_required=3,
     load=0.5,
+    flows=2,
+    order=None,
+    orders=[],
     services=[SEAT],
 )
 SERVICE = ServiceShape(
@@ -154,6 +158,15 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_json(answer)
 
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.posted.append((self.path, orjson.loads(body), dict(self.headers)))
+        answer = self.server.paths.get(self.path, {})
+        if callable(answer):
+            answer(self, {})
+        else:
+            self.send_json(answer)
+
     def send_json(self, value: Any, status: int = 200) -> None:
         self.send_raw(orjson.dumps(value), status, "application/json")
 
@@ -189,6 +202,7 @@ class LocalApi(ThreadingHTTPServer):
         self.port: int = self.server_address[1]
         self.paths: dict[str, Any] = dict(ANSWERS)
         self.asked: list[tuple[str, dict[str, str], str | None]] = []
+        self.posted: list[tuple[str, Any, dict[str, str]]] = []
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 

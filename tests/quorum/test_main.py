@@ -268,6 +268,8 @@ def test_the_lease_is_told_again_before_it_is_over(rig: Rig) -> None:
     rig.wait_states({"a": UP})
 
     def ratio() -> float:
+        if not {Topic.STATE_QUORUM, Topic.STATE_TABLE} <= rig.newest.keys():
+            return 0
         states = rig.newest[Topic.STATE_QUORUM].seq
         tables = rig.newest[Topic.STATE_TABLE].seq
         return states / tables if tables >= 4 else 0
