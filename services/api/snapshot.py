@@ -372,7 +372,10 @@ def _ordered(node: NodeShape, orders: list[OrderShape]) -> NodeShape:
         state = node.agreed_state
     else:
         reason = f"{node.reason}; {reason}"
-    return replace(node, state=state, reason=reason, order=first, orders=orders)
+    agreed = _agreed_on(node.agreed_state)
+    services = [replace(s, reason=reason) if s.reason == agreed else s for s in node.services]
+    shown = replace(node, state=state, reason=reason, services=services)
+    return replace(shown, order=first, orders=orders)
 
 
 def services(fold: Fold, local: Local, now_ms: int) -> ServicesShape | None:
@@ -506,7 +509,7 @@ def _standing(node: NodeObservation | TableNode, agreed: TableNode | None) -> _S
     return _Standing(node.state, "" if weight else "its weight is 0", apart)
 
 
-def _agreed_on(state: NodeState) -> str:
+def _agreed_on(state: str) -> str:
     return f"the load balancers have agreed that it is {state}"
 
 

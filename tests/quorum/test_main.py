@@ -458,3 +458,26 @@ def test_several_addresses_are_a_quorum_of_one_that_says_so(rig: Rig) -> None:
         ("lb-test", "127.0.0.1:8081")
     ]
     assert "load_balancer_quorum.addresses names several LBs" in rig.log.read_text()
+
+
+def test_an_order_is_agreed_answered_told_and_outlives_the_process(rig: Rig) -> None:
+    rig.start()
+    rig.sees(view(seen("a", UP)))
+    rig.wait_states({"a": UP})
+    path = topics.command_path(rig.run_dir, topics.QUORUM)
+    drain = {"id": "1", "node": seen("a", UP).id, "kind": "drain", "by": "ada", "why": "disks"}
+    for _ in range(2):
+        assert request(rig.context, path, "order", drain, 20_000) == {"agreed": True}
+    rig.wait_states({"a": NodeState.DRAINING})
+    told = rig.wait(lambda: [e for e in rig.events if e.topic is Topic.ORDER_GIVEN] or None)
+    assert [event.data.why for event in told] == ["disks"]
+    for wrong in (drain | {"id": ""}, drain | {"kind": "dance"}, {"id": "2"}):
+        with pytest.raises(CommandError, match="not an order"):
+            request(rig.context, path, "order", wrong, 20_000)
+    with pytest.raises(CommandError, match="no node has the id x"):
+        request(rig.context, path, "order", drain | {"id": "3", "node": "x"}, 20_000)
+    rig.kill()
+    rig.start()
+    rig.sees(view(seen("a", UP), version=2))
+    table = rig.wait_states({"a": NodeState.DRAINING})
+    assert [order.id for order in table.orders] == ["1"]
