@@ -2,7 +2,7 @@
 
     python -m tests.sim.mutants [NAME …]
 
-A mutant is a place in a module of services/quorum/ and what is to stand there instead. It is made
+A mutant is a place in a module of a service and what is to stand there instead. It is made
 in a copy of the sources and played until the first seed that fails with it. Exit status 1: some
 were not caught within `SEEDS`, or their place is not in the sources any more.
 """
@@ -26,10 +26,11 @@ PACKAGES = ("bus", "conf", "services", "tests")
 class Mutant:
     name: str
     module: str
-    """Its file in services/quorum/."""
+    """Its file in the service's package."""
     old: str
     """Stands there exactly once."""
     new: str
+    service: str = "quorum"
 
 
 MUTANTS = (
@@ -171,7 +172,7 @@ def caught(mutant: Mutant, seeds: int, size: int = 3) -> str | None:
         root = Path(made)
         for package in PACKAGES:
             shutil.copytree(SOURCES / package, root / package, symlinks=True)
-        path = root / "services" / "quorum" / mutant.module
+        path = root / "services" / mutant.service / mutant.module
         text = path.read_text()
         if text.count(mutant.old) != 1:
             raise ValueError(f"{mutant.name}: its place is {text.count(mutant.old)} times there")
