@@ -475,6 +475,8 @@ class World:
             self._must(
                 not (banned and seen.state in TAKES), "ban-broken", f"{seen.id} is {seen.state}"
             )
+            pardoned = node.pardoned and seen.state is BANNED
+            self._must(not pardoned, "pardon-lost", f"{seen.id} is banned yet")
             nothing = node.said is ServingStatus.NOT_SERVING and node.has_said == set(NAMES)
             self._must(
                 not (nothing and seen.state in TAKES and node.good_run == 0),
