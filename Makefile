@@ -6,6 +6,7 @@
 #   make e2e      the end-to-end suite alone
 #   make sim      LBs that agree under every kind of trouble, on virtual time (SEEDS=, LBS=)
 #   make bench    what a packet costs, how many fit through, what TCP makes of it: 15 minutes
+#   make deb      Debian packages, into build/deb; needs python3-venv and nothing else
 #   make vm       the programs and each mode on Debian 12's own kernel, in an emulated machine: minutes
 #
 # As root, or with sudo for what needs root: installing packages, and the lab.
@@ -34,7 +35,7 @@ TEST_PACKAGES := chromium fonts-dejavu-core prometheus
 # What `make vm` needs besides; nothing of it starts by itself.
 VM_PACKAGES := qemu-system-x86 seabios busybox-static cpio kmod
 
-.PHONY: help setup check test unit e2e sim demo bench vm clean
+.PHONY: help setup check test unit e2e sim demo bench vm deb clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -152,6 +153,16 @@ vm: $(READY)
 	fi
 	mkdir -p build
 	$(SUDO) $(PYTHON) -m e2e.vm 2>&1 | tee build/vm.log
+
+# Without `setup`: whoever deploys from here needs no lab. The environment is of the distribution's own
+# Python, which the packages are made for.
+PACKER := build/packer
+deb: build/deb/.built
+build/deb/.built: $(shell git ls-files bpf bus conf deb services pyproject.toml README.md)
+	@[ -x $(PACKER)/bin/python ] || /usr/bin/python3 -m venv $(PACKER)
+	$(PACKER)/bin/python -m pip install --quiet --disable-pip-version-check .
+	$(PACKER)/bin/python -m deb
+	touch $@
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

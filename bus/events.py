@@ -41,7 +41,7 @@ class OrderEvent:
 
 @dataclass(frozen=True, slots=True)
 class VipEvent:
-    """`vip.acquired.` and `vip.lost.`"""
+    """`vip.acquired.`, `vip.lost.`, `vip.contested.`"""
 
     address: str
     holder: str | None

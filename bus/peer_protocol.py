@@ -13,35 +13,45 @@ whatever matters is said again with the next beat.
     holder       Release       -              I claim that VIP no more
     leader       Go            Vote           you lead next: my lease is over
     follower     ViewReport    Beat           what my health process sees
-    follower     OrderAsked    OrderAnswered  an operator of mine wants this; until answered
+    follower     OrderAsked    OrderAnswered  an operator wants this; repeated until answered
 
 A `Version` is (term, epoch), in this order: of two tables the one with the larger version is the
 newer, and two with the same version are the same.
+
+On the wire a message is two frames of JSON: a `PeerHead`, by which it is decided whether its sender
+is heard at all, and the message. An unknown format, or a message that is not what its kind says, is
+`MalformedMessage`: the sender's fault. Pure.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, get_args
 
+from msgspec import Meta
+
+from bus.codec import MalformedMessage, UnknownVersion, from_json, to_json
 from bus.orders import Asked
 from bus.states import LocalView, NodeTable
+from bus.words import LARGEST_PROMISE_MS, Duration, Signed, Stored, Whole
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Version:
     """Of a table; (0, 0) is of none."""
 
-    term: int
-    epoch: int
+    term: Stored
+    epoch: Stored
 
 
 NO_VERSION = Version(0, 0)
+Promise = Annotated[int, Meta(ge=0, le=LARGEST_PROMISE_MS)]
 
 
 @dataclass(frozen=True, slots=True)
 class PreVote:
     sender: str
-    term: int
+    term: Stored
     """The one that an election would be held in."""
     accepted: Version
     boot: str
@@ -51,7 +61,7 @@ class PreVote:
 @dataclass(frozen=True, slots=True)
 class Vote:
     sender: str
-    term: int
+    term: Stored
     accepted: Version
     resigned: str | None
     """The leader of the term before, which has ended its lease and chosen the sender; else None."""
@@ -60,9 +70,9 @@ class Vote:
 @dataclass(frozen=True, slots=True)
 class VoteReply:
     sender: str
-    term: int
+    term: Stored
     """The term of the voter."""
-    asked: int
+    asked: Stored
     """The term that was asked for."""
     granted: bool
     boot: str
@@ -74,12 +84,26 @@ class VoteReply:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberSeen:
+    """How the leader sees one of the members: nobody else hears them all."""
+
+    name: str
+    address: str
+    """Its entry in the list, as the leader's file writes it."""
+    alive: bool
+    term: Stored
+    epoch: Stored
+    why: tuple[str, ...]
+    """Why it may hold no VIPs; empty: it may."""
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     sender: str
-    term: int
-    seq: int
+    term: Stored
+    seq: Stored
     """Of this leader's beats in this term; the next is larger."""
-    promise_ms: int
+    promise_ms: Promise
     """For so long after this beat its receiver elects nobody else."""
     committed: Version
     proposed: Version
@@ -87,33 +111,37 @@ class Beat:
     """The proposed one, for a follower that does not have it."""
     view_seen: tuple[str, int] | None
     """Boot and version of the receiver's newest view that arrived."""
+    members: tuple[MemberSeen, ...] | None = None
+    """None: as it was told last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
     sender: str
-    term: int
-    seq: int
+    term: Stored
+    seq: Stored
     """Of the beat that is answered."""
     accepted: Version
     """Of the table that the sender has stored."""
     boot: str
-    asked: int
+    asked: Stored
     """The sender's own running number, which a `Grant` answers."""
-    eligible: bool
-    """Whether it may hold VIPs."""
-    fitness: int
+    why: tuple[str, ...]
+    """Why it may hold no VIPs, in words; empty: it may."""
+    fitness: Signed
     """If nobody is eligible, the leader takes whoever has most of this."""
+    witness: bool = False
+    """The sender only votes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
     sender: str
-    term: int
+    term: Stored
     boot: str
-    asked: int
+    asked: Stored
     vips: tuple[str, ...]
-    left_ms: int
+    left_ms: Duration
     """Of the leader's own lease, when it was asked."""
 
 
@@ -121,7 +149,7 @@ class Grant:
 class Release:
     sender: str
     boot: str
-    asked: int
+    asked: Stored
     """The newest number that it has asked with: grants of it and of any before are given up."""
     vip: str
 
@@ -129,7 +157,7 @@ class Release:
 @dataclass(frozen=True, slots=True)
 class Go:
     sender: str
-    term: int
+    term: Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +166,7 @@ class ViewReport:
     boot: str
     """Of the health process: versions are comparable only within one."""
     view: LocalView
-    age_ms: int
+    age_ms: Duration
     """How old it was when this was sent."""
 
 
@@ -172,3 +200,51 @@ PeerMessage = (
     | OrderAsked
     | OrderAnswered
 )
+
+# --------------------------------------------------------------------------- on the wire
+
+PEER_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PeerHead:
+    """Who says something, and which of its messages it is."""
+
+    v: int
+    cluster: str
+    sender: str
+    boot: str
+    """Names this start of the sender's process."""
+    number: Whole
+    """Of the messages of one start to one receiver: each is larger than the one before."""
+    kind: str
+    """The name of the message's type."""
+
+
+_KINDS: dict[str, type[PeerMessage]] = {kind.__name__: kind for kind in get_args(PeerMessage)}
+
+
+def encode_peer(message: PeerMessage, cluster: str, boot: str, number: int) -> tuple[bytes, bytes]:
+    """The two frames of a message."""
+    kind = type(message).__name__
+    head = PeerHead(PEER_FORMAT, cluster, message.sender, boot, number, kind)
+    return to_json(head), to_json(message)
+
+
+def decode_peer_head(raw: bytes) -> PeerHead:
+    """Raises `MalformedMessage`, or `UnknownVersion` for another format."""
+    head = from_json(PeerHead, raw)
+    if head.v != PEER_FORMAT:
+        raise UnknownVersion(f"format {head.v} of messages between LBs, expected {PEER_FORMAT}")
+    return head
+
+
+def decode_peer(head: PeerHead, raw: bytes) -> PeerMessage:
+    """Raises `MalformedMessage`."""
+    kind = _KINDS.get(head.kind)
+    if kind is None:
+        raise MalformedMessage("no kind of message between LBs")
+    message = from_json(kind, raw)
+    if message.sender != head.sender:
+        raise MalformedMessage("two senders in one message")
+    return message

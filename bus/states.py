@@ -16,7 +16,7 @@ made: `__post_init__` raises ValueError, which the decoder turns into the sender
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 
 from bus.orders import Order
 from bus.words import (
@@ -326,6 +326,8 @@ class QuorumMember:
     epoch: Whole
     heard_ms: Whole
     """How long ago it was last heard; 0 for this LB itself."""
+    why_not: tuple[str, ...] = ()
+    """Why it may hold no VIPs, in words; empty: it may, as far as is known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +354,8 @@ class QuorumState:
     members: tuple[QuorumMember, ...]
     waiting_for: str
     """What of this machine is missing (own address in the list, ...); empty when nothing is."""
+    rejected: dict[str, Whole] = field(default_factory=dict)
+    """What came on the quorum's port and was not heard, by reason."""
 
 
 # --------------------------------------------------------------------------- dataplane
@@ -400,6 +404,34 @@ class OutputState:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimState:
+    """A floating address (a VIP, or an SNAT address that moves with one), as the kernel has it."""
+
+    address: str
+    side: str
+    """public or private: where it is asked for."""
+    held: bool
+    """Whether this LB answers for it."""
+    trouble: str = ""
+    """Another MAC address claims it too, or the script that announces it fails; mostly empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPeer:
+    """Another LB, as one that flows are told to and heard from."""
+
+    address: str
+    name: str
+    """Empty until it has spoken once."""
+    standing: str
+    """silent, refused, catching up (its flows are on their way here), or level."""
+    reason: str
+    """Why it has refused; else empty."""
+    follows: bool
+    """Whether it is being told of the flows here."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneState:
     """`state.dataplane.`: what the kernel has been told."""
 
@@ -416,6 +448,11 @@ class DataplaneState:
     left_out: tuple[str, ...] = ()
     """Nodes, services and ports that are not served, a line each with the reason, while all others
     are."""
+    claims: tuple[ClaimState, ...] = ()
+    synced: bool = True
+    """This LB has the flows that any live peer had, or there is none, or 5 s are over."""
+    replicas: tuple[ReplicaPeer, ...] = ()
+    """The other LBs, by their entries in `load_balancer_quorum.addresses`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,9 +522,14 @@ class Counters:
     snat_ports_capacity: Whole
     census_ms: float
     """What the last pass over the flow table cost, in CPU time."""
+    replication_lag_seconds: float | None = None
+    """How long what becomes of flows here took to be known to all other LBs, at most, since the
+    counters before; None: there are no others."""
+    replication: dict[str, Word] = field(default_factory=dict)
+    """What became of records and messages about flows, by name, since the process started."""
 
     def __post_init__(self) -> None:
-        check_words(*self.verdicts.values())
+        check_words(*self.verdicts.values(), *self.replication.values())
 
 
 # --------------------------------------------------------------------------- columns

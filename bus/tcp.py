@@ -16,13 +16,37 @@ pings are only to be rid of connections whose other end has vanished.
 
 **Who the peer is** is what the kernel says of its connection: its address. No message can claim
 another one.
+
+**With keys** (`bus.keys`) a connection is CURVE's (ZeroMQ RFC 26): encrypted, and each end knows
+the other's key. The connecting end names the key it expects, and speaks to nobody else; the
+accepting end asks whoever answers for its context whether to admit a key (ZAP, RFC 27). Without an
+answerer libzmq would admit any: `Door` is that one, a socket of the process's own loop. It is asked
+at the handshake alone, so a key that is taken off the list later is refused by whoever owns the
+socket, message by message: `Door.name_of` says whose connection a frame came by, by the list as it
+is now.
+
+How to use it, at the accepting and the connecting end:
+
+    door = Door(context, KeyDirectory(path), rejected)    # one for each context; poll door.socket
+    server = accepting(context, LONGEST)
+    guard(server, door.keys.own, keys.LBS)                # before it is bound
+    ...
+    door.serve()                                          # in every turn of the loop
+    who = door.name_of(keys.LBS, frame)                   # of a message's frame (copy=False)
+
+    for server_key in directory.keys_of(keys.LBS, name): # one after the other, if there are two
+        client = connecting(context, LONGEST, credentials=Credentials(directory.own, server_key))
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from typing import Any, NamedTuple
 
 import zmq
+from zmq.utils import z85
+
+from bus.keys import KeyDirectory, Pair
 
 RECONNECT_MS = 50
 LONGEST_RECONNECT_MS = 100
@@ -41,6 +65,21 @@ RECEIVE_QUEUE = 0
 """No limit, on purpose: once libzmq has stopped reading a connection whose queue is full, it does
 not survive that connection's being reset (assertion `!_io_error`, libzmq 4.3.5). What one peer may
 send is bounded by whoever owns the socket."""
+
+
+MOST_ANSWERS = 500
+"""Handshakes that are answered in one turn: a storm of them does not keep a loop from the rest."""
+_ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+_ZAP_VERSION = b"1.0"
+_ZAP_FRAMES = 9
+"""Of a CURVE request, with the two that its ROUTER puts before: the asker and nothing."""
+
+
+class Credentials(NamedTuple):
+    """What a connecting end needs for CURVE: its own keys, and the one the peer must have."""
+
+    own: Pair
+    server_key: bytes
 
 
 def accepting(context: zmq.Context[Any], longest_frame: int) -> zmq.Socket[bytes]:
@@ -65,8 +104,9 @@ def connecting(
     connect_timeout_ms: int = CONNECT_TIMEOUT_MS,
     *,
     ipv6: bool = False,
+    credentials: Credentials | None = None,
 ) -> zmq.Socket[bytes]:
-    """A DEALER towards one peer, not connected yet."""
+    """A DEALER towards one peer, not connected yet; with `credentials` it speaks CURVE."""
     socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     for option, value in (
         (zmq.LINGER, 0),
@@ -82,6 +122,10 @@ def connecting(
         (zmq.IPV6, int(ipv6)),
     ):
         socket.setsockopt(option, value)
+    if credentials is not None:
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, credentials.own.public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, credentials.own.secret)
+        socket.setsockopt(zmq.CURVE_SERVERKEY, credentials.server_key)
     return socket
 
 
@@ -91,3 +135,70 @@ def peer_address(frame: zmq.Frame) -> str:
     The look-up costs more than a small message does: make it where it counts.
     """
     return str(frame.get("Peer-Address"))
+
+
+# --------------------------------------------------------------------------- keys
+
+
+def peer_key(frame: zmq.Frame) -> str:
+    """The key, in Z85, that the sender of a frame of a guarded socket has proved to have."""
+    return str(frame.get("User-Id"))
+
+
+def guard(socket: zmq.Socket[bytes], own: Pair, group: str) -> None:
+    """Have an accepting socket take CURVE connections alone, of keys of that group of the door's.
+
+    Call it before binding. After a later call, with other keys, new connections meet these once the
+    socket is bound anew.
+    """
+    socket.setsockopt(zmq.CURVE_SERVER, 1)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret)
+    socket.setsockopt(zmq.ZAP_DOMAIN, group.encode())
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody is admitted while nobody answers
+
+
+class Door:
+    """Says for the guarded sockets of one context whose keys are admitted. Make it before them."""
+
+    def __init__(
+        self, context: zmq.Context[Any], keys: KeyDirectory, rejected: Counter[str]
+    ) -> None:
+        self.keys = keys
+        self.refused = ""
+        """Whose key was refused last: in words, for the log."""
+        self._rejected = rejected
+        """Where refusals are counted, as `key_not_admitted`."""
+        self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.bind(_ZAP_ENDPOINT)
+
+    def serve(self) -> None:
+        """Answer the handshakes that wait."""
+        for _ in range(MOST_ANSWERS):
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._answer(frames)
+
+    def name_of(self, group: str, frame: zmq.Frame) -> str | None:
+        """Who sent a frame of a guarded socket; None: its key is not admitted any more."""
+        return self.keys.name_of(group, peer_key(frame).encode())
+
+    def close(self) -> None:
+        self.socket.close(linger=0)
+
+    def _answer(self, frames: list[bytes]) -> None:
+        asker, request = frames[0], frames[3] if len(frames) > 3 else b""
+        key, code, text = b"", b"400", b"key not admitted"
+        if len(frames) == _ZAP_FRAMES and frames[2] == _ZAP_VERSION and frames[7] == b"CURVE":
+            key, group, address = z85.encode(frames[8]), frames[4].decode(), frames[5].decode()
+            if self.keys.name_of(group, key) is not None:
+                code, text = b"200", b"OK"
+            else:
+                self._rejected["key_not_admitted"] += 1
+                self.refused = f"{address}: key {key.decode()}"
+        user = key if code == b"200" else b""
+        self.socket.send_multipart(
+            [asker, b"", _ZAP_VERSION, request, code, text, user, b""], zmq.NOBLOCK
+        )

@@ -56,6 +56,7 @@ class Topic(StrEnum):
     ORDER_GIVEN = "order.given."
     VIP_ACQUIRED = "vip.acquired."
     VIP_LOST = "vip.lost."
+    VIP_CONTESTED = "vip.contested."
     QUORUM_LEADER = "quorum.leader."
     QUORUM_LOST = "quorum.lost."
     QUORUM_REGAINED = "quorum.regained."
@@ -88,6 +89,7 @@ PAYLOADS: dict[Topic, type[Any]] = {
     Topic.ORDER_GIVEN: OrderEvent,
     Topic.VIP_ACQUIRED: VipEvent,
     Topic.VIP_LOST: VipEvent,
+    Topic.VIP_CONTESTED: VipEvent,
     Topic.QUORUM_LEADER: QuorumEvent,
     Topic.QUORUM_LOST: QuorumEvent,
     Topic.QUORUM_REGAINED: QuorumEvent,
@@ -136,6 +138,7 @@ PUBLISHES: dict[str, tuple[Topic, ...]] = {
         Topic.STATE_COUNTERS,
         Topic.DATAPLANE_ATTACHED,
         Topic.DATAPLANE_DEGRADED,
+        Topic.VIP_CONTESTED,
         Topic.PROCESS_STARTED,
     ),
     API: (Topic.PROCESS_STARTED,),
@@ -143,8 +146,11 @@ PUBLISHES: dict[str, tuple[Topic, ...]] = {
 
 SUBSCRIBES: dict[str, dict[str, tuple[Topic, ...]]] = {
     HEALTH: {QUORUM: (Topic.STATE_TABLE,)},
-    QUORUM: {HEALTH: (Topic.STATE_VIEW,)},
-    DATAPLANE: {QUORUM: (Topic.STATE_TABLE,), HEALTH: (Topic.STATE_VIEW,)},
+    QUORUM: {HEALTH: (Topic.STATE_VIEW,), DATAPLANE: (Topic.STATE_DATAPLANE,)},
+    DATAPLANE: {
+        QUORUM: (Topic.STATE_TABLE, Topic.STATE_QUORUM, Topic.VIP_ACQUIRED, Topic.VIP_LOST),
+        HEALTH: (Topic.STATE_VIEW,),
+    },
     API: {HEALTH: PUBLISHES[HEALTH], QUORUM: PUBLISHES[QUORUM], DATAPLANE: PUBLISHES[DATAPLANE]},
 }
 

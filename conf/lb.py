@@ -23,10 +23,12 @@ from pydantic import Field, ValidationInfo, field_validator
 from bus.words import CLOCK_DRIFT_PERCENT, LARGEST_PROMISE_MS
 from conf.lines import Key
 from conf.log import Log
+from conf.security import Security
 from conf.table import NEEDS_RESTART, Endpoint, Finding, Table, endpoint_findings
 from conf.values import (
     AbsolutePath,
     Affinity,
+    Announce,
     Boolean,
     Encapsulation,
     EventsEndpoint,
@@ -99,19 +101,22 @@ class NodeHealth(Table):
 class Quorum(Table):
     """`[load_balancer_quorum]`: the LBs that decide together. No addresses: a quorum of one."""
 
+    name: Annotated[Name, NEEDS_RESTART] = "gale"
     enforce_single_configuration: Boolean = False
     addresses: tuple[Endpoint, ...] = ()
     heartbeat_ms: Annotated[int, duration(5, LARGEST_PROMISE_MS)] = Field(
-        default=50, alias="heartbeat"
+        default=25, alias="heartbeat"
     )
-    lease_ms: Annotated[int, duration(10, LARGEST_PROMISE_MS)] = Field(default=225, alias="lease")
+    lease_ms: Annotated[int, duration(10, LARGEST_PROMISE_MS)] = Field(default=112, alias="lease")
     promise_ms: Annotated[int, duration(10, LARGEST_PROMISE_MS)] = Field(
-        default=250, alias="promise"
+        default=125, alias="promise"
     )
     election_jitter_ms: Annotated[int, duration(10, 10_000)] = Field(
-        default=150, alias="election_jitter"
+        default=60, alias="election_jitter"
     )
     witness: Boolean = False
+    announce: Announce = "arp"
+    announce_command: AbsolutePath | None = None
     replication_port: Port | None = None
 
     def replication_port_of(self, peer: Endpoint) -> int:
@@ -173,13 +178,6 @@ class Service(Table):
     def keeps_port(self) -> bool:
         """A range of ports that nodes serve on the same ports."""
         return self.ports.size > 1 and self.node_ports == self.ports
-
-
-class Security(Table):
-    """`[security]`: without keys, whoever reaches the private interface may be a node."""
-
-    keys: AbsolutePath | None = None
-    api_token_file: AbsolutePath | None = None
 
 
 class Bus(Table):
@@ -290,12 +288,30 @@ def _quorum_findings(config: LbConfig) -> Iterator[Finding]:
     yield from _peer_findings(quorum)
     yield from _quorum_port_findings(config)
     yield from _timing_findings(quorum)
+    yield from _announce_findings(quorum)
     if quorum.witness and len(quorum.addresses) < 2:
         yield Finding(
             (QUORUM, "witness"),
             "a witness only votes, and here is nobody to vote for",
             "expected this machine and the LBs in addresses",
             rests_on=((QUORUM, "addresses"),),
+        )
+
+
+def _announce_findings(quorum: Quorum) -> Iterator[Finding]:
+    if quorum.announce == "exec" and quorum.announce_command is None:
+        yield Finding(
+            (QUORUM, "announce"),
+            '"exec" without announce_command',
+            "expected announce_command beside it: the script to run",
+            rests_on=((QUORUM, "announce_command"),),
+        )
+    if quorum.announce != "exec" and quorum.announce_command is not None:
+        yield Finding(
+            (QUORUM, "announce_command"),
+            f'of no use with announce "{quorum.announce}"',
+            'expected announce = "exec", or no announce_command',
+            rests_on=((QUORUM, "announce"),),
         )
 
 

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 
 from conf.lines import Key
 from conf.log import Log
+from conf.security import Security
 from conf.table import Endpoint, Finding, Table, endpoint_findings
 from conf.values import (
     Boolean,
@@ -92,6 +93,7 @@ class NodeConfig(Table):
     node: Node = Field(default_factory=Node)
     services: tuple[ServedService, ...] = ()
     local: Agent = Agent()
+    security: Security = Security()
     log: Log = Log()
 
     def findings(self) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 
 from conf.lines import Key
-from conf.values import HostAddress, HostName, Port
+from conf.values import HostAddress, HostName, Name, Port
 
 
 class NeedsRestart:
@@ -51,15 +51,22 @@ class Endpoint(Table):
 
     `ip` or `hostname`, exactly one; `host` is whichever was given. A `*.local` name is resolved by
     mDNS, later, by the process that connects: a name not yet resolved is no error of the file.
+    `name` says whose keys it has, where keys are used; by default those that stand under its host.
     """
 
     ip: HostAddress | None = None
     hostname: HostName | None = None
     port: Port = Field(description="the port it listens on")
+    name: Name | None = None
 
     @property
     def host(self) -> str:
         return self.ip or self.hostname or ""
+
+    @property
+    def key_name(self) -> str:
+        """The name that its keys stand under."""
+        return self.name or self.host
 
     @property
     def host_key(self) -> str:

@@ -57,6 +57,9 @@ class Hosts(Protocol):
     def set_cut(self, who: str, *, cut: bool) -> None:
         """Cut every cable of a machine silently, the carrier stays up; or heal them."""
 
+    def cut_way(self, sender: str, receiver: str) -> None:
+        """Have nothing from the one machine reach the other; healing either mends it."""
+
     def api(self, lb: str, path: str) -> Any:
         """GET of an LB's API; raises OSError while it is down."""
 
@@ -98,6 +101,9 @@ class LabHosts:
 
     def set_cut(self, who: str, *, cut: bool) -> None:
         self.lab.set_cut(who, cut=cut)
+
+    def cut_way(self, sender: str, receiver: str) -> None:
+        self.lab.cut_way(sender, receiver)
 
     def api(self, lb: str, path: str) -> Any:
         return self.lab.api(lb, path)

@@ -29,7 +29,7 @@ def hosts(request: pytest.FixtureRequest) -> Iterator[LabHosts]:
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    plan = Plan(lbs=len(PRESENT), nodes=2, mode=request.param, devices=PRESENT)
+    plan = Plan(lbs=len(PRESENT), nodes=2, mode=request.param, devices=PRESENT, floating=False)
     with lab_hosts(plan, say) as machines:
         yield machines
 

@@ -52,7 +52,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHosts]:
 
     extra = tmp_path_factory.mktemp("mixed") / "extra.toml"
     extra.write_text(toml_text({"services": SERVICES}))
-    with lab_hosts(Plan(lbs=len(LBS), nodes=2, mtu=9000), say, extra) as machines:
+    with lab_hosts(Plan(lbs=len(LBS), nodes=2, mtu=9000, floating=False), say, extra) as machines:
         yield machines
 
 

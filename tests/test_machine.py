@@ -6,16 +6,13 @@ import itertools
 import os
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from pyroute2 import IPRoute
 
-from conf import load_lb
 from services.cli import host
 from services.dataplane import machine as dataplane_machine
 from services.machine import Address, all_addresses, own_address
-from services.quorum.main import _own_address
 from tests.node.host_state import tool
 from tests.node.wire import inside
 
@@ -98,17 +95,3 @@ def test_all_addresses_by_interface(namespace: str) -> None:
         Address("d1", "10.0.0.2", 0),
     }
     assert host.own_addresses() == {"lo": {"127.0.0.1"}, "d0": {"10.0.0.1"}, "d1": {"10.0.0.2"}}
-
-
-def test_an_lb_finds_itself_in_the_list_by_any_of_its_addresses(
-    namespace: str, tmp_path: Path
-) -> None:
-    file = tmp_path / "lb.toml"
-    file.write_text(
-        '[local]\nnet_interface_public = "d0"\nnet_interface_private = "d1"\n'
-        "[load_balancer_quorum]\naddresses = [\n"
-        '  { ip = "10.0.0.9", port = 8081 },\n  { ip = "10.0.0.2", port = 8081 },\n]\n'
-    )
-    assert _own_address(load_lb(file)) == ""
-    add("10.0.0.1/24 dev d0", "10.0.0.2/24 dev d0")
-    assert _own_address(load_lb(file)) == "10.0.0.2:8081"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* Answering a packet instead of sending it on: made of the packet itself, sent back the way it
  * came.
  *
@@ -5,6 +6,8 @@
  * - TCP that belongs to no flow, whose node is dead, or whose service has no node: RST (RFC 9293,
  *   3.5.2), so that a client connects anew within a round trip instead of waiting for minutes.
  * - A datagram to a service without a node: ICMP "port unreachable".
+ * - A ping of a floating address that this LB holds (claims.h): ICMP echo reply (RFC 792). It costs
+ *   no more than the ping did, and counts towards no limit.
  * - Where the LB is a router (L3, L4) and the packet's time runs out: ICMP "time exceeded"
  *   (RFC 1812, 5.3.1), so that traceroute sees the LB. L2 bridges, and counts nothing down.
  *
@@ -212,6 +215,34 @@ static __always_inline int send_reset(context_t *ctx, struct packet *packet)
 	return 0;
 }
 
+/* The packet itself, its addresses turned around, which changes no sum. */
+static __always_inline int send_echo(context_t *ctx, struct packet *packet)
+{
+	__u32 network = (void *)packet->ip - (void *)packet->ethernet;
+	struct ethhdr *ethernet = packet_start(ctx), from;
+	struct iphdr *ip = (void *)ethernet + (network & 0x1f);
+	struct icmphdr *icmp = (void *)(ip + 1);
+	__be32 client;
+	__u8 ttl;
+
+	if ((void *)(ethernet + 1) > packet_end(ctx) || (void *)(icmp + 1) > packet_end(ctx))
+		return -1;
+	from = *ethernet;
+	__builtin_memcpy(ethernet->h_dest, from.h_source, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_source, from.h_dest, ETH_ALEN);
+	client = ip->saddr;
+	ip->saddr = ip->daddr;
+	ip->daddr = client;
+	ttl = ip->ttl;
+	ip->ttl = ANSWER_TTL;
+	ip->check = checksum_adjust(ip->check,
+				    delta16(bpf_htons(ttl << 8), bpf_htons(ANSWER_TTL << 8)));
+	icmp->type = ICMP_ECHOREPLY;
+	icmp->checksum = checksum_adjust(icmp->checksum, delta16(bpf_htons(ICMP_ECHO << 8), 0));
+	packet->verdict = bpf_redirect(arrived_on(ctx), 0);
+	return 0;
+}
+
 static __always_inline int may_answer(const struct settings *own)
 {
 	struct rate *rate;
@@ -229,6 +260,8 @@ static __always_inline enum reason reason_without_answer(enum reason reason)
 		return REASON_drop_too_big;
 	case REASON_ttl_answered:
 		return REASON_drop_ttl;
+	case REASON_echo_answered:
+		return REASON_drop_rewrite_failed;
 	case REASON_no_flow_reset:
 	case REASON_hairpin_refused:
 		return REASON_drop_no_flow;
@@ -242,6 +275,8 @@ static __always_inline int send_answer(context_t *ctx, struct packet *packet,
 {
 	if (packet->answer == ANSWER_RESET)
 		return send_reset(ctx, packet);
+	if (packet->answer == ANSWER_ECHO)
+		return send_echo(ctx, packet);
 	if (packet->answer == ANSWER_TOO_BIG &&
 	    !(packet->ip->frag_off & bpf_htons(IP_DONT_FRAGMENT)))
 		return -1;
@@ -259,7 +294,7 @@ static __always_inline enum reason give_answer(context_t *ctx, struct packet *pa
 	packet->answer = unknown(own, packet->answer);
 	packet->mtu = unknown(own, packet->mtu);
 	reason = unknown(own, reason);
-	if (packet->answer != ANSWER_TOO_BIG && !may_answer(own))
+	if (packet->answer != ANSWER_TOO_BIG && packet->answer != ANSWER_ECHO && !may_answer(own))
 		return REASON_drop_answer_rate;
 	return send_answer(ctx, packet, own) ? reason_without_answer(reason) : reason;
 }

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* One's complement arithmetic of the Internet checksum (RFC 1071), incremental (RFC 1624, eqn. 3).
  *
  * A rewrite changes the checksum by an amount that does not depend on what else is in the packet.

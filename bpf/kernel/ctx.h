@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* The hook that a program is compiled for: one source serves both.
  *
  * What both need is included here, before the choice: each header is taken once, where it is met

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* The packet as TC has it: an sk_buff, which may stand for many packets (GSO), keep its bytes in
  * pieces, carry its VLAN tag beside the bytes, and have a checksum that is yet to be finished.
  *
@@ -55,6 +56,17 @@ static __always_inline void pull(context_t *ctx, __u32 bytes)
 
 	if (packet_start(ctx) + (wanted & 0xff) > packet_end(ctx))
 		bpf_skb_pull_data(ctx, wanted);
+}
+
+static __always_inline __u32 frame_bytes(context_t *ctx)
+{
+	return ctx->len;
+}
+
+/* Sees to it that all of what asks for a neighbour is in one piece. */
+static __always_inline void gather(context_t *ctx)
+{
+	pull(ctx, LINEAR_BYTES);
 }
 
 /* How many packets of the wire this one stands for, and their bytes. Not everybody who merges says

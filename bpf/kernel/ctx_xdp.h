@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* The packet as XDP has it: one frame, straight from the driver, its checksums complete.
  *
  * What XDP cannot finish it passes on unmodified to TC: a next hop that is not resolved, a device
@@ -43,6 +44,16 @@ static __always_inline struct decision parse_packet(context_t *ctx, struct packe
 	    packet->bytes > bpf_xdp_get_buff_len(ctx))
 		return decide(REASON_pass_malformed);
 	return decision;
+}
+
+static __always_inline __u32 frame_bytes(context_t *ctx)
+{
+	return bpf_xdp_get_buff_len(ctx);
+}
+
+/* Such short frames come in one piece. */
+static __always_inline void gather(context_t *ctx)
+{
 }
 
 /* Whether the frame was sent to the interface's MAC address. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* Whether a packet can go where it is to go, before anything of it is changed. */
 #ifndef GALE_DELIVER_H
 #define GALE_DELIVER_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* L3: the client's packet travels whole, inside an outer header to the node.
  *
  * IP in IP (RFC 2003), or UDP with a GUE header (draft-ietf-intarea-gue, variant 0, no options).

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* The flow table: who is where, who may read and write it, and how a place is taken.
  *
  * An array of buckets of sixteen places, one direction of a flow in each, in one cache line: its
@@ -30,7 +31,7 @@
 #ifndef GALE_FLOW_TABLE_H
 #define GALE_FLOW_TABLE_H
 
-#include "maps.h"
+#include "bucket.h"
 #include "packet.h"
 #include "nat.h"
 #include "hash.h"
@@ -180,11 +181,9 @@ static __always_inline struct place find_flow(const struct flow_key *key,
 	__u64 hash = table_hash(key, own->flow_seed);
 	struct place place = {};
 	struct flow_bucket *bucket;
-	int number;
 
 	place_of_hash(&place, hash, FLOW_BUCKETS);
-	number = place.bucket;
-	bucket = flows.lookup(&number);
+	bucket = bucket_of(place.bucket);
 	if (bucket)
 		place.flow = find_in(bucket, key, &place);
 #if OLD_FLOW_BUCKETS > 1
@@ -192,8 +191,7 @@ static __always_inline struct place find_flow(const struct flow_key *key,
 		struct place old = { .is_old = 1 };
 
 		place_of_hash(&old, hash, OLD_FLOW_BUCKETS);
-		number = old.bucket;
-		bucket = old_flows.lookup(&number);
+		bucket = old_bucket_of(old.bucket);
 		if (bucket)
 			old.flow = find_in(bucket, key, &old);
 		if (old.flow)
@@ -230,11 +228,11 @@ static __always_inline struct flow *flow_at(__u32 index, __u32 is_old)
 
 #if OLD_FLOW_BUCKETS > 1
 	if (unlikely(is_old)) {
-		bucket = old_flows.lookup(&number);
+		bucket = old_bucket_of(number);
 		return bucket ? &bucket->flow[index % FLOW_WAYS] : 0;
 	}
 #endif
-	bucket = flows.lookup(&number);
+	bucket = bucket_of(number);
 	return bucket ? &bucket->flow[index % FLOW_WAYS] : 0;
 }
 
@@ -413,6 +411,8 @@ static __always_inline void survey(const struct flow_bucket *bucket, const struc
 	}
 }
 
+#define CLAIM_ONLY_FREE 2 /* instead of `force`: takes from nobody but the dead */
+
 /* Enters a direction of the draft's flow under `key` at `place` (whose bucket and home are known),
  * if it can be had. On CLAIM_GRANTED the place's index and flow are the entry's, and the draft says
  * for how long the key had not been used.
@@ -421,8 +421,7 @@ static __always_inline enum claim claim_place(struct place *place, const struct 
 					      struct draft *draft, int direction,
 					      const struct settings *own, __u32 now, int force)
 {
-	int number = place->bucket;
-	struct flow_bucket *bucket = flows.lookup(&number);
+	struct flow_bucket *bucket = bucket_of(place->bucket);
 	struct flow_lock *lock = lock_of(place->bucket * FLOW_WAYS);
 	enum claim claim = CLAIM_GRANTED;
 	struct flow *flow;
@@ -435,11 +434,11 @@ static __always_inline enum claim claim_place(struct place *place, const struct 
 	way = draft->holder;
 	if (way < FLOW_WAYS) {
 		flow = &bucket->flow[way];
-		claim = judge_holder(flow, now, force);
+		claim = judge_holder(flow, now, force == 1);
 		draft->rested = flow->state == FLOW_FREE ? 0 : age_of(flow, own, now);
 	} else {
 		draft->rested = 0;
-		way = best_way(&draft->offer);
+		way = force == CLAIM_ONLY_FREE ? draft->offer.free : best_way(&draft->offer);
 	}
 	if (way >= FLOW_WAYS) {
 		claim = CLAIM_FULL;

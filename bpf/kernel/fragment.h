@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* Fragments: the first one has the ports and decides; those that follow find its decision by
  * (source, destination, id, protocol), the four that name a datagram (RFC 791). One that comes
  * before its first is dropped if it is for a VIP: it could go to one node only by chance.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* What every hook does with a packet, whichever way it goes: read it, see whether it is ours, send
  * it on, or answer it.
  */
@@ -7,6 +8,7 @@
 #include "request.h"
 #include "reply.h"
 #include "answer.h"
+#include "discovery.h"
 
 static __always_inline enum reason handle(context_t *ctx, struct packet *packet, int direction)
 {
@@ -18,7 +20,9 @@ static __always_inline enum reason handle(context_t *ctx, struct packet *packet,
 	int zero = 0;
 
 	if (unlikely(is_decided(decision)))
-		return reason_of(decision);
+		return reason_of(decision) == REASON_pass_not_ipv4
+			       ? discover(ctx, packet, direction)
+			       : reason_of(decision);
 	packet->tcp = &numbers;
 	own = settings.lookup(&zero);
 	if (unlikely(!own || !own->public_ifindex))

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* The keyed hash that picks a slot: the same on every LB, unpredictable without the seed.
  *
  * Two rounds of multiply and xor-shift (the finaliser of SplitMix64, Steele et al. 2014), the seed

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* ICMP errors about a flow's packets: path MTU discovery and refusals work only if they arrive.
  *
  * An error quotes the packet it is about. Quoted is a packet that left here or a node, so the flow

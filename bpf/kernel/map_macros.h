@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* Declaring a map.
  *
  *     GALE_MAP(type, key, value, name, entries, flags)

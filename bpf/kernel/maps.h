@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* All maps, shared by every program and by user space, and pinned by it below `maps/`.
  *
  * Sizes come from the configuration as -D. A table of flows of another size is chained behind the
@@ -19,6 +20,9 @@
 #define HALF_OPEN_WAYS 4 /* of a bucket's: the share of half-open flows and one-answer UDP */
 #endif
 #define FLOW_LOCKS 4096
+#ifndef NOTE_PAGES
+#define NOTE_PAGES 1024 /* of notes, 16 bytes each there: 5 s at 50,000 a second */
+#endif
 
 GALE_MAP("array", int, struct settings, settings, 1, 0);
 GALE_MAP("array", int, struct service, services, SERVICE_PLACES, 0);
@@ -28,6 +32,12 @@ GALE_MAP("array", int, struct ring_entry, ring, 1, 0);
 GALE_MAP("array", int, struct seat, seats, MAX_SEATS, 0);
 GALE_MAP("array", int, struct port_cursor, port_cursors, MAX_SEATS, 0);
 GALE_MAP("hash", u32, struct address_info, addresses, 4096, 0);
+
+/* Floating addresses, and until when this LB may answer for them. Written by services/quorum alone,
+ * and by nobody for it: whoever else extended a claim would speak for a process that may be dead.
+ */
+GALE_MAP("hash", struct floating_key, struct vip_claim, claims, 4096, 0);
+GALE_MAP("lru_hash", struct floating_key, struct rival, rivals, 1024, 0);
 
 /* Nodes' addresses and ports: what comes from one of them to an SNAT port is an answer, to
  * somebody.
@@ -59,6 +69,10 @@ GALE_MAP("array", int, u64, fragment_ids, 1, 0);
 
 /* By the key of the client's packets; none of those that carry no tag. */
 GALE_MAP("lru_hash", struct flow_key, struct vlan_client, vlan_clients, 16384, 0);
+
+/* What becomes of flows (notes.h): one word of eight bytes each, and how many found no room. */
+BPF_RINGBUF_OUTPUT(notes, NOTE_PAGES);
+GALE_MAP("percpu_array", int, u64, lost_notes, 1, 0);
 
 GALE_MAP("percpu_array", int, struct seat_counters, seat_counters, MAX_SEATS, 0);
 GALE_MAP("percpu_array", int, u64, verdicts, HOOK_COUNT * 64, 0);

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* The amounts by which a rewrite changes checksums: addresses (they count in the header's own and,
  * as part of the pseudo header, in the transport's) apart from ports.
  */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* What is known of a packet, and the cursor that reads it: bounds are checked once per header, and
  * each parser returns the next protocol.
  *
@@ -42,6 +43,7 @@ enum answer {
 	ANSWER_RESET,
 	ANSWER_UNREACHABLE,
 	ANSWER_TIME_EXCEEDED,
+	ANSWER_ECHO,
 };
 
 /* What TCP's header says beyond its ports and flags. */
@@ -231,6 +233,16 @@ static __always_inline int has_destination(const struct packet *packet, const __
 static __always_inline int is_known(const __u8 *mac)
 {
 	return *(const __u16 *)mac | *(const __u16 *)(mac + 2) | *(const __u16 *)(mac + 4);
+}
+
+/* Addresses that no packet from outside can come from (RFC 1812, 5.3.7; RFC 6890): this network,
+ * loopback, multicast, reserved, broadcast.
+ */
+static __always_inline int is_martian(__be32 address)
+{
+	__u8 first = *(__u8 *)&address;
+
+	return first == 0 || first == 127 || first >= 224;
 }
 
 /* Fills `packet` as far as its kind goes, from bytes that begin at the cursor.

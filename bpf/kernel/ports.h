@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* SNAT ports, and a new flow that takes one.
  *
  * A port belongs to a flow towards one (node address, node port), so there it may not be used twice

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* So many a second: new flows, from one source and from all, and answers that strangers provoke.
  *
  * Counting is by windows of a second, which lets twice the limit through around a boundary and

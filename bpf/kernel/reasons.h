@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* Why a packet was passed, forwarded or dropped: every packet that a program sees counts one of
  * these, per CPU and per hook. The order is the meaning: all that come before FORWARD_FIRST leave
  * the packet to the next hook or to the kernel, unmodified; all from DROP_FIRST on drop it.
@@ -18,12 +19,14 @@
 	REASON(pass_fragment_alone, "a later fragment of what is not for a service")               \
 	REASON(pass_other_mac, "a frame to another MAC address, to a group or to all")             \
 	REASON(pass_not_ready, "programs are attached, but user space has not set them up yet")    \
+	REASON(pass_claimed_elsewhere, "another machine says that it has a floating address")      \
 	/* Ours, but XDP cannot finish it: TC does the same work on the next hook. */              \
 	REASON(slow_next_hop, "the next hop is not resolved yet")                                  \
 	REASON(slow_output, "the device it leaves by takes no frames from XDP")                    \
 	REASON(slow_merged, "too long for its way, unless it is many merged into one: TC knows")   \
 	REASON(slow_ip_options, "the IPv4 header carries options")                                 \
 	REASON(slow_vlan, "a VLAN tag has to come off, or to be kept in mind")                     \
+	REASON(slow_no_room, "the answer is longer than the question, and the frame has no room")  \
 	/* Sent on, or answered. */                                                                \
 	REASON(forward_first, "(none: where the forwards begin)")                                  \
 	REASON(l2_forwarded, "bridged to its node by MAC address")                                 \
@@ -44,6 +47,9 @@
 	REASON(dead_node_reset, "its node is dead: the client is told by RST, to connect anew")    \
 	REASON(no_node_refused, "no node to route to: answered with RST or port unreachable")      \
 	REASON(hairpin_refused, "a client on the nodes' side: answered with RST or unreachable")   \
+	REASON(arp_answered, "asked by ARP for a floating address that this LB holds")             \
+	REASON(nd_answered, "asked by neighbour discovery for a floating address held here")       \
+	REASON(echo_answered, "an ICMP echo request to a floating address that this LB holds")     \
 	/* Dropped. */                                                                             \
 	REASON(drop_first, "(none: where the drops begin)")                                        \
 	REASON(drop_no_node, "the service has no node to route to, and no answer is possible")     \
@@ -63,6 +69,8 @@
 	REASON(drop_martian_source, "from an address that no host can have")                       \
 	REASON(drop_fragment_alone, "a later fragment to a VIP whose first one was not seen")      \
 	REASON(drop_fragment_clash, "a first fragment that would take another datagram's place")   \
+	REASON(drop_not_claimed, "asks for a floating address that this LB does not hold now")     \
+	REASON(drop_rival, "another MAC address claims a floating address that this LB holds")     \
 	REASON(drop_rewrite_failed, "the kernel refused to rewrite the packet")
 
 #define GALE_REASON_NAME(name, text) REASON_##name,

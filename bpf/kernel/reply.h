@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* A node's packet on its way back (L4): find its flow by the reply's key, undo the rewrite, send it
  * to the client. In TC by default: there the kernel hands over many segments as one, which is what
  * makes bulk cheap. `reply_hook = "xdp"` is for cards where native XDP is the better way back: it
@@ -106,9 +107,9 @@ static __always_inline int answers_syn_on_top(const struct packet *packet, const
 	return after && packet->tcp->acknowledged - after <= MOST_SYN_DATA;
 }
 
-static __always_inline void follow_reply(const struct packet *packet, struct pair *pair,
-					 const struct rewrite *to, const struct settings *own,
-					 __u32 now)
+static __always_inline enum note follow_reply(const struct packet *packet, struct pair *pair,
+					      const struct rewrite *to, const struct settings *own,
+					      __u32 now)
 {
 	if (is_half_open(to->state)) {
 		follow_answer(packet, pair, to, own, now);
@@ -116,10 +117,11 @@ static __always_inline void follow_reply(const struct packet *packet, struct pai
 		if (answers_syn_on_top(packet, pair, to))
 			begin_anew(packet, pair, own, now);
 	} else if (is_protected(to->state)) {
-		track_living(packet, pair, own, now);
+		return track_living(packet, pair, own, now);
 	} else if (to->state == FLOW_TCP_TIME_WAIT && (packet->tcp_flags & TCP_FLAG_FIN)) {
 		change_pair(packet, pair, to->state, deadline_of(to->state, own, now));
 	}
+	return NOTE_NONE;
 }
 
 static __always_inline struct decision reply_fragment(context_t *ctx, struct packet *packet,
@@ -204,6 +206,14 @@ static __always_inline struct decision pass_or_drop_reply(struct packet *packet)
 	return decide(REASON_drop_no_flow);
 }
 
+/* About no flow: a node's ping of an SNAT address, perhaps. */
+static __always_inline struct decision icmp_of_no_reply(context_t *ctx, struct packet *packet)
+{
+	struct decision taken = take_icmp(ctx, packet, DIRECTION_REPLY);
+
+	return is_decided(taken) ? taken : decide(REASON_pass_icmp_other);
+}
+
 static __always_inline struct decision forward_reply(context_t *ctx, struct packet *packet,
 						     const struct settings *own)
 {
@@ -211,13 +221,14 @@ static __always_inline struct decision forward_reply(context_t *ctx, struct pack
 	struct rewrite to;
 	struct place place;
 	struct pair pair;
+	enum note note;
 	__u32 now;
 
 	packet->key.direction = DIRECTION_REPLY;
 	if (unlikely(packet->later_fragment))
 		return reply_fragment(ctx, packet, own);
 	if (unlikely(packet->key.protocol == IPPROTO_ICMP) && !adopt_quoted_key(ctx, packet))
-		return decide(REASON_pass_icmp_other);
+		return icmp_of_no_reply(ctx, packet);
 	forget_how_it_was_read(packet, own);
 	if (is_tcp(packet) && read_numbers(ctx, packet))
 		return decide(REASON_pass_malformed);
@@ -236,7 +247,9 @@ static __always_inline struct decision forward_reply(context_t *ctx, struct pack
 	if (unlikely(!is_ordinary(packet, place.flow, &to, own, now))) {
 		if (fetch_pair(packet, &place, &to, &pair))
 			return pass_or_drop_reply(packet);
-		follow_reply(packet, &pair, &to, own, now);
+		note = unknown(own, follow_reply(packet, &pair, &to, own, now));
+		if (unlikely(note))
+			tell(&place, own, note);
 	}
 	return send_to_client(ctx, packet, place.flow, &to, own, REASON_l4_reply);
 }

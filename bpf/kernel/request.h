@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* A client's packet: which service it is for, and so what is done with it. Runs in XDP, and again
  * in TC for what XDP passed on.
  */
@@ -7,16 +8,7 @@
 #include "verifier.h"
 #include "l4.h"
 #include "service.h"
-
-/* Addresses that no packet from outside can come from (RFC 1812, 5.3.7; RFC 6890): this network,
- * loopback, multicast, reserved, broadcast.
- */
-static __always_inline int is_martian(__be32 address)
-{
-	__u8 first = *(__u8 *)&address;
-
-	return first == 0 || first == 127 || first >= 224;
-}
+#include "claims.h"
 
 /* For no service: the host's own, unless the address is one that no host has. */
 static __always_inline struct decision pass_or_drop(struct packet *packet, enum reason pass)
@@ -34,6 +26,14 @@ static __always_inline struct decision pass_or_drop(struct packet *packet, enum 
 	return decide(pass);
 }
 
+/* About no flow: a ping, perhaps of a floating address. */
+static __always_inline struct decision icmp_of_no_flow(context_t *ctx, struct packet *packet)
+{
+	struct decision taken = take_icmp(ctx, packet, DIRECTION_REQUEST);
+
+	return is_decided(taken) ? taken : pass_or_drop(packet, REASON_pass_icmp_other);
+}
+
 static __always_inline struct decision forward_request(context_t *ctx, struct packet *packet,
 						       const struct settings *own)
 {
@@ -42,7 +42,7 @@ static __always_inline struct decision forward_request(context_t *ctx, struct pa
 	if (unlikely(packet->later_fragment))
 		return forward_fragment(ctx, packet, own);
 	if (unlikely(packet->key.protocol == IPPROTO_ICMP) && !adopt_quoted_key(ctx, packet))
-		return pass_or_drop(packet, REASON_pass_icmp_other);
+		return icmp_of_no_flow(ctx, packet);
 	forget_how_it_was_read(packet, own);
 	service = find_service(&packet->key);
 	if (!service)

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* Which service a packet is for: a table that every packet asks, with one entry for each address,
  * port and protocol that is served ("front"); a range of ports has one for each of its ports.
  *

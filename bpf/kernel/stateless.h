@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* L2 and L3: the ring alone decides, nothing is remembered, and the node answers the client
  * directly.
  *

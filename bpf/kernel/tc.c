@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0
 /* The TC ingress hooks: on the public side what XDP passed on, on the private side the replies.
  *
  * GALE_ONE_ARM: public and private are the same interface, so a packet there may be either.

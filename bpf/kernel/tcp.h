@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* What TCP's header says beyond its ports and flags: read where a flow is followed or a RST is
  * made, since the stateless modes have no use for it. Of its options one matters here: how windows
  * are scaled (RFC 7323), said in a SYN and in the SYN-ACK only.

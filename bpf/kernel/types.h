@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* What stands in the maps: the contract between the programs and services/dataplane.
  *
  * Every struct has explicit padding, so that a key never carries a stray byte into a hash and user
@@ -62,6 +63,8 @@ struct settings {
 	__u32 zero;		  /* always; see `unknown` in verifier.h */
 	__u32 public_by_tc;	  /* 1: this device takes no frames from XDP, so TC sends there */
 	__u32 private_by_tc;
+	__u32 notes; /* 1: what becomes of flows is noted (notes.h) */
+	__u32 padding2;
 	__u32 timeout[16]; /* ticks, by enum flow_state */
 };
 
@@ -164,6 +167,30 @@ struct address_info {
 	__u16 padding;
 };
 
+/* A floating address in the words of IPv6: an IPv4 address is ::ffff:a.b.c.d (RFC 4291, 2.5.5.2).
+ */
+struct floating_key {
+	__be32 address[4];
+};
+
+#define ASKED_IN_PUBLIC 1  /* a VIP: clients ask for it */
+#define ASKED_IN_PRIVATE 2 /* an SNAT address: nodes do */
+
+/* What stands here is an address of all LBs together, and no host's. */
+struct vip_claim {
+	__u64 until; /* ns of the monotonic clock; from then on this LB does not answer for it */
+	__u32 sides;
+	__u32 padding;
+};
+
+/* Another MAC address that said that it has what this LB claims. */
+struct rival {
+	__u64 seen; /* how often */
+	__u64 last; /* ns of the monotonic clock */
+	__u8 mac[6];
+	__u16 padding;
+};
+
 enum direction { DIRECTION_REQUEST, DIRECTION_REPLY };
 
 /* What names one direction of a flow. The last two bytes are zero in a packet's key, and the
@@ -181,9 +208,8 @@ struct flow_key {
 
 #define FLOW_FIN 1     /* this direction has sent its FIN; `end` is the number after it */
 #define FLOW_DOUBTED 2 /* this direction sent a RST that its receiver may have accepted */
-#define FLOW_WATCHED                                                                               \
-	4 /* the other's FIN came early: this direction's packets may acknowledge it               \
-	   */
+#define FLOW_WATCHED 4 /* the other's FIN came early: packets here may acknowledge it */
+#define FLOW_REPLICA 8 /* another LB told of it, and no packet of this direction came here yet */
 
 /* One direction of a flow: one cache line, with its key and the whole rewrite. flow_table.h has the
  * rules of who reads and writes it.
@@ -273,6 +299,9 @@ struct vlan_client {
 	__u16 padding;
 };
 
+/* What has become of a flow; notes.h. */
+enum note { NOTE_NONE, NOTE_OPENED, NOTE_CLOSED, NOTE_RENEWED };
+
 /* A new entry while it is put together: one for each CPU. */
 struct draft {
 	struct flow request;
@@ -286,6 +315,7 @@ struct draft {
 	__u32 padding2;
 	__u32 soft_count; /* how many ports were met that could be taken if need be */
 	__u32 rested;	  /* ticks that the port had not been used; 0: not known any more */
+	__u64 note;	  /* on its way into the ring */
 };
 
 _Static_assert(sizeof(struct flow_key) == 16, "a flow's key is 16 bytes");
@@ -293,6 +323,7 @@ _Static_assert(sizeof(struct flow) == 64, "one direction of a flow is one cache 
 _Static_assert(sizeof(struct seat) == 64, "a seat is one cache line");
 _Static_assert(sizeof(struct service) == 64, "a service is one cache line");
 _Static_assert(sizeof(struct service_key) == 8, "a service's key is compared as one word");
+_Static_assert(sizeof(struct vip_claim) == 16, "services/quorum writes claims by this layout");
 _Static_assert(FLOW_STATES <= 16, "every state has its timeout in the settings");
 
 #endif

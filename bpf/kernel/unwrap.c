@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0
 /* On a node (L3): takes off the outer header that a load balancer put around a client's packet, so
  * that the node's kernel sees the packet as the client sent it and answers the client directly.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* From a reason to what the kernel is told, counted on the way. */
 #ifndef GALE_VERDICT_H
 #define GALE_VERDICT_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* What the verifier needs and the reader does not.
  *
  * The verifier follows a number that it knows through every branch that may have made it: three

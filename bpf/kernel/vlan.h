@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0 */
 /* L4: a client that is in a VLAN of the public interface gets its replies in that VLAN.
  *
  * Whoever forwards tagged frames of an interface without a device for each VLAN has to put the tags

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0
 /* The XDP hooks: requests, as they leave the driver, before the kernel spends anything on them.
  *
  * What this program cannot finish it passes on unmodified to tc.c, which decides by the same

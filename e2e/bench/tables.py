@@ -150,6 +150,7 @@ def _settings(
         answers_per_second=ANSWERS_PER_SECOND,
         public_by_tc=0,
         private_by_tc=0,
+        notes=0,
         # A file that says nothing.
         timeout=timeouts(LbConfig.model_construct(), states),
     )

@@ -5,6 +5,7 @@ it and state costs no fsync. A machine's directory:
 
     lb-0/    lb.toml  supervisord.conf  run/  state/  log/  bpf/ (a bpffs)  supervisor/
     node-0/  node.toml  supervisord.conf  nginx.conf  run/  state/  log/  bpf/  supervisor/
+    keys/    one directory for each machine, if they have keys
     www/     what every node's nginx serves
 
 `supervisor/` is what /etc/supervisor/conf.d is on a real machine: the shipped file of
@@ -27,6 +28,7 @@ from conf import ConfigError, Problem, Source, load_lb, load_node
 from e2e.lab import plan, servers
 from e2e.lab.network import ExtraFileError, command
 from e2e.lab.plan import Plan, Service
+from services.cli.keygen import make_cluster
 
 WWW_DIR = plan.ROOT_DIR / "www"
 PLAN_FILE = plan.ROOT_DIR / "plan.json"
@@ -67,6 +69,8 @@ def write_all(lab: Plan, overlay: Table) -> None:
     plan.ROOT_DIR.mkdir(parents=True, exist_ok=True)
     _mount("tmpfs", plan.ROOT_DIR, "mode=0755,size=1g")
     PLAN_FILE.write_text(json.dumps(lab.as_plain()))
+    if lab.keys:
+        make_cluster(plan.KEYS_DIR, lab.lb_names, lab.node_names)
     _write_www(SMALL_FILES if lab.emulated else FILES)
     for machine in (*lab.lb_names, *lab.node_names):
         _write_machine(machine)
@@ -76,6 +80,8 @@ def write_all(lab: Plan, overlay: Table) -> None:
         (plan.home(machine) / "lb.toml").write_text(text)
     for machine in lab.node_names:
         _write_node(lab, machine, services(lab, overlay))
+    if lab.witness:
+        _write_witness(lab, overlay)
 
 
 def read_extra(lab: Plan, extra: Path | None) -> Table:
@@ -167,7 +173,39 @@ def lb_config(lab: Plan, machine: str, overlay: Table) -> Table:
             for service in plan.SERVICES
         ],
     }
+    if lab.keys:
+        ours["security"] = {"keys": str(plan.keys(machine))}
+    if lab.floating:
+        unit: Table = {"address": plan.VIP, "snat_addresses": list(plan.SNAT_ADDRESSES)}
+        ours["virtual_ips"] = [unit]
+    if lab.voters:
+        ours["load_balancer_quorum"] = {"addresses": _quorum_addresses(lab)}
     return overlaid(ours, overlay)
+
+
+def _quorum_addresses(lab: Plan) -> list[Table]:
+    private = [lab.links(voter)[-1].address for voter in lab.voters]
+    return [{"ip": address, "port": plan.QUORUM_PORT} for address in private]
+
+
+def _write_witness(lab: Plan, overlay: Table) -> None:
+    """A quorum process beside the first node's agent, with a file and a state of its own."""
+    machine = lab.node_names[0]
+    home = plan.home(plan.WITNESS)
+    for directory in ("run", "state"):
+        (home / directory).mkdir(parents=True)
+    config = lb_config(lab, lab.lb_names[0], overlay)
+    config["local"] |= {
+        "name": plan.WITNESS,
+        "net_interface_public": plan.PRIVATE.interface,
+    }
+    config["load_balancer_quorum"]["witness"] = True
+    (home / "lb.toml").write_text(toml_text(config))
+    variables = {"CONFIG": "lb.toml", "RUN_DIR": "run", "STATE_DIR": "state"}
+    environment = ",".join(f'GALE_{name}="{home / path}"' for name, path in variables.items())
+    shipped = (SHIPPED_SUPERVISOR_DIR / "gale-witness.conf").read_text()
+    place = plan.home(machine) / "supervisor" / "gale-witness.conf"
+    place.write_text(f"{shipped}environment={environment}\n")
 
 
 def services(lab: Plan, overlay: Table) -> tuple[Service, ...]:
@@ -210,10 +248,13 @@ def replies_by_xdp(lab: Plan, overlay: Table) -> bool:
 
 
 def node_config(lab: Plan, machine: str, served: tuple[Service, ...]) -> Table:
-    private = [lab.links(lb)[1].address for lb in lab.lb_names]
+    lbs: list[Table] = [{"ip": lab.links(lb)[1].address, "port": 7070} for lb in lab.lb_names]
+    if lab.keys:
+        lbs = [each | {"name": lb} for each, lb in zip(lbs, lab.lb_names, strict=True)]
     return {
-        "load_balancer": {"addresses": [{"ip": address, "port": 7070} for address in private]},
+        "load_balancer": {"addresses": lbs},
         "node": {"name": machine},
+        **({"security": {"keys": str(plan.keys(machine))}} if lab.keys else {}),
         "services": [
             {"name": service.name, "port": service.port, "check": servers.check(service)}
             for service in served

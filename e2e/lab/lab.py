@@ -164,7 +164,13 @@ class Lab:
         for lb in self.plan.lb_names:
             if problem := self._control_missing(lb):
                 return f"{lb}: {problem}"
-        for lb in self.plan.lb_names if web_port else ():
+        if problem := self._agreement_missing():
+            return problem
+        if self.plan.floating and (problem := self._holder_missing()):
+            return problem
+        if not web_port:
+            return ""
+        for lb in self.plan.lb_names[:1] if self.plan.floating else self.plan.lb_names:
             if absent := self._not_answering(lb, web_port):
                 return f"{lb}: no answer yet through {self.plan.vip(lb)} from {', '.join(absent)}"
         return ""
@@ -186,6 +192,36 @@ class Lab:
         if absent := [name for name in self.plan.node_names if name not in routed]:
             return f"not routed to yet: {', '.join(absent)}"
         return ""
+
+    def _agreement_missing(self) -> str:
+        """What the LBs do not agree on yet."""
+        if not self.plan.voters:
+            return ""
+        try:
+            states = {lb: self.api(lb, "/v1/quorum") for lb in self.plan.lb_names}
+        except (OSError, ValueError) as error:
+            return f"the API does not answer yet ({error})"
+        leaders = {state["leader"] for state in states.values()}
+        if len(leaders) > 1 or None in leaders:
+            told = ", ".join(f"{lb} follows {state['leader']}" for lb, state in states.items())
+            return f"no leader yet: {told}"
+        tables = {(state["term"], state["epoch"]) for state in states.values()}
+        return f"not one table yet: {sorted(tables)}" if len(tables) > 1 else ""
+
+    def _holder_missing(self) -> str:
+        holders = [lb for lb in self.plan.lb_names if self.holds_the_vip(lb)]
+        if len(holders) == 1:
+            return ""
+        return f"{plan.VIP} is held by {', '.join(holders) or 'no LB yet'}"
+
+    def holds_the_vip(self, lb: str) -> bool:
+        """Whether the LB's kernel answers for it."""
+        try:
+            dataplane = self.api(lb, "/v1/status")["dataplane"]
+        except (OSError, ValueError, KeyError):
+            return False
+        claims = dataplane["claims"] if dataplane is not None else []
+        return any(each["held"] and each["address"] == plan.VIP for each in claims)
 
     def _not_answering(self, lb: str, port: int | None) -> list[str]:
         count = 20 * self.plan.nodes
@@ -307,6 +343,12 @@ class Lab:
 
     def set_cut(self, machine: str, *, cut: bool) -> None:
         network.set_cut(self.plan, self.known(machine), cut=cut)
+        if not cut:
+            network.heal_ways(self.plan, machine)
+
+    def cut_way(self, sender: str, receiver: str) -> None:
+        """Nothing from the one reaches the other, silently; `set_cut` of either heals it."""
+        network.cut_way(self.plan, self.known(sender), self.known(receiver))
 
     def status(self) -> dict[str, Any]:
         """Machines with their addresses and processes, as plain values."""

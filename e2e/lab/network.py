@@ -19,6 +19,7 @@ A failure of a command here is an error of the lab, raised with what the command
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -171,6 +172,46 @@ def set_cut(lab: Plan, machine: str, *, cut: bool) -> None:
     for link in lab.links(machine):
         words = ["bridge", "link", "set", "dev", link.port, "state", str(state)]
         command([*plan.enter(plan.SWITCH), *words])
+
+
+def cut_way(lab: Plan, sender: str, receiver: str) -> None:
+    """Have the switch carry nothing from one machine to another; the other way stays as it is."""
+    ways = [
+        f'"{ours.port}" . "{theirs.port}"'
+        for ours in lab.links(sender)
+        for theirs in lab.links(receiver)
+        if ours.network is theirs.network
+    ]
+    if not ways:
+        raise LabError(f"{sender} and {receiver} are on no network together")
+    _nft(f"{CUT_WAYS}add element bridge gale cut {{ {', '.join(ways)} }}")
+
+
+def heal_ways(lab: Plan, machine: str) -> None:
+    """Take back every `cut_way` from or to a machine."""
+    ports = {link.port for link in lab.links(machine)}
+    _nft(CUT_WAYS)
+    words = ["nft", "-j", "list", "set", "bridge", "gale", "cut"]
+    listed = json.loads(command([*plan.enter(plan.SWITCH), *words]))["nftables"]
+    found = [each["set"].get("elem", []) for each in listed if "set" in each]
+    for way in (element["concat"] for elements in found for element in elements):
+        if ports & set(way):
+            _nft(f'delete element bridge gale cut {{ "{way[0]}" . "{way[1]}" }}')
+
+
+CUT_WAYS = """\
+table bridge gale {
+  set cut { type ifname . ifname; }
+  chain ways { type filter hook forward priority 0; }
+}
+flush chain bridge gale ways
+add rule bridge gale ways iifname . oifname @cut drop
+"""
+"""The switch's rule, which may be there already, for what `cut_way` names."""
+
+
+def _nft(text: str) -> None:
+    command([*plan.enter(plan.SWITCH), "nft", "-f", "-"], text)
 
 
 def existing() -> list[str]:

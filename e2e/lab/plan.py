@@ -2,6 +2,7 @@
 
     public 10.80.0.0/24    client .2     lb-i .10+i                 router .254
     private 10.81.0.0/24                 lb-i .10+i    node-i .20+i router .254
+    floating: the VIP 10.80.0.100, and 10.81.0.100 to .103, which nodes see of it in mode l4
 
 Every machine is a network namespace `gale-<machine>`; a further one, `gale-switch`, holds the two
 bridges, so that nothing of the host's own network is touched. A machine's interface is called
@@ -19,12 +20,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT_DIR = Path("/run/gale/lab")
+KEYS_DIR = ROOT_DIR / "keys"
 NETNS_DIR = Path("/run/netns")
 CHECKOUT_DIR = Path(__file__).resolve().parents[2]
 CLIENT = "client"
 ROUTER = "router"
 SWITCH = "switch"
 PROCESSES = ("dataplane", "health", "quorum", "api")
+QUORUM_PORT = 8090
+"""Where LBs hear one another, on the private network."""
+WITNESS = "witness"
+"""The group of supervisord, and the directory, of the machine that only votes."""
 FIRST_API_PORT = 5560
 """The API of LB i answers on the host at 127.0.0.1, this port + i."""
 OUR_NAMESPACE = re.compile(r"gale-(client|router|switch|lb-\d+|node-\d+)")
@@ -45,6 +51,9 @@ class Network:
 PUBLIC = Network("public", "pub0", "10.80.0")
 PRIVATE = Network("private", "priv0", "10.81.0")
 ROUTER_HOST = 254
+VIP = PUBLIC.address(100)
+SNAT_ADDRESSES = tuple(PRIVATE.address(host) for host in range(100, 104))
+"""As many ports for each LB as it has on an address of its own."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,13 @@ class Plan:
     devices: tuple[str, ...] = ()
     """Of what kind each LB's interfaces are, `PUBLIC/PRIVATE` (see `devices`); the last one holds
     for all further LBs. None: veth/veth."""
+    keys: bool = False
+    """Whether the machines know one another by keys."""
+    floating: bool = True
+    """The VIP is of all LBs together. False: each has its own public address for one, as where the
+    configuration names no virtual IPs, and decides alone."""
+    witness: bool = False
+    """The first node's machine has a vote in the LBs' quorum."""
     emulated: bool = False
     """On a machine that is emulated, some thirty times as slow: all is waited for longer, and the
     servers have no file that takes a minute to make."""
@@ -116,6 +132,13 @@ class Plan:
     @property
     def machines(self) -> tuple[str, ...]:
         return (CLIENT, ROUTER, *self.lb_names, *self.node_names)
+
+    @property
+    def voters(self) -> tuple[str, ...]:
+        """The machines that agree with one another; an LB that has no others decides alone."""
+        witness = self.node_names[:1] if self.witness else ()
+        voters = (*self.lb_names, *witness)
+        return voters if self.floating and len(voters) > 1 else ()
 
     def links(self, machine: str) -> tuple[Link, ...]:
         if machine == CLIENT:
@@ -136,8 +159,8 @@ class Plan:
         return public if link.network is PUBLIC else private
 
     def vip(self, lb: str) -> str:
-        """Without floating VIPs an LB's own public address is its VIP."""
-        return self.links(lb)[0].address
+        """What clients of this LB use."""
+        return VIP if self.floating else self.links(lb)[0].address
 
     def api_port(self, lb: str) -> int:
         return FIRST_API_PORT + self.lb_names.index(lb)
@@ -166,6 +189,11 @@ def enter(machine: str) -> list[str]:
 def home(machine: str) -> Path:
     """The directory that holds all files of one machine."""
     return ROOT_DIR / machine
+
+
+def keys(machine: str) -> Path:
+    """Where its keys are, if there are any."""
+    return KEYS_DIR / machine
 
 
 def supervisor_conf(machine: str) -> Path:

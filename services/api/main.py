@@ -37,6 +37,7 @@ import zmq
 
 from bus import topics
 from bus.commands import (
+    COMMAND_TIMEOUT_MS,
     CommandError,
     request,
 )
@@ -199,6 +200,7 @@ class ApiProcess:
             pid=os.getpid(),
             public_address=own_address(self._config.local.net_interface_public),
             waiting_for="; ".join(filter(None, waits)),
+            keys=self._config.security.keys is not None,
         )
 
     def scrape(self) -> Scrape:
@@ -213,9 +215,17 @@ class ApiProcess:
     def next_message(self) -> Coroutine[Any, Any, bool]:
         return self._wait_for(self._news)
 
-    async def command(self, service: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def command(
+        self,
+        service: str,
+        verb: str,
+        arguments: dict[str, Any],
+        timeout_ms: int = COMMAND_TIMEOUT_MS,
+    ) -> dict[str, Any]:
         path = topics.command_path(self._paths.run_dir, service)
-        return await asyncio.to_thread(request, self._bus.context, path, verb, arguments)
+        return await asyncio.to_thread(
+            request, self._bus.context, path, verb, arguments, timeout_ms
+        )
 
     async def _wait_for(self, news: asyncio.Event) -> bool:
         if not self._stopping.is_set():

@@ -34,7 +34,7 @@ from bus.words import (
     Role,
 )
 from services.api.fold import Fold
-from services.api.snapshot import Local, age_ms, data_of
+from services.api.snapshot import Local, age_ms, data_of, readiness
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ class _GaleCollector(Collector):
         if (counters := data_of(scrape.fold, Topic.STATE_COUNTERS)) is not None:
             yield from _traffic_metrics(counters, scrape)
             yield from _conntrack_metrics(counters)
+            yield from _replication_metrics(counters)
         if (observed := scrape.fold.nodes_state(scrape.now_ms)) is not None:
             yield from _node_metrics(observed)
         if (dataplane := data_of(scrape.fold, Topic.STATE_DATAPLANE)) is not None:
@@ -94,6 +95,8 @@ def _process_metrics(scrape: Scrape) -> Iterator[Metric]:
     build = GaugeMetricFamily("gale_build_info", "1, labelled by version.", labels=["version"])
     build.add_metric([scrape.local.version], 1)
     yield build
+    not_ready = readiness(scrape.fold, scrape.now_ms)
+    yield _gauge("gale_ready", "1 while this LB forwards, to some node.", float(not not_ready))
     age = GaugeMetricFamily(
         "gale_control_age_seconds", "Since each process was last heard.", labels=["process"]
     )
@@ -176,6 +179,23 @@ def _conntrack_metrics(counters: Counters) -> Iterator[Metric]:
     yield rests
 
 
+def _replication_metrics(counters: Counters) -> Iterator[Metric]:
+    if counters.replication_lag_seconds is not None:
+        yield _gauge(
+            "gale_replication_lag_seconds",
+            "How long what becomes of flows here took to be known to all other LBs, at most.",
+            counters.replication_lag_seconds,
+        )
+    told = CounterMetricFamily(
+        "gale_replication_total",
+        "What became of records and messages about flows between LBs.",
+        labels=["event"],
+    )
+    for name, count in sorted(counters.replication.items()):
+        told.add_metric([name], count)
+    yield told
+
+
 def _node_metrics(observed: NodesState) -> Iterator[Metric]:
     states = GaugeMetricFamily(
         "gale_node_state",
@@ -208,6 +228,12 @@ def _ring_metrics(dataplane: DataplaneState) -> Iterator[Metric]:
 def _quorum_metrics(quorum: QuorumState, age: int) -> Iterator[Metric]:
     remaining_ms = max(0, quorum.lease_remaining_ms - age)
     yield _gauge("gale_quorum_term", "The election's number.", quorum.term)
+    yield _gauge(
+        "gale_quorum_has_majority", "1 while a majority of the LBs is heard.", float(quorum.quorum)
+    )
+    alive = sum(1 for member in quorum.members if member.alive)
+    yield _gauge("gale_quorum_members", "LBs there should be.", len(quorum.members))
+    yield _gauge("gale_quorum_members_alive", "LBs that are heard, this one among them.", alive)
     yield _gauge(
         "gale_quorum_is_leader", "1 while this LB leads.", float(quorum.role is Role.LEADER)
     )

@@ -29,11 +29,13 @@ from bus.commands import CommandError
 from bus.topics import Topic
 from bus.words import one_line
 from services.api import snapshot
+from services.api.asking import add_questions
 from services.api.events import Streams, add_events
 from services.api.fold import Fold
 from services.api.guard import Guard, etag, tag_of
 from services.api.metrics import exposition
 from services.api.orders import add_orders
+from services.api.pages import add_pages
 from services.api.problems import Answers, answers, documented, problem, refusal
 from services.api.snapshot import (
     NodeShape,
@@ -104,8 +106,11 @@ def application(source: Source, version: str, guard: Guard) -> FastAPI:
     _add_probes(app, source)
     _add_states(app, source)
     _add_flows(app, source)
+    add_questions(app, source)
     add_orders(app, source)
-    add_events(app, source, Streams())
+    streams = Streams()
+    add_events(app, source, streams)
+    add_pages(app, source, streams)
     _describe(app)
     return app
 

@@ -59,6 +59,7 @@ class Local:
     public_address: str | None
     """Of the public interface: the VIP of a service that has no floating one."""
     waiting_for: str
+    keys: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +218,19 @@ class OutputShape:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimShape:
+    """A floating address, as the kernel has it."""
+
+    address: str
+    side: str
+    """public: clients ask for it; private: nodes do."""
+    held: bool
+    """Whether this LB answers for it."""
+    trouble: str
+    """Another MAC address claims it too, or the script that announces it fails; mostly empty."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneShape:
     ready: bool
     epoch: int
@@ -226,6 +240,7 @@ class DataplaneShape:
     conntrack_established: int | None
     conntrack_half_open: int | None
     conntrack_capacity: int | None
+    claims: list[ClaimShape]
     observed_ms: int
 
 
@@ -239,6 +254,8 @@ class StatusShape:
     """Why it is not ready, one line each."""
     warnings: list[str]
     """What is not served while all else is, a line each with the reason."""
+    keys: bool
+    """Whether machines are known by keys; false: whoever reaches the private network is trusted."""
     processes: dict[str, ProcessShape]
     nodes: dict[str, int]
     """How many nodes are in each state."""
@@ -298,6 +315,7 @@ def status(fold: Fold, local: Local, now_ms: int) -> StatusShape:
         ready=not not_ready,
         not_ready=not_ready,
         warnings=list(dataplane.left_out) if dataplane is not None else [],
+        keys=local.keys,
         processes={name: _process(fold, local, name, now_ms) for name in topics.SERVICES},
         nodes={state.value: counts[state] for state in NodeState},
         services=offered.services if offered is not None else [],
@@ -622,6 +640,10 @@ def _dataplane(fold: Fold, now_ms: int) -> DataplaneShape | None:
         conntrack_established=counters.conntrack_established if counters else None,
         conntrack_half_open=counters.conntrack_half_open if counters else None,
         conntrack_capacity=counters.conntrack_capacity if counters else None,
+        claims=[
+            ClaimShape(claim.address, claim.side, claim.held, claim.trouble)
+            for claim in state.claims
+        ],
         observed_ms=age,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
+from bus.commands import COMMAND_TIMEOUT_MS
 from services.api.fold import Fold
 from services.api.metrics import Scrape
 from services.api.snapshot import Local
@@ -26,5 +27,9 @@ class Source(Protocol):
         """Wait until the log has grown *since this call* (True), or streams are to end (False)."""
 
     async def command(
-        self, service: str, verb: str, arguments: dict[str, Any]
+        self,
+        service: str,
+        verb: str,
+        arguments: dict[str, Any],
+        timeout_ms: int = COMMAND_TIMEOUT_MS,
     ) -> dict[str, Any]: ...

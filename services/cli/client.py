@@ -45,19 +45,28 @@ class ServerSent:
 
 
 class Client:
-    """The API of the LB on this machine."""
+    """The API of the LB on this machine, or of another one by its private address."""
 
-    def __init__(self, api_port: int, token_file: Path | None = None) -> None:
+    def __init__(
+        self, api_port: int, host: str = "127.0.0.1", token_file: Path | None = None
+    ) -> None:
         self._token_file = token_file
-        self.url = f"http://127.0.0.1:{api_port}"
+        self.url = f"http://{host}:{api_port}"
         # The proxy of the environment is for the world outside, not for this machine.
         self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, trust_env=False)
 
     def get(self, path: str, **parameters: str | int | None) -> Any:
         """The JSON at `path`; raises `ApiError`."""
         given = {name: value for name, value in parameters.items() if value is not None}
+        return self._answer("GET", path, params=given)
+
+    def post(self, path: str, body: dict[str, Any], timeout_s: float = TIMEOUT_S) -> Any:
+        """The JSON that `path` answers to `body` with; raises `ApiError`."""
+        return self._answer("POST", path, json=body, timeout=timeout_s)
+
+    def _answer(self, method: str, path: str, **how: Any) -> Any:
         try:
-            response = self._http.get(path, params=given)
+            response = self._http.request(method, path, **how)
         except httpx.HTTPError as error:
             raise ApiError(self._unreachable(error)) from None
         if response.is_error:
@@ -67,8 +76,8 @@ class Client:
         except ValueError:
             raise ApiError(f"{self.url}{path}: this is not Gale's API, it sends no JSON") from None
 
-    def post(self, path: str, body: Any, *, key: str) -> Any:
-        """Change something; the JSON of the answer. Raises `ApiError`.
+    def change(self, path: str, body: Any, *, key: str) -> Any:
+        """Change something, with the token if there is one; the JSON of the answer, or `ApiError`.
 
         `key` names the change, so that it may be sent again without being made twice: an API that
         does not answer may have been restarted a moment ago.
@@ -151,6 +160,19 @@ def _detail(response: httpx.Response) -> str:
 
 def client_of(invocation: Invocation) -> Client:
     """The client for the configuration of this invocation."""
+    config = _config_of(invocation)
+    token_file = config.security.api_token_file
+    path = Path(token_file) if token_file is not None else None
+    return Client(config.local.api_port, token_file=path)
+
+
+def api_port_of(invocation: Invocation) -> int:
+    """Where the API of this LB listens."""
+    return _config_of(invocation).local.api_port
+
+
+def _config_of(invocation: Invocation) -> LbConfig:
+    """A node's file ends the program with code 2."""
     path = invocation.config_path()
     config = load_either(Source.read(path))
     if not isinstance(config, LbConfig):
@@ -160,8 +182,7 @@ def client_of(invocation: Invocation) -> Client:
             err=True,
         )
         raise typer.Exit(WRONG_USE)
-    token_file = config.security.api_token_file
-    return Client(config.local.api_port, Path(token_file) if token_file is not None else None)
+    return config
 
 
 def ask(invocation: Invocation, path: str, **parameters: str | int | None) -> Any:

@@ -6,14 +6,19 @@ to resolve. Here it is looked for once, before they are started, and named with 
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pwd
 import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from bus import keys
 from conf import Endpoint, LbConfig, NodeConfig, Problem, Source
 from conf.lb import Service, overlap
 from conf.lines import Key
+from conf.security import Security
 from services.cli.machine import Listener, listeners
 from services.machine import all_addresses, own_address
 
@@ -25,6 +30,7 @@ def host_problems(source: Source, config: LbConfig | NodeConfig) -> tuple[Proble
     else:
         key, lbs = ("load_balancer", "addresses"), config.load_balancer.addresses
         found = [*_unresolved(source, key, lbs, [_resolved(lb) for lb in lbs])]
+        found += _security_problems(source, config.security, key, list(enumerate(lbs)))
     return tuple(sorted(found))
 
 
@@ -47,14 +53,17 @@ def _lb_problems(source: Source, config: LbConfig) -> Iterator[Problem]:
                 expected = "expected none: a floating address is never an address of the machine"
                 yield source.problem(("virtual_ips", index, "address"), f"{wrong}, {expected}")
     yield from _front_problems(source, config, set().union(*interfaces.values()))
-    if config.security.keys is not None:
-        yield from _key_problems(source, config.security.keys)
-    if config.security.api_token_file is not None:
-        yield from _secret_file(
-            source, ("security", "api_token_file"), config.security.api_token_file
-        )
+    own = set().union(*interfaces.values())
+    peers = [
+        (index, peer)
+        for index, peer in enumerate(config.quorum.addresses)
+        if own.isdisjoint(_resolved(peer))
+    ]
+    yield from _security_problems(source, config.security, QUORUM_ADDRESSES, peers)
 
 
+QUORUM_ADDRESSES = ("load_balancer_quorum", "addresses")
+SERVICE_USER = "gale"
 ANYWHERE = ("0.0.0.0", "::")
 
 
@@ -128,7 +137,7 @@ def _interface_problems(
 
 
 def _membership_problems(source: Source, config: LbConfig, own: set[str]) -> Iterator[Problem]:
-    key = ("load_balancer_quorum", "addresses")
+    key = QUORUM_ADDRESSES
     peers = [_resolved(peer) for peer in config.quorum.addresses]
     yield from _unresolved(source, key, config.quorum.addresses, peers)
     if peers and own.isdisjoint(set().union(*peers)):
@@ -155,27 +164,58 @@ def _resolved(endpoint: Endpoint) -> set[str]:
     return {str(address[0]) for *_, address in found}
 
 
-def _key_problems(source: Source, directory: Path) -> Iterator[Problem]:
+def _security_problems(
+    source: Source, security: Security, list_key: Key, lbs: list[tuple[int, Endpoint]]
+) -> Iterator[Problem]:
+    """`lbs`: those that this machine connects to, and where they stand in the file's list."""
+    if security.keys is not None:
+        yield from _key_problems(source, security.keys, list_key, lbs)
+    if security.api_token_file is not None:
+        yield from _token_problems(source, security.api_token_file)
+
+
+def _key_problems(
+    source: Source, directory: Path, list_key: Key, lbs: list[tuple[int, Endpoint]]
+) -> Iterator[Problem]:
     key = ("security", "keys")
     if not directory.is_dir():
         wrong = f"{directory} is no directory"
         yield source.problem(key, f"{wrong}, expected one made by gale keygen {directory}")
         return
-    mode = stat.S_IMODE(directory.stat().st_mode)
-    if mode != 0o700:
-        yield source.problem(key, f"{directory} has mode {mode:04o}, expected 0700")
-    files = sorted(path for path in directory.iterdir() if path.is_file())
-    if not files:
-        yield source.problem(key, f"{directory} is empty, expected key files (gale keygen)")
-    for path in files:
-        yield from _secret_file(source, key, path)
+    for problem in keys.permission_problems(directory, _owners()):
+        yield source.problem(key, problem)
+    known = keys.KeyDirectory(directory)
+    for problem in known.problems:
+        yield source.problem(key, problem)
+    for index, lb in lbs:
+        if not known.keys_of(keys.LBS, lb.key_name):
+            path = directory / keys.LBS / f"{lb.key_name}{keys.SUFFIX}"
+            wrong = f"no key of {lb.host}"
+            expected = f"expected {path}" + ("" if lb.name else ', or name = "..." here')
+            yield source.problem((*list_key, index), f"{wrong}, {expected}")
 
 
-def _secret_file(source: Source, key: Key, path: Path) -> Iterator[Problem]:
+def _owners() -> frozenset[int]:
+    """Whose a secret may be: root's, the services' own user's, or whoever asks."""
+    found = {0, os.geteuid()}
+    with contextlib.suppress(KeyError):
+        found.add(pwd.getpwnam(SERVICE_USER).pw_uid)
+    return frozenset(found)
+
+
+def _token_problems(source: Source, path: Path) -> Iterator[Problem]:
+    key = ("security", "api_token_file")
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
+        found = path.stat()
     except OSError as error:
         yield source.problem(key, f"{path}: {error.strerror}, expected a file")
         return
-    if mode != 0o600:
+    mode = stat.S_IMODE(found.st_mode)
+    if mode != keys.FILE_MODE:
         yield source.problem(key, f"{path} has mode {mode:04o}, expected 0600")
+    if found.st_uid not in _owners():
+        expected = " or ".join(map(str, sorted(_owners())))
+        wrong = f"{path} belongs to user {found.st_uid}"
+        yield source.problem(key, f"{wrong}, expected {expected}")
+    if not stat.S_ISREG(found.st_mode) or not found.st_size:
+        yield source.problem(key, f"{path} is no file with a token, expected one line of text")

@@ -68,6 +68,9 @@ def up(
     mode: Annotated[str, typer.Option(help="l2, l3 or l4: how packets reach the nodes.")] = "l4",
     lbs: Annotated[int, typer.Option(min=1, max=8, help="How many LBs.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, max=100, help="How many nodes.")] = 3,
+    witness: Annotated[
+        bool, typer.Option("--witness", help="The first node's machine votes with the LBs.")
+    ] = False,
     mtu: Annotated[int, typer.Option(min=576, max=65000, help="Of every network.")] = 1500,
     devices: Annotated[
         str,
@@ -79,8 +82,11 @@ def up(
     config: Annotated[
         Path | None, typer.Option("--config", metavar="EXTRA.toml", help="Laid over each LB's.")
     ] = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="All machines know one another by keys.")
+    ] = False,
 ) -> None:
-    """Build the lab; return once every node is routed to on every LB."""
+    """Build the lab: return once one LB leads, and every node is routed to on every LB."""
     if mode not in ("l2", "l3", "l4"):
         raise typer.BadParameter(f"{mode}: expected l2, l3 or l4", param_hint="--mode")
     with _lab() as lab:
@@ -92,7 +98,15 @@ def up(
             raise typer.BadParameter(
                 f"{devices}: expected two of {there}, as bridge/veth", param_hint="--devices"
             )
-        plan = lab.Plan(lbs=lbs, nodes=nodes, mode=mode, mtu=mtu, devices=(devices,))
+        plan = lab.Plan(
+            lbs=lbs,
+            nodes=nodes,
+            mode=mode,
+            mtu=mtu,
+            devices=(devices,),
+            keys=keys,
+            witness=witness,
+        )
         built = lab.Lab(plan)
         with lab.exclusive(_say):
             _up(lab, built, config)
@@ -166,9 +180,25 @@ def cut(who: Machine) -> None:
 
 @fault.command()
 def heal(who: Machine) -> None:
-    """Take `cut` back."""
+    """Take `cut` back, and every `one-way` and `partial` that names the machine."""
     with _lab() as lab:
         lab.Lab.find().set_cut(who, cut=False)
+
+
+@fault.command(name="one-way")
+def one_way(who: Machine, to: Machine) -> None:
+    """Have nothing from WHO reach the other machine, silently; what that sends arrives."""
+    with _lab() as lab:
+        lab.Lab.find().cut_way(who, to)
+
+
+@fault.command()
+def partial(who: Machine, to: Machine) -> None:
+    """Cut two machines from one another, silently: all others are reached by both."""
+    with _lab() as lab:
+        running = lab.Lab.find()
+        running.cut_way(who, to)
+        running.cut_way(to, who)
 
 
 @fault.command()

@@ -33,6 +33,9 @@ from services.cli.invocation import WELL, WRONG_USE, Invocation
 
 COMMANDS = {
     "check": "services.cli.check:check",
+    "reload": "services.cli.reload:reload",
+    "plan": "services.cli.plan:plan",
+    "apply": "services.cli.plan:apply",
     "status": "services.cli.status:status",
     "nodes": "services.cli.nodes:nodes",
     "node": "services.cli.node:app",
@@ -40,7 +43,9 @@ COMMANDS = {
     "flows": "services.cli.nodes:flows",
     "quorum": "services.cli.status:quorum",
     "events": "services.cli.events:events",
+    "trace": "services.cli.trace:trace",
     "doctor": "services.cli.doctor:doctor",
+    "keygen": "services.cli.keygen:keygen",
     "detach": "services.cli.detach:detach",
     "lab": "services.cli.lab:app",
 }

@@ -78,7 +78,7 @@ def _give(context: typer.Context, node: str, what: str, why: str, **more: Any) -
     path = f"/v1/nodes/{quote(node, safe='@')}/{what}"
     body = {"by": _who(), "why": why} | more
     try:
-        given = client.post(path, body, key=uuid.uuid4().hex)
+        given = client.change(path, body, key=uuid.uuid4().hex)
         if invocation.json:
             print_json(given)
             return

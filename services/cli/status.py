@@ -24,6 +24,7 @@ from services.cli.nodes import front
 from services.cli.tables import STATE_STYLES, console, count, show, span, table
 
 WATCH_S = 1.0
+NO_KEYS = "no keys: whoever reaches the private network may be a node (security.keys)"
 
 
 def status(
@@ -102,6 +103,9 @@ def _picture(status: dict[str, Any], trouble: str = "") -> RenderableType:
         parts.append(Text(f"as it was before the API went: {trouble}", "bold red"))
     parts += [Text(f"  {reason}", "red") for reason in status["not_ready"]]
     parts += [Text(f"  not served: {what}", "yellow") for what in status["warnings"]]
+    if not status["keys"]:
+        parts.append(Text(f"  {NO_KEYS}", "yellow"))
+    parts += _troubles(status["dataplane"])
     parts += [Text(""), _processes(status["processes"])]
     if status["dataplane"] is not None:
         parts += [Text(""), *_dataplane(status["dataplane"])]
@@ -169,6 +173,16 @@ def _quorum_line(quorum: dict[str, Any]) -> Text:
 
 def _vip_lines(quorum: dict[str, Any]) -> list[RenderableType]:
     return [Text(f"VIP {vip['address']} at {vip['holder'] or 'nobody'}") for vip in quorum["vips"]]
+
+
+def _troubles(dataplane: dict[str, Any] | None) -> list[RenderableType]:
+    """Of floating addresses."""
+    claims = dataplane["claims"] if dataplane is not None else []
+    return [
+        Text(f"  {claim['address']}: {claim['trouble']}", "yellow")
+        for claim in claims
+        if claim["trouble"]
+    ]
 
 
 def _nodes_line(nodes: dict[str, int]) -> Text:

@@ -3,7 +3,8 @@
 One `Forwarding` lives from one attachment of the programs to the next; the process makes another
 when interfaces or hooks have changed, and when the flow table before the present one is empty
 and so not needed any more. It owns everything that works on the flow table, since that belongs to
-these programs' maps: the census and with it the RSTs to clients of dead nodes, and the listings.
+these programs' maps: the census and with it the RSTs to clients of dead nodes, the listings, and
+what traces a packet through them.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from bus.socket import monotonic_ms
 from bus.states import HookState, OutputState
 from services.dataplane import machine
 from services.dataplane.counters import Counters
+from services.dataplane.entering import Entering
 from services.dataplane.flows.census import Census, Counting, Watch
 from services.dataplane.flows.raw import RawSender
 from services.dataplane.flows.resets import Resets, segments
 from services.dataplane.flows.table import Block, FlowTable, TablePair
+from services.dataplane.flows.told import Flows
 from services.dataplane.flows.turns import Questions, Rounds
 from services.dataplane.fronts import SETTLE_MS
 from services.dataplane.kernel import Kernel, Settings
 from services.dataplane.programs import FRAGS_MTU, ProgramPlan, Programs
+from services.dataplane.tracing import Tracing
 
 CENSUS_MS = 5_000
 """The shortest time between two passes over the flow table."""
@@ -96,12 +100,13 @@ class Forwarding:
                 """As they were last seen."""
                 self.outputs: tuple[OutputState, ...] = ()
                 """Likewise."""
-            self._open_maps()
+            self._open_maps(cache_dir)
             opened.pop_all()
 
-    def _open_maps(self) -> None:
+    def _open_maps(self, cache_dir: Path) -> None:
         """Whatever this raises is a fault of ours, not of the machine."""
-        bpf = self.programs.objects.bpf
+        bpf_objects = self.programs.objects
+        bpf = bpf_objects.bpf
         self.kernel = Kernel(bpf)
         self.settings = self.kernel.read_settings()
         self.counters = Counters(bpf, possible_cpus())
@@ -111,6 +116,15 @@ class Forwarding:
         """What the next pass is to look out for."""
         self.rounds: Rounds[Census] = Rounds(self._pass, CENSUS_MS, self.attached_ms)
         self.questions = Questions()
+        living = {name.decode(): table.map_fd for name, table in bpf.items()}
+        self.tracing = Tracing(living, self.programs.compiled_with, cache_dir)
+        entering = self.programs.entering
+        self.flows = (
+            Flows(bpf_objects, self.tables, Entering(entering), self.settings.timeout)
+            if entering is not None
+            else None
+        )
+        """What replication needs; None where there is no other LB."""
         self._resets = Resets()
 
     @property
@@ -124,6 +138,8 @@ class Forwarding:
         if settings != self.settings:
             self.kernel.write_settings(settings)
             self.settings = settings
+            if self.flows is not None:
+                self.flows.timeouts = settings.timeout
 
     # ------------------------------------------------------------------ the flow table
 
@@ -161,7 +177,7 @@ class Forwarding:
     def next_ms(self, now_ms: int) -> int:
         """When there is more of it."""
         moments = [self.rounds.next_ms, now_ms if len(self.questions) else None]
-        moments.append(self._sender.next_ms())
+        moments += [self._sender.next_ms(), self.tracing.next_ms(now_ms)]
         return min(moment for moment in moments if moment is not None)
 
     def _pass(self) -> Generator[None, None, Census]:
@@ -182,6 +198,9 @@ class Forwarding:
     def close(self) -> None:
         """Give back what is open. Programs and maps are the kernel's."""
         self.questions.give_up()
+        self.tracing.close()
+        if self.flows is not None:
+            self.flows.close()
         self._sender.close()
         self.programs.close()
 

@@ -15,10 +15,10 @@ until a census that began afterwards has met no flow of that front. A service of
 that goes is removed at once.
 
 **Addresses.** The map `addresses` tells the programs which packets may be theirs at all: those to a
-service's address, and those to an SNAT address within this LB's slice. If such an address is no
-address of this host (it floats), what matches nothing there is dropped, for the host would answer
-it with a RST. An SNAT address that no service takes ports of any more stays until a census has met
-no flow with it.
+service's address or a VIP, and those to an SNAT address within this LB's slice. If such an address
+is no address of this host (it floats), what matches nothing there is dropped, for the host would
+answer it with a RST. An SNAT address that no service takes ports of any more stays until a census
+has met no flow with it.
 """
 
 from __future__ import annotations
@@ -215,6 +215,7 @@ def _of(held: SnatSlice) -> Slice:
 
 def plan_addresses(
     kernel: KernelState,
+    table: NodeTable,
     services: Mapping[ServiceKey, Service],
     facts: Facts,
     census: Census | None,
@@ -232,7 +233,7 @@ def plan_addresses(
         if not is_unused(census, address, since_ms):
             unused_ms[address] = since_ms
             slices[address] = held.snat_slice
-    fronts = {key.address for key in services}
+    fronts = {key.address for key in services} | {vip.address for vip in table.vip_owners}
     values = {
         address: AddressInfo(
             of_service=address in fronts,

@@ -47,6 +47,7 @@ from services.dataplane.words import (
     ServiceKey,
     address_text,
     address_word,
+    floating_text,
     is_ipv6,
     mac_bytes,
     mac_text,
@@ -59,6 +60,7 @@ MAX_SERVICES = 2_048
 SEAT_RESOLVED, SEAT_UP, SEAT_DEAD, SEAT_RESET, SEAT_BY_TC = 1, 2, 4, 8, 16
 SERVICE_AFFINITY_CLIENT, SERVICE_NO_SNAT, SERVICE_GUE = 1, 2, 4
 SERVICE_NO_RESET, SERVICE_HAS_FLOWS, SERVICE_RETIRED, SERVICE_KEEPS_PORT = 8, 16, 32, 64
+ASKED_IN_PUBLIC = 1
 ADDRESS_OF_SERVICE, ADDRESS_FLOATING, ADDRESS_SNAT = 1, 2, 4
 MODES = {Mode.L2: 2, Mode.L3: 3, Mode.L4: 4}
 _PROTOCOL_OF = {number: protocol for protocol, number in PROTOCOLS.items()}
@@ -92,8 +94,29 @@ class Settings:
     public_by_tc: int
     """1: this device takes no frames from XDP, so TC sends there."""
     private_by_tc: int
+    notes: int
+    """1: what becomes of flows is noted, for replication and the NAT log."""
     timeout: tuple[int, ...]
     """Ticks, by state; as many as the array has."""
+
+
+@dataclass(frozen=True, slots=True)
+class RivalClaim:
+    """Another MAC address that said so many times, the last time then, that it has an address."""
+
+    mac: str
+    seen: int
+    last_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Floating:
+    """A floating address in the maps: until when (ns of the monotonic clock) this LB claims it."""
+
+    until_ns: int
+    side: str
+    """public or private: where it is asked for."""
+    rival: RivalClaim | None = None
 
 
 class Kernel:
@@ -107,6 +130,7 @@ class Kernel:
         self._cursors = bpf[b"port_cursors"]
         self._addresses = bpf[b"addresses"]
         self._endpoints = bpf[b"endpoints"]
+        self._claims, self._rivals = bpf[b"claims"], bpf[b"rivals"]
         self._ring_fd = bpf[b"ring"].map_fd
         self.max_seats: int = self._seats.info.max_entries
         self.max_rings: int = bpf[b"ring"].info.max_entries // ENTRIES
@@ -123,6 +147,23 @@ class Kernel:
 
     def write_settings(self, settings: Settings) -> None:
         _write(self._settings, self._settings.Key(0), asdict(settings))
+
+    # ------------------------------------------------------------------ floating addresses
+
+    def floating(self) -> dict[str, Floating]:
+        """Every floating address, as the quorum process has written it."""
+        rivals = {
+            floating_text(bytes(key)): RivalClaim(
+                mac_text(leaf["mac"]), int(leaf["seen"]), int(leaf["last"])
+            )
+            for key, leaf in _pairs(self._rivals)
+        }
+        found = {}
+        for key, leaf in _pairs(self._claims):
+            text = floating_text(bytes(key))
+            side = "public" if int(leaf["sides"]) & ASKED_IN_PUBLIC else "private"
+            found[text] = Floating(int(leaf["until"]), side, rivals.get(text))
+        return found
 
     # ------------------------------------------------------------------ adopting
 

@@ -1,9 +1,10 @@
 """The dataplane process: it tells the kernel where packets go, and then is not needed.
 
-In: `state.table.` of quorum, `state.view.` of health (to mask at once what is dead from here),
-netlink's notifications, the commands `flows` and `reload`, SIGHUP, SIGTERM, the clock. Out: map
-writes; `state.dataplane.` on change and every 500 ms, `state.counters.` every second, the events
-`dataplane.attached.`, `dataplane.degraded.` and `process.started.`.
+In: `state.table.`, `state.quorum.` and `vip.*` of quorum, `state.view.` of health (to mask at once
+what is dead from here), netlink's notifications, the commands `flows`, `trace`, `plan` and
+`reload`, SIGHUP, SIGTERM, the clock. Out: map writes; `state.dataplane.` on change and every
+500 ms, `state.counters.` every second, the events `dataplane.attached.`, `dataplane.degraded.`,
+`vip.contested.` and `process.started.`.
 
 **Start.** The publisher's lock comes first (a second copy waits there). Then the interfaces: if
 one is missing the process waits and says so. Then the programs (`programs` keeps the old ones
@@ -19,6 +20,9 @@ A service whose mode changes has its old one until its nodes are prepared (`mode
 **Flows** are the kernel's own: it opens, follows and expires them by itself. This process only
 reads their table, to count them, to show them, to see what of the past is still needed, and to tell
 clients of dead nodes by a RST.
+
+**Floating addresses** are claimed by the quorum process alone, in a map of the kernel's; this
+process tells the neighbours of them (`announcing`).
 
 **Failure.** Killed at any point: programs and maps stay, packets go on, and the next start adopts.
 A map whose pin does not fit, a foreign program on an interface, a kernel or compiler that refuses:
@@ -50,6 +54,7 @@ from bus.commands import (
 )
 from bus.events import (
     DataplaneEvent,
+    VipEvent,
 )
 from bus.socket import monotonic_ms
 from bus.states import (
@@ -59,6 +64,7 @@ from bus.states import (
     HookState,
     LocalView,
     NodeTable,
+    QuorumState,
     SeatColumns,
     SeatState,
     states_apart,
@@ -68,7 +74,15 @@ from bus.words import Mode
 from conf import LbConfig, Paths, load_lb
 from services import process
 from services.dataplane import machine, outputs
+from services.dataplane.announcing import Announcing
 from services.dataplane.flows.listing import Rows, Seated, list_flows
+from services.dataplane.foresight import (
+    FlowCounts,
+    WrongChangeError,
+    count_flows,
+    foresee,
+    read_change,
+)
 from services.dataplane.forwarding import Forwarding
 from services.dataplane.front_table import MOST_FRONTS
 from services.dataplane.fronts import service_identity
@@ -81,7 +95,10 @@ from services.dataplane.nexthop import NextHop
 from services.dataplane.path_mtu import PathMtu
 from services.dataplane.plan import Plan, make_plan
 from services.dataplane.programs import ProgramPlan, rings_for
+from services.dataplane.replication import Replication
 from services.dataplane.settings import of_machine, settings
+from services.dataplane.trace import WrongQuestion, read_question
+from services.dataplane.tracing import Scene
 from services.process import Bus, Loop
 
 REPUBLISH_MS = 500
@@ -164,7 +181,13 @@ class DataplaneProcess:
         now_ms = monotonic_ms()
         self._retry_ms = self._republish_ms = self._count_ms = self._settle_ms = now_ms
         self._unchain_ms = self._grow_ms = now_ms
+        self._announcing = Announcing(config.local.name, now_ms)
         self._loop = Loop()
+        plan = ProgramPlan.from_config(config)
+        self._replication = (
+            Replication(self._bus.context, config, now_ms) if plan.replicates else None
+        )
+        self._ring_watched: int | None = None
 
     # ------------------------------------------------------------------ the loop
 
@@ -175,6 +198,8 @@ class DataplaneProcess:
         if self._path_mtu.deaf:
             _log.warning("nobody hears of narrow paths to the nodes", why=self._path_mtu.deaf)
         self._loop.watch_errors(*self._path_mtu.filenos())
+        if self._replication is not None:
+            self._loop.watch(*self._replication.sockets)
         self._start(monotonic_ms())
         self._bus.started(f"{len(self._held.seats)} seats" if self._held.seats else "")
         while not self._loop.signals.stopping:
@@ -187,6 +212,9 @@ class DataplaneProcess:
         """Give back sockets and fds. Programs and maps are the kernel's."""
         if self._forwarding is not None:
             self._forwarding.close()
+        self._announcing.close()
+        if self._replication is not None:
+            self._replication.close()
         self._netlink.close()
         self._path_mtu.close()
         for watching in (self._monitor, self._devices):
@@ -203,9 +231,13 @@ class DataplaneProcess:
             self._settle(self._forwarding, now_ms)
         if self._forwarding is None and now_ms >= self._retry_ms:
             self._start(now_ms)
+        if self._forwarding is not None and self._announcing.is_due(now_ms):
+            self._announce(self._forwarding, now_ms)
         if self._forwarding is not None:
             self._plan(self._forwarding, now_ms)
             self._work(self._forwarding, now_ms)
+        if self._replication is not None:
+            self._replicate(self._replication, now_ms)
         if self._forwarding is not None:
             self._count(self._forwarding, now_ms)
         self._publish_state(now_ms)
@@ -219,10 +251,13 @@ class DataplaneProcess:
             moments.append(self._retry_ms)
         else:
             moments += [self._count_ms, self._settle_ms, forwarding.next_ms(now_ms)]
+            moments.append(self._announcing.next_ms())
             if self._modes_due_ms is not None:
                 moments.append(self._modes_due_ms)
             if self._stale and self._table is not None:
                 moments.append(now_ms)
+            if self._replication is not None:
+                moments.append(self._replication.next_ms(now_ms))
         return max(0, min(moments) - now_ms)
 
     # ------------------------------------------------------------------ in
@@ -235,6 +270,8 @@ class DataplaneProcess:
             elif isinstance(envelope.data, LocalView):
                 self._stale |= _states(envelope.data) != _states(self._view)
                 self._view = envelope.data
+            elif isinstance(envelope.data, QuorumState | VipEvent):
+                self._announcing.heard(envelope.data, now_ms)
         self._monitor.narrowed(self._path_mtu.drain())
         next_hops = self._look_for_ways(now_ms)
         if next_hops is not self._next_hops:
@@ -268,6 +305,10 @@ class DataplaneProcess:
         match verb:
             case "flows":
                 return self._list_flows(arguments)
+            case "trace":
+                return self._trace(arguments)
+            case "plan":
+                return self._foresee(arguments)
             case "reload":
                 return self._reload()
             case _:
@@ -304,6 +345,58 @@ class DataplaneProcess:
         forwarding.questions.ask(listing, answer)
         return later
 
+    def _trace(self, arguments: dict[str, Any]) -> Later:
+        if self._forwarding is None:
+            raise CommandError(f"not forwarding yet: waiting for {self._waiting_for}")
+        try:
+            question = read_question(arguments)
+        except WrongQuestion as wrong:
+            raise CommandError(str(wrong)) from None
+        return self._forwarding.tracing.ask(question)
+
+    def _foresee(self, arguments: dict[str, Any]) -> Later:
+        """What a change of the table would do; nothing of it is carried out."""
+        forwarding, table = self._forwarding, self._table
+        if forwarding is None or table is None:
+            waits = self._waiting_for or "the agreed table"
+            raise CommandError(f"not forwarding yet: waiting for {waits}")
+        if len(forwarding.questions) >= MOST_LISTINGS:
+            raise CommandError(f"{MOST_LISTINGS} passes over the flows are under way: ask again")
+        try:
+            wanted = read_change(arguments).applied(table)
+        except WrongChangeError as wrong:
+            raise CommandError(str(wrong)) from None
+        facts, census, now_ms = self._facts(forwarding), forwarding.census, monotonic_ms()
+        before, after = (
+            make_plan(self._held, each, self._view, self._next_hops, facts, census, now_ms)
+            for each in (table, wanted)
+        )
+        later = Later()
+
+        def answer(flows: FlowCounts | None) -> None:
+            if flows is None:
+                later.error = "the programs are being attached again: ask again"
+            else:
+                later.result = foresee(before, after, table, wanted, flows)
+
+        passing = count_flows(block.records for block in forwarding.tables.blocks())
+        forwarding.questions.ask(passing, answer)
+        return later
+
+    def _scene(self, forwarding: Forwarding) -> Scene:
+        plan = forwarding.programs.plan
+        by_xdp = [each.program for each in forwarding.hooks if each.attached]
+        return Scene(
+            lb=self._started_with.local.name,
+            settings=forwarding.settings,
+            kernel=self._held,
+            names=self._names,
+            services={number: name for name, number in self._held.ids.items()},
+            public=plan.public,
+            private=plan.private,
+            by_xdp=frozenset(program for program in by_xdp if program.startswith("xdp")),
+        )
+
     def _reload(self) -> dict[str, Any]:
         """Take the file's new content as a whole, or keep the old one as a whole."""
         config, answer = process.reload_lb(self._paths.lb_config, self._started_with)
@@ -330,10 +423,11 @@ class DataplaneProcess:
         self._describe_outputs(forwarding)
         self._waiting_for = ""
         self._held = forwarding.kernel.adopt()
+        self._hand_over_flows(forwarding)
         self._write_machine(forwarding)
         self._watch(frozenset(seat.address for seat in self._held.seats.values()), now_ms)
         for hook in forwarding.hooks:
-            self._announce(hook)
+            self._tell_of(hook)
         if forwarding.programs.taken_off:
             _log.info("taken off, wanted no longer", programs=forwarding.programs.taken_off)
         if forwarding.programs.migrated:
@@ -385,6 +479,7 @@ class DataplaneProcess:
             return False
         # What the maps hold is what it was; where services stand must be read.
         successor.kernel.adopt()
+        self._hand_over_flows(successor)
         self._forwarding = successor
         self._stale = True
         forwarding.close()
@@ -397,7 +492,13 @@ class DataplaneProcess:
             self._publisher.publish(Topic.DATAPLANE_DEGRADED, event)
         self._waiting_for = what
 
-    def _announce(self, hook: HookState) -> None:
+    def _announce(self, forwarding: Forwarding, now_ms: int) -> None:
+        """Floating addresses: what is due to be told of them, by frames and as events."""
+        floating, keys = forwarding.kernel.floating(), self._config.quorum
+        for topic, event in self._announcing.serve(floating, forwarding.machine, keys, now_ms):
+            self._publisher.publish(topic, event)
+
+    def _tell_of(self, hook: HookState) -> None:
         topic = Topic.DATAPLANE_ATTACHED if hook.attached else Topic.DATAPLANE_DEGRADED
         event = DataplaneEvent(hook.program, hook.interface, hook.flavour, hook.detail)
         self._publisher.publish(topic, event)
@@ -423,6 +524,9 @@ class DataplaneProcess:
         is_other = present.ifindexes != held.ifindexes or forwarding.xdp_in_pieces != in_pieces
         if is_other or lost:
             _log.warning("interfaces or hooks have changed, attaching again", lost=lost)
+            self._unwatch_ring()
+            if self._replication is not None:
+                self._replication.detached()
             forwarding.close()
             self._forwarding = None
             self._stale = True
@@ -466,6 +570,8 @@ class DataplaneProcess:
         self._watch(plan.addresses, now_ms)
         self._seat_states = plan.states()
         self._name_seats(plan)
+        if self._replication is not None:
+            self._replication.seats(plan.after.seats)
         self._tell_left_out(frozenset((*plan.refused, *without_place)))
         self._moved_slots += plan.moved_slots
         self._snat_ports = snat_ports(self._held)
@@ -540,7 +646,33 @@ class DataplaneProcess:
             chained=forwarding.programs.chained,
             states=len(forwarding.settings.timeout),
             by_tc=self._is_by_tc,
+            notes=self._replication is not None,
         )
+
+    # ------------------------------------------------------------------ replication
+
+    def _hand_over_flows(self, forwarding: Forwarding) -> None:
+        """Other programs may be attached by now, over other maps."""
+        if self._replication is not None and forwarding.flows is not None:
+            self._unwatch_ring()
+            self._replication.attached(forwarding.flows)
+            self._replication.seats(self._held.seats)
+
+    def _replicate(self, replication: Replication, now_ms: int) -> None:
+        if replication.settle(now_ms):
+            self._loop.watch(*replication.sockets)
+        replication.turn(now_ms)
+        if replication.ring != self._ring_watched:
+            self._unwatch_ring()
+            self._ring_watched = replication.ring
+            if self._ring_watched is not None:
+                self._loop.watch(self._ring_watched)
+
+    def _unwatch_ring(self) -> None:
+        """While notes are held the ring is read by the clock: its fd would wake the loop often."""
+        if self._ring_watched is not None:
+            self._loop.poller.unregister(self._ring_watched)
+            self._ring_watched = None
 
     # ------------------------------------------------------------------ housekeeping
 
@@ -548,7 +680,10 @@ class DataplaneProcess:
         """A few milliseconds' work on the flow table, for whoever waits for some."""
         if forwarding.turn(now_ms):
             self._stale |= self._planned is not None and self._planned.can_free(forwarding.census)
-        if forwarding.questions.turn():
+        answered = forwarding.questions.turn()
+        if forwarding.tracing.is_asked:
+            answered |= forwarding.tracing.turn(self._scene(forwarding))
+        if answered:
             self._commands.serve(self._command)
         if forwarding.old_table_is_empty and now_ms >= self._unchain_ms:
             self._unchain(forwarding, now_ms)
@@ -572,10 +707,20 @@ class DataplaneProcess:
                 snat_ports_used=census.snat_ports,
                 snat_ports_capacity=self._snat_ports,
                 census_ms=forwarding.rounds.cpu_ms,
+                **self._replication_counters(now_ms),
             ),
         )
         cost_ms = int(1_000 * (time.thread_time() - begun_s))
         self._count_ms = now_ms + max(COUNT_MS, COUNTING_SHARE * cost_ms)
+
+    def _replication_counters(self, now_ms: int) -> dict[str, Any]:
+        replication = self._replication
+        if replication is None:
+            return {}
+        return {
+            "replication_lag_seconds": replication.lag_ms(now_ms) / 1_000,
+            "replication": dict(replication.counts),
+        }
 
     def _seat_counters(self, forwarding: Forwarding) -> SeatColumns:
         held, states = self._held.seats, self._seated
@@ -618,6 +763,9 @@ class DataplaneProcess:
             waiting_for=self._waiting_for,
             outputs=forwarding.outputs if forwarding is not None else (),
             left_out=self._left_out_lines,
+            claims=self._announcing.states,
+            synced=self._replication is None or self._replication.is_synced,
+            replicas=self._replication.peers() if self._replication is not None else (),
         )
         if state != self._published:
             self._version += 1

@@ -118,7 +118,7 @@ def make_plan(
     seats = plan_seats(kernel, placed, fronts.ids, table, view, next_hops, facts, census, now_ms)
     rings = plan_rings(kernel, placed, fronts.ids, seats, table.hash_seed, facts)
     services = _with_rings(fronts.values, rings.of_service)
-    addresses = plan_addresses(kernel, services, facts, census, now_ms)
+    addresses = plan_addresses(kernel, table, services, facts, census, now_ms)
     slots, moved = slot_writes(kernel, rings)
     after = KernelState(
         seats=seats.values,

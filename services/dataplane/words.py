@@ -34,6 +34,12 @@ def address_text(word: Any) -> str:
     return ".".join(map(str, int(word).to_bytes(4, sys.byteorder)))
 
 
+def floating_text(octets: bytes) -> str:
+    """The address that a `struct floating_key` stands for, of either family."""
+    wide = ipaddress.IPv6Address(octets)
+    return str(wide.ipv4_mapped or wide)
+
+
 def port_word(port: int) -> int:
     """A port as the maps hold it."""
     return int.from_bytes(port.to_bytes(2, "big"), sys.byteorder)

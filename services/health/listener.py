@@ -4,6 +4,9 @@ The interface may come later than this process, or change its address: `settle` 
 and binds anew when it must. While it cannot, it says what it waits for. Agents that are connected
 stay so when the address changes; they notice themselves when it is gone.
 
+Where keys are used, it is not bound before this LB's own key is there, and bound anew when that is
+another one. Connections that stand are not affected by either.
+
 The options of the socket stand in `bus.tcp`.
 """
 
@@ -14,7 +17,8 @@ from typing import Any, NamedTuple
 
 import zmq
 
-from bus import tcp
+from bus import keys, tcp
+from bus.keys import KeyDirectory, Pair
 from services.machine import own_address
 
 MOST_PARTS = 2
@@ -26,14 +30,18 @@ LARGEST_FRAME = 128 << 10
 class Received(NamedTuple):
     connection: bytes
     address: str
-    """Of a hello alone: it costs more to look up than the rest of a heartbeat does."""
+    """Of a hello alone, like the key: looking it up costs more than the rest of a heartbeat."""
     frames: list[bytes]
+    key: str = ""
 
 
 class Listener:
     """The ROUTER, and where it is bound."""
 
-    def __init__(self, context: zmq.Context[Any]) -> None:
+    def __init__(self, context: zmq.Context[Any], known: KeyDirectory | None = None) -> None:
+        """`known`: where keys are used; then there must be a `tcp.Door` in the context."""
+        self._keys = known
+        self._own: Pair | None = None
         self.endpoint: str | None = None
         self.waiting_for = ""
         self._discarding = False
@@ -46,9 +54,21 @@ class Listener:
             # An address that is gone for good needs no unbinding now: nobody can reach it.
             self.waiting_for = f"an IPv4 address on {interface} (local.net_interface_private)"
             return
+        if self._keys is not None and self._keys.own is None:
+            self.waiting_for = f"this load balancer's key ({'; '.join(self._keys.problems)})"
+            return
+        if self._keys is not None and self._keys.own != self._own:
+            self._own = self._keys.own
+            assert self._own is not None
+            tcp.guard(self.socket, self._own, keys.NODES)
+            if self.endpoint is not None:
+                self.socket.unbind(self.endpoint)
+                self.endpoint = None
         endpoint = f"tcp://{address}:{port}"
         if endpoint != self.endpoint:
             self._bind(endpoint)
+        else:
+            self.waiting_for = ""
 
     def _bind(self, endpoint: str) -> None:
         try:
@@ -82,8 +102,10 @@ class Listener:
             frames.append(self.socket.recv(zmq.NOBLOCK))
             more = bool(self.socket.getsockopt(zmq.RCVMORE))
         self._discarding = more
-        address = tcp.peer_address(first) if frames[0] == b"hello" else ""
-        return Received(connection, address, frames)
+        if frames[0] != b"hello":
+            return Received(connection, "", frames)
+        key = tcp.peer_key(first) if self._keys is not None else ""
+        return Received(connection, tcp.peer_address(first), frames, key)
 
     def _discard(self) -> Received:
         for _ in range(DISCARDED_AT_ONCE):

@@ -20,8 +20,9 @@ the view is right from the first message on. The committed table, which comes mo
 in nodes that the file does not have.
 
 **Failure.** Killed, it costs nobody a packet: the dataplane keeps what it has and agents come back
-by themselves. A disk that cannot be written, a private interface without an address: said in
-`waiting_for` and once in the log, tried again every second; the nodes are watched meanwhile.
+by themselves. A disk that cannot be written, a private interface without an address, a key that is
+not there: said in `waiting_for` and once in the log, tried again every second; the nodes are
+watched meanwhile.
 """
 
 from __future__ import annotations
@@ -34,16 +35,18 @@ from typing import Any
 import structlog
 import zmq
 
-from bus import topics
+from bus import keys, topics
 from bus.commands import (
     CommandError,
 )
+from bus.keys import KeyDirectory
 from bus.node_protocol import (
     OfferedService,
     encode_node,
 )
 from bus.socket import monotonic_ms
 from bus.states import CommittedTable
+from bus.tcp import Door
 from bus.topics import Topic
 from bus.words import (
     Encapsulation,
@@ -99,10 +102,14 @@ class HealthProcess:
         self._bus = Bus(paths.run_dir, topics.HEALTH, config.local.name)
         self._publisher, self._commands = self._bus.publisher, self._bus.commands
         self._subscriber = self._bus.subscriber
-        self._listener = Listener(self._bus.context)
+        directory = config.security.keys
+        self._keys = KeyDirectory(directory) if directory is not None else None
         now_ms = monotonic_ms()
-        self._registry = Registry(_policy(config), now_ms)
+        self._registry = Registry(_policy(config), now_ms, self._name_of if self._keys else None)
         rejected = self._registry.faults.rejected
+        self._door = Door(self._bus.context, self._keys, rejected) if self._keys else None
+        self._listener = Listener(self._bus.context, self._keys)
+        self._said_keys: tuple[str, ...] = ()
         self._connections = Connections(self._bus.context, self._listener.socket, rejected, now_ms)
         self._prober = Prober()
         self._places_changed = True
@@ -121,6 +128,10 @@ class HealthProcess:
 
     def run(self) -> None:
         """Until SIGTERM."""
+        if self._door is not None:
+            self._loop.watch(self._door.socket)
+        else:
+            _log.warning("no keys: whoever reaches the private interface may be a node")
         self._loop.watch(self._listener.socket, *self._bus.sockets, self._prober.fileno())
         while not self._loop.signals.stopping:
             drained_ms = self._step(monotonic_ms())
@@ -131,6 +142,8 @@ class HealthProcess:
     def _step(self, begun_ms: int) -> int:
         """One turn; returns when its drain ended."""
         self._connections.turn(begun_ms)
+        if self._door is not None:
+            self._door.serve()
         drained = self._drain()
         now_ms = monotonic_ms()
         lag_ms = self._loop.late_ms(begun_ms) + max(0, now_ms - begun_ms - DRAIN_MS)
@@ -187,7 +200,8 @@ class HealthProcess:
             if received is None:
                 return True
             if received.connection:
-                self._registry.receive(*received, now_ms)
+                connection, address, frames, key = received
+                self._registry.receive(connection, address, frames, now_ms, key)
         return False
 
     def _wait_ms(self, now_ms: int) -> int:
@@ -280,6 +294,8 @@ class HealthProcess:
     def _settle(self, now_ms: int) -> None:
         """Once a second: what of the machine may have changed, and what it still lacks."""
         local = self._config.local
+        if self._keys is not None:
+            self._settle_keys(self._keys, now_ms)
         before = self._listener.endpoint
         self._listener.settle(local.net_interface_private, local.node_port)
         self._registry.configure(_policy(self._config), now_ms)
@@ -296,6 +312,22 @@ class HealthProcess:
             self._view_changed = True
             if waiting_for:
                 _log.warning("waiting", waiting_for=waiting_for)
+
+    def _name_of(self, key: str) -> str | None:
+        assert self._keys is not None
+        return self._keys.name_of(keys.NODES, key.encode())
+
+    def _settle_keys(self, known: KeyDirectory, now_ms: int) -> None:
+        if known.refresh():
+            self._registry.keys_changed(now_ms)
+            _log.info("keys read", path=known.path)
+        if known.problems != self._said_keys:
+            self._said_keys = known.problems
+            for problem in known.problems:
+                _log.error("a key cannot be used", problem=problem)
+        if self._door is not None and self._door.refused:
+            self._connections.offender = f"{self._door.refused} is not admitted"
+            self._door.refused = ""
 
     # ------------------------------------------------------------------ commands and signals
 
@@ -317,6 +349,8 @@ class HealthProcess:
         self._prober.close()
         self._connections.close()
         self._listener.close()
+        if self._door is not None:
+            self._door.close()
         self._bus.close()
 
 

@@ -145,6 +145,8 @@ class Node:
     """When the last check that counted was sent."""
     sessions: dict[bytes, int] = field(default_factory=dict)
     """By connection, the number of the last beat that came by it; the newest connection last."""
+    keys: dict[bytes, str] = field(default_factory=dict)
+    """By connection, the key that its other end has proved; empty where no keys are used."""
     clock: ClockOffset | None = None
     former_boot: str | None = None
     has_beaten: bool = False

@@ -63,6 +63,10 @@ Rules that are not seen in the picture:
   its file names this LB twice. It is heard on each of the last `MOST_SESSIONS`, answered on each,
   and beats are numbered by connection: no number says anything about another connection's.
 * A second agent of the same name and address is told so; the one that came first is not let back.
+* **Who a node is**: its name and the address that it comes from; or, where keys are used, whoever
+  its key stands for, wherever it comes from. An agent that gives another name than its key's is
+  refused. A node with a key that comes from another address is looked at anew. A key that is taken
+  off the list (`keys_changed`) ends what it had opened, and takes its node down.
 * A DOWN node that was not heard for `FORGET_MS` is forgotten, with its failures; one that has never
   been UP after `STRANGER_MS`. Of one address no more than `MOST_NODES_OF_ADDRESS` are known at a
   time, and of all no more than `MAX_NODES`. A connection that goes on to name other nodes is at
@@ -78,7 +82,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from bus.codec import MalformedMessage
@@ -142,13 +146,18 @@ MOST_NODES_OF_ADDRESS = 64
 """Agents of one machine: one for each service, say."""
 MOST_SESSIONS = 4
 SAME_NAME_RETRY_MS = 10_000
+KEY_GONE = "its key is not admitted any more"
 TICK_SPACING_MS = 5
 """Deadlines closer together than this, and 1 ms more for each 250 nodes, are judged together."""
 
 
 class Registry:
-    def __init__(self, policy: Policy, now_ms: int) -> None:
+    def __init__(
+        self, policy: Policy, now_ms: int, name_of: Callable[[str], str | None] | None = None
+    ) -> None:
+        """`name_of`: whom a key stands for; None: not admitted. Without it no keys are used."""
         self.policy = policy
+        self._name_of = name_of
         self.faults = PeerFaults()
         self._nodes: dict[str, Node] = {}
         self._by_connection: dict[bytes, Node] = {}
@@ -173,8 +182,13 @@ class Registry:
 
     # ----------------------------------------------------------------- from the agents
 
-    def receive(self, connection: bytes, address: str, frames: list[bytes], now_ms: int) -> None:
-        """Take one message of the node protocol from a connection whose peer is `address`."""
+    def receive(
+        self, connection: bytes, address: str, frames: list[bytes], now_ms: int, key: str = ""
+    ) -> None:
+        """Take one message of the node protocol from a connection whose peer is `address`.
+
+        `key`: the peer's, where keys are used.
+        """
         if self.faults.ignores(connection, now_ms):
             return
         if not connection.startswith(b"\0"):
@@ -190,11 +204,11 @@ class Registry:
             case Heartbeat():
                 self._heartbeat(connection, message, now_ms)
             case Hello():
-                self._hello(connection, address, message, now_ms)
+                self._hello(connection, address, key, message, now_ms)
             case _:
                 self._fault(connection, "unexpected_kind", now_ms)
 
-    def _hello(self, connection: bytes, address: str, hello: Hello, now_ms: int) -> None:
+    def _hello(self, connection: bytes, address: str, key: str, hello: Hello, now_ms: int) -> None:
         if hello.v != NODE_VERSION:
             self._fault(connection, "version", now_ms)
             text = f"node protocol {hello.v}, this load balancer speaks {NODE_VERSION}"
@@ -204,7 +218,11 @@ class Registry:
             self._fault(connection, "bad_hello", now_ms)
             self._send(connection, Refused(problem, SAME_NAME_RETRY_MS))
             return
-        node_id = f"{hello.name}@{address}"
+        if self._name_of is not None and not self._is_its_key(connection, key, hello, now_ms):
+            return
+        node_id, other_id = f"{hello.name}@{address}", hello.name
+        if self._name_of is not None:
+            node_id, other_id = other_id, node_id
         node = self._nodes.get(node_id)
         spoken_for = self._by_connection.get(connection)
         if spoken_for is not None and spoken_for is not node:
@@ -214,6 +232,9 @@ class Registry:
                 self.faults.rejected["registry_full"] += 1
                 self._send(connection, Refused(full, SAME_NAME_RETRY_MS))
                 return
+            former = self._nodes.get(other_id)
+            if former is not None and former.address == address and not former.heard:
+                self._forget(former)  # the same, from before keys were used, or no longer were
             node = self._join(node_id, address, hello, now_ms)
         elif node.former_boot == hello.boot:
             self.faults.rejected["same_name"] += 1
@@ -221,8 +242,48 @@ class Registry:
             self._send(connection, Refused(text, SAME_NAME_RETRY_MS))
             return
         self._attach(node, connection, hello.boot)
+        if key:
+            node.keys[connection] = key
+        if node.address != address:
+            self._move(node, address, now_ms)
         self._describe(node, hello, now_ms)
         self._answer(node, now_ms)
+
+    def _is_its_key(self, connection: bytes, key: str, hello: Hello, now_ms: int) -> bool:
+        """Whether a peer's key is admitted under the name that it gives; if not, it is told so."""
+        assert self._name_of is not None
+        owner = self._name_of(key)
+        if owner == hello.name:
+            return True
+        if owner is None:
+            reason, text = "key_not_admitted", KEY_GONE
+        else:
+            reason, text = "name_of_another_key", f"this is the key of {owner}, not {hello.name}"
+        self._fault(connection, reason, now_ms)
+        self._send(connection, Refused(text, SAME_NAME_RETRY_MS))
+        return False
+
+    def _move(self, node: Node, address: str, now_ms: int) -> None:
+        """The machine with the node's key is at another address, where nobody has checked it."""
+        self._of_address[node.address] -= 1
+        if not self._of_address[node.address]:
+            del self._of_address[node.address]
+        self._of_address[address] += 1
+        reason = f"now at {address}, before at {node.address}"
+        node.address = address
+        self._take_down(node, reason, now_ms, counts=False)
+        self._output.view_changed = self._output.keep = True
+
+    def keys_changed(self, now_ms: int) -> None:
+        """Other keys are admitted from now on: what a key has opened that is not, is over."""
+        assert self._name_of is not None
+        for node in list(self._nodes.values()):
+            for connection, key in list(node.keys.items()):
+                if self._name_of(key) != node.id:
+                    self._close(node, connection)
+                    self._send(connection, Refused(KEY_GONE, SAME_NAME_RETRY_MS))
+                    if not node.sessions:
+                        self._take_down(node, KEY_GONE, now_ms, counts=False)
 
     def _why_full(self, address: str) -> str:
         """Why no other node of that address can join; empty: it can."""
@@ -260,7 +321,7 @@ class Registry:
         """From now on `connection` speaks for this node and no other."""
         former = self._by_connection.get(connection)
         if former is not None and former is not node:
-            del former.sessions[connection]
+            self._close(former, connection)
         if node.clock is None or node.clock.boot != boot:
             self._detach(node)
             node.former_boot = node.clock.boot if node.clock is not None else None
@@ -270,14 +331,17 @@ class Registry:
         node.sessions[connection] = node.sessions.pop(connection, -1)
         self._by_connection[connection] = node
         if len(node.sessions) > MOST_SESSIONS:
-            oldest = next(iter(node.sessions))
-            del node.sessions[oldest], self._by_connection[oldest]
+            self._close(node, next(iter(node.sessions)))
+
+    def _close(self, node: Node, connection: bytes) -> None:
+        """The connection does not speak for the node any more."""
+        del node.sessions[connection], self._by_connection[connection]
+        node.keys.pop(connection, None)
 
     def _detach(self, node: Node) -> None:
         """No connection speaks for the node any more."""
-        for connection in node.sessions:
-            del self._by_connection[connection]
-        node.sessions.clear()
+        for connection in list(node.sessions):
+            self._close(node, connection)
 
     def _describe(self, node: Node, hello: Hello, now_ms: int) -> None:
         if node.weight != hello.weight:

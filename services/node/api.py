@@ -5,7 +5,8 @@ Python's own http.server, in threads: four small answers a minute do not justify
 loop, and waits for the answer; if none comes in `PATIENCE_S`, the loop is stuck and 503 says so.
 
 It listens on loopback, and on the address that the LBs know this machine by, where everybody on the
-private network may look. What changes something is taken from this machine alone, and then not from
+private network may look. What changes something is taken from this machine, and from others with
+the token of `security.api_token_file` alone (`Authorization: Bearer TOKEN`). It is never taken from
 a browser: a request that carries an Origin is refused, so no web page can stop a node.
 
 The loop is never kept waiting: no name is looked up when a server is made, one that is no longer
@@ -14,6 +15,7 @@ wanted ends in a thread of its own, and there is an end to how many connections 
 
 from __future__ import annotations
 
+import hmac
 import json
 import queue
 import re
@@ -24,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -37,6 +40,7 @@ PATIENCE_S = 2.0
 REQUEST_TIMEOUT_S = 5.0
 MOST_CONNECTIONS = 32
 """Served at once, by each server; who comes then is hung up on."""
+LONGEST_TOKEN = 4_096
 ENDING_S = 0.1
 """How soon a server notices that it is to end."""
 
@@ -58,6 +62,8 @@ class NodeApi:
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self.asks: queue.SimpleQueue[Ask] = queue.SimpleQueue()
+        self.token_file: Path | None = None
+        """Read with each request that wants it, so that a new token holds at once."""
         self._wake = wake
         self._servers: dict[tuple[str, int], _Server] = {}
 
@@ -161,8 +167,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         parts = urlsplit(self.path)
-        if not self._is_from_here():
-            self._refuse(403, "changes are taken from this machine alone")
+        if not self._is_from_here() and (why := self._why_not_let_in()):
+            self._refuse(403, why)
         elif self.headers.get("Origin") is not None:
             self._refuse(403, "changes are not taken from web pages")
         elif parts.path == "/start":
@@ -180,6 +186,21 @@ class _Handler(BaseHTTPRequestHandler):
         """Whether the other end is this machine, by loopback or by an address of its own."""
         peer = self.client_address[0]
         return ip_address(peer).is_loopback or peer == self.connection.getsockname()[0]
+
+    def _why_not_let_in(self) -> str:
+        """Why a request from elsewhere may change nothing; empty: it has the token."""
+        path = self.server.api.token_file
+        if path is None:
+            return "changes are taken from this machine alone (no security.api_token_file)"
+        try:
+            with path.open("rb") as file:
+                token = file.read(LONGEST_TOKEN).strip()
+        except OSError as error:
+            return f"security.api_token_file: {error.strerror}: changes from this machine alone"
+        said = (self.headers.get("Authorization") or "").encode("latin-1", "replace")
+        if token and hmac.compare_digest(said, b"Bearer " + token):
+            return ""
+        return "Authorization: expected Bearer and the token of security.api_token_file"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """The agent's log tells what happened to the node; not who asked."""

@@ -12,6 +12,9 @@ makes a new one.
 How a link that is cut without a word is noticed, and how quickly it is tried again, is said in
 `bus.tcp`, where the options of these sockets stand.
 
+With keys, an LB that does not admit ours says so (`UNADMITTED`); one that has another key than the
+expected, or none, hangs up without a word, as something that is no LB does (`FOREIGN`).
+
 libzmq does not tell a refused connection from one that nobody answers, nor that the answer came too
 late: `UNREACHED` says that it is worth asking the port itself.
 """
@@ -33,6 +36,7 @@ CONNECTED: int = zmq.EVENT_CONNECTED
 READY: int = zmq.EVENT_HANDSHAKE_SUCCEEDED
 LOST: int = zmq.EVENT_DISCONNECTED
 RETRIED: int = zmq.EVENT_CONNECT_RETRIED
+UNADMITTED: int = zmq.EVENT_HANDSHAKE_FAILED_AUTH
 WATCHED = (
     CONNECTED
     | READY
@@ -40,7 +44,7 @@ WATCHED = (
     | RETRIED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | UNADMITTED
 )
 
 
@@ -48,7 +52,8 @@ class LinkEvent(StrEnum):
     READY = "ready"
     LOST = "lost"
     FOREIGN = "foreign"
-    """Something accepted the connection and does not speak ZeroMQ."""
+    """Something accepted the connection and does not speak ZeroMQ, or not with our keys."""
+    UNADMITTED = "unadmitted"
     UNREACHED = "unreached"
 
 
@@ -72,10 +77,16 @@ class Link:
         context: zmq.Context[Any],
         place: Address,
         connect_timeout_ms: int = tcp.CONNECT_TIMEOUT_MS,
+        credentials: tcp.Credentials | None = None,
     ) -> None:
         self.place = place
+        self.credentials = credentials
         self.socket = tcp.connecting(
-            context, LARGEST_FRAME, connect_timeout_ms, ipv6=":" in place.address
+            context,
+            LARGEST_FRAME,
+            connect_timeout_ms,
+            ipv6=":" in place.address,
+            credentials=credentials,
         )
         self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(WATCHED)
         self.spent = False
@@ -97,6 +108,10 @@ class Link:
                 heard.append(LinkEvent.READY)
             elif event == RETRIED:
                 heard.append(LinkEvent.UNREACHED)
+            elif event == UNADMITTED and self._accepted and not self.stands:
+                heard.append(LinkEvent.UNADMITTED)
+                self._accepted = False
+                self.spent = True
             elif self.stands or self._accepted:  # the first of several that tell of one end
                 heard.append(LinkEvent.LOST if self.stands else LinkEvent.FOREIGN)
                 self.stands = self._accepted = False

@@ -14,7 +14,10 @@ their distance to the LBs' clocks, and a node that wakes up is not taken for one
 Failure: killed, the node stays UP at its LBs for one checks_timeout, within which supervisord has
 long restarted the agent; what the machine was prepared with stays, and is taken back when an agent
 is stopped. An LB that cannot be reached or whose name is not yet known concerns only
-its own session; the status says which, and what to look at.
+its own session; the status says which, and what to look at. So does an LB whose key is not there.
+
+Where keys are used, an LB is spoken to only if it has one of the keys that stand under its name; if
+there are several, they are tried one after the other.
 """
 
 from __future__ import annotations
@@ -23,12 +26,14 @@ import os
 import secrets
 import socket
 import time
+from collections import Counter
 from typing import Any
 
 import structlog
 import zmq
 
-from bus import tcp
+from bus import keys, tcp
+from bus.keys import KeyDirectory
 from bus.node_protocol import encode_node
 from conf import ConfigError, Endpoint, NodeConfig, Paths, load_node
 from services import logs, process
@@ -52,8 +57,8 @@ from services.node.link import (
     Link,
     LinkEvent,
 )
-from services.node.resolve import Resolver
 from services.process import Loop
+from services.resolve import Resolver
 
 SETTLE_MS = 1_000
 SUSPECT_MS = 5_000
@@ -95,6 +100,11 @@ class AgentProcess:
         self._prober = Prober(self._poller)
         self._api = NodeApi(self._signals.wake)
         self._endpoints: dict[str, Endpoint] = {}
+        directory = config.security.keys
+        self._keys = KeyDirectory(directory) if directory is not None else None
+        self._keys_tried: Counter[str] = Counter()
+        """By LB, how many of its keys have not led to a session since the last one."""
+        self._said_keys: tuple[str, ...] = ()
         self._links: dict[str, Link] = {}
         self._link_from_ms: dict[str, int] = {}
         self._renewal_ms: dict[str, int] = {}
@@ -173,6 +183,7 @@ class AgentProcess:
 
     def _settle(self, now_ms: int) -> None:
         """Once a second, and when a name has been resolved: links, own address, HTTP API."""
+        self._settle_keys()
         for lb, endpoint in self._endpoints.items():
             address = self._resolver.address(endpoint.host)
             if address is None:
@@ -190,6 +201,7 @@ class AgentProcess:
         self._addresses = _all_addresses(self._addresses)
         self._core.load = round(os.getloadavg()[0] / (os.cpu_count() or 1), 3)
         wanted = {LOOPBACK, self._own_address}
+        self._api.token_file = self._config.security.api_token_file
         problem = self._api.listen(wanted, self._config.local.api_port)
         if problem and problem != self._api_problem:
             _log.warning("waiting", waiting_for=problem)
@@ -200,10 +212,45 @@ class AgentProcess:
         if now_ms < from_ms:
             self._settle_ms = min(self._settle_ms, from_ms)
             return
+        credentials = self._credentials(lb)
+        if isinstance(credentials, str):
+            self._core.unreached(lb, credentials)
+            return
         timeout_ms = tcp.FAR_CONNECT_TIMEOUT_MS if lb in self._far else tcp.CONNECT_TIMEOUT_MS
-        link = self._links[lb] = Link(self._context, place, timeout_ms)
+        link = self._links[lb] = Link(self._context, place, timeout_ms, credentials)
         self._poller.register(link.socket, zmq.POLLIN)
         self._poller.register(link.monitor, zmq.POLLIN)
+
+    def _credentials(self, lb: str) -> tcp.Credentials | str | None:
+        """What to speak to the LB with; in words, what is lacking for that; None: no keys."""
+        if self._keys is None:
+            return None
+        if self._keys.own is None:
+            return f"this node's own key: {'; '.join(self._keys.problems)}"
+        name = self._endpoints[lb].key_name
+        known = self._keys.keys_of(keys.LBS, name)
+        if not known:
+            path = self._keys.path / keys.LBS / f"{name}{keys.SUFFIX}"
+            return f"no key of this load balancer: expected {path}"
+        return tcp.Credentials(self._keys.own, known[self._keys_tried[lb] % len(known)])
+
+    def _settle_keys(self) -> None:
+        """Links whose keys are not what the directory says any more are made anew."""
+        if self._keys is None:
+            return
+        if self._keys.refresh():
+            _log.info("keys read", path=str(self._keys.path))
+            for lb, link in list(self._links.items()):
+                name = self._endpoints[lb].key_name
+                known = self._keys.keys_of(keys.LBS, name)
+                used = link.credentials
+                if used is None or used.own != self._keys.own or used.server_key not in known:
+                    self._drop_link(lb)
+                    self._core.disconnected(lb, "the keys have changed")
+        if self._keys.problems != self._said_keys:
+            self._said_keys = self._keys.problems
+            for problem in self._said_keys:
+                _log.error("a key cannot be used", problem=problem)
 
     def _drop_link(self, lb: str) -> None:
         link = self._links.pop(lb, None)
@@ -217,10 +264,11 @@ class AgentProcess:
             if news is LinkEvent.READY:
                 self._slow.discard(lb)
                 self._core.connected(lb, now_ms)
+            elif news is LinkEvent.UNADMITTED:
+                self._core.disconnected(lb, f"{link.place.endpoint} does not admit this node's key")
             elif news is LinkEvent.FOREIGN:
-                self._core.disconnected(
-                    lb, _wrong_port(link.place, "does not speak Gale's node protocol")
-                )
+                self._keys_tried[lb] += 1
+                self._core.disconnected(lb, _foreign(link))
             elif news is LinkEvent.UNREACHED:
                 self._suspect(lb, link.place, now_ms)
             else:
@@ -395,6 +443,14 @@ def _core_config(config: NodeConfig) -> AgentConfig:
             for service in config.services
         ),
     )
+
+
+def _foreign(link: Link) -> str:
+    what = "does not speak Gale's node protocol"
+    if link.credentials is None:
+        return _wrong_port(link.place, f"{what}, or not without keys (security.keys)")
+    key = link.credentials.server_key.decode()
+    return _wrong_port(link.place, f"{what}, or not with the key {key} and this node's")
 
 
 def _wrong_port(place: Address, what: str) -> str:

@@ -9,8 +9,8 @@
 
 This module puts them together. The shell hands in what happened (`report`, `receive`, `stand`,
 `reconfigure`, `order`, `stored`, `tick`) with the monotonic time, and takes what to do about it
-(`take`).
-Each `Ready` is worked off in the order of its fields: **persist, publish, claim, send, answer**.
+(`take`). Each `Ready` is worked off in the order of its fields: **persist, publish, claim, send,
+answer**.
 
     `persist`     write this hard state and fsync it, then call `stored` with its number. It may
                   take as long as it likes: beats, and answers that promise nothing new, go on
@@ -60,6 +60,7 @@ from bus.peer_protocol import (
     Beat,
     Go,
     Grant,
+    MemberSeen,
     OrderAnswered,
     OrderAsked,
     PeerMessage,
@@ -83,7 +84,7 @@ from bus.words import NodeState, Role
 from services.quorum.election import Election, Outgoing
 from services.quorum.leases import Granted, Held
 from services.quorum.orders import Answer, Desk, is_over, new_orders
-from services.quorum.ownership import Standing, assign
+from services.quorum.ownership import Standing, assign, fit
 from services.quorum.register import Dated, Register, version_of
 from services.quorum.table import (
     SLOT_REUSE_MS,
@@ -99,8 +100,13 @@ WAITING_FOR_VIEW = "the first view of the health process"
 WAITING_FOR_LEADER = "a leader: no majority of the LBs is heard"
 RESEND_MS = 100
 """A table or a view that was not acknowledged for so long is sent again."""
+MEMBERS_MS = 250
+"""So often at least the leader tells how it sees the members."""
 SILENT_REPORT_MS = 1_000
 """For so long the report of an LB that is not heard counts."""
+ALONE_CLAIM_MS = 10_000
+"""A quorum of one claims its VIPs for so long ahead: nobody waits for the end of its lease, and so
+they outlast a restart of its process."""
 UNKNOWN = Standing(eligible=False, fitness=0)
 
 
@@ -135,6 +141,8 @@ class QuorumConfig:
     """The entries of the other members."""
     slot_reuse_ms: int = SLOT_REUSE_MS
     """How long the SNAT slot of an LB that left is given to nobody."""
+    witness: bool = False
+    """This machine only votes: it leads nobody, holds nothing and has no slots."""
 
 
 Event = TableEvent | QuorumEvent | OrderEvent
@@ -184,6 +192,9 @@ class _Peer:
     term: int = 0
     accepted: Version = NO_VERSION
     standing: Standing = UNKNOWN
+    why_not: tuple[str, ...] = ()
+    witness: bool | None = None
+    """Whether it only votes; None: it has not answered this LB yet."""
     table_sent: Version = NO_VERSION
     table_sent_ms: int = 0
 
@@ -228,13 +239,15 @@ class Quorum:
         self._election = Election(
             config.name, config.others, config.timing, self._register, boot, draw, now_ms
         )
+        self._election.only_votes = config.witness
         blank = not (self._alone or stored.joined)
         vote = None if blank else stored.vote
         self._election.restore(stored.term, vote, stored.promise_ms, now_ms, blank=blank)
         self._boot = boot
         self._granted, self._held = Granted(), Held(boot)
         self._peers = {address: _Peer() for address in config.others}
-        self._standing = Standing(eligible=True, fitness=0)
+        self._standing = Standing(eligible=not config.witness, fitness=0)
+        self._why_not: tuple[str, ...] = ("it only votes",) if config.witness else ()
         self.faults: Counter[str] = Counter()
         """What peers did that this LB ignores, by reason."""
         self._writing: int | None = None
@@ -258,6 +271,11 @@ class Quorum:
         self._stalled = ""
         self._beat_due_ms = now_ms
         self._leader: str | None = None
+        self._lost = False
+        self._told_members: tuple[MemberSeen, ...] = ()
+        self._told_members_ms = now_ms
+        self._leaders_members: dict[str, MemberSeen] = {}
+        """By entry, how the leader has said that it sees the members."""
         self._lease_changes = 0
         self.tick(now_ms)
 
@@ -272,12 +290,13 @@ class Quorum:
             self._send_view(None, now_ms)
             self._propose(now_ms)
 
-    def stand(self, eligible: bool, fitness: int, now_ms: int) -> None:
-        """Whether this LB may hold VIPs, and how well it would if nobody may."""
-        if self._standing != Standing(eligible, fitness):
+    def stand(self, why_not: tuple[str, ...], fitness: int, now_ms: int) -> None:
+        """Why this LB may hold no VIPs (nothing: it may), and how well it would if nobody may."""
+        if (self._why_not, self._standing.fitness) != (why_not, fitness):
+            self._why_not = why_not
             self._stale = True
-            was, self._standing = self._standing, Standing(eligible, fitness)
-            if was.eligible and not eligible:
+            was, self._standing = self._standing, Standing(not why_not, fitness)
+            if was.eligible and why_not:
                 self._give_up(now_ms)
             self._propose(now_ms)
 
@@ -353,6 +372,8 @@ class Quorum:
             due.append(election_ms)
         if self._leads and not self._alone:
             due.append(self._beat_due_ms)
+        if self._leads and self._alone and self._claims:
+            due.append(self._renew_ms())
         if self._leads and self._register.is_settled():
             reuse_ms = self._config.slot_reuse_ms
             due += [since_ms + reuse_ms for since_ms in self._departed.values()]
@@ -426,7 +447,6 @@ class Quorum:
         held = self._register.committed
         epoch, owners = (held.version.epoch, held.table.vip_owners) if held else (0, ())
         leader = election.leader if election.role in (Role.LEADER, Role.FOLLOWER) else None
-        own = QuorumMember(config.name, config.address, True, election.term, epoch, 0)
         return QuorumState(
             version=self._state_version,
             name=config.name,
@@ -438,7 +458,7 @@ class Quorum:
             lease_remaining_ms=self.lease_ms(now_ms),
             lease_changes=self._lease_changes,
             vips=tuple(VipHolder(vip.address, vip.owner) for vip in owners),
-            members=(own, *(self._member(address, now_ms) for address in sorted(self._peers))),
+            members=self._members_seen(now_ms),
             waiting_for=self._waiting_for(leader),
         )
 
@@ -457,6 +477,8 @@ class Quorum:
             if message.table is not None:
                 self._accept(message.table, now_ms)
             self._register.learn_committed(message.committed)
+            if message.members is not None:
+                self._leaders_members = {each.address: each for each in message.members}
             self._send_view(message.view_seen, now_ms)
         ack = Ack(
             self._config.name,
@@ -465,17 +487,23 @@ class Quorum:
             version_of(self._register.stored),
             self._boot,
             self._held.ask(now_ms),
-            self._standing.eligible,
+            self._why_not,
             self._standing.fitness,
+            self._config.witness,
         )
         self._outbox.append(Outgoing(peer, ack, self._election.term_mark))
+        if message.term == self._election.term:
+            self._send_releases(peer, now_ms)
 
     def _on_ack(self, peer: str, message: Ack, now_ms: int) -> None:
         if not self._election.ack(peer, message, now_ms):
             return
         known = self._peers[peer]
         known.term, known.accepted = message.term, message.accepted
-        standing = Standing(message.eligible, message.fitness)
+        self._stale |= known.witness != message.witness
+        known.witness = message.witness
+        known.why_not = message.why
+        standing = Standing(not message.why, message.fitness)
         self._stale |= known.standing != standing
         known.standing = standing
         self._register.held[peer] = message.accepted
@@ -534,7 +562,8 @@ class Quorum:
     def _begin_to_lead(self, reason: str, resigned: bool, now_ms: int) -> None:
         self._register.held.clear()
         self._granted.begin(now_ms, self._election.timing.lease_ms, resigned=resigned)
-        self._held.give_up()
+        self._held.give_up(now_ms)
+        self._tell_regained()
         self._leader = self._config.name
         event = QuorumEvent(self._election.term, self._config.name, None, reason)
         self._events.append((Topic.QUORUM_LEADER, event))
@@ -549,11 +578,21 @@ class Quorum:
             topic, reason = Topic.QUORUM_LOST, "no leader is heard"
         else:
             topic, reason = Topic.QUORUM_LEADER, f"{self._election.leader} leads"
+        self._tell_regained()
         self._leader = self._election.leader
         event = QuorumEvent(self._election.term, self._leader, None, reason)
         self._events.append((topic, event))
         self._state_version += 1
         self._desk.lead_ended()
+
+    def _tell_regained(self) -> None:
+        """There is a leader again, after it was told that there was none."""
+        if self._lost and self._election.leader is not None:
+            event = QuorumEvent(
+                self._election.term, self._election.leader, None, "a leader is heard"
+            )
+            self._events.append((Topic.QUORUM_REGAINED, event))
+        self._lost = self._election.leader is None
 
     def _send_beats(self, now_ms: int) -> None:
         election = self._election
@@ -561,6 +600,7 @@ class Quorum:
         self._beat_due_ms = now_ms + election.timing.beat_ms
         proposed = version_of(self._register.accepted)
         committed = self._register.committed_version
+        told = self._members_to_tell(now_ms)
         for address, peer in self._peers.items():
             heard = self._heard.get(peer.name)
             beat = Beat(
@@ -572,8 +612,21 @@ class Quorum:
                 proposed,
                 self._table_for(address, peer, proposed, now_ms),
                 (heard.boot, heard.view.version) if heard is not None else None,
+                told,
             )
             self._outbox.append(Outgoing(address, beat, election.term_mark))
+
+    def _members_to_tell(self, now_ms: int) -> tuple[MemberSeen, ...] | None:
+        """How the leader sees all of them, when that has changed, or was told long ago."""
+        seen = tuple(
+            MemberSeen(each.name, each.address, each.alive, each.term, each.epoch, each.why_not)
+            for each in self._members_seen(now_ms)
+            if each.name
+        )
+        if seen == self._told_members and now_ms < self._told_members_ms + MEMBERS_MS:
+            return None
+        self._told_members, self._told_members_ms = seen, now_ms
+        return seen
 
     def _table_for(
         self, address: str, peer: _Peer, proposed: Version, now_ms: int
@@ -706,17 +759,24 @@ class Quorum:
         }
 
     def _members(self, base: NodeTable) -> list[str]:
-        """The LBs that have slots: those that have spoken, and before them those that had one."""
-        spoken = {self._config.name, *(peer.name for peer in self._peers.values() if peer.name)}
-        size = len(self._peers) + 1
+        """The LBs that have slots: those that have answered, and before them those that had one."""
+        forwarding = [peer for peer in self._peers.values() if peer.witness is not True]
+        known = {peer.name for peer in forwarding if peer.witness is not None}
+        spoken = {self._config.name, *known}
+        size = len(forwarding) + 1
         had = sorted({held.owner for held in base.snat_slices} - spoken)
         return sorted(spoken | set(had[: max(0, size - len(spoken))]))
 
-    def _owners(self, base: NodeTable, now_ms: int) -> dict[str, str | None]:
+    def _alive(self, now_ms: int) -> dict[str, Standing]:
+        """For a leader: who may hold VIPs."""
         alive = {self._config.name: self._standing}
         for address, peer in self._peers.items():
-            if self._is_alive(address, now_ms):
+            if self._is_alive(address, now_ms) and not peer.witness:
                 alive[peer.name] = peer.standing
+        return alive
+
+    def _owners(self, base: NodeTable, now_ms: int) -> dict[str, str | None]:
+        alive = self._alive(now_ms)
         held = {vip.address: vip.owner for vip in base.vip_owners}
         vips = [vip.address for vip in self._config.table.vips]
         return assign(held, vips, alive, lambda vip: self._granted.is_free(vip, now_ms))
@@ -807,10 +867,10 @@ class Quorum:
     def _grant(self, address: str, ack: Ack, now_ms: int) -> None:
         until_ms = self._election.lease_until_ms(now_ms)
         vips = self._mine(ack.sender) if now_ms < until_ms else ()
-        if not vips:
+        if not vips or ack.sender not in fit(self._alive(now_ms)):
             return
         for vip in vips:
-            self._granted.grant(vip, ack.sender, ack.asked, until_ms)
+            self._granted.grant(vip, ack, until_ms)
         grant = Grant(
             self._config.name, self._election.term, ack.boot, ack.asked, vips, until_ms - now_ms
         )
@@ -818,35 +878,63 @@ class Quorum:
 
     def _give_up(self, now_ms: int) -> None:
         """This LB is not eligible any more: it claims nothing, and says so."""
-        vips = [vip for vip, until_ms in self._held.until_ms.items() if until_ms > now_ms]
-        asked = self._held.give_up()
+        self._held.give_up(now_ms)
         for address, peer in self._peers.items():
             if peer.name == self._election.leader:
-                for vip in vips:
-                    release = Release(self._config.name, self._boot, asked, vip)
-                    self._outbox.append(Outgoing(address, release, 0))
+                self._send_releases(address, now_ms)
+
+    def _send_releases(self, leader: str, now_ms: int) -> None:
+        for vip, asked in self._held.releases(now_ms).items():
+            release = Release(self._config.name, self._boot, asked, vip)
+            self._outbox.append(Outgoing(leader, release, 0))
 
     def _new_claims(self, now_ms: int) -> dict[str, int] | None:
         """Until when this LB may claim what, if that is not what the shell was told last."""
         claims = dict(self._held.until_ms)
         if self._leads:
             until_ms = self._election.lease_until_ms(now_ms)
-            claims = dict.fromkeys(self._mine(self._config.name), until_ms)
+            able = self._config.name in fit(self._alive(now_ms))
+            mine = self._mine(self._config.name) if able else ()
+            if (
+                self._alone
+                and mine
+                and set(mine) == set(self._claims)
+                and now_ms < self._renew_ms()
+            ):
+                return None
+            if self._alone:
+                until_ms = now_ms + ALONE_CLAIM_MS
+            claims = dict.fromkeys(mine, until_ms)
         claims = {vip: until_ms for vip, until_ms in claims.items() if until_ms > now_ms}
         if claims == self._claims:
             return None
         self._claims = claims
         return claims
 
+    def _renew_ms(self) -> int:
+        """When a quorum of one, whom nobody wakes, has to see to its claims."""
+        return min(self._claims.values()) - ALONE_CLAIM_MS // 2
+
     # ------------------------------------------------------------------ what people see
 
+    def _members_seen(self, now_ms: int) -> tuple[QuorumMember, ...]:
+        config, held = self._config, self._register.committed
+        epoch = held.version.epoch if held else 0
+        term, why_not = self._election.term, self._why_not
+        own = QuorumMember(config.name, config.address, True, term, epoch, 0, why_not)
+        return (own, *(self._member(address, now_ms) for address in sorted(self._peers)))
+
     def _member(self, address: str, now_ms: int) -> QuorumMember:
+        """As this LB hears it or, of one that it never hears, as the leader says."""
         peer = self._peers[address]
         heard_ms = now_ms - peer.heard_ms if peer.heard_ms is not None else 0
         alive = peer.heard_ms is not None and heard_ms < SILENT_REPORT_MS
-        return QuorumMember(
-            peer.name, address, alive, peer.term, peer.accepted.epoch, heard_ms if alive else 0
-        )
+        name, term, epoch, why_not = peer.name, peer.term, peer.accepted.epoch, peer.why_not
+        told = self._leaders_members.get(address)
+        if not self._leads and told is not None and self._election.leader is not None:
+            term, epoch, why_not = told.term, told.epoch, told.why
+            name, alive = told.name, told.alive
+        return QuorumMember(name, address, alive, term, epoch, heard_ms if alive else 0, why_not)
 
     def _waiting_for(self, leader: str | None) -> str:
         if self._stalled:

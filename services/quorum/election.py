@@ -156,6 +156,8 @@ class Election:
         self.won: Won | None = None
         """Set when it becomes leader, for the caller to take."""
         self.is_blank = False
+        self.only_votes = False
+        """A witness asks who would elect it, to learn what the others have, and goes no further."""
         self._boot = boot
         self._tableless: dict[str, int] = {}
         """Of the members that told a blank LB that they have no table: the largest term."""
@@ -278,7 +280,7 @@ class Election:
 
     def _count_votes(self, now_ms: int) -> None:
         if self.role is Role.PRE_CANDIDATE and len(self._votes) + 1 >= self.majority:
-            if self._may_vote(self.term + 1, now_ms):
+            if not self.only_votes and self._may_vote(self.term + 1, now_ms):
                 self._ask_for_votes(Cause.WOULD_WIN, now_ms)
         elif self._has_won():
             self._enter(Cause.WON)

@@ -12,7 +12,9 @@ from two holders:
   ended, so it waits for as long as a lease could last.
 
 A grant answers a number that the holder used once (`asked`), in this start of its process: a late,
-repeated or foreign grant extends nothing.
+repeated or foreign grant extends nothing. A release says up to which number grants were given up,
+and of which start, so a late one ends nothing that was granted since. It may be lost like anything
+else: it goes with every answer to the leader, until all that could have been granted is over.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from bus.peer_protocol import Grant, Release
+from bus.peer_protocol import Ack, Grant, Release
 from bus.words import LARGEST_PROMISE_MS
 from services.quorum.timing import passed_on
 
@@ -30,24 +32,26 @@ class Granted:
     """What a leader has granted to others: by VIP, to whom, and until when."""
 
     until_ms: dict[str, tuple[str, int]] = field(default_factory=dict)
-    asked: dict[str, int] = field(default_factory=dict)
-    """By VIP, the newest number that was answered."""
+    answered: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """By VIP, in which start of the holder's process, and what newest number of it."""
     unknown_until_ms: int = 0
     """Until then leases may be about that the leader before has granted."""
 
     def begin(self, now_ms: int, lease_ms: int, *, resigned: bool) -> None:
         """This LB leads from now on."""
         self.until_ms.clear()
-        self.asked.clear()
+        self.answered.clear()
         self.unknown_until_ms = now_ms + lease_ms if resigned else now_ms
 
-    def grant(self, vip: str, holder: str, asked: int, until_ms: int) -> None:
-        self.until_ms[vip] = (holder, until_ms)
-        self.asked[vip] = asked
+    def grant(self, vip: str, ack: Ack, until_ms: int) -> None:
+        self.until_ms[vip] = (ack.sender, until_ms)
+        self.answered[vip] = (ack.boot, ack.asked)
 
     def release(self, message: Release) -> None:
+        """A release of another start of the process says nothing of what this one holds."""
         holder, _ = self.until_ms.get(message.vip, ("", 0))
-        if holder == message.sender and message.asked >= self.asked[message.vip]:
+        boot, asked = self.answered.get(message.vip, ("", 0))
+        if holder == message.sender and message.boot == boot and message.asked >= asked:
             del self.until_ms[message.vip]
 
     def is_free(self, vip: str, now_ms: int) -> bool:
@@ -68,6 +72,10 @@ class Held:
         self._least = 0
         """Grants of numbers up to this one were given up."""
         self.until_ms: dict[str, int] = {}
+        self.given_up: dict[str, tuple[int, int]] = {}
+        """By VIP, up to which number its grants were given up, and until when the leader may have
+        to wait for their end if it is not told: so long it is told with every answer.
+        """
 
     def ask(self, now_ms: int) -> int:
         """The number for the next `Ack`."""
@@ -86,8 +94,19 @@ class Held:
                 for vip in grant.vips:
                     self.until_ms[vip] = max(self.until_ms.get(vip, 0), until_ms)
 
-    def give_up(self) -> int:
-        """End all leases; the number up to which grants count for nothing."""
+    def give_up(self, now_ms: int) -> None:
+        """End all leases: grants that answer what was asked so far count for nothing."""
         self._least = self._asked
+        for vip, until_ms in self.until_ms.items():
+            if until_ms > now_ms:
+                self.given_up[vip] = self._least, now_ms + LARGEST_PROMISE_MS
         self.until_ms.clear()
-        return self._least
+
+    def releases(self, now_ms: int) -> dict[str, int]:
+        """What the leader is to be told: the VIPs that were given up, and up to which number."""
+        self.given_up = {
+            vip: (asked, told_ms)
+            for vip, (asked, told_ms) in self.given_up.items()
+            if now_ms < told_ms and vip not in self.until_ms
+        }
+        return {vip: asked for vip, (asked, _) in self.given_up.items()}

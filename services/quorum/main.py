@@ -1,66 +1,83 @@
-"""The quorum process: the shell around `core`.
+"""The quorum process: the shell around `core`, and how this LB agrees with the others.
 
-In: `state.view.` of health, the commands `reload` and `order`, SIGHUP, SIGTERM, the clock. Out:
-`state.table.` and `state.quorum.` on every change and every 500 ms (the latter before half of the
-lease it tells of is over, so that a reader who subtracts its age finds one left), the events
-`quorum.leader.`, `table.committed.`, `order.given.` and `process.started.`, and the state file.
+In: what other LBs say (`peers`), `state.view.` of health, the commands `reload` and `order`,
+SIGHUP, SIGTERM, the clock. Out: messages to other LBs, `state.table.` and `state.quorum.` on every
+change and every 500 ms (the latter before half of the lease it tells of is over, so that a reader
+who subtracts its age finds one left), the events `quorum.*`, `vip.*`, `table.committed.`,
+`order.given.` and `process.started.`, and the state file.
+
+**One turn of the loop:** read what has come, from peers first; look at the clock; then do what the
+core says, in its order: persist, publish, claim, send. The file is written in a thread (`storage`),
+so beats, and answers that promise nothing new, never wait for a disk; what depends on the file is
+given out by the core when it is written.
 
 An order is answered when the table that has it is committed. Its sender may repeat it, by the same
 id, to this process or to the one after it: the table knows the ids of its orders.
 
 It starts by taking the publisher's lock (a second copy waits there), and only then reads the state
-file, since the copy before may have written it until its last moment. A stored table is published
-at once. Killed at any point, it loses nothing that it published; while it is gone, the dataplane
-goes on forwarding by the last table, and masks by health's view what dies meanwhile.
+file, since the copy before may have written it until its last moment. A quorum of one publishes a
+stored table at once. Killed at any point, it loses nothing that it published; while it is gone, the
+dataplane goes on forwarding by the last table, and masks by health's view what dies meanwhile. Told
+to end, it first gives up what it holds, so that another LB need not wait for its silence.
+
+**Several LBs.** The list of the file says who they are. Until this machine's own entry is found (an
+interface may come later, a name be resolved later) the core stands in nobody's way: it counts all
+entries as others, reaches none of them, and says what it waits for.
 
 An unreadable state directory or a full disk belongs to the machine, not to the file: said once in
 the log and in `waiting_for`, tried again every second.
-
-Several `addresses` in the configuration: the election among them is not part of this version, so
-this LB decides alone, says so, and shows itself as the only member.
 """
 
 from __future__ import annotations
 
+import contextlib
+import random
 import secrets
 import sys
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
 from bus import topics
-from bus.codec import MalformedMessage, from_json, to_json
+from bus.codec import Envelope, MalformedMessage, from_json, to_json
 from bus.commands import CommandError, Later
+from bus.events import QuorumEvent
 from bus.orders import LONGEST_TEXT, Asked
 from bus.socket import monotonic_ms
 from bus.states import (
+    DataplaneState,
     LocalView,
+    NodeTable,
     QuorumState,
-    TableService,
 )
 from bus.topics import Topic
-from bus.words import (
-    Affinity,
-    Encapsulation,
-    Mode,
-    NoFlow,
-    OnNodeDown,
-    Protocol,
-)
+from bus.words import Role
 from conf import LbConfig, Paths, load_lb
-from conf.lb import Service
 from services import process
-from services.machine import all_addresses, boot_id
+from services.machine import boot_id
 from services.process import Bus, Loop
+from services.quorum import realtime
+from services.quorum.carrier import Carrier
+from services.quorum.claims import Claims, Told
 from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
+from services.quorum.eligibility import Eligibility
+from services.quorum.from_config import table_service
 from services.quorum.orders import Answer
-from services.quorum.storage import NewerFormatError, Storage
+from services.quorum.peers import Peers
+from services.quorum.storage import NewerFormatError, Storage, Writer
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig
 from services.quorum.timing import Timing
 
 REPUBLISH_MS = 500
 RETRY_MS = 1_000
+HANDOVER_MS = 1_500
+"""For so long a handover is tried; whoever asks for one waits for two seconds."""
+HANDING_OVER_MS = 10
+LATE_MS = 10
+"""A turn later than this was late: beats may be waiting for it."""
 
 _log = structlog.get_logger()
 
@@ -79,67 +96,178 @@ def _run(paths: Paths, config: LbConfig) -> None:
         sys.exit(2)
 
 
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """One that is under way."""
+
+    answer: Later
+    until_ms: int
+
+
 class QuorumProcess:
     """Sockets, clock and disk, and the loop that hands them to the core."""
 
     def __init__(self, paths: Paths, config: LbConfig) -> None:
         self._config_path = paths.lb_config
-        self._started_with = config
-        self._name = config.local.name
+        self._config = self._started_with = config
+        self._unrealtime = realtime.claim()
         self._bus = Bus(paths.run_dir, topics.QUORUM, config.local.name)
         self._publisher, self._commands = self._bus.publisher, self._bus.commands
         self._subscriber = self._bus.subscriber
         self._storage = Storage(paths.state_dir, boot_id())
-        stored, adopted = _load(self._storage)
-        seed, now_ms = secrets.randbits(64), monotonic_ms()
-        self._core = Quorum(core_config(config), stored, seed, now_ms)
+        self._stored, adopted = _load(self._storage)
+        self._boot, self._seed = secrets.token_hex(8), secrets.randbits(64)
+        now_ms = monotonic_ms()
+        self._listed, self._own = _listed(config), ""
+        """The members by their entries in the file, and which one this LB is."""
+        self._core = self._new_core(now_ms)
+        self._view: Envelope | None = None
         self._unwritten: Persist | None = None
         """What the core wants on the disk and is not there yet."""
+        self._is_writing = False
+        table = core_config(config).table
+        self._claims = Claims(paths.bpf_dir, table, now_ms, alone=not self._listed)
+        self._carrier = Carrier(config.local.net_interface_public)
+        witness = config.quorum.witness
+        self._eligibility = Eligibility(config.local.net_interface_public, witness=witness)
+        self._table: NodeTable | None = None
+        self._handover: Handover | None = None
         self._published: QuorumState | None = None
-        self._state_due_ms = now_ms
-        self._table_due_ms = now_ms
-        self._retry_ms = now_ms
+        self._state_version = 0
+        self._state_due_ms = self._table_due_ms = self._retry_ms = now_ms
+        self._more = False
+        """Whether peers have said more than one turn reads."""
         self._orders: dict[str, Later] = {}
         """By command, the answers to orders that are not agreed on yet."""
         self._bus.started(adopted)
-        _warn_if_not_alone(config)
         self._loop = Loop()
+        self._writer = Writer(self._storage, self._loop.signals.wake)
+        self._peers = Peers(
+            self._bus.context,
+            config.quorum.name,
+            config.local.name,
+            self._boot,
+            self._loop.signals.wake,
+        )
+        self._peers.expect(self._listed)
+        for refused in self._unrealtime:
+            _log.warning("the kernel does not allow", what=refused)
 
     def run(self) -> None:
         """Until SIGTERM."""
-        self._loop.watch(*self._bus.sockets)
+        self._loop.watch(self._peers.socket, *self._bus.sockets)
         while not self._loop.signals.stopping:
             self._step(monotonic_ms())
             self._loop.wait(self._wait_ms(monotonic_ms()))
+        self._resign(monotonic_ms())
         _log.info("stopped", process=topics.QUORUM)
+        self._peers.close()
         self._bus.close()
 
     def _step(self, now_ms: int) -> None:
         """Drain the input, then look at the clock, then do what the core says."""
+        late_ms = self._loop.late_ms(now_ms)
+        if late_ms > LATE_MS:
+            self._core.lagged(late_ms)
+        self._settle(now_ms)
+        self._hear(now_ms)
         self._publisher.serve()
         self._commands.serve(self._command)
         if self._loop.signals.take_reload():
             self._reload()
         for envelope in self._subscriber.receive():
             if isinstance(envelope.data, LocalView):
-                age_ms = max(0, now_ms - envelope.head.made_ms)
-                self._core.report(envelope.boot, envelope.data, now_ms, age_ms)
+                self._view = envelope
+                self._report(now_ms)
+            elif isinstance(envelope.data, DataplaneState):
+                self._eligibility.dataplane(envelope.data)
+        self._look_at_disk(now_ms)
+        self._stand(now_ms)
         self._core.tick(now_ms)
         self._work_off(now_ms)
+        self._claims.tick(self._told, now_ms)
+        self._publish_events(self._claims.take())
         self._publish_states(now_ms)
+
+    @property
+    def _told(self) -> Told:
+        return Told(self._config.local.name, self._core.term)
+
+    def _report(self, now_ms: int) -> None:
+        if self._view is not None:
+            age_ms = max(0, now_ms - self._view.head.made_ms)
+            self._core.report(self._view.boot, self._view.data, now_ms, age_ms)
+
+    def _stand(self, now_ms: int) -> None:
+        """Whether this LB may hold VIPs, as things are now."""
+        self._eligibility.carrier(up=self._carrier.is_up(), now_ms=now_ms)
+        view = self._view.data if self._view is not None else None
+        self._eligibility.nodes(view, self._table)
+        verdict = self._eligibility.verdict(now_ms)
+        self._core.stand(verdict.why, verdict.fitness, now_ms)
+        if self._handover is not None:
+            self._go_on_handing_over(self._handover, now_ms)
+
+    # ------------------------------------------------------------------ the other LBs
+
+    def _new_core(self, now_ms: int, own: str = "") -> Quorum:
+        """`own` is this LB's entry. Empty in a cluster: not known yet, and it speaks to nobody."""
+        others = tuple(sorted(self._listed.keys() - {own}))
+        config = core_config(self._config, own, others)
+        draw = random.SystemRandom().random
+        stored = self._stored
+        return Quorum(config, stored, self._seed, now_ms, boot=self._boot, draw=draw)
+
+    def _settle(self, now_ms: int) -> None:
+        if not self._listed:
+            return
+        self._peers.settle(now_ms)
+        if self._peers.own != self._own and self._unwritten is None:
+            self._own = self._peers.own
+            self._core = self._new_core(now_ms, self._own)
+            self._report(now_ms)
+
+    def _hear(self, now_ms: int) -> None:
+        heard, drained = self._peers.receive(now_ms)
+        self._more = not drained
+        for entry, message in heard:
+            self._core.receive(entry, message, now_ms)
+        for refusal in self._peers.admission.take_untold():
+            leader = self._core.state(now_ms).leader
+            event = QuorumEvent(self._core.term, leader, refusal.peer, refusal.told)
+            self._publisher.publish(Topic.QUORUM_PEER_REFUSED, event)
+            _log.warning("refused what a peer says", peer=refusal.peer, reason=refusal.told)
+
+    def _resign(self, now_ms: int) -> None:
+        """This process ends: the others need not wait for it to fall silent."""
+        if not self._listed:
+            return
+        with contextlib.suppress(ValueError):
+            self._core.hand_over(now_ms)
+        self._core.stand(("it is being stopped",), 0, now_ms)
+        if (ready := self._core.take(now_ms)) is not None:
+            self._claims.claim(ready.claims or {}, self._told, now_ms)
+            self._publish_events(self._claims.take())
+            self._send(ready)
 
     # ------------------------------------------------------------------ out
 
     def _work_off(self, now_ms: int) -> None:
-        if self._unwritten is not None:
-            self._write(now_ms)
         while (ready := self._core.take(now_ms)) is not None:
-            self._publish(ready)
             if ready.persist is not None:
                 self._unwritten = ready.persist
+                self._retry_ms = now_ms
                 self._write(now_ms)
+            if ready.claims is not None:  # before anybody hears what they rest on
+                self._claims.claim(ready.claims, self._told, now_ms)
+            self._publish(ready)
+            self._send(ready)
             for answer in ready.answers:
                 self._answer(answer)
+
+    def _send(self, ready: Ready) -> None:
+        for each in ready.sends:
+            self._peers.send(each.to, each.message)
 
     def _answer(self, answer: Answer) -> None:
         later = self._orders.pop(answer.id, None)
@@ -152,56 +280,122 @@ class QuorumProcess:
         self._commands.serve(self._command)
 
     def _write(self, now_ms: int) -> None:
-        unwritten = self._unwritten
-        if unwritten is None or now_ms < self._retry_ms:
-            return
-        try:
-            self._storage.save(unwritten.state, now_ms)
-        except OSError as error:
-            reason = f"{self._storage.path}: {error.strerror}"
-            if reason != self._core.state(now_ms).waiting_for:
-                _log.error("the table stands still: cannot write", path=reason)
-            self._core.stall(reason)
-            self._retry_ms = now_ms + RETRY_MS
-            return
-        self._unwritten = None
-        self._core.stored(unwritten.mark, now_ms)
+        if self._unwritten is not None and not self._is_writing and now_ms >= self._retry_ms:
+            self._is_writing = True
+            self._writer.write(self._unwritten)
+
+    def _look_at_disk(self, now_ms: int) -> None:
+        written = self._writer.take()
+        if written is not None:
+            self._is_writing = False
+            if written.error is None:
+                self._unwritten = None
+                self._stored = written.persist.state
+                self._core.stored(written.persist.mark, now_ms)
+            else:
+                self._complain(written.error, now_ms)
+        self._write(now_ms)
+
+    def _complain(self, error: BaseException, now_ms: int) -> None:
+        reason = f"{self._storage.path}: {getattr(error, 'strerror', None) or error}"
+        if reason != self._core.state(now_ms).waiting_for:
+            _log.error("the table stands still: cannot write", path=reason)
+        self._core.stall(reason)
+        self._retry_ms = now_ms + RETRY_MS
 
     def _publish(self, ready: Ready) -> None:
         if ready.committed is not None:
+            self._table = ready.committed.table
             self._publisher.publish(Topic.STATE_TABLE, ready.committed)
-        for topic, event in ready.events:
+        self._publish_events([*self._claims.take(), *ready.events])
+
+    def _publish_events(self, events: Iterable[tuple[Topic, Any]]) -> None:
+        for topic, event in events:
             self._publisher.publish(topic, event)
             _log.info(topic.value.rstrip("."), **_loggable(event))
 
     def _publish_states(self, now_ms: int) -> None:
-        state = self._core.state(now_ms)
-        if now_ms >= self._state_due_ms or state != self._published:
-            self._publisher.publish(Topic.STATE_QUORUM, state)
-            self._published = state
+        state = self._state(now_ms)
+        is_new = self._published is None or _lasting(state) != _lasting(self._published)
+        if is_new or now_ms >= self._state_due_ms:
+            if is_new or self._published is None:
+                self._state_version += 1
+                self._published = replace(state, version=self._state_version)
+            self._publisher.publish(Topic.STATE_QUORUM, self._published)
             half_lease_ms = state.lease_remaining_ms // 2 or REPUBLISH_MS
             self._state_due_ms = now_ms + min(REPUBLISH_MS, half_lease_ms)
         if now_ms >= self._table_due_ms:
             self._table_due_ms = now_ms + REPUBLISH_MS
             self._publisher.repeat(Topic.STATE_TABLE)
 
+    def _state(self, now_ms: int) -> QuorumState:
+        state = self._core.state(now_ms)
+        refused = dict(self._peers.admission.refused)
+        waiting_for = state.waiting_for
+        if self._listed and self._peers.waiting_for:
+            waiting_for = self._peers.waiting_for
+        waiting_for = waiting_for or self._claims.waiting_for
+        return replace(state, waiting_for=waiting_for, rejected=refused)
+
     def _wait_ms(self, now_ms: int) -> int:
+        if self._more:
+            return 0
         due_ms = min(self._state_due_ms, self._table_due_ms)
-        next_ms = self._core.next_due_ms()
-        if next_ms is not None:
-            due_ms = min(due_ms, next_ms)
-        if self._unwritten is not None:
+        moments = (
+            self._core.next_due_ms(),
+            self._claims.next_due_ms(),
+            self._eligibility.next_due_ms(),
+        )
+        for next_ms in moments:
+            if next_ms is not None:
+                due_ms = min(due_ms, next_ms)
+        if self._handover is not None:
+            due_ms = min(due_ms, now_ms + HANDING_OVER_MS)
+        if self._unwritten is not None and not self._is_writing:
             due_ms = min(due_ms, self._retry_ms)
+        if self._listed:
+            due_ms = min(due_ms, self._peers.next_due_ms())
         return max(0, due_ms - now_ms)
 
     # ------------------------------------------------------------------ commands and signals
 
     def _command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any] | Later:
+        if verb == "reload":
+            return self._reload()
+        if verb == "handover":
+            return self._hand_over(monotonic_ms())
         if verb == "order":
             return self._order(arguments)
-        if verb != "reload":
-            raise CommandError(f"unknown command: {verb}; quorum knows: reload, order")
-        return self._reload()
+        raise CommandError(f"unknown command: {verb}; quorum knows: reload, handover, order")
+
+    def _hand_over(self, now_ms: int) -> Later:
+        """Give up the lead and every VIP; answered when another LB has them."""
+        if not self._listed:
+            raise CommandError("this LB decides alone: there is nobody to hand over to")
+        if self._handover is None:
+            self._handover = Handover(Later(), now_ms + HANDOVER_MS)
+            self._eligibility.leaving = True
+        return self._handover.answer
+
+    def _go_on_handing_over(self, handover: Handover, now_ms: int) -> None:
+        owners = self._table.vip_owners if self._table is not None else ()
+        holds = [vip.address for vip in owners if vip.owner == self._config.local.name]
+        trouble = f"still holds {', '.join(holds)}: no other LB may" if holds else ""
+        if self._core.role is Role.LEADER and not trouble:
+            try:
+                _log.info("handed over", to=self._core.hand_over(now_ms))
+            except ValueError as error:
+                trouble = str(error)
+        leader = self._core.state(now_ms).leader
+        elsewhere = leader not in (None, self._config.local.name)
+        if not trouble and elsewhere and not self._claims.held:
+            handover.answer.result = {"leader": leader}
+        elif now_ms >= handover.until_ms:
+            handover.answer.error = trouble or "no other LB has taken the lead"
+        else:
+            return
+        self._eligibility.leaving = False
+        self._handover = None
 
     def _order(self, arguments: dict[str, Any]) -> Later:
         number = arguments.get("id")
@@ -218,8 +412,10 @@ class QuorumProcess:
     def _reload(self) -> dict[str, Any]:
         config, answer = process.reload_lb(self._config_path, self._started_with)
         if config is not None:
-            self._core.reconfigure(core_config(config), monotonic_ms())
-            _warn_if_not_alone(config)
+            self._config = config
+            others = tuple(sorted(self._listed.keys() - {self._own}))
+            self._core.reconfigure(core_config(config, self._own, others), monotonic_ms())
+            self._claims.configure(core_config(config).table, monotonic_ms())
         return answer
 
 
@@ -245,19 +441,21 @@ def _load(storage: Storage) -> tuple[HardState, str]:
         return stored, adopted
 
 
-def core_config(config: LbConfig) -> QuorumConfig:
-    """The file as the core reads it."""
+def core_config(config: LbConfig, own: str = "", others: tuple[str, ...] = ()) -> QuorumConfig:
+    """The file as the core reads it; `own` and `others` are entries of its list of LBs."""
     vips = tuple(FloatingVip(vip.address, vip.snat_addresses) for vip in config.virtual_ips)
-    services = tuple(_table_service(service) for service in config.services)
+    services = tuple(table_service(service) for service in config.services)
     flows = config.dataplane
     idle_ms = (flows.tcp_established_ms, flows.tcp_closing_ms, flows.tcp_time_wait_ms, flows.udp_ms)
     return QuorumConfig(
         name=config.local.name,
-        address=_own_address(config),
+        address=own,
         table=TableConfig(services, vips),
         timing=_timing(config),
         checks_timeout_ms=config.node_health.checks_timeout_ms,
+        others=others,
         slot_reuse_ms=max(SLOT_REUSE_MS, flows.udp_one_sided_ms, *idle_ms),
+        witness=config.quorum.witness,
     )
 
 
@@ -268,46 +466,17 @@ def _timing(config: LbConfig) -> Timing:
     )
 
 
-def _table_service(service: Service) -> TableService:
-    down = service.on_node_down
-    return TableService(
-        name=service.name,
-        address=service.address,
-        port=service.port,
-        protocol=Protocol(service.protocol),
-        mode=Mode(service.mode),
-        node_port=service.node_port,
-        affinity=Affinity(service.affinity),
-        encap=Encapsulation(service.encap),
-        snat=service.snat,
-        snat_addresses=service.snat_addresses,
-        on_node_down=OnNodeDown(down) if down is not None else None,
-        no_flow=NoFlow(service.no_flow),
-        ports=service.ports.size,
-        keeps_port=service.keeps_port,
-        affinity_group=service.affinity_group or "",
-    )
+def _listed(config: LbConfig) -> dict[str, tuple[str, int]]:
+    """Host and port of each member; none: a quorum of one."""
+    addresses = config.quorum.addresses
+    return {str(each): (each.host, each.port) for each in addresses} if addresses[1:] else {}
 
 
-def _own_address(config: LbConfig) -> str:
-    """This LB's entry in the list: the one that is an address of this machine, or empty."""
-    try:
-        own = {each.address for each in all_addresses()} if config.quorum.addresses else set()
-    except OSError:
-        return ""
-    for endpoint in config.quorum.addresses:
-        if endpoint.host in own:
-            return f"{endpoint.host}:{endpoint.port}"
-    return ""
-
-
-def _warn_if_not_alone(config: LbConfig) -> None:
-    if len(config.quorum.addresses) > 1:
-        _log.warning(
-            "load_balancer_quorum.addresses names several LBs, and this version does not elect"
-            " among them: this LB decides alone, as a quorum of one",
-            addresses=len(config.quorum.addresses),
-        )
+def _lasting(state: QuorumState) -> QuorumState:
+    """What of it does not pass by itself: what is renewed all the time is as it was, if told so."""
+    members = tuple(replace(member, heard_ms=0) for member in state.members)
+    has_lease = int(state.lease_remaining_ms > 0)
+    return replace(state, version=0, lease_remaining_ms=has_lease, members=members)
 
 
 def _loggable(event: Any) -> dict[str, Any]:

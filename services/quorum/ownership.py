@@ -28,20 +28,21 @@ def assign(
     is_free: Callable[[str], bool],
 ) -> dict[str, str | None]:
     """The owner of each VIP: the same as in `owners`, or another where it is free to go."""
-    fit = _fit(alive)
+    able = fit(alive)
     assigned = {vip: owners.get(vip) for vip in sorted(vips)}
     load = Counter(owner for owner in assigned.values() if owner is not None)
     for vip, owner in assigned.items():
-        if owner in fit or not fit or (owner is not None and not is_free(vip)):
+        if owner in able or not able or (owner is not None and not is_free(vip)):
             continue
         load[owner or ""] -= 1
-        chosen = min(fit, key=lambda lb: (load[lb], lb))
+        chosen = min(able, key=lambda lb: (load[lb], lb))
         load[chosen] += 1
         assigned[vip] = chosen
     return assigned
 
 
-def _fit(alive: Mapping[str, Standing]) -> set[str]:
+def fit(alive: Mapping[str, Standing]) -> set[str]:
+    """Who may hold VIPs: the eligible; if nobody is, the fittest."""
     eligible = {lb for lb, standing in alive.items() if standing.eligible}
     if eligible or not alive:
         return eligible

@@ -10,6 +10,10 @@ this LB starts blank. Refusing to start would be worse: the kernel forwards by t
 anyway, and a quorum process that runs can make a new one. **A file of a newer format** is not
 damaged: somebody installed an older Gale. It is refused, untouched.
 
+**Writing takes its time**: a slow disk must not keep beats from being answered, so `Writer` does it
+in a thread, one state at a time, and wakes the loop when it is done. A process that ends meanwhile
+loses what nobody was told of yet.
+
 The time left of a ban is stored with the monotonic clock and the kernel's boot id: after a restart
 of the process it has gone on passing; after one of the machine nobody knows, so it starts again.
 """
@@ -17,7 +21,10 @@ of the process it has gone on passing; after one of the machine nobody knows, so
 from __future__ import annotations
 
 import hashlib
+import queue
 import re
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +33,7 @@ from bus.codec import (
     from_json,
     to_json,
 )
+from bus.socket import monotonic_ms
 from bus.states import NodeTable
 from bus.words import (
     LARGEST_WHOLE,
@@ -33,7 +41,7 @@ from bus.words import (
     Signed,
     Stored,
 )
-from services.quorum.core import BLANK, HardState
+from services.quorum.core import BLANK, HardState, Persist
 from services.quorum.table import aged
 from services.statefile import StateFile
 
@@ -126,3 +134,48 @@ class Storage:
         if table is not None and max(table.term, table.epoch) > _LARGEST_STORED:
             raise _DamagedError(f"term {table.term}, epoch {table.epoch}: nothing follows these")
         return record
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How the writing of a hard state ended."""
+
+    persist: Persist
+    error: BaseException | None
+
+
+class Writer:
+    """Saves hard states in a thread of its own; at most one is under way."""
+
+    def __init__(self, storage: Storage, wake: Callable[[], None]) -> None:
+        self._storage, self._wake = storage, wake
+        self._wanted: queue.SimpleQueue[Persist] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Written] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="storage", daemon=True).start()
+
+    def write(self, persist: Persist) -> None:
+        self._wanted.put(persist)
+
+    def take(self) -> Written | None:
+        """What has been written, or could not be, since the last call.
+
+        Raises what was no error of the disk: a mistake of ours in the thread ends the process.
+        """
+        try:
+            written = self._done.get_nowait()
+        except queue.Empty:
+            return None
+        if written.error is not None and not isinstance(written.error, OSError):
+            raise written.error
+        return written
+
+    def _run(self) -> None:
+        while True:
+            persist = self._wanted.get()
+            error: BaseException | None = None
+            try:
+                self._storage.save(persist.state, monotonic_ms())
+            except BaseException as caught:  # handed to the loop, which knows what it means
+                error = caught
+            self._done.put(Written(persist, error))
+            self._wake()

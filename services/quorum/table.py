@@ -17,6 +17,11 @@ arrival, so a new leader goes on exactly where the old one stopped.
     nothing: none of them knows it          it is no longer listed
     ======================================  =========================================
 
+**Doubt changes nothing.** A node that was UP or SUSPECT and is UP for one of its electors stays UP
+in a draw: of two LBs the one that was cut off from the nodes, or has just come back, does not speak
+for both, and masks for itself what it cannot reach. An elector for whom it is on probation, since
+that LB has only just begun to hear it, goes along with the others.
+
 A node that is not listed and has only been on probation stays unlisted. DOWN and BANNED nodes stay
 listed, routed to by nobody, so that a health process that restarts adopts who they are. Such a node
 is `silent` if most of the LBs that call it DOWN or BANNED hear nothing of it: then its flows are
@@ -89,6 +94,9 @@ SLOT_REUSE_MS = 6 * 3_600_000
 
 ROUTED = frozenset({NodeState.UP, NodeState.SUSPECT, NodeState.DRAINING})
 """States in which a node is given flows: the others are listed, but no ring names them."""
+
+STANDING = frozenset({NodeState.UP, NodeState.SUSPECT})
+"""States that an LB which does not know a node yet goes along with."""
 
 DEAD = frozenset({NodeState.DOWN, NodeState.BANNED})
 
@@ -228,7 +236,9 @@ def _merge_nodes(
                 nodes.append(before)
                 bans.extend(ban for ban in (banned.get(node_id),) if ban is not None)
             continue
-        state = _elect([seen.state for seen, _ in opinions], len(opinions) + silent)
+        electors = len(opinions) + silent
+        was = before.state if before is not None else None
+        state = _elect([seen.state for seen, _ in opinions], electors, was)
         if before is None and state is NodeState.DOWN:
             continue
         node = _describe(state, opinions, before, silent)
@@ -239,10 +249,12 @@ def _merge_nodes(
     return tuple(nodes), tuple(bans)
 
 
-def _elect(votes: list[NodeState], electors: int) -> NodeState:
+def _elect(votes: list[NodeState], electors: int, before: NodeState | None) -> NodeState:
     majority = electors // 2 + 1
     up = votes.count(NodeState.UP)
     if up >= majority:
+        return NodeState.UP
+    if up and before in STANDING and 2 * (up + votes.count(NodeState.PROBATION)) >= electors:
         return NodeState.UP
     up += votes.count(NodeState.SUSPECT)
     if up >= majority:
@@ -274,12 +286,14 @@ def _describe(
         services = _prepared_for_all(said.services, routing)
         node = TableNode(said.id, said.name, said.address, state, said.weight, services, silent)
         if any(seen.apart for seen in routing):
-            node = _with_services_apart(node, [seen for seen, _ in opinions], unheard)
+            node = _with_services_apart(node, [seen for seen, _ in opinions], unheard, before)
     # The same object where nothing changed: then comparing ten thousand nodes costs nothing.
     return before if node == before else node
 
 
-def _with_services_apart(node: TableNode, seen: list[NodeView], unheard: int) -> TableNode:
+def _with_services_apart(
+    node: TableNode, seen: list[NodeView], unheard: int, before: TableNode | None
+) -> TableNode:
     """The node with what is agreed on its services one by one; `unheard` electors do not know it.
 
     An LB that does not list a service has no say in it: its file may be an older one.
@@ -290,7 +304,8 @@ def _with_services_apart(node: TableNode, seen: list[NodeView], unheard: int) ->
     apart: dict[str, NodeState] = {}
     for name in sorted({name for _, states, _ in listed for name in states}):
         votes = [states.get(name, state) for names, states, state in listed if name in names]
-        elected = _elect(votes, len(votes) + unheard)
+        was = states_apart(before).get(name, before.state) if before is not None else None
+        elected = _elect(votes, len(votes) + unheard, was)
         if elected is not node.state and any(name == own.name for own in node.services):
             apart[name] = elected
     if apart and len(apart) == len(node.services) and not ROUTED & set(apart.values()):

@@ -8,7 +8,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import orjson
@@ -134,7 +134,7 @@ class Served:
 
         @app.get("/endless")
         async def endless() -> StreamingResponse:
-            async def parts():  # type: ignore[no-untyped-def]
+            async def parts() -> AsyncIterator[bytes]:
                 while True:
                     yield b"x" * 1_000_000
 
@@ -142,7 +142,7 @@ class Served:
 
         @app.get("/waiting")
         async def waiting() -> StreamingResponse:
-            async def parts():  # type: ignore[no-untyped-def]
+            async def parts() -> AsyncIterator[bytes]:
                 yield b"x"
                 await asyncio.sleep(TIMEOUT_S)
 

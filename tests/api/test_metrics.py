@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from bus import topics
@@ -28,6 +30,12 @@ LOCAL = Local("lb-0", "l4", "0.1.0", 99, None, "")
 NODE = node_id("node-0")
 
 WITH_A_SOURCE = {
+    "gale_ready",
+    "gale_quorum_has_majority",
+    "gale_quorum_members",
+    "gale_quorum_members_alive",
+    "gale_replication_lag_seconds",
+    "gale_replication_total",
     "gale_packets_total",
     "gale_bytes_total",
     "gale_flows_total",
@@ -80,7 +88,11 @@ def full() -> Fold:
         (
             topics.DATAPLANE,
             Topic.STATE_COUNTERS,
-            counters(counted, unheard, **{"xdp_public.drop_no_node": 6}),
+            replace(
+                counters(counted, unheard, **{"xdp_public.drop_no_node": 6}),
+                replication_lag_seconds=0.004,
+                replication={"told": 9},
+            ),
         ),
         (topics.DATAPLANE, Topic.STATE_DATAPLANE, dataplane(seat("node-0", 65537, 65537))),
         (topics.QUORUM, Topic.STATE_QUORUM, quorum()),
@@ -107,6 +119,12 @@ def test_values_and_labels() -> None:
         sample("gale_conntrack_entries", table="half_open"): 2,
         sample("gale_conntrack_capacity"): 262_144,
         sample("gale_snat_port_rest_seconds", service="default", node=NODE): 7.5,
+        sample("gale_ready"): 1,
+        sample("gale_quorum_has_majority"): 1,
+        sample("gale_quorum_members"): 1,
+        sample("gale_quorum_members_alive"): 1,
+        sample("gale_replication_lag_seconds"): 0.004,
+        sample("gale_replication_total", event="told"): 9,
         sample("gale_node_state", node=NODE, state="up"): 1,
         sample("gale_node_state", node=NODE, state="down"): 0,
         sample("gale_node_checks_total", node=NODE, result="good"): 10,
@@ -147,6 +165,6 @@ def test_what_is_unknown_is_absent() -> None:
 def test_nothing_identifies_a_client() -> None:
     allowed = {
         *("service", "node", "reason", "mode", "direction", "table", "state", "result"),
-        *("process", "source", "channel", "version", "hook"),
+        *("process", "source", "channel", "version", "hook", "event"),
     }
     assert {label for _, labels in scraped(full()) for label, _ in labels} <= allowed

@@ -145,6 +145,12 @@ def test_what_is_left_out_is_a_warning_and_the_lb_is_ready() -> None:
     assert (status.warnings, status.ready) == ([left_out], True)
 
 
+def test_whether_there_are_keys_is_said() -> None:
+    fold = fold_with(quorum=quorum())
+    said = [snapshot.status(fold, replace(LOCAL, keys=there), 0).keys for there in (True, False)]
+    assert said == [True, False]
+
+
 def test_ages_and_remainders_go_on() -> None:
     fold = fold_with(
         at_ms=1000,

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,7 @@ RESOLVED, UP = 1, 2
 SEAT_DEAD, SEAT_RESET, SEAT_BY_TC = 4, 8, 16
 AFFINITY_CLIENT, NO_SNAT, GUE, NO_RESET, HAS_FLOWS, RETIRED, KEEPS_PORT = 1, 2, 4, 8, 16, 32, 64
 OF_SERVICE, FLOATING, OF_SNAT = 1, 2, 4
+PUBLIC_SIDE, PRIVATE_SIDE = 1, 2
 RING_ENTRIES, LANES = 16385, 4
 PROTOCOLS = {"tcp": 6, "udp": 17}
 SECOND_NS = 1_000_000_000
@@ -109,6 +111,12 @@ def kind_of(reason: str) -> str:
 def address(text: str) -> int:
     """As it stands in the maps: network order."""
     return int.from_bytes(socket.inet_aton(text), "little")
+
+
+def floating(table: Any, text: str) -> Any:
+    """The key of a floating address: IPv6, or IPv4 as IPv6 writes it."""
+    wide = text if ":" in text else f"::ffff:{text}"
+    return table.Key.from_buffer_copy(socket.inet_pton(socket.AF_INET6, wide))
 
 
 def mac(text: str) -> bytes:
@@ -172,6 +180,8 @@ class Scene:
             "addresses",
             "endpoints",
             "port_cursors",
+            "claims",
+            "rivals",
         ):
             clear_map(self.programs.table(name).map_fd)
         for name in ("seats", "seat_counters"):
@@ -284,6 +294,16 @@ class Scene:
         """What is known of an address that packets come to."""
         table = self.programs.table("addresses")
         table[address(text)] = table.Leaf(flags=flags, **fields)
+
+    def claim(self, text: str, until_ns: int, sides: int = PUBLIC_SIDE) -> None:
+        """A floating address, and until when this LB answers for it."""
+        table = self.programs.table("claims")
+        table[floating(table, text)] = table.Leaf(until=until_ns, sides=sides)
+
+    def rival(self, text: str) -> Any:
+        """Who else was heard to claim it; None: nobody."""
+        table = self.programs.table("rivals")
+        return table.get(floating(table, text))
 
     def snat_slice(self, first: int = FIRST_PORT, ports: int = PORTS) -> None:
         """This LB's slice of SNAT, and NODE as an endpoint whose answers come there."""
@@ -409,6 +429,12 @@ class Scene:
             lambda flow: (flow.dport if flow.key.direction else flow.key.sport) == port,
             lambda flow: _age(flow, ticks(seconds)),
         )
+
+    def counted_at_seats(self) -> Counter[int]:
+        """How many packets each seat has had, in either direction."""
+        columns = self._counters.seats(max(self._seats, default=0) + 1)
+        sums = columns["packets_in"] + columns["packets_out"]
+        return Counter({int(at): int(sums[at]) for at in np.flatnonzero(sums)})
 
     def counted_at_seat(self, number: int = SEAT) -> dict[str, int]:
         return {

@@ -13,6 +13,7 @@ import orjson
 
 from bus.states import VipHolder
 from services.api.snapshot import (
+    ClaimShape,
     DataplaneShape,
     HookShape,
     MemberShape,
@@ -100,6 +101,10 @@ DATAPLANE = DataplaneShape(
     conntrack_established=1_234_567,
     conntrack_half_open=8,
     conntrack_capacity=2_000_000,
+    claims=[
+        ClaimShape("10.80.0.100", "public", True, "02:00:00:00:66:66 claims it too"),
+        ClaimShape("10.81.0.100", "private", True, ""),
+    ],
     observed_ms=10,
 )
 STATUS = StatusShape(
@@ -108,6 +113,7 @@ STATUS = StatusShape(
     version="0.1.0",
     ready=False,
     not_ready=["health: nothing heard for 7 s"],
+    keys=True,
     warnings=["node n-9@10.81.0.29 at web: all 65,535 seats are taken"],
     processes={
         "quorum": ProcessShape(120, True, "b1", 4711, "0.1.0", ""),
@@ -159,13 +165,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_json(answer)
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.posted.append((self.path, orjson.loads(body), dict(self.headers)))
-        answer = self.server.paths.get(self.path, {})
-        if callable(answer):
-            answer(self, {})
-        else:
-            self.send_json(answer)
+        url = urlsplit(self.path)
+        size = int(self.headers.get("Content-Length", "0"))
+        body = orjson.loads(self.rfile.read(size) or b"null")
+        self.server.sent.append((url.path, body))
+        self.server.posted.append((url.path, body, dict(self.headers)))
+        self.do_GET()
 
     def send_json(self, value: Any, status: int = 200) -> None:
         self.send_raw(orjson.dumps(value), status, "application/json")
@@ -203,6 +208,8 @@ class LocalApi(ThreadingHTTPServer):
         self.paths: dict[str, Any] = dict(ANSWERS)
         self.asked: list[tuple[str, dict[str, str], str | None]] = []
         self.posted: list[tuple[str, Any, dict[str, str]]] = []
+        self.sent: list[tuple[str, Any]] = []
+        """What was posted, and where."""
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 

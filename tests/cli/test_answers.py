@@ -192,6 +192,13 @@ def test_status_says_what_is_not_served(gale: Gale) -> None:
     assert said in gale("status").stdout.splitlines()
 
 
+def test_status_says_when_there_are_no_keys(api: LocalApi, gale: Gale) -> None:
+    assert "no keys" not in gale("status").stdout
+    api.paths["/v1/status"] = ANSWERS["/v1/status"] | {"keys": False}
+    said = "  no keys: whoever reaches the private network may be a node (security.keys)"
+    assert said in gale("status").stdout.splitlines()
+
+
 def test_a_name_that_has_no_room_goes_on_below(
     api: LocalApi, monkeypatch: pytest.MonkeyPatch, gale: Gale
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from bus.keys import make_own, write_key
 from services.cli.main import COMMANDS, app, program_options_first
 
 GALE = Path(sys.executable).with_name("gale")
@@ -174,10 +175,10 @@ def _host_problems(file: Path) -> tuple[int, list[tuple[int, str, str]]]:
 
 def test_host_that_has_everything(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.mkdir(mode=0o700)
-    (keys / "lb.key").touch(mode=0o600)
+    make_own(keys)
     token = tmp_path / "token"
     token.touch(mode=0o600)
+    token.write_text("a token\n")
     file = _file(
         tmp_path,
         LOOPBACK
@@ -252,19 +253,74 @@ def test_host_that_is_not_in_the_list(tmp_path: Path) -> None:
 
 def test_host_whose_keys_others_may_read(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.mkdir()
+    make_own(keys)
     keys.chmod(0o755)
-    key = keys / "lb.key"
-    key.touch()
-    key.chmod(0o644)
+    (keys / "own.secret").chmod(0o644)
+    (keys / "nodes" / "node-0.public").write_text("no key\n")
+    (keys / "nodes" / "node-0.public").chmod(0o600)
     file = _file(tmp_path, LOOPBACK + f'[security]\nkeys = "{keys}"\n')
     code, problems = _host_problems(file)
     assert code == 1
     assert {(line, key) for line, key, _ in problems} == {(6, "security.keys")}
     assert {message for *_, message in problems} == {
         f"{keys} has mode 0755, expected 0700",
-        f"{key} has mode 0644, expected 0600",
+        f"{keys}/own.secret has mode 0644, expected 0600",
+        f"{keys}/nodes/node-0.public: expected one key to a line, each of 40 characters",
     }
+
+
+def test_host_whose_keys_are_anothers(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    make_own(keys)
+    os.chown(keys / "own.secret", 4_321, -1)
+    token = tmp_path / "token"
+    token.write_text("a token\n")
+    token.chmod(0o600)
+    os.chown(token, 4_321, -1)
+    text = f'{LOOPBACK}[security]\nkeys = "{keys}"\napi_token_file = "{token}"\n'
+    code, problems = _host_problems(_file(tmp_path, text))
+    assert code == 1
+    assert [(line, key) for line, key, _ in problems] == [
+        (6, "security.keys"),
+        (7, "security.api_token_file"),
+    ]
+    assert all("belongs to user 4321, expected" in message for *_, message in problems)
+
+
+def test_host_without_the_key_of_another_lb(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    own = make_own(keys)
+    assert own is not None
+    write_key(keys / "lbs" / "lb-2.public", own.public)
+    entries = (
+        '{ ip = "127.0.0.1", port = 8081 },\n{ ip = "198.51.100.1", port = 8081 },\n'
+        '{ ip = "198.51.100.2", port = 8081, name = "lb-2" },\n'
+        '{ ip = "198.51.100.3", port = 8081, name = "lb-3" }'
+    )
+    text = (
+        f'{LOOPBACK}[security]\nkeys = "{keys}"\n'
+        f"[load_balancer_quorum]\naddresses = [\n{entries}]\n"
+    )
+    code, problems = _host_problems(_file(tmp_path, text))
+    assert code == 1
+    assert [(line, key) for line, key, _ in problems] == [
+        (10, "load_balancer_quorum.addresses[1]"),
+        (12, "load_balancer_quorum.addresses[3]"),
+    ]
+    assert f'expected {keys}/lbs/198.51.100.1.public, or name = "..." here' in problems[0][2]
+    assert problems[1][2] == f"no key of 198.51.100.3, expected {keys}/lbs/lb-3.public"
+
+
+def test_node_without_the_key_of_its_lb(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    make_own(keys)
+    text = (
+        '[load_balancer]\naddresses = [{ ip = "127.0.0.1", port = 7070 }]\n'
+        f'[node]\nname = "node-0"\n[security]\nkeys = "{keys}"\n'
+    )
+    code, problems = _host_problems(_file(tmp_path, text))
+    assert code == 1
+    assert [(line, key) for line, key, _ in problems] == [(2, "load_balancer.addresses[0]")]
 
 
 def test_host_without_its_keys(tmp_path: Path) -> None:

@@ -139,6 +139,11 @@ def test_a_position_that_is_none_is_wrong_use(gale: Gale, since: str) -> None:
     assert "expected BOOT:SEQ" in result.stderr
 
 
+def _take_sigint() -> None:
+    """A shell starts what it puts in the background with SIGINT ignored; so these tests may be."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Running:
     """`gale …` as a process, its lines as they come."""
 
@@ -149,6 +154,7 @@ class Running:
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            preexec_fn=_take_sigint,
         )
         self._lines: queue.Queue[str] = queue.Queue()
         for pipe in (self.process.stdout, self.process.stderr):

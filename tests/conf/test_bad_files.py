@@ -319,9 +319,9 @@ BAD_FILES = [
     ),
     Bad(
         "promise that does not cover the lease",
-        QUORUM + 'promise = "234ms" #!\n',
+        QUORUM + 'promise = "116ms" #!\n',
         "load_balancer_quorum.promise",
-        "at least 235ms",
+        "at least 117ms",
     ),
     Bad(
         "promise longer than the boot's hold-off",
@@ -331,15 +331,15 @@ BAD_FILES = [
     ),
     Bad(
         "slow heartbeat",
-        QUORUM + 'heartbeat = "225ms" #!\n',
+        QUORUM + 'heartbeat = "112ms" #!\n',
         "load_balancer_quorum.heartbeat",
-        "less than 225ms",
+        "less than 112ms",
     ),
     Bad(
         "short lease",
-        QUORUM + 'lease = "50ms" #!\n',
+        QUORUM + 'lease = "25ms" #!\n',
         "load_balancer_quorum.lease",
-        "more than 50ms",
+        "more than 25ms",
     ),
     Bad(
         "duplicate peer",

@@ -104,8 +104,8 @@ def test_defaults(tmp_path: Path) -> None:
     assert (health.checks_before_routing, health.checks_timeout_ms) == (3, 5_000)
     assert (health.black_list_after_fails, health.black_list_expiry_ms) == (-1, 60_000)
     quorum = config.quorum
-    assert (quorum.heartbeat_ms, quorum.lease_ms, quorum.promise_ms) == (50, 225, 250)
-    assert quorum.election_jitter_ms == 150
+    assert (quorum.heartbeat_ms, quorum.lease_ms, quorum.promise_ms) == (25, 112, 125)
+    assert quorum.election_jitter_ms == 60
     assert quorum.addresses == ()
     assert not quorum.witness
     assert not quorum.enforce_single_configuration
@@ -233,8 +233,8 @@ def test_durations_are_written_shortest() -> None:
 def test_longest_lease_that_is_covered(tmp_path: Path) -> None:
     text = '[load_balancer_quorum]\nlease = "240ms"\npromise = "250ms"\n'
     assert _lb(tmp_path, text).quorum.lease_ms == 240
-    text = '[load_balancer_quorum]\npromise = "235ms"\n'
-    assert _lb(tmp_path, text).quorum.promise_ms == 235
+    text = '[load_balancer_quorum]\npromise = "117ms"\n'
+    assert _lb(tmp_path, text).quorum.promise_ms == 117
 
 
 def test_witness_among_others(tmp_path: Path) -> None:

@@ -220,6 +220,10 @@ class Site:
         self._open.callback(listening.close)
         threading.Thread(target=_accept, args=(listening, address), daemon=True).start()
 
+    def keep(self, ours: socket.socket) -> None:
+        """Until this site is closed."""
+        self._open.callback(ours.close)
+
     def connect(self) -> Connection:
         with in_network(self.client):
             ours = socket.socket()
@@ -398,11 +402,17 @@ def _serve(accepted: socket.socket, address: str) -> None:
             accepted.sendall(data)
 
 
-def compile_for(entries: int = 8192, half_open: int = 8192, old_buckets: int = 1) -> None:
-    """What a process with these sizes will ask for: so its start takes no time of the test's."""
+def compile_for(
+    entries: int = 8192, half_open: int = 8192, old_buckets: int = 1, *, traced: bool = False
+) -> None:
+    """What a process with these sizes will ask for: so its start takes no time of the test's.
+
+    `traced`: what its first trace will ask for.
+    """
     plan = ProgramPlan("pub0", "priv0", False, False, entries, half_open)
     sizes = {"FLOW_BUCKETS": plan.flow_buckets, "OLD_FLOW_BUCKETS": old_buckets}
-    fill_cache(SOURCES, plan.defines | sizes, IMAGES)
+    asked = {"GALE_TRACE": 1} if traced else {}
+    fill_cache(SOURCES, plan.defines | sizes | asked, IMAGES)
 
 
 @contextlib.contextmanager

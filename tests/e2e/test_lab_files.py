@@ -132,3 +132,14 @@ def test_an_extra_file_that_is_well_is_read(tmp_path: Path) -> None:
     extra.write_text('[node_health]\nchecks_timeout = "3s"\n')
     assert read_extra(LAB, extra) == {"node_health": {"checks_timeout": "3s"}}
     assert read_extra(LAB, None) == {}
+
+
+def test_with_keys_every_machine_is_told_whom_to_trust(tmp_path: Path) -> None:
+    lab = Plan(lbs=2, nodes=1, keys=True)
+    lb, node = tmp_path / "lb.toml", tmp_path / "node.toml"
+    lb.write_text(toml_text(lb_config(lab, "lb-1", {})))
+    node.write_text(toml_text(node_config(lab, "node-0", services(lab, {}))))
+    assert load_lb(lb).security.keys == plan.keys("lb-1")
+    read = load_node(node)
+    assert read.security.keys == plan.keys("node-0")
+    assert [each.key_name for each in read.load_balancer.addresses] == ["lb-0", "lb-1"]

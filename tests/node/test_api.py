@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,7 +142,32 @@ def test_changes_are_taken_from_this_machine_alone(loop: Loop) -> None:
     assert [verb for verb, _ in loop.asked] == ["stop", "stop", "stop", "status"]
 
 
-def _answer_to(loop: Loop, peer: str, own: str, method: str) -> int:
+@pytest.mark.parametrize(
+    ("content", "said", "code"),
+    [
+        (b"s3cret\n", "Bearer s3cret", 200),
+        (b"s3cret\n", "Bearer S3cret", 403),
+        (b"s3cret\n", "s3cret", 403),
+        (b"s3cret\n", "", 403),
+        (b"\n", "Bearer ", 403),
+        (None, "Bearer s3cret", 403),
+    ],
+)
+def test_with_the_token_changes_are_taken_from_elsewhere(
+    loop: Loop, tmp_path: Path, content: bytes | None, said: str, code: int
+) -> None:
+    assert loop.api.listen({"127.0.0.1"}, loop.port) == ""
+    loop.api.token_file = tmp_path / "token"
+    if content is not None:
+        loop.api.token_file.write_bytes(content)
+    headers = f"Authorization: {said}\r\n" if said else ""
+    assert _answer_to(loop, "10.81.0.10", "10.81.0.20", "POST", headers) == code
+    foreign = f"{headers}Origin: http://elsewhere\r\n"
+    assert _answer_to(loop, "10.81.0.10", "10.81.0.20", "POST", foreign) == 403
+    assert _answer_to(loop, "127.0.0.1", "127.0.0.1", "POST") == 200
+
+
+def _answer_to(loop: Loop, peer: str, own: str, method: str, headers: str = "") -> int:
     """The code that a peer at that address would get."""
     ours, theirs = socket.socketpair()
 
@@ -151,7 +177,7 @@ def _answer_to(loop: Loop, peer: str, own: str, method: str) -> int:
 
     path = "/stop" if method == "POST" else "/status"
     with theirs, Connection(fileno=ours.detach()) as connection:
-        theirs.sendall(f"{method} {path} HTTP/1.0\r\n\r\n".encode())
+        theirs.sendall(f"{method} {path} HTTP/1.0\r\n{headers}\r\n".encode())
         server = next(iter(loop.api._servers.values()))
         _Handler(connection, (peer, 1), server)
         return int(theirs.recv(4096).split()[1])

@@ -65,7 +65,7 @@ def test_a_blank_lb_votes_leads_waits_for_a_view_and_commits() -> None:
     state = core.state(0)
     assert (state.role, state.term, state.leader, state.quorum) == (Role.LEADER, 1, "lb-0", True)
     assert state.waiting_for == core_module.WAITING_FOR_VIEW
-    assert state.lease_remaining_ms == 225
+    assert state.lease_remaining_ms == 112
     (led,) = work_off(core, 0)
     assert [topic for topic, _ in led.events] == [Topic.QUORUM_LEADER]
     assert core.committed(0) is None
@@ -222,7 +222,7 @@ def test_a_vip_of_a_quorum_of_one_is_its_own() -> None:
 @pytest.mark.parametrize("reuse_ms", [SLOT_REUSE_MS, 7 * 24 * 3_600_000])
 def test_a_departed_lbs_slot_rests_for_the_longest_timeout(reuse_ms: int) -> None:
     _, disk = bootstrapped("a")
-    vips = table_config(vips=(FloatingVip("10.80.0.100", ("10.81.0.100",)),))
+    shared = TableConfig((replace(WEB, snat_addresses=("10.81.0.100",)),), ())
     assert disk[-1].table is not None
     with_other = replace(
         disk[-1],
@@ -230,7 +230,7 @@ def test_a_departed_lbs_slot_rests_for_the_longest_timeout(reuse_ms: int) -> Non
             disk[-1].table, snat_slices=(SnatSlice("lb-7", "10.81.0.100", 1_536, 7_808),)
         ),
     )
-    config = replace(quorum_config(table=vips), slot_reuse_ms=reuse_ms)
+    config = replace(quorum_config(table=shared), slot_reuse_ms=reuse_ms)
     core = Quorum(config, with_other, SEED, 0)
     work_off(core, 0)
     assert core.next_due_ms() == reuse_ms

@@ -42,6 +42,7 @@ from bus.words import (
     NodeState,
     NoFlow,
     OnNodeDown,
+    Role,
 )
 from conf import load_lb
 from services.quorum.main import core_config
@@ -204,7 +205,7 @@ def test_it_commits_what_health_sees_and_says_so(rig: Rig) -> None:
     assert rig.wait_states({"a": DOWN, "b": UP}).epoch == 2
     state = rig.wait(lambda: s if (s := rig.quorum()) and s.epoch == 2 else None)
     assert (state.name, state.leader, state.term, state.quorum) == ("lb-test", "lb-test", 1, True)
-    assert state.lease_remaining_ms == 225
+    assert state.lease_remaining_ms == 112
     rig.wait(lambda: len(rig.events) >= 4)
     topics = [event.topic for event in rig.events]
     assert topics == [
@@ -447,17 +448,28 @@ def test_a_disk_that_cannot_be_written_stops_the_table_and_nothing_else(rig: Rig
     assert rig.log.read_text().count("the table stands still") == 1
 
 
-def test_several_addresses_are_a_quorum_of_one_that_says_so(rig: Rig) -> None:
-    peers = '{ ip = "127.0.0.1", port = 8081 }, { ip = "192.0.2.3", port = 8081 }'
+def test_of_several_addresses_one_must_be_this_machines(rig: Rig) -> None:
+    peers = '{ ip = "203.0.113.2", port = 8081 }, { ip = "203.0.113.3", port = 8081 }'
     rig.config.write_text(CONFIG + f"\n[load_balancer_quorum]\naddresses = [ {peers} ]\n")
     rig.start()
     rig.sees(view(seen("a", UP)))
-    rig.wait_states({"a": UP})
-    state = rig.wait(rig.quorum)
-    assert [(member.name, member.address) for member in state.members] == [
-        ("lb-test", "127.0.0.1:8081")
-    ]
-    assert "load_balancer_quorum.addresses names several LBs" in rig.log.read_text()
+    state = rig.wait(lambda: s if (s := rig.quorum()) and "an address" in s.waiting_for else None)
+    assert "load_balancer_quorum.addresses" in state.waiting_for
+    assert not state.quorum
+    assert rig.table() is None
+
+
+def test_alone_among_several_it_leads_nobody(rig: Rig) -> None:
+    peers = '{ ip = "127.0.0.1", port = 20481 }, { ip = "203.0.113.3", port = 20481 }'
+    rig.config.write_text(CONFIG + f"\n[load_balancer_quorum]\naddresses = [ {peers} ]\n")
+    rig.start()
+    rig.sees(view(seen("a", UP)))
+    rig.wait(lambda: (s := rig.quorum()) and s.members[0].address == "127.0.0.1:20481")
+    state = rig.wait(lambda: s if (s := rig.quorum()) and s.role is Role.PRE_CANDIDATE else None)
+    assert not state.quorum
+    assert state.waiting_for == "a leader: no majority of the LBs is heard"
+    assert [member.address for member in state.members] == ["127.0.0.1:20481", "203.0.113.3:20481"]
+    assert rig.table() is None
 
 
 def test_an_order_is_agreed_answered_told_and_outlives_the_process(rig: Rig) -> None:

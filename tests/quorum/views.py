@@ -49,7 +49,7 @@ def table_config(*, vips: tuple[FloatingVip, ...] = ()) -> TableConfig:
 def quorum_config(
     *, name: str = "lb-0", table: TableConfig | None = None, checks_timeout_ms: int = 1000
 ) -> QuorumConfig:
-    timing = Timing(50, 225, 250, 150)
+    timing = Timing()
     return QuorumConfig(name, "", table or table_config(), timing, checks_timeout_ms)
 
 

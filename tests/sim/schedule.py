@@ -134,7 +134,7 @@ class Schedule:
 
     def _change_eligible(self, machine: Machine) -> None:
         machine.eligible = not machine.eligible
-        self.world.act(machine, lambda core, now: core.stand(machine.eligible, 0, now))
+        self.world.act(machine, lambda core, now: core.stand(machine.why_not, 0, now))
 
     def _reload(self, machine: Machine) -> None:
         machine.services = not machine.services
@@ -153,7 +153,7 @@ class Schedule:
             if machine.core is None:
                 world.start(machine)
             self._go_on(machine)
-            world.act(machine, lambda core, now: core.stand(eligible=True, fitness=0, now_ms=now))
+            world.act(machine, lambda core, now: core.stand((), 0, now))
 
 
 def play(seed: int, size: int) -> int:

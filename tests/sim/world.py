@@ -81,6 +81,11 @@ class Machine:
     services: bool = False
 
     @property
+    def why_not(self) -> tuple[str, ...]:
+        """Why it may hold no VIP."""
+        return () if self.eligible else ("it is so",)
+
+    @property
     def boot(self) -> str:
         return f"{self.name}.{self.start}"
 
@@ -140,7 +145,7 @@ class World:
             boot=machine.boot,
             draw=self.random.random,
         )
-        machine.core.stand(machine.eligible, 0, self.local(machine))
+        machine.core.stand(machine.why_not, 0, self.local(machine))
         self.see(machine)
         self.serve(machine)
 

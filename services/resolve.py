@@ -16,8 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 
-import zeroconf
-
 from bus.words import one_line
 
 REFRESH_S = 30.0
@@ -107,6 +105,8 @@ def resolve(name: str, interfaces: list[str] | None = None) -> str:
 
 
 def _ask_multicast(name: str, interfaces: list[str] | None) -> str | None:
+    import zeroconf  # eight megabytes that few need
+
     host = f"{name.rstrip('.')}."
     try:
         asker = zeroconf.Zeroconf(interfaces=interfaces or zeroconf.InterfaceChoice.All)

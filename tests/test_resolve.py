@@ -11,8 +11,8 @@ from threading import Event
 import pytest
 import zeroconf
 
-from services.node import resolve as resolve_module
-from services.node.resolve import Resolver, is_address, resolve
+from services import resolve as resolve_module
+from services.resolve import Resolver, is_address, resolve
 from tests.health.processes import eventually
 from tests.node.host_state import tool
 from tests.node.wire import inside

@@ -1,0 +1,153 @@
+"""Who of those that speak on the quorum's port is heard. Pure.
+
+A member is an entry of `load_balancer_quorum.addresses`. Whose connection a message came by is what
+the kernel says of it: its address, which must be that of an entry. Then the head of the message is
+looked at, and whatever is wrong with it is a named reason, in this order:
+
+    not_listed   no entry has the address that the message came from
+    malformed    it is not what it says
+    format       it is of another format of these messages: another Gale
+    cluster      it is of a cluster of another name
+    name         its sender has this LB's name, or that of another entry
+    replayed     its number is not larger than the last one of that start of the sender's process,
+                 or it is of a start before the present one
+
+All are counted; the first of each sender and reason within `SAID_MS` is also told, as the event
+`quorum.peer_refused.`. Whoever sends them is a stranger, so what is kept of them is bounded.
+
+A message that was overtaken on another connection of the same sender counts as replayed: whatever
+matters is said again. Where keys are configured, the same place is where a key's owner is asked
+for: `admit` is handed who the transport vouches for, and the list says who may speak.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from dataclasses import dataclass, field
+
+from bus.codec import MalformedMessage, UnknownVersion
+from bus.peer_protocol import PeerHead, PeerMessage, decode_peer, decode_peer_head
+from bus.words import one_line
+
+SAID_MS = 60_000
+MOST_REMEMBERED = 256
+FORMER_STARTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What is to be told of somebody who is not heard."""
+
+    peer: str
+    """The entry it came from, or the address that is no entry's."""
+    reason: str
+    text: str
+
+    @property
+    def told(self) -> str:
+        return f"{self.reason}: {self.text}"
+
+
+class _RefusedError(Exception):
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class _Member:
+    name: str = ""
+    boot: str = ""
+    number: int = -1
+    former: deque[str] = field(default_factory=lambda: deque(maxlen=FORMER_STARTS))
+
+
+class Admission:
+    """Decides on every message; `refused` counts by reason."""
+
+    def __init__(self, cluster: str, own_name: str) -> None:
+        self._cluster, self._own_name = cluster, own_name
+        self._members: dict[str, _Member] = {}
+        self._entries: dict[str, str] = {}
+        self._said_ms: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self.refused: Counter[str] = Counter()
+        self.untold: list[Refusal] = []
+        """For the caller to take."""
+
+    def expect(self, entries: dict[str, str]) -> None:
+        """By the address that a connection may come from, the entry whose it is."""
+        self._entries = dict(entries)
+        wanted = set(entries.values())
+        self._members = {entry: self._members.get(entry, _Member()) for entry in sorted(wanted)}
+
+    def is_listed(self, address: str) -> bool:
+        return address in self._entries
+
+    def refuse_stranger(self, address: str, now_ms: int) -> None:
+        """A message came from an address that is no member's."""
+        text = "this address is not in load_balancer_quorum.addresses"
+        self._refuse(address, "not_listed", text, now_ms)
+
+    def admit(
+        self, address: str, frames: list[bytes], now_ms: int
+    ) -> tuple[str, PeerMessage] | None:
+        """The entry and what it says, or None if it is not heard."""
+        entry = self._entries.get(address)
+        if entry is None:
+            self.refuse_stranger(address, now_ms)
+            return None
+        try:
+            return entry, self._read(entry, frames)
+        except _RefusedError as error:
+            self._refuse(entry, error.reason, str(error), now_ms)
+        except UnknownVersion as error:
+            self._refuse(entry, "format", str(error), now_ms)
+        except MalformedMessage as error:
+            self._refuse(entry, "malformed", str(error), now_ms)
+        return None
+
+    def _read(self, entry: str, frames: list[bytes]) -> PeerMessage:
+        if len(frames) != 2:
+            raise MalformedMessage(f"{len(frames)} frames, expected a head and a message")
+        head = decode_peer_head(frames[0])
+        if head.cluster != self._cluster:
+            raise _RefusedError("cluster", f"it is of the cluster {one_line(head.cluster, 64)}")
+        self._check_name(entry, head)
+        self._check_number(self._members[entry], head)
+        message = decode_peer(head, frames[1])
+        member = self._members[entry]
+        if member.boot not in (head.boot, ""):
+            member.former.append(member.boot)
+        member.name, member.boot, member.number = head.sender, head.boot, head.number
+        return message
+
+    def _check_name(self, entry: str, head: PeerHead) -> None:
+        shown = one_line(head.sender, 64)
+        if not head.sender or shown != head.sender:
+            raise MalformedMessage("a sender without a proper name")
+        if head.sender == self._own_name:
+            raise _RefusedError("name", f"it has this LB's name, {shown}")
+        for other, member in self._members.items():
+            if other != entry and member.name == head.sender:
+                raise _RefusedError("name", f"it has the name of {other}, {shown}")
+
+    def _check_number(self, member: _Member, head: PeerHead) -> None:
+        is_old = head.boot == member.boot and head.number <= member.number
+        if is_old or head.boot in member.former:
+            raise _RefusedError("replayed", "a message of it has come before, or was overtaken")
+
+    def _refuse(self, peer: str, reason: str, text: str, now_ms: int) -> None:
+        self.refused[reason] += 1
+        key = (peer, reason)
+        said_ms = self._said_ms.get(key)
+        if said_ms is not None and now_ms < said_ms + SAID_MS:
+            return
+        self._said_ms[key] = now_ms
+        self._said_ms.move_to_end(key)
+        if len(self._said_ms) > MOST_REMEMBERED:
+            self._said_ms.popitem(last=False)
+        self.untold.append(Refusal(peer, reason, text))
+
+    def take_untold(self) -> list[Refusal]:
+        told, self.untold = self.untold, []
+        return told

@@ -1,0 +1,115 @@
+"""Whether this LB may hold VIPs, and why not, in words. Pure.
+
+    it may not as long as                                       because
+    ──────────────────────────────────────────────────────────────────────────────────────────────
+    its public interface has no carrier, or only for a moment   nothing would arrive
+    the programs are not attached, or nobody has said so yet    nothing would be forwarded
+    it sees fewer than half of the nodes the table calls UP     what arrived would go nowhere
+    its flow table is not yet what the others' are              living connections would be reset
+    an operator has handed over from here                       it is about to be stopped
+    it only votes                                               it forwards nothing
+
+What once was attached stays so when the dataplane process dies: the kernel goes on. So a process
+that falls silent takes no eligibility away; one that has not been heard at all gives none.
+
+`fitness` is for the case that no LB is eligible: the leader then grants to the fittest, since
+somebody doubtful answers more than nobody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bus.states import DataplaneState, LocalView, NodeTable
+from bus.words import NodeState
+
+STEADY_MS = 1_000
+"""A carrier that came back is trusted after so long: a loose cable must move no VIP to and fro."""
+UP = frozenset({NodeState.UP, NodeState.SUSPECT})
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the leader is told."""
+
+    why: tuple[str, ...]
+    """Why it may hold nothing; empty: it may."""
+    fitness: int
+
+    @property
+    def eligible(self) -> bool:
+        return not self.why
+
+
+class Eligibility:
+    """Collects what is known of this LB."""
+
+    def __init__(self, interface: str, *, witness: bool) -> None:
+        self._interface, self._witness = interface, witness
+        self._carrier: bool | None = None
+        self._carrier_ms: int | None = None
+        """Since when there is a carrier; None: since before anybody looked."""
+        self._dataplane: DataplaneState | None = None
+        self._seen, self._agreed = 0, 0
+        self._asked: tuple[object, object] = (None, None)
+        self.unsynced = ""
+        """Why this LB does not have the flows of the others; empty: it has, as far as is known."""
+        self.leaving = False
+        """Whether an operator has handed over from here."""
+
+    def carrier(self, *, up: bool, now_ms: int) -> None:
+        """Whether the public interface has a carrier now."""
+        if up and self._carrier is False:
+            self._carrier_ms = now_ms
+        self._carrier = up
+
+    def dataplane(self, state: DataplaneState) -> None:
+        self._dataplane = state
+
+    def nodes(self, view: LocalView | None, table: NodeTable | None) -> None:
+        """What this LB sees, and what is agreed on. Counted again only when one of them is new."""
+        if self._asked == (id(view), id(table)):
+            return
+        self._asked = (id(view), id(table))
+        agreed = {node.id for node in table.nodes if node.state in UP} if table else set()
+        seen = {node.id for node in view.nodes if node.state in UP} if view else set()
+        self._agreed, self._seen = len(agreed), len(agreed & seen)
+
+    def verdict(self, now_ms: int) -> Verdict:
+        """As things stand."""
+        if self._witness:
+            return Verdict(("it only votes",), 0)
+        link, programs, nodes = self._link(now_ms), self._programs(), self._nodes()
+        leaving = "an operator has handed over from it" if self.leaving else ""
+        why = tuple(each for each in (link, programs, nodes, self.unsynced, leaving) if each)
+        reached = 40 * self._seen // self._agreed if self._agreed else 40
+        fitness = 200 * (not leaving) + 100 * (not link) + 50 * (not programs) + reached
+        return Verdict(why, fitness)
+
+    def next_due_ms(self) -> int | None:
+        """When a carrier will have been steady."""
+        if self._carrier and self._carrier_ms is not None:
+            return self._carrier_ms + STEADY_MS
+        return None
+
+    def _link(self, now_ms: int) -> str:
+        if not self._carrier:
+            return f"{self._interface} has no carrier"
+        if self._carrier_ms is not None and now_ms < self._carrier_ms + STEADY_MS:
+            return f"the carrier of {self._interface} has only just come back"
+        self._carrier_ms = None
+        return ""
+
+    def _programs(self) -> str:
+        if self._dataplane is None:
+            return "the dataplane process has not been heard yet"
+        missing = [hook.interface for hook in self._dataplane.hooks if not hook.attached]
+        if missing or not self._dataplane.hooks:
+            where = ", ".join(sorted(set(missing))) or self._interface
+            return f"its programs are not attached to {where}"
+        return ""
+
+    def _nodes(self) -> str:
+        if 2 * self._seen >= self._agreed:
+            return ""
+        return f"it sees {self._seen} of the {self._agreed} nodes that are up"

@@ -1,0 +1,246 @@
+"""The sockets between the LBs: one ROUTER that the others connect to, a DEALER to each of them.
+
+Every LB sends by the connection it has made itself and hears by those that others have made, so no
+connection has two owners. What they say is `bus.peer_protocol`, who is heard is `admission`; the
+options of the sockets, and how fast a cut is noticed, stand in `bus.tcp`.
+
+**Which entry of the list is this LB** is what the machine's own addresses say. Names are resolved
+in a thread (`services.resolve`) and followed when they move. As long as no entry is this machine's,
+`waiting_for` says so and nothing is bound: an interface may come later. Connections go out from
+that same address, so that the others know them by it.
+
+**Nothing here waits.** A peer that does not read has `SEND_QUEUE` messages in its queue, and what
+is beyond that is dropped: the next beat says it again. A peer that has not been heard for
+`RENEW_MS` gets a new socket, since libzmq does not try again after an end that broke the protocol.
+Of one turn no more than `MOST_AT_ONCE` messages are read, so that a flood does not keep the clock
+from being looked at.
+
+**Keys.** With CURVE the two `bus.tcp` calls below are given them, and `admission` is asked with
+the owner of the key rather than with the address: nothing else here changes.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+import zmq
+
+from bus import tcp
+from bus.peer_protocol import PeerMessage, encode_peer
+from services.machine import all_addresses
+from services.quorum.admission import Admission
+from services.resolve import Resolver
+
+LARGEST_FRAME = 32 << 20
+"""The table of ten thousand nodes and a thousand services takes a sixth of it."""
+MOST_PARTS = 2
+MOST_AT_ONCE = 500
+DISCARDED_AT_ONCE = 1_000
+SETTLE_MS = 1_000
+RENEW_MS = 3_000
+FAREWELL_MS = 100
+"""What was said last may take so long to leave when the process ends."""
+
+_log = structlog.get_logger()
+
+
+class Peers:
+    """The other members, by their entries `host:port` of the list."""
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        cluster: str,
+        name: str,
+        boot: str,
+        wake: Callable[[], None],
+    ) -> None:
+        self._context, self._cluster, self._boot = context, cluster, boot
+        self.admission = Admission(cluster, name)
+        self.own = ""
+        """This LB's entry, once it is known."""
+        self.waiting_for = ""
+        self.dropped = 0
+        """Messages that a peer's full queue, or its absence, has cost."""
+        self._resolver = Resolver(wake)
+        self._listed: dict[str, tuple[str, int]] = {}
+        """By entry: host and port."""
+        self._bound: str | None = None
+        self._number = 0
+        self._links: dict[str, _Link] = {}
+        self._settle_ms = 0
+        self._discarding = False
+        self.socket = tcp.accepting(context, LARGEST_FRAME)
+
+    # ------------------------------------------------------------------ who, and where
+
+    def expect(self, listed: dict[str, tuple[str, int]]) -> None:
+        """From now on these are the members, this LB among them."""
+        if listed != self._listed:
+            self._listed = dict(listed)
+            self._resolver.want(tuple(host for host, _ in listed.values()))
+            self._settle_ms = 0
+
+    def settle(self, now_ms: int) -> None:
+        """Once a second: find this LB, be bound to its address, be connected to the others'."""
+        if now_ms < self._settle_ms:
+            return
+        self._settle_ms = now_ms + SETTLE_MS
+        places = {entry: self._resolver.address(host) for entry, (host, _) in self._listed.items()}
+        own = self._find_own(places)
+        if own is None:
+            return
+        address, port = places[own] or "", self._listed[own][1]
+        if not self._bind(f"tcp://{address}:{port}"):
+            return
+        if own != self.own:
+            _log.info("this LB is a member of the quorum", entry=own, cluster=self._cluster)
+        self.own, self.waiting_for = own, ""
+        others = {entry: place for entry, place in places.items() if entry != own}
+        self.admission.expect({place: entry for entry, place in others.items() if place})
+        self._connect(address, others, now_ms)
+
+    def soon(self) -> None:
+        """Something about names or addresses is new: settle at the next turn."""
+        self._settle_ms = 0
+
+    def next_due_ms(self) -> int:
+        return self._settle_ms
+
+    def unresolved(self) -> str:
+        """Why some member cannot be spoken to yet; empty: each has an address."""
+        missing = [h for h, _ in self._listed.values() if self._resolver.address(h) is None]
+        return self._resolver.failure(missing[0]) if missing else ""
+
+    def _find_own(self, places: dict[str, str | None]) -> str | None:
+        try:
+            machine = {each.address for each in all_addresses()}
+        except OSError as error:
+            self.waiting_for = f"this machine's addresses: {error.strerror}"
+            return None
+        found = [entry for entry, place in places.items() if place in machine]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            several = " and ".join(found)
+            self.waiting_for = f"one entry of its own: {several} are both this machine"
+        else:
+            unknown = self.unresolved()
+            why = f" ({unknown})" if unknown else ""
+            self.waiting_for = (
+                f"an address of this machine that load_balancer_quorum.addresses lists{why}"
+            )
+        return None
+
+    def _bind(self, endpoint: str) -> bool:
+        if endpoint == self._bound:
+            return True
+        try:
+            self.socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+                raise
+            self.waiting_for = f"{endpoint}: {error.strerror}"
+            return False
+        former, self._bound = self._bound, endpoint
+        if former is not None:
+            self.socket.unbind(former)
+        return True
+
+    def _connect(self, source: str, others: dict[str, str | None], now_ms: int) -> None:
+        for entry in self._links.keys() - others.keys():
+            self._links.pop(entry).close()
+        for entry, place in others.items():
+            if place is None:
+                continue
+            endpoint = f"tcp://{source}:0;{place}:{self._listed[entry][1]}"
+            link = self._links.get(entry)
+            if link is not None and link.endpoint == endpoint and now_ms < link.renew_ms:
+                continue
+            if link is not None:
+                link.close()
+            self._links[entry] = _Link(self._context, endpoint, now_ms + RENEW_MS)
+
+    # ------------------------------------------------------------------ what is said
+
+    def send(self, entry: str, message: PeerMessage) -> None:
+        """Never waits."""
+        link = self._links.get(entry)
+        self._number += 1
+        frames = encode_peer(message, self._cluster, self._boot, self._number)
+        if link is None or not link.send(frames):
+            self.dropped += 1
+
+    def receive(self, now_ms: int) -> tuple[list[tuple[str, PeerMessage]], bool]:
+        """What members say, oldest first, and whether that was all."""
+        heard: list[tuple[str, PeerMessage]] = []
+        for _ in range(MOST_AT_ONCE):
+            try:
+                address, frames = self._next()
+            except zmq.Again:
+                return heard, True
+            if frames is None:
+                self.admission.refuse_stranger(address, now_ms)
+            elif frames and (admitted := self.admission.admit(address, frames, now_ms)):
+                heard.append(admitted)
+                if (link := self._links.get(admitted[0])) is not None:
+                    link.renew_ms = now_ms + RENEW_MS
+        return heard, False
+
+    def _next(self) -> tuple[str, list[bytes] | None]:
+        """The next message and where it came from; None of a stranger, nothing while a long one is
+        thrown away. Raises `zmq.Again`.
+        """
+        if self._discarding:
+            self._discard()
+            return "", []
+        self.socket.recv(zmq.NOBLOCK)
+        # A message is here as a whole or not at all, so the rest of it needs no waiting.
+        first = self.socket.recv(zmq.NOBLOCK, copy=False)
+        address = tcp.peer_address(first)
+        more = first.more
+        if not self.admission.is_listed(address):
+            self._discarding = more
+            return address, None
+        frames = [first.bytes]
+        while more and len(frames) <= MOST_PARTS:
+            frames.append(self.socket.recv(zmq.NOBLOCK))
+            more = bool(self.socket.getsockopt(zmq.RCVMORE))
+        self._discarding = more
+        return address, frames
+
+    def _discard(self) -> None:
+        for _ in range(DISCARDED_AT_ONCE):
+            self._discarding = self.socket.recv(zmq.NOBLOCK, copy=False).more
+            if not self._discarding:
+                return
+
+    def close(self) -> None:
+        """What was said last is still sent, if that takes no time."""
+        for link in self._links.values():
+            link.close(FAREWELL_MS)
+        self.socket.close(linger=0)
+
+
+class _Link:
+    """The connection to one other member."""
+
+    def __init__(self, context: zmq.Context[Any], endpoint: str, renew_ms: int) -> None:
+        self.endpoint = endpoint
+        self.renew_ms = renew_ms
+        """When it is made anew, unless the member is heard before."""
+        self._socket = tcp.connecting(context, LARGEST_FRAME)
+        self._socket.connect(endpoint)
+
+    def send(self, frames: tuple[bytes, bytes]) -> bool:
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def close(self, linger_ms: int = 0) -> None:
+        self._socket.close(linger=linger_ms)

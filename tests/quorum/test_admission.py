@@ -1,0 +1,146 @@
+"""Who is heard on the quorum's port, and what is told of the others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bus.codec import to_json
+from bus.peer_protocol import (
+    NO_VERSION,
+    PEER_FORMAT,
+    Go,
+    PeerHead,
+    PreVote,
+    encode_peer,
+)
+from services.quorum.admission import FORMER_STARTS, MOST_REMEMBERED, SAID_MS, Admission
+
+ENTRY, PLACE = "10.0.0.2:8081", "10.0.0.2"
+OTHER_ENTRY, OTHER_PLACE = "lb-2.example:8081", "10.0.0.3"
+HEAD = PeerHead(PEER_FORMAT, "gale", "lb-1", "start-1", 1, "Go")
+GO = Go("lb-1", 7)
+
+
+def admission() -> Admission:
+    made = Admission("gale", "lb-0")
+    made.expect({PLACE: ENTRY, OTHER_PLACE: OTHER_ENTRY})
+    return made
+
+
+def frames(head: PeerHead = HEAD, message: Go = GO) -> list[bytes]:
+    return [to_json(head), to_json(replace(message, sender=head.sender))]
+
+
+def test_a_member_is_known_by_where_it_speaks_from() -> None:
+    heard = admission()
+    assert heard.admit(PLACE, frames(), 0) == (ENTRY, GO)
+    assert heard.admit(OTHER_PLACE, frames(replace(HEAD, sender="lb-2")), 0) == (
+        OTHER_ENTRY,
+        Go("lb-2", 7),
+    )
+    assert not heard.refused
+    assert heard.take_untold() == []
+
+
+def test_what_one_encodes_the_other_admits() -> None:
+    asked = PreVote("lb-1", 3, NO_VERSION, "start-1")
+    assert admission().admit(PLACE, list(encode_peer(asked, "gale", "b", 1)), 0) == (ENTRY, asked)
+
+
+@pytest.mark.parametrize(
+    ("reason", "head"),
+    [
+        ("format", replace(HEAD, v=PEER_FORMAT + 1)),
+        ("cluster", replace(HEAD, cluster="breeze")),
+        ("name", replace(HEAD, sender="lb-0")),
+        ("malformed", replace(HEAD, sender="")),
+        ("malformed", replace(HEAD, sender="lb\n1")),
+        ("malformed", replace(HEAD, kind="Gossip")),
+        ("malformed", replace(HEAD, kind="Vote")),
+        ("malformed", replace(HEAD, number=-1)),
+    ],
+)
+def test_a_wrong_head_is_a_named_reason_and_changes_nothing(reason: str, head: PeerHead) -> None:
+    heard = admission()
+    assert heard.admit(PLACE, frames(head), 0) is None
+    assert heard.refused == {reason: 1}
+    (told,) = heard.take_untold()
+    assert (told.peer, told.reason) == (ENTRY, reason)
+    assert heard.admit(PLACE, frames(), 0) == (ENTRY, GO)
+
+
+@pytest.mark.parametrize("raw", [[], [b"{}"], [b"{", b"}"], [b"", b""], [*frames(), b""]])
+def test_what_is_no_message_is_malformed(raw: list[bytes]) -> None:
+    heard = admission()
+    assert heard.admit(PLACE, raw, 0) is None
+    assert heard.refused == {"malformed": 1}
+
+
+def test_a_promise_beyond_all_measure_is_malformed() -> None:
+    heard = admission()
+    head = replace(HEAD, kind="Beat")
+    beat = {
+        "sender": "lb-1",
+        "term": 1,
+        "seq": 1,
+        "promise_ms": 10**9,
+        "committed": {"term": 0, "epoch": 0},
+        "proposed": {"term": 0, "epoch": 0},
+        "table": None,
+        "view_seen": None,
+    }
+    assert heard.admit(PLACE, [to_json(head), to_json(beat)], 0) is None
+    assert heard.refused == {"malformed": 1}
+    good = heard.admit(PLACE, [to_json(head), to_json(beat | {"promise_ms": 2_000})], 0)
+    assert good is not None
+
+
+def test_a_name_belongs_to_one_entry() -> None:
+    heard = admission()
+    heard.admit(PLACE, frames(), 0)
+    assert heard.admit(OTHER_PLACE, frames(), 0) is None
+    assert heard.refused == {"name": 1}
+
+
+def test_a_repetition_is_refused_and_a_new_start_is_not() -> None:
+    heard = admission()
+    assert heard.admit(PLACE, frames(replace(HEAD, number=5)), 0)
+    for number in (5, 4, 1):
+        assert heard.admit(PLACE, frames(replace(HEAD, number=number)), 0) is None
+    assert heard.admit(PLACE, frames(replace(HEAD, boot="start-2")), 0)
+    assert heard.admit(PLACE, frames(replace(HEAD, number=99)), 0) is None
+    assert heard.refused == {"replayed": 4}
+
+
+def test_former_starts_are_remembered_within_bounds() -> None:
+    heard = admission()
+    for start in range(FORMER_STARTS + 1):
+        assert heard.admit(PLACE, frames(replace(HEAD, boot=f"start-{start}")), 0)
+    assert heard.admit(PLACE, frames(replace(HEAD, boot="start-0", number=9)), 0) is None
+
+
+def test_a_stranger_is_told_of_once_a_minute() -> None:
+    heard = admission()
+    for now_ms in (0, 1, SAID_MS - 1, SAID_MS, SAID_MS + 1):
+        assert heard.admit("203.0.113.5", frames(), now_ms) is None
+    assert heard.refused == {"not_listed": 5}
+    assert [told.peer for told in heard.take_untold()] == ["203.0.113.5"] * 2
+    assert heard.take_untold() == []
+
+
+def test_many_strangers_take_no_more_room_than_some() -> None:
+    heard = admission()
+    for number in range(3 * MOST_REMEMBERED):
+        heard.refuse_stranger(f"203.0.{number // 256}.{number % 256}", 0)
+    assert len(heard._said_ms) == MOST_REMEMBERED
+
+
+def test_a_member_that_is_no_longer_expected_is_a_stranger() -> None:
+    heard = admission()
+    heard.admit(PLACE, frames(), 0)
+    heard.expect({OTHER_PLACE: OTHER_ENTRY})
+    assert not heard.is_listed(PLACE)
+    assert heard.admit(PLACE, frames(replace(HEAD, number=2)), 0) is None
+    assert heard.admit(OTHER_PLACE, frames(), 0), "the name is free again"
