@@ -60,6 +60,12 @@ class Asked:
         if not self.node or not self.by:
             raise ValueError("an order names a node and who gives it")
 
+    @property
+    def is_record(self) -> bool:
+        """Whether it only says that another order is over, and is kept for a while to be seen."""
+        gives_back = self.kind is OrderKind.WEIGHT and self.weight is None
+        return gives_back or self.kind in (OrderKind.ENABLE, OrderKind.PARDON)
+
 
 @dataclass(frozen=True, slots=True)
 class Order:

@@ -475,6 +475,8 @@ class SeatCounters:
     snat_port_rest_seconds: float | None = None
     """How long the SNAT port that was taken last towards this node had rested; None: none has been
     taken again yet."""
+    flows_now: Whole = 0
+    """Flows that the last pass over the flow table has met there (mode L4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,6 +491,7 @@ class SeatColumns:
     bytes_out: tuple[Word, ...]
     flows: tuple[Word, ...]
     snat_port_rest_seconds: tuple[float | None, ...]
+    flows_now: tuple[Whole, ...]
 
     def __post_init__(self) -> None:
         _check_columns(self, SeatCounters)

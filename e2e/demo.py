@@ -3,7 +3,10 @@
 1. The lab comes up: an LB, three nodes, a client.
 2. The client sends over 10,000 HTTP requests, each on a new connection, while each of the LB's four
    processes is SIGKILLed three times. Promised: none fails, each node answers its third.
-3. A node's server is killed. Promised: requests fail for no longer than one check interval (500 ms)
+3. By `gale`, a node is drained and enabled, another one banned and pardoned, and one service of a
+   third is stopped (demo_nodes.py). Promised: no request fails, no open connection ends, and the
+   sick service takes no other with it.
+4. A node's server is killed. Promised: requests fail for no longer than one check interval (500 ms)
    and 100 ms, and the node answers again once its server is back and has passed its checks.
 
 It ends by itself in about a minute. The exit code is 0 only if every promise held.
@@ -22,6 +25,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from e2e.demo_nodes import Nodes
 from e2e.hosts import (
     Hosts,
     lab_hosts,
@@ -113,7 +117,7 @@ def run(board: Board) -> list[Promise]:
             break
         board.note(f"the client itself lagged {control.largest_lag_ms:.0f} ms; once more")
     promises = control_promises(board.hosts, control, board)
-    return [*promises, *server_promises(board)]
+    return [*promises, *node_promises(board), *server_promises(board)]
 
 
 def control_phase(board: Board) -> Summary:
@@ -172,6 +176,33 @@ def control_promises(hosts: Hosts, seen: Summary, board: Board) -> list[Promise]
             "each node within 10 % of its third",
             ", ".join(f"{name} {share:.1%}" for name, share in shares.items()),
             even,
+        ),
+    ]
+
+
+def node_promises(board: Board) -> list[Promise]:
+    """Nobody's lag matters here: nothing is timed."""
+    board.requests = requests = traffic(board.hosts, RATE)
+    try:
+        seen = Nodes(board.hosts, requests, board.note).show()
+    finally:
+        sent = requests.stop()
+    none = not sent.failures
+    return [
+        Promise(
+            "gale node drain: no new requests, open connections go on; enable: back",
+            f"{seen.drained_open} connections, {len(sent.failures)} requests failed",
+            seen.drained and none,
+        ),
+        Promise(
+            "gale node ban: nothing goes there; pardon: back",
+            f"{len(sent.failures)} requests failed",
+            seen.banned and none,
+        ),
+        Promise(
+            "one sick service of a node: its others go on, their rings unmoved",
+            f"{len(sent.failures)} requests failed",
+            seen.sick and none,
         ),
     ]
 

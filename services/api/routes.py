@@ -35,6 +35,7 @@ from services.api.events import Streams, add_events
 from services.api.fold import Fold
 from services.api.guard import Guard, etag, tag_of
 from services.api.metrics import exposition
+from services.api.orders import add_orders
 from services.api.pages import add_pages
 from services.api.problems import Answers, answers, documented, problem, refusal
 from services.api.snapshot import (
@@ -108,6 +109,7 @@ def application(source: Source, version: str, guard: Guard) -> FastAPI:
     _add_flows(app, source)
     add_questions(app, source)
     add_cluster(app, source)
+    add_orders(app, source)
     streams = Streams()
     add_events(app, source, streams)
     add_pages(app, source, streams)

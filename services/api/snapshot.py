@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bus import topics
+from bus.orders import Order, OrderKind
 from bus.states import (
     NodeObservation,
     NodeTable,
@@ -39,6 +40,10 @@ ONLY_AGREED = "as agreed by the quorum: this LB has not heard of it"
 
 SERVING = frozenset({NodeState.UP, NodeState.SUSPECT})
 """Of a node that takes new flows."""
+
+AT_DEADLINE = (
+    "TCP flows are reset, unless the service has on_node_down = keep; UDP flows choose another node"
+)
 
 STALE_MS = 5000
 """Ten periods of a state without a word: its process is gone, not slow."""
@@ -88,6 +93,26 @@ class SeatShape:
     packets_out: int
     bytes_out: int
     flows: int
+    """Begun so far."""
+    flows_now: int
+
+
+@dataclass(frozen=True, slots=True)
+class OrderShape:
+    """What an operator wants of a node, for as long as it stands."""
+
+    what: str
+    by: str
+    why: str
+    given_ms: int
+    """By the wall clock of the LB that was asked: milliseconds since 1970."""
+    until_ms: int | None
+    """Likewise, the deadline of a drain; null: until it is enabled."""
+    remaining_ms: int | None
+    """Of a drain with a deadline; 0: the deadline is over."""
+    weight: int | None
+    at_deadline: str
+    """What happens to the flows that are left then, in words; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +132,12 @@ class NodeShape:
     checks_passed: int
     checks_required: int
     load: float
+    flows: int
+    """That it has now, in mode L4."""
+    order: OrderShape | None
+    """A drain or a ban, or else a weight; null: what the node's agent and health say decides."""
+    orders: list[OrderShape]
+    """All that stand."""
     services: list[SeatShape]
 
 
@@ -340,12 +371,60 @@ def nodes(fold: Fold, now_ms: int) -> NodesShape | None:
         return None
     observed, committed = fold.nodes_state(now_ms), data_of(fold, Topic.STATE_TABLE)
     agreed = {node.id: node for node in committed.table.nodes} if committed is not None else {}
-    seats = _Seats(fold)
+    seats, orders = _Seats(fold), _orders(fold, now_ms)
     seen = observed.nodes if observed is not None else ()
     shapes = [_seen(node, agreed.pop(node.id, None), seats) for node in seen]
     shapes += [_only_agreed(node, seats, ages[1] or 0) for node in agreed.values()]
+    shapes = [_ordered(node, orders[node.id]) if node.id in orders else node for node in shapes]
     shapes.sort(key=lambda node: (node.name, node.id))
     return NodesShape(shapes, max(age for age in ages if age is not None))
+
+
+def _orders(fold: Fold, now_ms: int) -> dict[str, list[OrderShape]]:
+    """By node, the orders that stand; a drain or a ban first."""
+    received = fold.latest.get(Topic.STATE_TABLE)
+    if received is None:
+        return {}
+    passed_ms = received.content_age_ms(now_ms)
+    found: dict[str, list[OrderShape]] = {}
+    for order in received.envelope.data.table.orders:
+        if not order.asked.is_record:
+            found.setdefault(order.asked.node, []).append(_order(order, passed_ms))
+    for own in found.values():
+        own.sort(key=lambda order: order.what == OrderKind.WEIGHT)
+    return found
+
+
+def _order(order: Order, passed_ms: int) -> OrderShape:
+    asked, left = order.asked, order.remaining_ms
+    ends = asked.within_ms is not None
+    return OrderShape(
+        what=asked.kind,
+        by=asked.by,
+        why=asked.why,
+        given_ms=asked.time_ms,
+        until_ms=asked.time_ms + (asked.within_ms or 0) if ends else None,
+        remaining_ms=None if left is None else max(0, left - passed_ms),
+        weight=asked.weight,
+        at_deadline=AT_DEADLINE if ends else "",
+    )
+
+
+def _ordered(node: NodeShape, orders: list[OrderShape]) -> NodeShape:
+    """The node with its orders: what they make of it goes before what is seen of it."""
+    first = orders[0]
+    if first.what == OrderKind.WEIGHT or node.agreed_state is None:
+        return replace(node, order=first, orders=orders)
+    reason = f"{first.what} by {first.by}" + (f": {first.why}" if first.why else "")
+    state = node.state
+    if first.what == OrderKind.BAN or state in (*SERVING, NodeState.DRAINING):
+        state = node.agreed_state
+    else:
+        reason = f"{node.reason}; {reason}"
+    agreed = _agreed_on(node.agreed_state)
+    services = [replace(s, reason=reason) if s.reason == agreed else s for s in node.services]
+    shown = replace(node, state=state, reason=reason, services=services)
+    return replace(shown, order=first, orders=orders)
 
 
 def services(fold: Fold, local: Local, now_ms: int) -> ServicesShape | None:
@@ -437,6 +516,11 @@ class _Seats:
         slots = sum(seat.slots for seat in self.by_node.get(node, ()))
         return slots / self.slots if self.slots else 0.0
 
+    def flows(self, node: str) -> int:
+        held = self.by_node.get(node, ())
+        counted = [self._counted.get((seat.service, node)) for seat in held]
+        return sum(each.flows_now for each in counted if each is not None)
+
     def shape(self, seat: SeatState, port: int | None, standing: _Standing) -> SeatShape:
         counted = self._counted.get((seat.service, seat.node))
         state, reason = standing.at(seat.service)
@@ -454,6 +538,7 @@ class _Seats:
             packets_out=counted.packets_out if counted else 0,
             bytes_out=counted.bytes_out if counted else 0,
             flows=counted.flows if counted else 0,
+            flows_now=counted.flows_now if counted else 0,
         )
 
     def of_node(
@@ -480,10 +565,11 @@ def _standing(node: NodeObservation | TableNode, agreed: TableNode | None) -> _S
         return _Standing(node.state, getattr(node, "reason", ONLY_AGREED), apart)
     if agreed is not None and agreed.state not in SERVING:
         return _Standing(node.state, _agreed_on(agreed.state), apart)
-    return _Standing(node.state, "" if node.weight else "its weight is 0", apart)
+    weight = agreed.weight if agreed is not None else node.weight
+    return _Standing(node.state, "" if weight else "its weight is 0", apart)
 
 
-def _agreed_on(state: NodeState) -> str:
+def _agreed_on(state: str) -> str:
     return f"the load balancers have agreed that it is {state}"
 
 
@@ -495,7 +581,7 @@ def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats) -> Nod
         state=node.state,
         agreed_state=agreed.state if agreed is not None else None,
         reason=node.reason,
-        weight=node.weight,
+        weight=agreed.weight if agreed is not None else node.weight,
         share=seats.share(node.id),
         fails=node.fails,
         banned_for_ms=node.banned_for_ms,
@@ -503,6 +589,9 @@ def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats) -> Nod
         checks_passed=node.checks_passed,
         checks_required=node.checks_required,
         load=node.load,
+        flows=seats.flows(node.id),
+        order=None,
+        orders=[],
         services=seats.of_node(node, agreed),
     )
 
@@ -523,6 +612,9 @@ def _only_agreed(node: TableNode, seats: _Seats, age: int) -> NodeShape:
         checks_passed=0,
         checks_required=0,
         load=0.0,
+        flows=seats.flows(node.id),
+        order=None,
+        orders=[],
         services=seats.of_node(node, node),
     )
 

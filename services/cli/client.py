@@ -12,8 +12,10 @@ something that passes: the API may be restarted at any time.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,6 +25,9 @@ from conf import LbConfig, Source, load_either
 from services.cli.invocation import NO, WRONG_USE, Invocation
 
 TIMEOUT_S = 5.0
+RETRY_S = 0.5
+PASSING = (503, 504)
+"""Answers that say: not now."""
 STREAM_SILENCE_S = 30.0
 """The API sends something every ten seconds; this long without a byte, the stream is dead."""
 
@@ -42,7 +47,10 @@ class ServerSent:
 class Client:
     """The API of the LB on this machine, or of another one by its private address."""
 
-    def __init__(self, api_port: int, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, api_port: int, host: str = "127.0.0.1", token_file: Path | None = None
+    ) -> None:
+        self._token_file = token_file
         self.url = f"http://{host}:{api_port}"
         # The proxy of the environment is for the world outside, not for this machine.
         self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, trust_env=False)
@@ -77,6 +85,38 @@ class Client:
             return response.json()
         except ValueError:
             raise ApiError(f"{self.url}{path}: this is not Gale's API, it sends no JSON") from None
+
+    def change(self, path: str, body: Any, *, key: str) -> Any:
+        """Change something, with the token if there is one; the JSON of the answer, or `ApiError`.
+
+        `key` names the change, so that it may be sent again without being made twice: an API that
+        does not answer may have been restarted a moment ago.
+        """
+        headers = {"Idempotency-Key": key} | self._credentials()
+        for last in (False, False, True):
+            try:
+                response = self._http.post(path, json=body, headers=headers)
+            except httpx.HTTPError as error:
+                if last:
+                    raise ApiError(self._unreachable(error)) from None
+                time.sleep(RETRY_S)
+                continue
+            if not response.is_error:
+                return response.json()
+            if last or response.status_code not in PASSING:
+                raise ApiError(f"{self.url}{path}: {_detail(response)}")
+            time.sleep(RETRY_S)
+        raise AssertionError("the last try returns or raises")
+
+    def _credentials(self) -> dict[str, str]:
+        if self._token_file is None:
+            return {}
+        try:
+            token = self._token_file.read_text().strip()
+        except OSError as error:
+            why = f"security.api_token_file: {self._token_file}: {error.strerror}"
+            raise ApiError(why) from None
+        return {"Authorization": f"Bearer {token}"}
 
     def stream(self, path: str, last_event_id: str | None) -> Iterator[ServerSent]:
         """The server-sent events at `path` until the API ends them; raises `ApiError`."""
@@ -130,11 +170,19 @@ def _detail(response: httpx.Response) -> str:
 
 def client_of(invocation: Invocation) -> Client:
     """The client for the configuration of this invocation."""
-    return Client(api_port_of(invocation))
+    config = _config_of(invocation)
+    token_file = config.security.api_token_file
+    path = Path(token_file) if token_file is not None else None
+    return Client(config.local.api_port, token_file=path)
 
 
 def api_port_of(invocation: Invocation) -> int:
-    """Where the API of this LB listens; a node's file ends the program with code 2."""
+    """Where the API of this LB listens."""
+    return _config_of(invocation).local.api_port
+
+
+def _config_of(invocation: Invocation) -> LbConfig:
+    """A node's file ends the program with code 2."""
     path = invocation.config_path()
     config = load_either(Source.read(path))
     if not isinstance(config, LbConfig):
@@ -144,7 +192,7 @@ def api_port_of(invocation: Invocation) -> int:
             err=True,
         )
         raise typer.Exit(WRONG_USE)
-    return config.local.api_port
+    return config
 
 
 def ask(invocation: Invocation, path: str, **parameters: str | int | None) -> Any:

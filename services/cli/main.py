@@ -38,6 +38,7 @@ COMMANDS = {
     "apply": "services.cli.plan:apply",
     "status": "services.cli.status:status",
     "nodes": "services.cli.nodes:nodes",
+    "node": "services.cli.node:app",
     "services": "services.cli.nodes:services",
     "flows": "services.cli.nodes:flows",
     "quorum": "services.cli.cluster:app",

@@ -1,6 +1,7 @@
 """`gale nodes`, `gale services`, `gale flows`: what traffic goes to, and what goes there now.
 
-The column `begun` counts the flows that were ever begun; those that are there now, `gale flows`.
+The column `begun` counts the flows that were ever begun, `flows` those that are there now (mode
+l4): which ones, `gale flows` shows.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ def nodes(context: typer.Context, watch: Watch = False) -> None:
 
 def _nodes_picture(answer: dict[str, Any]) -> RenderableType:
     columns = (
-        *("node", "address", "state", "agreed", "weight#", "share#", "begun#", "fails#"),
-        *("ban left#", "seen#", "id", "reason"),
+        *("node", "address", "state", "agreed", "weight#", "share#", "flows#", "begun#", "fails#"),
+        *("ban left#", "seen#", "id", "order", "reason"),
     )
     stacked = (
-        *(("node", "address"), ("state", "agreed"), ("weight", "share"), ("begun", "fails")),
-        *(("seen", "ban left"), ("id", "reason")),
+        *(("node", "address"), ("state", "agreed"), ("weight", "share"), ("flows", "begun")),
+        *(("fails", "ban left"), ("seen", "order"), ("id", "reason")),
     )
     return table("", columns, [_node_row(node) for node in answer["nodes"]], stacked)
 
@@ -115,13 +116,26 @@ def _node_row(node: dict[str, Any]) -> list[Any]:
         state_text(node.get("agreed_state")),
         str(node["weight"]),
         percent(node["share"]),
+        count(node["flows"]),
         count(sum(seat["flows"] for seat in node.get("services", ()))),
         str(node["fails"]),
         span(banned_for_ms) if banned_for_ms else "",
         span(node["observed_ms"]),
         node["id"],
+        ", ".join(order_text(order) for order in node["orders"]),
         "; ".join([node["reason"], *_reasons_at_services(node)]),
     ]
+
+
+def order_text(order: dict[str, Any]) -> str:
+    """What an operator wants, and for how long."""
+    if order["weight"] is not None:
+        return f"{order['what']} {order['weight']}"
+    if order["remaining_ms"] is None:
+        return str(order["what"])
+    if order["remaining_ms"] == 0:
+        return f"{order['what']}: time is up"
+    return f"{order['what']}, {span(order['remaining_ms'])} left"
 
 
 def _reasons_at_services(node: dict[str, Any]) -> list[str]:

@@ -709,6 +709,7 @@ class DataplaneProcess:
             max((seat.cursor for seat in held.values()), default=0) + 1
         )
         seats = [seat.seat for seat in states]
+        flows_of = forwarding.census.flows_of if forwarding.census is not None else {}
         rested = rests[[held[seat].cursor for seat in seats]].tolist()
 
         def column(name: str) -> tuple[int, ...]:
@@ -723,6 +724,7 @@ class DataplaneProcess:
             bytes_out=column("bytes_out"),
             flows=column("flows"),
             snat_port_rest_seconds=tuple(None if isnan(rest) else rest for rest in rested),
+            flows_now=tuple(flows_of.get(seat, 0) for seat in seats),
         )
 
     def _publish_state(self, now_ms: int) -> None:

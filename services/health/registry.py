@@ -24,6 +24,8 @@ Rules that are not seen in the picture:
   forgotten; so a restart of its server now and then adds up to no ban. And of the nodes of one
   service no more than half are banned at a time (a lone node may be): what restarts them one after
   the other, over and over, is more likely an operator than a fault of each.
+* **What fails together has not failed**: see `together`. The failures of more than half of a
+  service's UP nodes within one `checks_timeout` count for none of them.
 * **A service of a node** that its agent says it does not serve, or that is new to the node, stands
   apart (`standing.Standing`): it goes through the same states, by checks, failures and bans of its
   own, and the node's other services do not hear of it. A node of which all services are sick is
@@ -133,6 +135,7 @@ from services.health.standing import (
     Standing,
     checked_step,
 )
+from services.health.together import Failure, RecentFailures
 
 L4_ALONE = (Mode.L4,)
 
@@ -169,6 +172,8 @@ class Registry:
         """By service: how many nodes are known, and how many are banned. None: to be counted."""
         self._unreached: dict[str, dict[int, Outcome]] = {}
         """By address and port: what this LB's own probe could not connect to."""
+        self._failures = RecentFailures()
+        self._forgiven: set[Failure] = set()
         self._table_epoch = 0
         self._ordered_out: frozenset[str] = frozenset()
         """The nodes that take no new flows because an operator wants that."""
@@ -643,14 +648,49 @@ class Registry:
             return
         failed = node.state is UP and node.heard and counts
         self._fade(node, now_ms)
-        node.fails += failed
-        due = failed and self._has_failed_enough(node.fails)
         names = [service.name for service in node.services]
-        spared = self._why_spared(names, node.fails) if due else ""
+        shared = self._failed_with_others(Failure(node.id), names, now_ms) if failed else ""
+        counted = failed and not shared
+        node.fails += counted
+        due = counted and self._has_failed_enough(node.fails)
+        spared = self._why_spared(names, node.fails) if due else shared
         self._enter(node, DOWN, f"{reason}; {spared}" if spared else reason, now_ms)
         if due and not spared:
             node.ban_until_ms = now_ms + self.policy.black_list_expiry_ms
             self._enter(node, BANNED, f"banned after {node.fails} failures", now_ms)
+
+    def _failed_with_others(self, failure: Failure, names: list[str], now_ms: int) -> str:
+        """With whom the failure came together, in words; then those of the others do not count
+        either. Empty: it stands for itself.
+        """
+        window_ms = self.policy.checks_timeout_ms
+        said, together = self._failures.add(failure, names, now_ms, window_ms, self._up_now)
+        for each in together:
+            node = self._nodes.get(each.node)
+            if each != failure and each not in self._forgiven and node is not None:
+                self._forgive(node, each.service, said, now_ms)
+        self._forgiven = (self._forgiven & set(together)) | set(together)
+        return f"not counted: {said}" if said else ""
+
+    def _up_now(self) -> Counter[str]:
+        """By service, the nodes that are UP, as those are that are not: mostly they are few."""
+        up = Counter(self._counted()[0])
+        for node in self._nodes.values():
+            if node.state is not UP:
+                up.subtract([service.name for service in node.services])
+        return up
+
+    def _forgive(self, node: Node, name: str, why: str, now_ms: int) -> None:
+        """One failure of the node, or of a service of it, was none, nor is the ban that it made."""
+        about: Node | Standing | None = node.apart.get(name) if name else node
+        if about is None:
+            return
+        about.fails = max(0, about.fails - 1)
+        if about.state is BANNED and name:
+            self._step(node, name, DOWN, f"pardoned: {why}", now_ms)
+        elif about.state is BANNED:
+            self._enter(node, DOWN, f"pardoned: {why}", now_ms)
+        self._output.view_changed = self._output.keep = True
 
     def _fade(self, node: Node, now_ms: int) -> None:
         """Forget one failure for each expiry of a ban that the node has been UP."""
@@ -844,9 +884,11 @@ class Registry:
             return
         failed = standing.state is UP and node.state is UP and node.heard
         standing.fade(self.policy.black_list_expiry_ms, now_ms)
-        standing.fails += failed
-        due = failed and self._has_failed_enough(standing.fails)
-        spared = self._why_spared([name], standing.fails) if due else ""
+        shared = self._failed_with_others(Failure(node.id, name), [name], now_ms) if failed else ""
+        counted = failed and not shared
+        standing.fails += counted
+        due = counted and self._has_failed_enough(standing.fails)
+        spared = self._why_spared([name], standing.fails) if due else shared
         self._step(node, name, DOWN, f"{reason}; {spared}" if spared else reason, now_ms)
         if due and not spared:
             standing.ban_until_ms = now_ms + self.policy.black_list_expiry_ms

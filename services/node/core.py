@@ -65,6 +65,7 @@ from bus.node_protocol import (
 )
 from bus.states import NodeService
 from bus.words import (
+    Mode,
     NodeState,
     Protocol,
     ServingStatus,
@@ -153,6 +154,9 @@ class CheckPlan:
     path: str = "/"
     interval_ms: int = DEFAULT_CHECK_MS
     timeout_ms: int = DEFAULT_CHECK_MS
+    fronts: tuple[tuple[str, int], ...] = ()
+    """VIP and port, where clients' packets come unchanged (modes L2 and L3): where they are this
+    machine's, these are checked instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,8 +427,21 @@ class Agent:
                     kind = CheckKind.UDP if udp else CheckKind.TCP
                     plan = CheckPlan(offer.name, offer.node_port, kind)
                     plans.setdefault(offer.name, plan)
+        fronts = self._fronts()
+        plans = {name: replace(p, fronts=fronts.get(name, ())) for name, p in plans.items()}
         former = self._checks
         self._checks = {name: _check_of(plan, former.get(name)) for name, plan in plans.items()}
+
+    def _fronts(self) -> dict[str, tuple[tuple[str, int], ...]]:
+        """By service that is answered directly, what its clients speak to, whichever LB they use.
+
+        All ports of a range are one server's, so the first one stands for them.
+        """
+        found: dict[str, set[tuple[str, int]]] = {}
+        for offer in self.offers():
+            if offer.mode is not Mode.L4 and offer.vip is not None:
+                found.setdefault(offer.name, set()).add((offer.vip, offer.port))
+        return {name: tuple(sorted(fronts)) for name, fronts in found.items()}
 
     def _not_offered(self, welcome: Welcome) -> list[str]:
         offered = {service.name for service in welcome.services}

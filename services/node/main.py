@@ -37,6 +37,7 @@ from bus.keys import KeyDirectory
 from bus.node_protocol import encode_node
 from conf import ConfigError, Endpoint, NodeConfig, Paths, load_node
 from services import logs, process
+from services.machine import all_addresses
 from services.node.api import Ask, NodeApi
 from services.node.checks import Prober, Result
 from services.node.core import (
@@ -114,6 +115,8 @@ class AgentProcess:
         self._far: set[str] = set()
         self._suspect_from_ms: dict[str, int] = {}
         self._own_address = LOOPBACK
+        self._addresses: frozenset[str] = frozenset()
+        """All that this machine has, VIPs on `lo` among them."""
         self._api_problem = ""
         self._settle_ms = now_ms
         self._take_endpoints()
@@ -153,7 +156,7 @@ class AgentProcess:
         self._keep_prepared(now_ms)
         self._core.tick(now_ms)
         self._work_off()
-        self._prober.plan(self._core.plans(), self._own_address, now_ms)
+        self._prober.plan(self._core.plans(), self._own_address, now_ms, self._addresses)
         while not self._api.asks.empty():
             self._answer(self._api.asks.get(), now_ms)
 
@@ -195,6 +198,7 @@ class AgentProcess:
             if link is None:
                 self._add_link(lb, place, now_ms)
         self._own_address = self._find_own_address()
+        self._addresses = _all_addresses(self._addresses)
         self._core.load = round(os.getloadavg()[0] / (os.cpu_count() or 1), 3)
         wanted = {LOOPBACK, self._own_address}
         self._api.token_file = self._config.security.api_token_file
@@ -455,6 +459,14 @@ def _wrong_port(place: Address, what: str) -> str:
         f"{place.endpoint} {what}: port must be the load balancer's local.node_port,"
         f" which is {USUAL_PORT} by default"
     )
+
+
+def _all_addresses(before: frozenset[str]) -> frozenset[str]:
+    """This machine's; as before, if it cannot say at the moment (no descriptor left, say)."""
+    try:
+        return frozenset(each.address for each in all_addresses())
+    except OSError:
+        return before
 
 
 def _now_ms() -> int:

@@ -277,9 +277,6 @@ class Quorum:
         """Whether the next table need not wait for every LB's file."""
         self._departed: dict[str, int] = {}
         self._desk = Desk()
-        self._answers: list[Answer] = []
-        self._over: frozenset[str] = frozenset()
-        """The orders of the agreed table whose time is over, and that has been looked at."""
         self._stale = True
         """Whether something has come that the newest table does not know of."""
         self._circumstances: tuple[object, ...] = ()
@@ -458,7 +455,7 @@ class Quorum:
         self._election.outbox.clear()
         sends = tuple(each for each in self._outbox if each.mark <= self._durable_mark)
         self._outbox = [each for each in self._outbox if each.mark > self._durable_mark]
-        answers, self._answers = tuple(self._answers), []
+        answers, self._desk.answers = tuple(self._desk.answers), []
         ready = Ready(persist, committed, events, claims, sends, answers)
         return None if ready == NOTHING else ready
 
@@ -836,8 +833,8 @@ class Quorum:
         """What may change the next table without a message: merging ten thousand nodes is dear."""
         alive = tuple(self._is_alive(address, now_ms) for address in self._peers)
         free = tuple(self._granted.is_free(vip.address, now_ms) for vip in base.vip_owners)
-        self._over = frozenset(order.id for order in base.orders if is_over(order))
-        return (alive, self._silent(now_ms), free, self._released(base, now_ms), self._over)
+        self._desk.over = frozenset(order.id for order in base.orders if is_over(order))
+        return (alive, self._silent(now_ms), free, self._released(base, now_ms), self._desk.over)
 
     def _silent(self, now_ms: int) -> frozenset[str]:
         return frozenset(
@@ -906,7 +903,7 @@ class Quorum:
                     self._outbox.append(Outgoing(address, message, 0))
         for answer in self._desk.take_answers():
             if answer.asker is None:
-                self._answers.append(answer)
+                self._desk.answers.append(answer)
             else:
                 reply = OrderAnswered(self._config.name, answer.id, answer.refusal)
                 self._outbox.append(Outgoing(answer.asker, reply, 0))
@@ -924,7 +921,7 @@ class Quorum:
         return [
             held.as_of_ms + order.remaining_ms
             for order in held.table.orders
-            if order.remaining_ms is not None and order.id not in self._over
+            if order.remaining_ms is not None and order.id not in self._desk.over
         ]
 
     def _tell_orders(self, before: NodeTable | None, table: NodeTable) -> None:

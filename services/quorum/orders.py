@@ -32,7 +32,7 @@ after `WAIT_MS` without that it is refused, though it may yet be carried out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -58,14 +58,13 @@ class Rule:
     slot: Slot
     ends: frozenset[OrderKind] = frozenset()
     """Orders in other slots that it ends."""
-    for_the_record: bool = False
 
 
 RULES: dict[OrderKind, Rule] = {
     OrderKind.DRAIN: Rule(Slot.ROUTING),
     OrderKind.BAN: Rule(Slot.ROUTING, ends=frozenset({OrderKind.PARDON})),
-    OrderKind.ENABLE: Rule(Slot.ROUTING, for_the_record=True),
-    OrderKind.PARDON: Rule(Slot.PARDON, ends=frozenset({OrderKind.BAN}), for_the_record=True),
+    OrderKind.ENABLE: Rule(Slot.ROUTING),
+    OrderKind.PARDON: Rule(Slot.PARDON, ends=frozenset({OrderKind.BAN})),
     OrderKind.WEIGHT: Rule(Slot.WEIGHT),
 }
 
@@ -144,10 +143,7 @@ def following(orders: tuple[Order, ...], given: Order) -> tuple[Order, ...]:
 
 
 def _stands_for_ms(asked: Asked) -> int | None:
-    gives_back = asked.kind is OrderKind.WEIGHT and asked.weight is None
-    if RULES[asked.kind].for_the_record or gives_back:
-        return RECORD_MS
-    return asked.within_ms
+    return RECORD_MS if asked.is_record else asked.within_ms
 
 
 # --------------------------------------------------------------------------- the desk
@@ -179,6 +175,10 @@ class Desk:
     def __init__(self) -> None:
         self._waiting: dict[str, _Waiting] = {}
         self._answers: list[Answer] = []
+        self.answers: list[Answer] = []
+        """To commands that were given to this LB: for the shell."""
+        self.over: frozenset[str] = frozenset()
+        """The orders of the agreed table whose time is over, as the last table was made."""
 
     def ask(self, number: str, asked: Asked, asker: str | None, now_ms: int) -> None:
         """`number`: the id of the operator's command."""
@@ -266,13 +266,3 @@ def _why_not(asked: Asked, orders: tuple[Order, ...], known: frozenset[str]) -> 
     if len(orders) >= MOST_ORDERS and not ordered:
         return f"there are {MOST_ORDERS} orders already"
     return ""
-
-
-def standing(orders: Iterable[Order]) -> Mapping[str, list[Order]]:
-    """By node, the orders that are more than a record."""
-    found: dict[str, list[Order]] = {}
-    for order in orders:
-        gives_back = order.asked.kind is OrderKind.WEIGHT and order.asked.weight is None
-        if not RULES[order.asked.kind].for_the_record and not gives_back:
-            found.setdefault(order.asked.node, []).append(order)
-    return found

@@ -169,7 +169,7 @@ def _answer(verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         case "plan":
             return PLANNED
         case "order":
-            return {}
+            return {"agreed": True}
         case "handover":
             return {"leader": "lb-1"}
         case "recover":

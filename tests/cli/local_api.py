@@ -43,6 +43,7 @@ SEAT = SeatShape(
     packets_out=7,
     bytes_out=4_200,
     flows=3,
+    flows_now=2,
 )
 NODE = NodeShape(
     id="node-1@10.81.0.21",
@@ -59,6 +60,9 @@ NODE = NodeShape(
     checks_passed=3,
     checks_required=3,
     load=0.5,
+    flows=2,
+    order=None,
+    orders=[],
     services=[SEAT],
 )
 SERVICE = ServiceShape(
@@ -170,7 +174,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         url = urlsplit(self.path)
         size = int(self.headers.get("Content-Length", "0"))
-        self.server.sent.append((url.path, orjson.loads(self.rfile.read(size) or b"null")))
+        body = orjson.loads(self.rfile.read(size) or b"null")
+        self.server.sent.append((url.path, body))
+        self.server.posted.append((url.path, body, dict(self.headers)))
         self.do_GET()
 
     def send_json(self, value: Any, status: int = 200) -> None:
@@ -208,6 +214,7 @@ class LocalApi(ThreadingHTTPServer):
         self.port: int = self.server_address[1]
         self.paths: dict[str, Any] = dict(ANSWERS)
         self.asked: list[tuple[str, dict[str, str], str | None]] = []
+        self.posted: list[tuple[str, Any, dict[str, str]]] = []
         self.sent: list[tuple[str, Any]] = []
         """What was posted, and where."""
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)

@@ -31,7 +31,7 @@ def test_nodes(gale: Gale) -> None:
     assert result.exit_code == 0
     row = " ".join(row_of(result.stdout, "node-1"))
     assert row == (
-        "node-1 10.81.0.21 banned down 2 25.0 % 3 5 4 m 10 s 1.2 s node-1@10.81.0.21 5 failures"
+        "node-1 10.81.0.21 banned down 2 25.0 % 2 3 5 4 m 10 s 1.2 s node-1@10.81.0.21 5 failures"
     )
 
 

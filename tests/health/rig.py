@@ -208,7 +208,8 @@ class Agent:
         return self
 
     def fail_and_return(self) -> None:
-        """One failure by silence, and back on probation if it is not banned."""
+        """One failure of its own, at another time than others', and back up if not banned."""
+        self.rig.now_ms += TIMEOUT_MS
         self.beat(NOT_SERVING)
         self.rig.now_ms += PROBATION_MS
         if self.state is NodeState.DOWN:

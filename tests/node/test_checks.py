@@ -172,3 +172,43 @@ def test_checks_keep_their_cadence_and_those_not_wanted_end() -> None:
     assert prober.next_due_ms() == 1_500
     prober.plan([], "127.0.0.1", 1_500)
     assert prober.next_due_ms() is None
+
+
+# --------------------------------------------------------------------------- at the VIP
+
+
+def checked_at(plan: CheckPlan, address: str, *own: str) -> Result:
+    """Run a plan's check to its end on a machine with these addresses."""
+    poller = zmq.Poller()
+    prober = Prober(poller)
+    prober.plan([plan], address, now_ms(), frozenset(own))
+    prober.tick(now_ms())
+    prober.plan([], address, now_ms())
+    while not (results := prober.take_results()):
+        prober.serve([fd for fd, _ in poller.poll(20) if isinstance(fd, int)])
+        prober.tick(now_ms())
+    prober.close()
+    return results[0]
+
+
+def test_the_vip_is_asked_where_it_is_this_machines_own() -> None:
+    with listening() as server:
+        port = server.getsockname()[1]  # at 127.0.0.1 alone
+        front = (("127.0.0.2", port),)
+        plan = CheckPlan("web", port, fronts=front)
+        assert checked_at(plan, "127.0.0.1").good
+        refused = checked_at(plan, "127.0.0.1", "127.0.0.2")
+        assert not refused.good
+        assert refused.reason == f"127.0.0.2 port {port}: connection refused"
+        on_the_vip_alone = CheckPlan("web", closed_port(), fronts=(("127.0.0.1", port),))
+        assert checked_at(on_the_vip_alone, "127.0.0.3", "127.0.0.1").good
+
+
+def test_each_of_several_vips_is_asked() -> None:
+    with listening() as server:
+        port = server.getsockname()[1]
+        fronts = (("127.0.0.1", port), ("127.0.0.2", port))
+        plan = CheckPlan("web", port, fronts=fronts)
+        own = ("127.0.0.1", "127.0.0.2")
+        assert not checked_at(plan, "127.0.0.1", *own).good
+        assert checked_at(plan, "127.0.0.1", "127.0.0.1").good

@@ -702,3 +702,19 @@ def test_every_turn_that_the_tables_lack_raises() -> None:
             else:
                 with pytest.raises(IllegalStepError):
                     agent._turn(after, 0)
+
+
+def test_where_clients_are_answered_directly_the_vips_of_all_lbs_are_checked() -> None:
+    def direct(vip: str, mode: Mode) -> OfferedService:
+        return replace(offer("default", 8080), vip=vip, mode=mode, port=80)
+
+    rig = Rig(lbs=(LB, OTHER), named=(CheckPlan("default", 8080),))
+    for lb, vip, mode in ((LB, "10.80.0.10", Mode.L3), (OTHER, "10.80.0.11", Mode.L2)):
+        rig.agent.connected(lb, rig.now_ms)
+        rig.agent.receive(lb, encode_node(welcome(services=(direct(vip, mode),))), rig.now_ms)
+    (plan,) = rig.agent.plans()
+    assert plan.fronts == (("10.80.0.10", 80), ("10.80.0.11", 80))
+    no_more = welcome(services=(direct("10.80.0.11", Mode.L4),))
+    rig.agent.receive(OTHER, encode_node(no_more), rig.now_ms)
+    (plan,) = rig.agent.plans()
+    assert plan.fronts == (("10.80.0.10", 80),)

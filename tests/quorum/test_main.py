@@ -269,6 +269,8 @@ def test_the_lease_is_told_again_before_it_is_over(rig: Rig) -> None:
     rig.wait_states({"a": UP})
 
     def ratio() -> float:
+        if not {Topic.STATE_QUORUM, Topic.STATE_TABLE} <= rig.newest.keys():
+            return 0
         states = rig.newest[Topic.STATE_QUORUM].seq
         tables = rig.newest[Topic.STATE_TABLE].seq
         return states / tables if tables >= 4 else 0
@@ -491,3 +493,26 @@ def test_a_quorum_of_one_has_nobody_to_hand_over_to(rig: Rig) -> None:
     path = topics.command_path(rig.run_dir, topics.QUORUM)
     with pytest.raises(CommandError, match="nobody to hand over to"):
         request(rig.context, path, "handover", {}, 20_000)
+
+
+def test_an_order_is_agreed_answered_told_and_outlives_the_process(rig: Rig) -> None:
+    rig.start()
+    rig.sees(view(seen("a", UP)))
+    rig.wait_states({"a": UP})
+    path = topics.command_path(rig.run_dir, topics.QUORUM)
+    drain = {"id": "1", "node": seen("a", UP).id, "kind": "drain", "by": "ada", "why": "disks"}
+    for _ in range(2):
+        assert request(rig.context, path, "order", drain, 20_000) == {"agreed": True}
+    rig.wait_states({"a": NodeState.DRAINING})
+    told = rig.wait(lambda: [e for e in rig.events if e.topic is Topic.ORDER_GIVEN] or None)
+    assert [event.data.why for event in told] == ["disks"]
+    for wrong in (drain | {"id": ""}, drain | {"kind": "dance"}, {"id": "2"}):
+        with pytest.raises(CommandError, match="not an order"):
+            request(rig.context, path, "order", wrong, 20_000)
+    with pytest.raises(CommandError, match="no node has the id x"):
+        request(rig.context, path, "order", drain | {"id": "3", "node": "x"}, 20_000)
+    rig.kill()
+    rig.start()
+    rig.sees(view(seen("a", UP), version=2))
+    table = rig.wait_states({"a": NodeState.DRAINING})
+    assert [order.id for order in table.orders] == ["1"]

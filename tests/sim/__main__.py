@@ -1,4 +1,4 @@
-"""Play many schedules: `python -m tests.sim --lbs 3 --seeds 1000`.
+"""Play many schedules: `python -m tests.sim --lbs 3 --seeds 1000`; of nodes: `--lbs 0`.
 
 Prints the seeds that failed, with what was drawn for them, and in the end how many were played, how
 long that took, and which faults were drawn how often. Exit status 1: some failed.
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 
+from tests.sim.nodes import NodeSchedule
 from tests.sim.schedule import Schedule
 from tests.sim.world import ViolationError
 
@@ -26,13 +27,13 @@ def play_some(seeds: range, size: int) -> tuple[list[str], Counter[str], int]:
     drawn: Counter[str] = Counter()
     steps = 0
     for seed in seeds:
-        schedule = Schedule(seed, size)
-        drawn.update(schedule.faults.words().split(", "))
+        schedule = Schedule(seed, size) if size else NodeSchedule(seed)
+        drawn.update(schedule.words().split(", "))
         try:
             steps += schedule.play()
         except ViolationError as violation:
             at_s = schedule.world.now_ms / 1_000
-            failed.append(f"seed {seed}: {violation}, at {at_s:.3f} s ({schedule.faults.words()})")
+            failed.append(f"seed {seed}: {violation}, at {at_s:.3f} s ({schedule.words()})")
     return failed, drawn, steps
 
 
@@ -43,7 +44,7 @@ def chunks(first: int, count: int) -> Iterable[range]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
-    parser.add_argument("--lbs", type=int, default=3, help="how many LBs")
+    parser.add_argument("--lbs", type=int, default=3, help="how many LBs; 0: one, and its nodes")
     parser.add_argument("--seeds", type=int, default=1_000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
@@ -72,7 +73,7 @@ def main() -> int:
             if sys.stderr.isatty():
                 print(f"\r{played} of {options.seeds}", end="", file=sys.stderr, flush=True)
     took_s = time.monotonic() - began
-    cluster, cpus = f"{played} schedules of {options.lbs} LBs", os.cpu_count()
+    cluster, cpus = f"{played} schedules of {options.lbs or 'nodes, 1'} LBs", os.cpu_count()
     print(f"{cluster}, {steps} steps, {took_s:.0f} s on {cpus} CPUs")
     print("faults drawn: " + ", ".join(f"{kind} {number}" for kind, number in drawn.most_common()))
     print(f"{len(failed)} failed")

@@ -2,7 +2,7 @@
 
     python -m tests.sim.mutants [NAME …]
 
-A mutant is a place in a module of services/quorum/ and what is to stand there instead. It is made
+A mutant is a place in a module of a service and what is to stand there instead. It is made
 in a copy of the sources and played until the first seed that fails with it. Exit status 1: some
 were not caught within `SEEDS`, or their place is not in the sources any more.
 """
@@ -14,22 +14,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+
+from tests.sim.mutant import Mutant
+from tests.sim.node_mutants import NODE_MUTANTS
 
 SEEDS = 2_000
 SOURCES = Path(__file__).parents[2]
 PACKAGES = ("bus", "conf", "services", "tests")
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    name: str
-    module: str
-    """Its file in services/quorum/."""
-    old: str
-    """Stands there exactly once."""
-    new: str
 
 
 MUTANTS = (
@@ -163,21 +155,29 @@ MUTANTS = (
 
 
 def by_name(name: str) -> Mutant:
-    return next(mutant for mutant in MUTANTS if mutant.name == name)
+    return next(mutant for mutant in (*MUTANTS, *NODE_MUTANTS) if mutant.name == name)
 
 
-def caught(mutant: Mutant, seeds: int, size: int = 3) -> str | None:
+def caught(mutant: Mutant, seeds: int) -> str | None:
     """What the first seed said that failed with it; None: none of so many did."""
     with tempfile.TemporaryDirectory(prefix="gale-mutant-") as made:
         root = Path(made)
         for package in PACKAGES:
             shutil.copytree(SOURCES / package, root / package, symlinks=True)
-        path = root / "services" / "quorum" / mutant.module
+        path = root / "services" / mutant.service / mutant.module
         text = path.read_text()
         if text.count(mutant.old) != 1:
             raise ValueError(f"{mutant.name}: its place is {text.count(mutant.old)} times there")
         path.write_text(text.replace(mutant.old, mutant.new))
-        command = [sys.executable, "-m", "tests.sim", "--lbs", str(size), "--seeds", str(seeds)]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.sim",
+            "--lbs",
+            str(mutant.lbs),
+            "--seeds",
+            str(seeds),
+        ]
         done = subprocess.run(
             [*command, "--first-failure"],
             cwd=root,
@@ -193,7 +193,7 @@ def caught(mutant: Mutant, seeds: int, size: int = 3) -> str | None:
 
 def main(names: list[str]) -> int:
     escaped = 0
-    for mutant in [by_name(name) for name in names] or MUTANTS:
+    for mutant in [by_name(name) for name in names] or (*MUTANTS, *NODE_MUTANTS):
         said = caught(mutant, SEEDS)
         escaped += said is None
         print(f"{'caught ' if said else 'ESCAPED'}  {mutant.name}  ({said})", flush=True)

@@ -31,6 +31,10 @@ class Schedule:
         self.world = World(self.random, size, self.faults)
         self.down: set[str] = set()
 
+    def words(self) -> str:
+        """What was drawn."""
+        return self.faults.words()
+
     def play(self) -> int:
         world = self.world
         self._plan()

@@ -13,7 +13,7 @@ so "none" holds only for what takes no new flow since before the pass began (`be
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,8 @@ class Census:
     """Flows of each front that was watched."""
     snat_addresses: Mapping[str, int]
     """Flows by each SNAT address that was watched."""
+    flows_of: Mapping[int, int] = field(default_factory=dict)
+    """By seat, the flows that it has now, in mode L4."""
 
 
 class Counting:
@@ -70,6 +72,7 @@ class Counting:
         self._began_ms = began_ms
         self._states = np.zeros(len(FlowState), np.int64)
         self._seats: NDArray[np.bool_] = np.zeros(1 << 16, np.bool_)
+        self._flows_of = np.zeros(1 << 16, np.int64)
         self._snat_ports = self._old_records = 0
         self._fronts = dict.fromkeys(watch.fronts, 0)
         self._snat_addresses = dict.fromkeys(watch.snat_addresses, 0)
@@ -79,6 +82,7 @@ class Counting:
         self._seats[records["seat"]] = True
         self._old_records += len(records) if old else 0
         requests = where(records, records["key"]["direction"] == REQUEST)
+        self._flows_of += np.bincount(requests["seat"], minlength=1 << 16)
         states = np.bincount(requests["state"], minlength=len(FlowState))
         self._states += states[: len(FlowState)]
         by_us = requests["saddr"] != requests["key"]["saddr"]
@@ -102,6 +106,7 @@ class Counting:
             seats=frozenset(np.flatnonzero(self._seats).tolist()),
             fronts=self._fronts,
             snat_addresses=self._snat_addresses,
+            flows_of={int(s): int(self._flows_of[s]) for s in np.flatnonzero(self._flows_of)},
         )
 
 
