@@ -49,8 +49,8 @@ NODE_MUTANTS = (
         "health",
         "registry.py",
         "whoever says that it does not serve is kept",
-        "        return sick.keys() >= ((names & offered) or names)\n",
-        "        return False\n",
+        "        if beat.status is ServingStatus.NOT_SERVING and not node.sick:\n",
+        "        if False:\n",
     ),
     _of(
         "health",
