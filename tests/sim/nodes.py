@@ -461,7 +461,7 @@ class World:
             early = event.reason.startswith("pardoned")
             over = self.now_ms >= node.banned_until_ms
             self._must(early or over, "ban-broken", f"{event.id}: {event.reason}")
-            node.banned_until_ms, node.good_run = -1, 0
+            node.banned_until_ms = -1
 
     def _check_who_is_left(self, gone: NodeEvent, view: LocalView) -> None:
         out = {
