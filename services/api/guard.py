@@ -50,7 +50,7 @@ LONGEST_TOKEN_FILE = 4096
 TAG_BYTES = 12
 CHANGING = answers(401, 403, 404, 409, 412, 503, 504)
 """What a route that changes something may answer beside its own."""
-ASKING = answers(403, 503, 504)
+ASKING = answers(403, 409, 503, 504)
 """Likewise one that only asks."""
 
 PASSING = frozenset(

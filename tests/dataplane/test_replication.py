@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from bus.keys import write_key
 from bus.states import DataplaneState
+from services.cli.keygen import make_cluster
 from tests.dataplane.machines import PATIENCE_S, Connection, in_network
 from tests.dataplane.two_lbs import (
     NAMES,
@@ -171,3 +173,25 @@ def test_a_stranger_is_not_heard_and_rubbish_ends_nothing(pair: TwoLbs) -> None:
     opened(pair, 3)
     known(pair, pair.b, 3)
     assert pair.a.processes[-1].poll() is None
+
+
+def test_lbs_with_keys_tell_each_other_and_nobody_whose_key_is_taken_away(pair: TwoLbs) -> None:
+    directory = pair.a.directory.parent / "keys"
+    make_cluster(directory, NAMES, ())
+    for lb in pair.lbs:
+        lb.write_config(f'{config(lb.name)}[security]\nkeys = "{directory / lb.name}"\n')
+    both_up(pair)
+    connections = opened(pair, 3)
+    known(pair, pair.b, 3)
+    # A does not know B any more: what is opened from now on is told to nobody.
+    listed = directory / "lb-0" / "lbs" / "lb-1.public"
+    public = listed.read_bytes().strip()
+    listed.unlink()
+    refused = ("key_not_admitted", "refused_stranger")
+    pair.a.until_counted(lambda told: any(told.replication.get(name, 0) for name in refused))
+    connections += opened(pair, 3)
+    pair.a.until_counted(lambda told: told.replication.get("told", 0) >= 3)
+    assert pair.b.total() == 3
+    write_key(listed, public)
+    known(pair, pair.b, 6)
+    assert all(each.echo() for each in connections)

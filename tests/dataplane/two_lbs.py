@@ -45,7 +45,9 @@ ENTRIES = 8_192
 
 
 def config(name: str, cluster: str = "gale", more: str = "") -> str:
-    addresses = ", ".join(f'{{ ip = "{PRIVATE[lb]}", port = {QUORUM_PORT} }}' for lb in NAMES)
+    addresses = ", ".join(
+        f'{{ ip = "{PRIVATE[lb]}", port = {QUORUM_PORT}, name = "{lb}" }}' for lb in NAMES
+    )
     return f"""
 [local]
 name = "{name}"
