@@ -107,7 +107,7 @@ class Node:
     """Whether its agent has heard of something."""
     newest_ms: int = -LONG_MS
     """When the newest beat that health has read was sent."""
-    serves_nothing: bool = False
+    said: ServingStatus = ServingStatus.SERVING
     has_said: set[str] = field(default_factory=set)
     bad_ms: int = -LONG_MS
     """When health has last read that it does not serve."""
@@ -134,8 +134,6 @@ class World:
         self.now_ms = 1_000_000
         self.steps = 0
         self.network = self._draw_network()
-        fails = self.random.choice((1, 3))
-        self.policy = replace(POLICY, black_list_after_fails=fails)
         self._numbers = itertools.count()
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         count = self.random.randint(2, 5)
@@ -270,7 +268,7 @@ class World:
     def start_health(self, *, blank: bool = False) -> None:
         if self.registry is not None:
             return
-        self.registry = Registry(self.policy, self.now_ms)
+        self.registry = Registry(POLICY, self.now_ms)
         self.health_boot += 1
         self.view = None
         if blank:
@@ -425,18 +423,14 @@ class World:
         if not isinstance(message, Heartbeat):
             return
         node.newest_ms = max(node.newest_ms, message.sent_ms)
+        node.said = message.status
         if message.status is ServingStatus.NOT_SERVING:
             node.bad_ms = self.now_ms
         if message.sick is not None:
             node.has_said = {name for each in message.sick for name in each.services}
         is_young = message.sent_ms > self.now_ms - TIMEOUT_MS
-        node.serves_nothing = message.status is ServingStatus.NOT_SERVING and (
-            not node.has_said or node.has_said == set(NAMES)
-        )
-        if node.serves_nothing:
-            node.good_run = 0
-        elif message.status is not ServingStatus.SHUTTING_DOWN:
-            node.good_run += is_young
+        good = message.status is ServingStatus.SERVING or node.has_said != set(NAMES)
+        node.good_run = node.good_run + is_young if good else 0
 
     def _check_event(self, topic: Topic, event: NodeEvent, view: LocalView) -> None:
         node = self.by_id[event.id]
@@ -461,7 +455,7 @@ class World:
             early = event.reason.startswith("pardoned")
             over = self.now_ms >= node.banned_until_ms
             self._must(early or over, "ban-broken", f"{event.id}: {event.reason}")
-            node.banned_until_ms = -1
+            node.banned_until_ms, node.good_run = -1, 0
 
     def _check_who_is_left(self, gone: NodeEvent, view: LocalView) -> None:
         out = {
@@ -483,8 +477,9 @@ class World:
             )
             pardoned = node.pardoned and seen.state is BANNED
             self._must(not pardoned, "pardon-lost", f"{seen.id} is banned yet")
+            nothing = node.said is ServingStatus.NOT_SERVING and node.has_said == set(NAMES)
             self._must(
-                not (node.serves_nothing and seen.state in TAKES),
+                not (nothing and seen.state in TAKES and node.good_run == 0),
                 "not-serving-up",
                 f"{seen.id} is {seen.state}",
             )
