@@ -8,6 +8,8 @@
 #   make bench    what a packet costs, how many fit through, what TCP makes of it: 15 minutes
 #   make e2e-machines  the playbooks against machines with systemd that it makes itself: minutes
 #   make deb      Debian packages, into build/deb; needs python3-venv and nothing else
+#   make reference  the pages of docs/reference, from the code; make screenshots: those of the console
+#   make consoles what many open consoles cost the API (CONSOLES=, NODES=)
 #   make vm       the programs and each mode on Debian 12's own kernel, in an emulated machine: minutes
 #
 # As root, or with sudo for what needs root: installing packages, and the lab.
@@ -27,12 +29,13 @@ TESTS_READY := $(VENV)/.tests-ready
 
 # Names of Debian 12 and Ubuntu 24.04. bpftool comes apart: see install_bpftool.
 PACKAGES := python3-bpfcc linux-libc-dev python3-venv iproute2 nftables nginx-light iperf3 wrk \
-            ethtool tcpdump curl haproxy libnginx-mod-stream procps util-linux supervisor
+            ethtool tcpdump curl haproxy keepalived libnginx-mod-stream procps util-linux \
+            supervisor
 # What these packages would start on this machine. The lab runs its own.
-DAEMONS := nginx haproxy supervisor
+DAEMONS := nginx haproxy keepalived supervisor
 # What the tests need besides: a browser for the console (Ubuntu has it as a snap only, under the
-# name chromium-browser: there it has to be installed by hand), and promtool.
-TEST_PACKAGES := chromium fonts-dejavu-core prometheus
+# name chromium-browser: there it has to be installed by hand), promtool, and Perl for a script of docs/events.md.
+TEST_PACKAGES := chromium fonts-dejavu-core prometheus perl
 # What `make vm` needs besides; nothing of it starts by itself.
 MACHINES_PACKAGES := debootstrap systemd-container openssh-client
 VM_PACKAGES := qemu-system-x86 seabios busybox-static cpio kmod
@@ -142,6 +145,17 @@ SEEDS ?= 1000
 LBS ?= 3
 sim: $(READY)
 	$(PYTHON) -m tests.sim --lbs $(LBS) --seeds $(SEEDS) --jobs $$(nproc)
+
+reference: $(READY)
+	$(PYTHON) -m tests.reference
+
+screenshots: $(TESTS_READY)
+	$(PYTHON) -m tests.api.screenshots
+
+CONSOLES ?= 50
+NODES ?= 30
+consoles: $(TESTS_READY)
+	$(PYTHON) -m tests.api.consoles --consoles $(CONSOLES) --nodes $(NODES)
 
 bench: $(READY)
 	$(SUDO) $(PYTHON) -m e2e.bench

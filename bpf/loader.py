@@ -29,7 +29,7 @@ from bpf.compiler import (
     inline,
 )
 from bpf.pins import PinnedMaps
-from bpf.syscall import ProgramFlag, ProgramKind, load_program
+from bpf.syscall import MapType, ProgramFlag, ProgramKind, load_program
 from bpf.table import Table
 
 __all__ = [
@@ -59,7 +59,14 @@ class LoadedObject:
         self.bpf = {
             name.encode(): Table(self._fds[name], entry.info, entry.key, entry.value)
             for name, entry in image.maps.items()
+            if entry.info.type != MapType.RINGBUF
         }
+        self.rings = {
+            name: self._fds[name]
+            for name, entry in image.maps.items()
+            if entry.info.type == MapType.RINGBUF
+        }
+        """Ring buffers: their fds, which are this object's."""
         self.diagnostics = image.diagnostics
         """The compiler's warnings; empty when it had none."""
 

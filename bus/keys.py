@@ -85,12 +85,13 @@ class _Group:
 class KeyDirectory:
     """What the directory says now; `refresh` reads it again where it has changed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, groups: tuple[str, ...] = GROUPS) -> None:
+        """`groups`: those of whom this process wants to know."""
         self.path = path
         self.own: Pair | None = None
         """None: `problems` says why."""
         self._own_file = _File(None)
-        self._groups = {name: _Group() for name in GROUPS}
+        self._groups = {name: _Group() for name in groups}
         self.refresh()
 
     @property

@@ -328,6 +328,10 @@ class QuorumMember:
     """How long ago it was last heard; 0 for this LB itself."""
     why_not: tuple[str, ...] = ()
     """Why it may hold no VIPs, in words; empty: it may, as far as is known here."""
+    staged: str = ""
+    """A digest of the services and VIPs of its file; empty: it has none, or that is not known."""
+    trouble: str = ""
+    """Why this LB does not hear what it says, or how its numbers differ from this LB's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +360,8 @@ class QuorumState:
     """What of this machine is missing (own address in the list, ...); empty when nothing is."""
     rejected: dict[str, Whole] = field(default_factory=dict)
     """What came on the quorum's port and was not heard, by reason."""
+    agreed: str = ""
+    """The digest of the services and VIPs that all LBs go by; empty: there is no table yet."""
 
 
 # --------------------------------------------------------------------------- dataplane
@@ -417,6 +423,21 @@ class ClaimState:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaPeer:
+    """Another LB, as one that flows are told to and heard from."""
+
+    address: str
+    name: str
+    """Empty until it has spoken once."""
+    standing: str
+    """silent, refused, catching up (its flows are on their way here), or level."""
+    reason: str
+    """Why it has refused; else empty."""
+    follows: bool
+    """Whether it is being told of the flows here."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneState:
     """`state.dataplane.`: what the kernel has been told."""
 
@@ -434,6 +455,10 @@ class DataplaneState:
     """Nodes, services and ports that are not served, a line each with the reason, while all others
     are."""
     claims: tuple[ClaimState, ...] = ()
+    synced: bool = True
+    """This LB has the flows that any live peer had, or there is none, or 5 s are over."""
+    replicas: tuple[ReplicaPeer, ...] = ()
+    """The other LBs, by their entries in `load_balancer_quorum.addresses`."""
 
 
 @dataclass(frozen=True, slots=True)

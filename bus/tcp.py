@@ -8,9 +8,11 @@ frame).
 
 **A cut without a word** is noticed by TCP on the connecting side, which gives up what is not
 acknowledged within `UNACKNOWLEDGED_MS`; libzmq's slow pings see to it that something is always
-under way. A process that is merely stopped acknowledges (its kernel does), so its connections
-survive, and what it was sent meanwhile lies there for it to read. Hence `PING_PATIENCE_MS`: the
-pings are only to be rid of connections whose other end has vanished.
+under way. They are slow because with ten thousand connections a ping costs as much as a message; an
+agent that beats, or an LB among its peers, says something more often anyway. A process that is
+merely stopped acknowledges (its kernel does), so its connections survive, and what it was sent
+meanwhile lies there for it to read. Hence `PING_PATIENCE_MS`: the pings are only to be rid of
+connections whose other end has vanished.
 
 **Reconnecting** is quick, and IMMEDIATE: nothing is queued for a peer that is not there.
 
@@ -55,8 +57,8 @@ CONNECT_TIMEOUT_MS = 150
 FAR_CONNECT_TIMEOUT_MS = 1_000
 """For a peer whose answer to a SYN takes longer than that to come."""
 UNACKNOWLEDGED_MS = 1_000
-ACCEPTING_PING_MS = 5_000
-CONNECTING_PING_MS = 2_000
+ACCEPTING_PING_MS = 15_000
+CONNECTING_PING_MS = 10_000
 PING_PATIENCE_MS = 30_000
 BACKLOG = 4_096
 """Ten thousand agents may return at once."""
@@ -123,9 +125,7 @@ def connecting(
     ):
         socket.setsockopt(option, value)
     if credentials is not None:
-        socket.setsockopt(zmq.CURVE_PUBLICKEY, credentials.own.public)
-        socket.setsockopt(zmq.CURVE_SECRETKEY, credentials.own.secret)
-        socket.setsockopt(zmq.CURVE_SERVERKEY, credentials.server_key)
+        present(socket, credentials)
     return socket
 
 
@@ -138,6 +138,13 @@ def peer_address(frame: zmq.Frame) -> str:
 
 
 # --------------------------------------------------------------------------- keys
+
+
+def present(socket: zmq.Socket[bytes], credentials: Credentials) -> None:
+    """Have a connecting socket speak CURVE, from the next connection on that it makes."""
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, credentials.own.public)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, credentials.own.secret)
+    socket.setsockopt(zmq.CURVE_SERVERKEY, credentials.server_key)
 
 
 def peer_key(frame: zmq.Frame) -> str:

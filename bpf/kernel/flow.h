@@ -36,6 +36,10 @@
  * or not, so the flow is in doubt, for as long as a closing flow lives, until its sender says
  * anything else: the dead say nothing.
  *
+ * A flow that another LB told of (replica.h) begins where that one left it, which may be gigabytes
+ * ago: each direction believes the first packet that comes here, and what it would end counts only
+ * once both have been heard.
+ *
  * Timeouts: RFC 5382 (established 2 h 4 min, everything transitory 4 min), RFC 4787 (UDP 2 min),
  * TIME_WAIT as Linux has it (60 s), 10 s after a RST; in `settings.timeout`, by state.
  */
@@ -43,6 +47,7 @@
 #define GALE_FLOW_H
 
 #include "flow_table.h"
+#include "notes.h"
 
 static __always_inline int is_after(__u32 one, __u32 other)
 {
@@ -213,6 +218,38 @@ static __always_inline __u8 state_after_reset(const struct packet *packet, struc
 	return FLOW_TCP_CLOSING;
 }
 
+/* A flow of another LB's, whose packets come here now. How far this side has come is what it says;
+ * the other side is not to be judged by numbers of the past. A FIN is believed, since it will be
+ * repeated until it is acknowledged, and a RST leaves the flow in doubt.
+ */
+static __always_inline __u8 take_over(const struct packet *packet, struct flow *mine,
+				      struct flow *theirs, __u8 state)
+{
+	__u32 fin = !!(packet->tcp_flags & TCP_FLAG_FIN);
+
+	if (packet->tcp_flags & TCP_FLAG_RST) {
+		mine->flags |= FLOW_DOUBTED;
+		return FLOW_TCP_CLOSING;
+	}
+	if ((packet->tcp_flags & TCP_FLAG_SYN) || !(packet->tcp_flags & TCP_FLAG_ACK))
+		return state;
+	if (mine->flags & FLOW_REPLICA) {
+		mine->flags &= ~(FLOW_REPLICA | FLOW_DOUBTED);
+		mine->end = packet->tcp->sequence + packet->tcp->payload;
+		mine->acked = packet->tcp->acknowledged;
+		mine->edge = packet->tcp->acknowledged +
+			     ((__u32)packet->tcp->window << (mine->scale & 15));
+	} else if (!learn(packet, mine)) {
+		return state;
+	}
+	if (fin && !(mine->flags & FLOW_FIN)) {
+		mine->flags |= FLOW_FIN;
+		mine->end = packet->tcp->sequence + packet->tcp->payload + 1;
+	}
+	return (mine->flags | theirs->flags) & (FLOW_FIN | FLOW_DOUBTED) ? FLOW_TCP_CLOSING
+									 : FLOW_TCP_ESTABLISHED;
+}
+
 /* The state of an established or closing flow after this packet; numbers and flags of both entries
  * are brought up to date. The caller holds the lock of the request's bucket, and both are alive.
  */
@@ -221,6 +258,8 @@ static __always_inline __u8 follow_living(const struct packet *packet, struct fl
 {
 	__u32 sent = mine->end;
 
+	if (unlikely((mine->flags | theirs->flags) & FLOW_REPLICA))
+		return take_over(packet, mine, theirs, state);
 	if (packet->tcp_flags & TCP_FLAG_RST) {
 		settle_acknowledged(theirs, mine);
 		return state_after_reset(packet, mine, theirs, state);
@@ -239,11 +278,12 @@ static __always_inline __u8 follow_living(const struct packet *packet, struct fl
 									 : FLOW_TCP_ESTABLISHED;
 }
 
-/* Both entries of a flow that is alive take note of the packet. */
-static __always_inline void track_living(const struct packet *packet, struct pair *pair,
-					 const struct settings *own, __u32 now)
+/* Both entries of a flow that is alive take note of the packet; what is to be told of it. */
+static __always_inline enum note track_living(const struct packet *packet, struct pair *pair,
+					      const struct settings *own, __u32 now)
 {
 	struct flow *mine = pair->mine, *theirs = pair->theirs;
+	enum note note = NOTE_NONE;
 	__u32 deadline;
 	__u8 state;
 
@@ -252,15 +292,25 @@ static __always_inline void track_living(const struct packet *packet, struct pai
 	if (entry_word(pair->request) == pair->request_word &&
 	    entry_word(pair->reply) == pair->reply_word && is_protected(state) &&
 	    is_protected(theirs->state)) {
+		if (mine->flags & FLOW_REPLICA)
+			note = NOTE_RENEWED; /* its packets come here from now on */
 		if (is_tcp(packet))
 			state = follow_living(packet, mine, theirs, state);
+		else
+			mine->flags &= ~FLOW_REPLICA;
 		deadline = deadline_of(state, own, now);
+		if (is_closed(state))
+			note = NOTE_CLOSED;
+		else if (mine == pair->request &&
+			 is_renewal_due(mine, timeout_of(own, state), deadline))
+			note = NOTE_RENEWED;
 		mine->state = theirs->state = state;
 		mine->deadline = theirs->deadline = deadline;
 		note_last_hop(packet, mine);
 		note_last_hop(packet, theirs);
 	}
 	bpf_spin_unlock(&pair->request_lock->lock);
+	return note;
 }
 
 /* --------------------------------------------------------------------- the handshake */
@@ -347,8 +397,12 @@ static __always_inline int is_ordinary(const struct packet *packet, struct flow 
 			     left <= timeout - IDLE_TICKS || left <= 0 ||
 			     (packet->tcp_flags & UNUSUAL_FLAGS)))
 			return 0;
-		if (unlikely(left <= timeout))
+		if (unlikely(left <= timeout)) {
+			if (own->notes && packet->key.direction == DIRECTION_REQUEST &&
+			    is_renewal_due(flow, timeout, now + timeout + TOUCH_TICKS))
+				return 0;
 			flow->deadline = now + timeout + TOUCH_TICKS;
+		}
 		learn(packet, flow);
 		return 1;
 	}

@@ -411,6 +411,8 @@ static __always_inline void survey(const struct flow_bucket *bucket, const struc
 	}
 }
 
+#define CLAIM_ONLY_FREE 2 /* instead of `force`: takes from nobody but the dead */
+
 /* Enters a direction of the draft's flow under `key` at `place` (whose bucket and home are known),
  * if it can be had. On CLAIM_GRANTED the place's index and flow are the entry's, and the draft says
  * for how long the key had not been used.
@@ -432,11 +434,11 @@ static __always_inline enum claim claim_place(struct place *place, const struct 
 	way = draft->holder;
 	if (way < FLOW_WAYS) {
 		flow = &bucket->flow[way];
-		claim = judge_holder(flow, now, force);
+		claim = judge_holder(flow, now, force == 1);
 		draft->rested = flow->state == FLOW_FREE ? 0 : age_of(flow, own, now);
 	} else {
 		draft->rested = 0;
-		way = best_way(&draft->offer);
+		way = force == CLAIM_ONLY_FREE ? draft->offer.free : best_way(&draft->offer);
 	}
 	if (way >= FLOW_WAYS) {
 		claim = CLAIM_FULL;

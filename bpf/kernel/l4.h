@@ -22,6 +22,7 @@ struct sending {
 	const struct seat *seat;
 	struct seat_counters *counters;
 	enum reason reason;
+	enum note note; /* what is to be told of the flow */
 };
 
 /* The last step of every L4 request. */
@@ -169,19 +170,34 @@ static __always_inline struct decision answer_no_flow(struct packet *packet,
 
 /* --------------------------------------------------------------------- everything else */
 
+/* Whether a client that nobody answers goes on with this packet for a second: that is no question
+ * any more. At its renewal before it had not yet.
+ */
+static __always_inline int goes_on(const struct flow *request, const struct settings *own,
+				   __u32 now)
+{
+	__u32 renewed = request->deadline - timeout_of(own, FLOW_UDP_ASKED);
+
+	return renewed - request->begin < TICKS_PER_SECOND &&
+	       now - request->begin >= TICKS_PER_SECOND;
+}
+
 /* A half-open flow's packet. What it does to the state; the reason, or a drop. */
 static __always_inline enum reason follow_opening(const struct packet *packet, struct pair *pair,
-						  const struct rewrite *to,
+						  struct sending *sending,
 						  const struct settings *own, __u32 now)
 {
-	__u8 state = to->state;
+	__u8 state = sending->to.state;
 
 	if (!is_tcp(packet)) {
 		if (state == FLOW_UDP_ASKED) {
+			if (goes_on(pair->request, own, now))
+				sending->note = NOTE_OPENED;
 			renew_pair(packet, pair, state, deadline_of(state, own, now));
 			return REASON_l4_opening;
 		}
 		state = FLOW_UDP_ESTABLISHED;
+		sending->note = NOTE_OPENED;
 		return change_pair(packet, pair, state, deadline_of(state, own, now))
 			       ? REASON_drop_no_flow
 			       : REASON_l4_promoted;
@@ -205,19 +221,20 @@ static __always_inline enum reason follow_opening(const struct packet *packet, s
 	if (change_pair(packet, pair, state, deadline_of(state, own, now)))
 		return REASON_drop_flow_taken;
 	track_living(packet, pair, own, now);
+	sending->note = NOTE_OPENED;
 	return REASON_l4_promoted;
 }
 
 /* A living flow's packet that is not ordinary. */
-static __always_inline void follow_request(const struct packet *packet, struct pair *pair,
-					   const struct settings *own, __u32 now)
+static __always_inline enum note follow_request(const struct packet *packet, struct pair *pair,
+						const struct settings *own, __u32 now)
 {
 	if (is_tcp(packet) && is_syn(packet)) {
 		/* To the node with it: if that answers it, the flow begins anew. */
 		pair->reply->begin = packet->tcp->sequence + 1;
-		return;
+		return NOTE_NONE;
 	}
-	track_living(packet, pair, own, now);
+	return track_living(packet, pair, own, now);
 }
 
 /* Whether a packet that may begin a flow finds one under its key that is over, or that never was
@@ -245,18 +262,20 @@ static __always_inline int may_reopen(const struct packet *packet, const struct 
 
 /* What the packet does to a flow that is known, and the reason to count. */
 static __always_inline enum reason follow_known(const struct packet *packet, struct pair *pair,
-						const struct rewrite *to,
-						const struct settings *own, __u32 now)
+						struct sending *sending, const struct settings *own,
+						__u32 now)
 {
+	const struct rewrite *to = &sending->to;
+
 	if (is_half_open(to->state))
-		return follow_opening(packet, pair, to, own, now);
+		return follow_opening(packet, pair, sending, own, now);
 	if (is_closed(to->state)) {
 		/* The node may send its last segments again, and the client answers those. */
 		if ((packet->tcp_flags & TCP_FLAG_FIN) && to->state == FLOW_TCP_TIME_WAIT)
 			change_pair(packet, pair, to->state, deadline_of(to->state, own, now));
 		return REASON_l4_closed;
 	}
-	follow_request(packet, pair, own, now);
+	sending->note = follow_request(packet, pair, own, now);
 	return REASON_l4_established;
 }
 
@@ -299,9 +318,11 @@ static __always_inline struct decision join_known(context_t *ctx, struct packet 
 		return refused;
 	if (opens && reopen(packet, &pair, own, now))
 		return UNDECIDED;
-	reason = opens ? REASON_l4_reopened : follow_known(packet, &pair, to, own, now);
+	reason = opens ? REASON_l4_reopened : follow_known(packet, &pair, sending, own, now);
 	if (reason > REASON_drop_first)
 		return decide(reason);
+	if (unlikely(sending->note))
+		tell(place, own, sending->note);
 	sending->counters->flows += reason == REASON_l4_promoted;
 	sending->reason = reason;
 	sending->seat = seat;
@@ -311,12 +332,15 @@ static __always_inline struct decision join_known(context_t *ctx, struct packet 
 /* A packet of a flow whose node is dead, and that is to know. */
 static __always_inline struct decision tell_of_death(struct packet *packet,
 						     const struct place *place,
-						     const struct rewrite *to, __u32 now)
+						     const struct rewrite *to,
+						     const struct settings *own, __u32 now)
 {
 	struct pair pair;
 
-	if (!fetch_pair(packet, place, to, &pair))
+	if (!fetch_pair(packet, place, to, &pair)) {
 		abandon(packet, &pair, now);
+		tell(place, own, NOTE_CLOSED);
+	}
 	if (packet->tcp_flags & TCP_FLAG_RST)
 		return decide(REASON_drop_no_node);
 	packet->answer = ANSWER_RESET;
@@ -368,7 +392,7 @@ static __always_inline struct decision follow_flow(context_t *ctx, struct packet
 						       : error_to_node(ctx, packet, to, seat);
 	if (unlikely((seat->flags & SEAT_RESET) && is_connected(to->state) && !is_opening(packet) &&
 		     !has_passed(flow->deadline, now)))
-		return tell_of_death(packet, place, to, now);
+		return tell_of_death(packet, place, to, own, now);
 	if (likely(!(seat->flags & SEAT_DEAD) && comes_from(packet, flow))) {
 		refused = may_translate(ctx, packet, seat);
 		if (unlikely(is_decided(refused)))

@@ -20,6 +20,9 @@
 #define HALF_OPEN_WAYS 4 /* of a bucket's: the share of half-open flows and one-answer UDP */
 #endif
 #define FLOW_LOCKS 4096
+#ifndef NOTE_PAGES
+#define NOTE_PAGES 1024 /* of notes, 16 bytes each there: 5 s at 50,000 a second */
+#endif
 
 GALE_MAP("array", int, struct settings, settings, 1, 0);
 GALE_MAP("array", int, struct service, services, SERVICE_PLACES, 0);
@@ -66,6 +69,10 @@ GALE_MAP("array", int, u64, fragment_ids, 1, 0);
 
 /* By the key of the client's packets; none of those that carry no tag. */
 GALE_MAP("lru_hash", struct flow_key, struct vlan_client, vlan_clients, 16384, 0);
+
+/* What becomes of flows (notes.h): one word of eight bytes each, and how many found no room. */
+BPF_RINGBUF_OUTPUT(notes, NOTE_PAGES);
+GALE_MAP("percpu_array", int, u64, lost_notes, 1, 0);
 
 GALE_MAP("percpu_array", int, struct seat_counters, seat_counters, MAX_SEATS, 0);
 GALE_MAP("percpu_array", int, u64, verdicts, HOOK_COUNT * 64, 0);

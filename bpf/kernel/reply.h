@@ -107,9 +107,9 @@ static __always_inline int answers_syn_on_top(const struct packet *packet, const
 	return after && packet->tcp->acknowledged - after <= MOST_SYN_DATA;
 }
 
-static __always_inline void follow_reply(const struct packet *packet, struct pair *pair,
-					 const struct rewrite *to, const struct settings *own,
-					 __u32 now)
+static __always_inline enum note follow_reply(const struct packet *packet, struct pair *pair,
+					      const struct rewrite *to, const struct settings *own,
+					      __u32 now)
 {
 	if (is_half_open(to->state)) {
 		follow_answer(packet, pair, to, own, now);
@@ -117,10 +117,11 @@ static __always_inline void follow_reply(const struct packet *packet, struct pai
 		if (answers_syn_on_top(packet, pair, to))
 			begin_anew(packet, pair, own, now);
 	} else if (is_protected(to->state)) {
-		track_living(packet, pair, own, now);
+		return track_living(packet, pair, own, now);
 	} else if (to->state == FLOW_TCP_TIME_WAIT && (packet->tcp_flags & TCP_FLAG_FIN)) {
 		change_pair(packet, pair, to->state, deadline_of(to->state, own, now));
 	}
+	return NOTE_NONE;
 }
 
 static __always_inline struct decision reply_fragment(context_t *ctx, struct packet *packet,
@@ -220,6 +221,7 @@ static __always_inline struct decision forward_reply(context_t *ctx, struct pack
 	struct rewrite to;
 	struct place place;
 	struct pair pair;
+	enum note note;
 	__u32 now;
 
 	packet->key.direction = DIRECTION_REPLY;
@@ -245,7 +247,9 @@ static __always_inline struct decision forward_reply(context_t *ctx, struct pack
 	if (unlikely(!is_ordinary(packet, place.flow, &to, own, now))) {
 		if (fetch_pair(packet, &place, &to, &pair))
 			return pass_or_drop_reply(packet);
-		follow_reply(packet, &pair, &to, own, now);
+		note = unknown(own, follow_reply(packet, &pair, &to, own, now));
+		if (unlikely(note))
+			tell(&place, own, note);
 	}
 	return send_to_client(ctx, packet, place.flow, &to, own, REASON_l4_reply);
 }

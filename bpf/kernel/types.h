@@ -63,6 +63,8 @@ struct settings {
 	__u32 zero;		  /* always; see `unknown` in verifier.h */
 	__u32 public_by_tc;	  /* 1: this device takes no frames from XDP, so TC sends there */
 	__u32 private_by_tc;
+	__u32 notes; /* 1: what becomes of flows is noted (notes.h) */
+	__u32 padding2;
 	__u32 timeout[16]; /* ticks, by enum flow_state */
 };
 
@@ -206,9 +208,8 @@ struct flow_key {
 
 #define FLOW_FIN 1     /* this direction has sent its FIN; `end` is the number after it */
 #define FLOW_DOUBTED 2 /* this direction sent a RST that its receiver may have accepted */
-#define FLOW_WATCHED                                                                               \
-	4 /* the other's FIN came early: this direction's packets may acknowledge it               \
-	   */
+#define FLOW_WATCHED 4 /* the other's FIN came early: packets here may acknowledge it */
+#define FLOW_REPLICA 8 /* another LB told of it, and no packet of this direction came here yet */
 
 /* One direction of a flow: one cache line, with its key and the whole rewrite. flow_table.h has the
  * rules of who reads and writes it.
@@ -298,6 +299,9 @@ struct vlan_client {
 	__u16 padding;
 };
 
+/* What has become of a flow; notes.h. */
+enum note { NOTE_NONE, NOTE_OPENED, NOTE_CLOSED, NOTE_RENEWED };
+
 /* A new entry while it is put together: one for each CPU. */
 struct draft {
 	struct flow request;
@@ -311,6 +315,7 @@ struct draft {
 	__u32 padding2;
 	__u32 soft_count; /* how many ports were met that could be taken if need be */
 	__u32 rested;	  /* ticks that the port had not been used; 0: not known any more */
+	__u64 note;	  /* on its way into the ring */
 };
 
 _Static_assert(sizeof(struct flow_key) == 16, "a flow's key is 16 bytes");

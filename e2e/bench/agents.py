@@ -1,26 +1,30 @@
 """Very many agents in few processes: real sockets, hellos and beats, and nothing behind them.
 
-    python -m e2e.bench.agents LB:PORT FIRST COUNT INTERVAL_MS
+    python -m e2e.bench.agents LB:PORT FIRST COUNT INTERVAL_MS [KEYS]
 
 Agent number i calls itself `node-i` and comes from an address of its own, 10.90.0.0/16 being this
 machine's. Its first beat follows its hello; those after it are spread evenly over the interval.
-Of what the LB says, only a refusal is heeded, by another hello.
+Of what the LB says, only a refusal is heeded, by another hello. The sockets have an agent's own
+options. KEYS is what `make_keys` has written: the LB's key, and then each agent's own two.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import zmq
 
+from bus import keys, tcp
 from bus.node_protocol import NODE_VERSION, Heartbeat, Hello, encode_node
 from bus.states import NodeService
 from bus.words import ServingStatus
 
 NETWORK = "10.90.0.0/16"
 HELLOS_A_SECOND = 500
+LARGEST_FRAME = 1 << 20
 
 
 def address_of(number: int) -> str:
@@ -28,11 +32,38 @@ def address_of(number: int) -> str:
     return f"10.90.{number // 200}.{1 + number % 200}"
 
 
+def make_keys(directory: Path, count: int) -> Path:
+    """Keys of an LB in `directory`, that admit so many agents; returns the file for these."""
+    lb = keys.make_own(directory)
+    if lb is None:
+        raise FileExistsError(directory)
+    lines = [lb.public]
+    for number in range(count):
+        public, secret = zmq.curve_keypair()
+        (directory / keys.NODES / f"node-{number}{keys.SUFFIX}").write_bytes(public)
+        lines.append(public + b" " + secret)
+    path = directory / "agents"
+    path.write_bytes(b"\n".join(lines))
+    return path
+
+
+def _credentials(path: str, first: int, count: int) -> list[tcp.Credentials | None]:
+    if not path:
+        return [None] * count
+    lb, *lines = Path(path).read_bytes().split(b"\n")
+    pairs = (keys.Pair(*line.split()) for line in lines[first : first + count])
+    return [tcp.Credentials(pair, lb) for pair in pairs]
+
+
 def main() -> None:
     endpoint, first, count, interval_ms = sys.argv[1], *map(int, sys.argv[2:5])
+    known = _credentials("".join(sys.argv[5:6]), first, count)
     context: zmq.Context[Any] = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 2 * count + 64)
-    agents = [_connected(context, endpoint, number) for number in range(first, first + count)]
+    agents = [
+        _connected(context, endpoint, first + index, credentials)
+        for index, credentials in enumerate(known)
+    ]
     begin_s = time.monotonic()
     sent = 0
     while True:
@@ -64,9 +95,12 @@ def _beat(seq: int) -> list[bytes]:
     return encode_node(Heartbeat(seq, now_ms, ServingStatus.SERVING, 0.1, ""))
 
 
-def _connected(context: zmq.Context[Any], endpoint: str, number: int) -> zmq.Socket[bytes]:
-    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.LINGER, 0)
+def _connected(
+    context: zmq.Context[Any], endpoint: str, number: int, credentials: tcp.Credentials | None
+) -> zmq.Socket[bytes]:
+    timeout_ms = tcp.FAR_CONNECT_TIMEOUT_MS
+    socket = tcp.connecting(context, LARGEST_FRAME, timeout_ms, credentials=credentials)
+    socket.setsockopt(zmq.IMMEDIATE, 0)  # the hello waits for the connection
     socket.setsockopt(zmq.RCVHWM, 4)
     socket.connect(f"tcp://{address_of(number)}:0;{endpoint}")
     socket.send_multipart(_hello(number))

@@ -6,8 +6,13 @@ are routed to, and the maps hold them, nobody does anything but beat: what the p
 is the price of standing still. It is counted as CPU time of all their threads, and as the dearest
 turn of each loop (`timed`): a loop that is busy for long hears nothing meanwhile.
 
-The beats themselves are work, that nobody can be spared; so a second row is measured with health
+The beats themselves are work, that nobody can be spared; so another row is measured with health
 put in a state in which it hears none: `checks_timeout` is an hour, and the agents have said hello.
+A third one is the first with keys: each agent has its own, and the LB a list of all of them.
+
+    python -m e2e.bench.control NODES SECONDS
+
+prints the three rows for another number of nodes.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ from bus.states import CommittedTable, DataplaneState, LocalView
 from bus.topics import Topic
 from bus.words import NodeState
 from e2e.bench import agents, core
-from e2e.bench.report import Line, Result
+from e2e.bench.report import Line, Result, table
 from e2e.bench.samples import Sample, at_most
 from e2e.lab import LabError
 
@@ -82,17 +87,29 @@ class Cost:
         return max(self.turn_ms[topics.QUORUM], self.turn_ms[topics.DATAPLANE])
 
 
+@dataclass(frozen=True, slots=True)
+class Course:
+    """One row."""
+
+    name: str
+    checks_timeout: str
+    interval_ms: int
+    keys: bool = False
+
+
+COURSES = (
+    Course("beating every 2.5 s, with keys", "5s", 2_500, keys=True),
+    Course("beating every 2.5 s", "5s", 2_500),
+    Course("silent, and nothing due", "1h", 1_800_000),
+)
+
+
 def run(nodes: int, seconds: int, progress: Callable[[str], None]) -> Result:
     """Both rows; `nodes` agents, measured for `seconds` each."""
     seen: dict[str, Cost] = {}
-    for name, checks_timeout, interval_ms in (
-        ("beating every 2.5 s", "5s", 2_500),
-        ("silent, and nothing due", "1h", 1_800_000),
-    ):
+    for course in COURSES:
         with TemporaryDirectory(prefix="gale-control-") as directory, _network():
-            seen[name] = _measured(
-                Path(directory), nodes, seconds, checks_timeout, interval_ms, progress, name
-            )
+            seen[course.name] = _measured(Path(directory), nodes, seconds, course, progress)
     return result(seen, nodes, seconds)
 
 
@@ -164,9 +181,14 @@ def _network() -> Iterator[None]:
 class _Lb:
     """The four processes, and what they say."""
 
-    def __init__(self, directory: Path, checks_timeout: str) -> None:
+    def __init__(self, directory: Path, nodes: int, course: Course) -> None:
         self._directory = directory
-        (directory / "lb.toml").write_text(CONFIG.replace("CHECKS_TIMEOUT", checks_timeout))
+        text = CONFIG.replace("CHECKS_TIMEOUT", course.checks_timeout)
+        self.agents_keys = ""
+        if course.keys:
+            self.agents_keys = str(agents.make_keys(directory / "keys", nodes))
+            text += f'[security]\nkeys = "{directory / "keys"}"\n'
+        (directory / "lb.toml").write_text(text)
         (directory / "state").mkdir()
         self._environment = os.environ | {
             "GALE_CONFIG": str(directory / "lb.toml"),
@@ -257,17 +279,16 @@ def _measured(
     directory: Path,
     nodes: int,
     seconds: int,
-    checks_timeout: str,
-    interval_ms: int,
+    course: Course,
     progress: Callable[[str], None],
-    name: str,
 ) -> Cost:
+    name = course.name
     with ExitStack() as stack:
-        lb = _Lb(directory, checks_timeout)
+        lb = _Lb(directory, nodes, course)
         stack.callback(lb.close)
         lb.start()
         _until(lambda: lb.listens, lb, "health does not listen")
-        for generator in _generators(nodes, interval_ms):
+        for generator in _generators(nodes, course.interval_ms, lb.agents_keys):
             stack.callback(_end, generator)
         _until_all_are_up(lb, nodes, lambda up: progress(f"{name}: {up:,} of {nodes:,} nodes up"))
         progress(f"{name}: settling, then {seconds} s")
@@ -282,14 +303,14 @@ def _measured(
         return Cost(cpu, lb.turns(), lb.nodes_up())
 
 
-def _generators(nodes: int, interval_ms: int) -> list[subprocess.Popen[bytes]]:
+def _generators(nodes: int, interval_ms: int, keys: str) -> list[subprocess.Popen[bytes]]:
     share = -(-nodes // GENERATORS)
     return [
         subprocess.Popen(
             (
                 *("nsenter", f"--net=/run/netns/{NODES}", sys.executable),
                 *("-m", "e2e.bench.agents", f"{LB_ADDRESS}:{NODE_PORT}"),
-                *(str(first), str(min(share, nodes - first)), str(interval_ms)),
+                *(str(first), str(min(share, nodes - first)), str(interval_ms), keys),
             )
         )
         for first in range(0, nodes, share)
@@ -320,3 +341,12 @@ def _until_all_are_up(lb: _Lb, nodes: int, tell: Callable[[int], None]) -> None:
             told_s = time.monotonic()
             tell(up)
         time.sleep(0.05)
+
+
+def main() -> None:
+    nodes, seconds = map(int, sys.argv[1:3])
+    print(table(run(nodes, seconds, lambda text: print(text, file=sys.stderr))))
+
+
+if __name__ == "__main__":
+    main()

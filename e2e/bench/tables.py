@@ -130,6 +130,11 @@ class Tables:
             write_entries(fd, part.tobytes(), raw[start * each : (start + len(part)) * each])
 
 
+def bench_settings(states: int) -> Settings:
+    """For maps that no packet meets."""
+    return _settings(states, 1, 1, "02:00:00:00:00:01", "02:00:00:00:00:01")
+
+
 def _settings(
     states: int, public: int, private: int, public_mac: str, private_mac: str
 ) -> Settings:
@@ -150,6 +155,7 @@ def _settings(
         answers_per_second=ANSWERS_PER_SECOND,
         public_by_tc=0,
         private_by_tc=0,
+        notes=0,
         # A file that says nothing.
         timeout=timeouts(LbConfig.model_construct(), states),
     )

@@ -73,7 +73,7 @@ def write_all(lab: Plan, overlay: Table) -> None:
     PLAN_FILE.write_text(json.dumps(lab.as_plain()))
     _write_users()
     if lab.keys:
-        make_cluster(plan.KEYS_DIR, lab.lb_names, lab.node_names)
+        make_cluster(plan.KEYS_DIR, lab.voters or lab.lb_names, lab.node_names)
         for path in (plan.KEYS_DIR, *plan.KEYS_DIR.rglob("*")):
             users.give(path, "root", "gale-keys", 0o750 if path.is_dir() else 0o640)
     _write_www(SMALL_FILES if lab.emulated else FILES)
@@ -214,8 +214,11 @@ def lb_config(lab: Plan, machine: str, overlay: Table) -> Table:
 
 
 def _quorum_addresses(lab: Plan) -> list[Table]:
-    private = [lab.links(voter)[-1].address for voter in lab.voters]
-    return [{"ip": address, "port": plan.QUORUM_PORT} for address in private]
+    return [
+        {"ip": lab.links(voter)[-1].address, "port": plan.QUORUM_PORT}
+        | ({"name": voter} if lab.keys else {})
+        for voter in lab.voters
+    ]
 
 
 def _write_witness(lab: Plan, overlay: Table) -> None:
@@ -229,6 +232,8 @@ def _write_witness(lab: Plan, overlay: Table) -> None:
         "net_interface_public": plan.PRIVATE.interface,
     }
     config["load_balancer_quorum"]["witness"] = True
+    if lab.keys:
+        config["security"]["keys"] = str(plan.keys(machine))
     (home / "lb.toml").write_text(toml_text(config))
     variables = {"CONFIG": "lb.toml", "RUN_DIR": "run", "STATE_DIR": "state"}
     environment = ",".join(f'GALE_{name}="{home / path}"' for name, path in variables.items())

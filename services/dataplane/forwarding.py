@@ -23,10 +23,12 @@ from bus.socket import monotonic_ms
 from bus.states import HookState, OutputState
 from services.dataplane import machine
 from services.dataplane.counters import Counters
+from services.dataplane.entering import Entering
 from services.dataplane.flows.census import Census, Counting, Watch
 from services.dataplane.flows.raw import RawSender
 from services.dataplane.flows.resets import Resets, segments
 from services.dataplane.flows.table import Block, FlowTable, TablePair
+from services.dataplane.flows.told import Flows
 from services.dataplane.flows.turns import Questions, Rounds
 from services.dataplane.fronts import SETTLE_MS
 from services.dataplane.kernel import Kernel, Settings
@@ -103,7 +105,8 @@ class Forwarding:
 
     def _open_maps(self, cache_dir: Path) -> None:
         """Whatever this raises is a fault of ours, not of the machine."""
-        bpf = self.programs.objects.bpf
+        bpf_objects = self.programs.objects
+        bpf = bpf_objects.bpf
         self.kernel = Kernel(bpf)
         self.settings = self.kernel.read_settings()
         self.counters = Counters(bpf, possible_cpus())
@@ -115,6 +118,13 @@ class Forwarding:
         self.questions = Questions()
         living = {name.decode(): table.map_fd for name, table in bpf.items()}
         self.tracing = Tracing(living, self.programs.compiled_with, cache_dir)
+        entering = self.programs.entering
+        self.flows = (
+            Flows(bpf_objects, self.tables, Entering(entering), self.settings.timeout)
+            if entering is not None
+            else None
+        )
+        """What replication needs; None where there is no other LB."""
         self._resets = Resets()
 
     @property
@@ -128,6 +138,8 @@ class Forwarding:
         if settings != self.settings:
             self.kernel.write_settings(settings)
             self.settings = settings
+            if self.flows is not None:
+                self.flows.timeouts = settings.timeout
 
     # ------------------------------------------------------------------ the flow table
 
@@ -187,6 +199,8 @@ class Forwarding:
         """Give back what is open. Programs and maps are the kernel's."""
         self.questions.give_up()
         self.tracing.close()
+        if self.flows is not None:
+            self.flows.close()
         self._sender.close()
         self.programs.close()
 

@@ -94,6 +94,8 @@ class Settings:
     public_by_tc: int
     """1: this device takes no frames from XDP, so TC sends there."""
     private_by_tc: int
+    notes: int
+    """1: what becomes of flows is noted, for replication and the NAT log."""
     timeout: tuple[int, ...]
     """Ticks, by state; as many as the array has."""
 

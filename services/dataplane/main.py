@@ -95,6 +95,7 @@ from services.dataplane.nexthop import NextHop
 from services.dataplane.path_mtu import PathMtu
 from services.dataplane.plan import Plan, make_plan
 from services.dataplane.programs import ProgramPlan, rings_for
+from services.dataplane.replication import Replication
 from services.dataplane.settings import of_machine, settings
 from services.dataplane.trace import WrongQuestion, read_question
 from services.dataplane.tracing import Scene
@@ -182,6 +183,10 @@ class DataplaneProcess:
         self._unchain_ms = self._grow_ms = now_ms
         self._announcing = Announcing(config.local.name, now_ms)
         self._loop = Loop()
+        plan = ProgramPlan.from_config(config)
+        self._replication = (
+            Replication(self._bus.context, config, self._loop, now_ms) if plan.replicates else None
+        )
 
     # ------------------------------------------------------------------ the loop
 
@@ -205,6 +210,8 @@ class DataplaneProcess:
         if self._forwarding is not None:
             self._forwarding.close()
         self._announcing.close()
+        if self._replication is not None:
+            self._replication.close()
         self._netlink.close()
         self._path_mtu.close()
         for watching in (self._monitor, self._devices):
@@ -226,6 +233,8 @@ class DataplaneProcess:
         if self._forwarding is not None:
             self._plan(self._forwarding, now_ms)
             self._work(self._forwarding, now_ms)
+        if self._replication is not None:
+            self._replication.turn(now_ms)
         if self._forwarding is not None:
             self._count(self._forwarding, now_ms)
         self._publish_state(now_ms)
@@ -244,6 +253,8 @@ class DataplaneProcess:
                 moments.append(self._modes_due_ms)
             if self._stale and self._table is not None:
                 moments.append(now_ms)
+            if self._replication is not None:
+                moments.append(self._replication.next_ms(now_ms))
         return max(0, min(moments) - now_ms)
 
     # ------------------------------------------------------------------ in
@@ -409,6 +420,7 @@ class DataplaneProcess:
         self._describe_outputs(forwarding)
         self._waiting_for = ""
         self._held = forwarding.kernel.adopt()
+        self._hand_over_flows(forwarding)
         self._write_machine(forwarding)
         self._watch(frozenset(seat.address for seat in self._held.seats.values()), now_ms)
         for hook in forwarding.hooks:
@@ -464,6 +476,7 @@ class DataplaneProcess:
             return False
         # What the maps hold is what it was; where services stand must be read.
         successor.kernel.adopt()
+        self._hand_over_flows(successor)
         self._forwarding = successor
         self._stale = True
         forwarding.close()
@@ -508,6 +521,8 @@ class DataplaneProcess:
         is_other = present.ifindexes != held.ifindexes or forwarding.xdp_in_pieces != in_pieces
         if is_other or lost:
             _log.warning("interfaces or hooks have changed, attaching again", lost=lost)
+            if self._replication is not None:
+                self._replication.detached()
             forwarding.close()
             self._forwarding = None
             self._stale = True
@@ -551,6 +566,8 @@ class DataplaneProcess:
         self._watch(plan.addresses, now_ms)
         self._seat_states = plan.states()
         self._name_seats(plan)
+        if self._replication is not None:
+            self._replication.seats(plan.after.seats)
         self._tell_left_out(frozenset((*plan.refused, *without_place)))
         self._moved_slots += plan.moved_slots
         self._snat_ports = snat_ports(self._held)
@@ -625,7 +642,16 @@ class DataplaneProcess:
             chained=forwarding.programs.chained,
             states=len(forwarding.settings.timeout),
             by_tc=self._is_by_tc,
+            notes=self._replication is not None,
         )
+
+    # ------------------------------------------------------------------ replication
+
+    def _hand_over_flows(self, forwarding: Forwarding) -> None:
+        """Other programs may be attached by now, over other maps."""
+        if self._replication is not None and forwarding.flows is not None:
+            self._replication.attached(forwarding.flows)
+            self._replication.seats(self._held.seats)
 
     # ------------------------------------------------------------------ housekeeping
 
@@ -660,10 +686,20 @@ class DataplaneProcess:
                 snat_ports_used=census.snat_ports,
                 snat_ports_capacity=self._snat_ports,
                 census_ms=forwarding.rounds.cpu_ms,
+                **self._replication_counters(now_ms),
             ),
         )
         cost_ms = int(1_000 * (time.thread_time() - begun_s))
         self._count_ms = now_ms + max(COUNT_MS, COUNTING_SHARE * cost_ms)
+
+    def _replication_counters(self, now_ms: int) -> dict[str, Any]:
+        replication = self._replication
+        if replication is None:
+            return {}
+        return {
+            "replication_lag_seconds": replication.lag_ms(now_ms) / 1_000,
+            "replication": dict(replication.counts),
+        }
 
     def _seat_counters(self, forwarding: Forwarding) -> SeatColumns:
         held, states = self._held.seats, self._seated
@@ -705,6 +741,8 @@ class DataplaneProcess:
             outputs=forwarding.outputs if forwarding is not None else (),
             left_out=self._left_out_lines,
             claims=self._announcing.states,
+            synced=self._replication is None or self._replication.is_synced,
+            replicas=self._replication.peers() if self._replication is not None else (),
         )
         if state != self._published:
             self._version += 1

@@ -46,6 +46,8 @@ from services.dataplane.machine import Machine
 from services.dataplane.maps import ENTRIES
 
 SOURCES = ("xdp.c", "tc.c")
+ENTERING = "replica.c"
+"""Enters flows that other LBs tell of; on no hook."""
 FLOW_WAYS = 16
 """Entries of a bucket of the flow table: one direction of a flow each."""
 LEAST_BUCKETS = 16
@@ -68,6 +70,8 @@ class ProgramPlan:
     """Directions of flows, two to a flow, that the table must have room for."""
     half_open_entries: int
     """How many of them half-open flows may take."""
+    replicates: bool = False
+    """There are other LBs, which are told of flows and tell of theirs."""
 
     @classmethod
     def from_config(cls, config: LbConfig) -> ProgramPlan:
@@ -78,7 +82,13 @@ class ProgramPlan:
             xdp_replies=config.dataplane.reply_hook == "xdp",
             conntrack_entries=config.dataplane.conntrack_entries,
             half_open_entries=config.dataplane.half_open_entries,
+            replicates=len(config.quorum.addresses) > 1 and not config.quorum.witness,
         )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What is to be compiled."""
+        return (*SOURCES, ENTERING) if self.replicates else SOURCES
 
     @property
     def one_arm(self) -> bool:
@@ -153,14 +163,16 @@ class Programs:
             )
             """The flow table's size and that of the one before it."""
             self._ring_entries = max(rings_for(services) * ENTRIES, self._maps.entries("ring"))
-            self._xdp, self._tc = compile_programs(
-                SOURCES,
+            self._xdp, self._tc, *entering = compile_programs(
+                plan.sources,
                 maps=self._maps,
                 defines=self._defines(self.flow_tables),
                 cache_dir=cache_dir,
             )
             for later in self.flow_tables.later():
-                fill_cache(SOURCES, self._defines(later), cache_dir)
+                fill_cache(plan.sources, self._defines(later), cache_dir)
+            self.entering = entering[0] if entering else None
+            """The object with the program that enters flows of other LBs."""
         except BaseException:
             self._maps.close()
             raise
@@ -303,6 +315,8 @@ class Programs:
         """Give back the fds. What is pinned and attached goes on without us."""
         self._xdp.close()
         self._tc.close()
+        if self.entering is not None:
+            self.entering.close()
         self._maps.close()
 
 

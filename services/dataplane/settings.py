@@ -47,8 +47,11 @@ def settings(
     chained: bool,
     states: int,
     by_tc: Callable[[int], bool],
+    notes: bool,
 ) -> Settings:
-    """`states`: how many timeouts the programs keep. `by_tc`: as in `of_machine`."""
+    """`states`: how many timeouts the programs keep. `by_tc`: as in `of_machine`. `notes`: whether
+    anybody reads what becomes of flows.
+    """
     limits = config.dataplane
     return Settings(
         hash_seed=hash_seed,
@@ -58,6 +61,7 @@ def settings(
         new_flows_per_second=limits.new_flows_per_second,
         new_flows_per_second_per_source=limits.new_flows_per_second_per_source,
         answers_per_second=ANSWERS_PER_SECOND,
+        notes=int(notes),
         timeout=timeouts(config, states),
         **of_machine(present, by_tc),
     )

@@ -10,6 +10,8 @@ hung up:
 * a connection that brings more than `BURST_BYTES`, and `BYTES_PER_S` on the average beyond that. An
   agent says a few kilobytes a second, and its longest hello is 90 kB. Each connection is looked at
   every `LOOK_MS`, and all at once when this process has grown by `GROWTH_BYTES` since it last was.
+  With very many agents these looks would be what the process does most of: there are no more than
+  `LOOKS_PER_S`, unless so much comes in that it may be a flood.
 
 The queue behind each connection has no limit of its own, on purpose: once libzmq has stopped
 reading a connection whose queue is full, it does not survive that connection's being reset
@@ -39,6 +41,7 @@ SPARE_DESCRIPTORS = 256
 BURST_BYTES = 512 << 10
 BYTES_PER_S = 64 << 10
 LOOK_MS = 2_000
+LOOKS_PER_S = 500
 TURN_MS = 20
 GROWTH_BYTES = 32 << 20
 MOST_EVENTS = 2_000
@@ -94,8 +97,11 @@ class Connections:
         self.monitor.setsockopt(zmq.LINGER, 0)
         self.monitor.connect(_ENDPOINT)
 
-    def turn(self, now_ms: int) -> None:
-        """Take note of who came and went; look at some of those who are there."""
+    def turn(self, now_ms: int, *, hasty: bool = False) -> None:
+        """Take note of who came and went; look at some of those who are there.
+
+        `hasty`: what comes in may be a flood.
+        """
         for _ in range(MOST_EVENTS):
             try:
                 event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
@@ -115,7 +121,8 @@ class Connections:
             self._resident = resident
         else:
             self._resident = min(self._resident, resident)
-            self._look(-(-len(self._open) * min(since_ms, LOOK_MS) // LOOK_MS), now_ms)
+            looks = -(-len(self._open) * min(since_ms, LOOK_MS) // LOOK_MS)
+            self._look(looks if hasty else min(looks, -(-LOOKS_PER_S * since_ms // 1_000)), now_ms)
 
     def close(self) -> None:
         self._router.disable_monitor()

@@ -10,6 +10,9 @@ since what would extend them may be in the part not yet read; but a flood delays
 than `MOST_UNDRAINED` turns. A turn that comes later than it was meant to is told to the registry as
 lag: this process was stopped or starved, and the nodes are not to blame.
 
+With very many agents their beats come one by one, all the time; then the loop lets them gather for
+up to `MOST_GATHERED_MS` before a turn, since most of what a turn costs is the turn.
+
 **Publishing** costs in proportion to the number of nodes, so changes within `GAP_MS` (or ten times
 what the last publishing took, with very many nodes) go out together; the first one goes at once.
 What is published has been kept before: a reader who saw a ban finds it after a restart. Answers to
@@ -76,6 +79,8 @@ OFFENDER_SAID_MS = 10_000
 DRAIN_MS = 200
 LOOK_AFTER_MESSAGES = 200
 MOST_UNDRAINED = 5
+CONNECTIONS_PER_MS = 50
+MOST_GATHERED_MS = 20
 MOST_PLACES = 20_000
 """That the LB itself looks at."""
 
@@ -103,7 +108,7 @@ class HealthProcess:
         self._publisher, self._commands = self._bus.publisher, self._bus.commands
         self._subscriber = self._bus.subscriber
         directory = config.security.keys
-        self._keys = KeyDirectory(directory) if directory is not None else None
+        self._keys = KeyDirectory(directory, (keys.NODES,)) if directory is not None else None
         now_ms = monotonic_ms()
         self._registry = Registry(_policy(config), now_ms, self._name_of if self._keys else None)
         rejected = self._registry.faults.rejected
@@ -137,11 +142,17 @@ class HealthProcess:
             drained_ms = self._step(monotonic_ms())
             # Nobody listens from the end of the drain to the next turn: what is not waiting is lag.
             self._loop.wait(self._wait_ms(monotonic_ms()), listened_ms=drained_ms)
+            time.sleep(self._gather_ms / 1_000)
         self._stop()
+
+    @property
+    def _gather_ms(self) -> int:
+        """How long to let beats come together: a turn costs as much as several of them do."""
+        return min(MOST_GATHERED_MS, len(self._connections) // CONNECTIONS_PER_MS)
 
     def _step(self, begun_ms: int) -> int:
         """One turn; returns when its drain ended."""
-        self._connections.turn(begun_ms)
+        self._connections.turn(begun_ms, hasty=self._undrained > 0)
         if self._door is not None:
             self._door.serve()
         drained = self._drain()
@@ -195,7 +206,7 @@ class HealthProcess:
             if now_ms >= end_ms:
                 break
             if number % LOOK_AFTER_MESSAGES == 0:  # it may be a flood
-                self._connections.turn(now_ms)
+                self._connections.turn(now_ms, hasty=True)
             received = self._listener.receive()
             if received is None:
                 return True

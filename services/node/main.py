@@ -100,7 +100,7 @@ class AgentProcess:
         self._api = NodeApi(self._signals.wake)
         self._endpoints: dict[str, Endpoint] = {}
         directory = config.security.keys
-        self._keys = KeyDirectory(directory) if directory is not None else None
+        self._keys = KeyDirectory(directory, (keys.LBS,)) if directory is not None else None
         self._keys_tried: Counter[str] = Counter()
         """By LB, how many of its keys have not led to a session since the last one."""
         self._said_keys: tuple[str, ...] = ()

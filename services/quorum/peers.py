@@ -15,8 +15,9 @@ is beyond that is dropped: the next beat says it again. A peer that has not been
 Of one turn no more than `MOST_AT_ONCE` messages are read, so that a flood does not keep the clock
 from being looked at.
 
-**Keys.** With CURVE the two `bus.tcp` calls below are given them, and `admission` is asked with
-the owner of the key rather than with the address: nothing else here changes.
+**Keys.** Where they are used, the connections are CURVE's, and `admission` is asked with the name
+that the peer's key stands for rather than with its address. A member with several keys is tried
+with one after the other, since a connection on which nothing is heard is made anew.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from typing import Any
 import structlog
 import zmq
 
-from bus import tcp
+from bus import keys, tcp
+from bus.keys import KeyDirectory, Pair
 from bus.peer_protocol import PeerMessage, encode_peer
 from services.machine import all_addresses
 from services.quorum.admission import Admission
@@ -57,12 +59,16 @@ class Peers:
         name: str,
         boot: str,
         wake: Callable[[], None],
+        known: KeyDirectory | None = None,
     ) -> None:
+        """`known`: where keys are used; then nobody else may be the context's `tcp.Door`."""
         self._context, self._cluster, self._boot = context, cluster, boot
         self.admission = Admission(cluster, name)
         self.own = ""
         """This LB's entry, once it is known."""
         self.waiting_for = ""
+        self.node_health: dict[str, str] = {}
+        """What this LB's file says in `[node_health]`; goes with every message."""
         self.dropped = 0
         """Messages that a peer's full queue, or its absence, has cost."""
         self._resolver = Resolver(wake)
@@ -73,22 +79,48 @@ class Peers:
         self._links: dict[str, _Link] = {}
         self._settle_ms = 0
         self._discarding = False
+        self._keys = known
+        self._key_names: dict[str, str] = {}
+        self._own_keys: Pair | None = None
+        self._said_keys: tuple[str, ...] = ()
+        self._door = tcp.Door(context, known, self.admission.refused) if known else None
         self.socket = tcp.accepting(context, LARGEST_FRAME)
+
+    @property
+    def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
+        """What to poll."""
+        return (self.socket,) if self._door is None else (self.socket, self._door.socket)
 
     # ------------------------------------------------------------------ who, and where
 
-    def expect(self, listed: dict[str, tuple[str, int]]) -> None:
-        """From now on these are the members, this LB among them."""
+    def expect(
+        self, listed: dict[str, tuple[str, int]], key_names: dict[str, str] | None = None
+    ) -> None:
+        """From now on these are the members, this LB among them.
+
+        `key_names`: by entry, the name that its keys stand under.
+        """
+        self._key_names = key_names or {}
         if listed != self._listed:
             self._listed = dict(listed)
+            if not listed:
+                self._hear_nobody()
             self._resolver.want(tuple(host for host, _ in listed.values()))
             self._settle_ms = 0
+
+    def _hear_nobody(self) -> None:
+        self.admission.expect({})
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
 
     def settle(self, now_ms: int) -> None:
         """Once a second: find this LB, be bound to its address, be connected to the others'."""
         if now_ms < self._settle_ms:
             return
         self._settle_ms = now_ms + SETTLE_MS
+        if self._keys is not None and not self._has_keys(self._keys):
+            return
         places = {entry: self._resolver.address(host) for entry, (host, _) in self._listed.items()}
         own = self._find_own(places)
         if own is None:
@@ -100,8 +132,40 @@ class Peers:
             _log.info("this LB is a member of the quorum", entry=own, cluster=self._cluster)
         self.own, self.waiting_for = own, ""
         others = {entry: place for entry, place in places.items() if entry != own}
-        self.admission.expect({place: entry for entry, place in others.items() if place})
+        if self._keys is not None:
+            self.admission.expect({self._key_names[entry]: entry for entry in others})
+        else:
+            self.admission.expect({place: entry for entry, place in others.items() if place})
         self._connect(address, others, now_ms)
+
+    def _has_keys(self, known: KeyDirectory) -> bool:
+        """Go by the keys as they are now; False: this LB has none of its own."""
+        changed = known.refresh()
+        if known.problems != self._said_keys:
+            self._said_keys = known.problems
+            for problem in known.problems:
+                _log.error("a key cannot be used", problem=problem)
+        if known.own is None:
+            self.waiting_for = f"this load balancer's key ({'; '.join(known.problems)})"
+            return False
+        if known.own != self._own_keys:
+            self._own_keys = known.own
+            tcp.guard(self.socket, known.own, keys.LBS)
+            if self._bound is not None:
+                self.socket.unbind(self._bound)
+                self._bound = None
+        if changed:
+            for entry in list(self._links):  # with the keys that are the right ones now
+                self._links.pop(entry).close()
+        return True
+
+    def _credentials(self, entry: str, attempt: int) -> tcp.Credentials | None:
+        """What to speak to a member with; None, where keys are used: it has no key here."""
+        name = self._key_names.get(entry, "")
+        known = self._keys.keys_of(keys.LBS, name) if self._keys is not None else ()
+        if self._own_keys is None or not known:
+            return None
+        return tcp.Credentials(self._own_keys, known[attempt % len(known)])
 
     def soon(self) -> None:
         """Something about names or addresses is new: settle at the next turn."""
@@ -160,9 +224,15 @@ class Peers:
             link = self._links.get(entry)
             if link is not None and link.endpoint == endpoint and now_ms < link.renew_ms:
                 continue
+            attempt = 0 if link is None else link.attempt + 1
             if link is not None:
-                link.close()
-            self._links[entry] = _Link(self._context, endpoint, now_ms + RENEW_MS)
+                self._links.pop(entry).close()
+            credentials = self._credentials(entry, attempt)
+            if credentials is None and self._keys is not None:
+                continue
+            link = _Link(self._context, endpoint, now_ms + RENEW_MS, credentials)
+            link.attempt = attempt
+            self._links[entry] = link
 
     # ------------------------------------------------------------------ what is said
 
@@ -170,13 +240,16 @@ class Peers:
         """Never waits."""
         link = self._links.get(entry)
         self._number += 1
-        frames = encode_peer(message, self._cluster, self._boot, self._number)
+        head = self._cluster, self._boot, self._number, self.node_health
+        frames = encode_peer(message, *head)
         if link is None or not link.send(frames):
             self.dropped += 1
 
     def receive(self, now_ms: int) -> tuple[list[tuple[str, PeerMessage]], bool]:
         """What members say, oldest first, and whether that was all."""
         heard: list[tuple[str, PeerMessage]] = []
+        if self._door is not None:
+            self._door.serve()
         for _ in range(MOST_AT_ONCE):
             try:
                 address, frames = self._next()
@@ -200,7 +273,7 @@ class Peers:
         self.socket.recv(zmq.NOBLOCK)
         # A message is here as a whole or not at all, so the rest of it needs no waiting.
         first = self.socket.recv(zmq.NOBLOCK, copy=False)
-        address = tcp.peer_address(first)
+        address = self._sender(first)
         more = first.more
         if not self.admission.is_listed(address):
             self._discarding = more
@@ -211,6 +284,13 @@ class Peers:
             more = bool(self.socket.getsockopt(zmq.RCVMORE))
         self._discarding = more
         return address, frames
+
+    def _sender(self, frame: zmq.Frame) -> str:
+        """What `admission` knows the sender by."""
+        if self._door is None:
+            return tcp.peer_address(frame)
+        name = self._door.name_of(keys.LBS, frame)
+        return tcp.peer_key(frame) if name is None else name
 
     def _discard(self) -> None:
         for _ in range(DISCARDED_AT_ONCE):
@@ -223,16 +303,26 @@ class Peers:
         for link in self._links.values():
             link.close(FAREWELL_MS)
         self.socket.close(linger=0)
+        if self._door is not None:
+            self._door.close()
 
 
 class _Link:
     """The connection to one other member."""
 
-    def __init__(self, context: zmq.Context[Any], endpoint: str, renew_ms: int) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        endpoint: str,
+        renew_ms: int,
+        credentials: tcp.Credentials | None,
+    ) -> None:
         self.endpoint = endpoint
         self.renew_ms = renew_ms
         """When it is made anew, unless the member is heard before."""
-        self._socket = tcp.connecting(context, LARGEST_FRAME)
+        self.attempt = 0
+        """How many connections to this member were made anew before, in a row."""
+        self._socket = tcp.connecting(context, LARGEST_FRAME, credentials=credentials)
         self._socket.connect(endpoint)
 
     def send(self, frames: tuple[bytes, bytes]) -> bool:

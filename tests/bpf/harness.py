@@ -113,12 +113,19 @@ class Rig:
     """Gale's own programs over private, shared maps. Get one from `rig`.
 
     `sources`: a folder with a copy of them that was changed on purpose; its images are not kept.
+    `more`: sources besides, over the same maps.
     """
 
-    def __init__(self, defines: dict[str, str | int], sources: Path | None = None) -> None:
+    def __init__(
+        self,
+        defines: dict[str, str | int],
+        sources: Path | None = None,
+        *,
+        more: tuple[str, ...] = (),
+    ) -> None:
         folder = SOURCE_DIR if sources is None else sources
-        self.xdp_object, self.tc_object = compile_programs(
-            [str(folder / "xdp.c"), str(folder / "tc.c")],
+        self.xdp_object, self.tc_object, *self.more = compile_programs(
+            [str(folder / name) for name in ("xdp.c", "tc.c", *more)],
             defines=defines,
             cache_dir=IMAGES if sources is None else None,
         )

@@ -220,6 +220,10 @@ class Site:
         self._open.callback(listening.close)
         threading.Thread(target=_accept, args=(listening, address), daemon=True).start()
 
+    def keep(self, ours: socket.socket) -> None:
+        """Until this site is closed."""
+        self._open.callback(ours.close)
+
     def connect(self) -> Connection:
         with in_network(self.client):
             ours = socket.socket()

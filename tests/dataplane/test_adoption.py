@@ -300,6 +300,7 @@ def test_settings_are_read_as_they_were_written(kernel: Kernel) -> None:
         answers_per_second=1000,
         public_by_tc=1,
         private_by_tc=2,
+        notes=1,
         timeout=tuple(range(2**32 - 16, 2**32)),
     )
     kernel.write_settings(settings)

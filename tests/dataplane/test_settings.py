@@ -72,7 +72,17 @@ def test_the_file_may_say_otherwise(load: Load) -> None:
 
 def test_all_else(load: Load) -> None:
     config = load('new_flows_per_second = 5\nouter_source_prefix = "100.64.0.0/16"')
-    told = settings(config, MACHINE, 3, 4, chained=True, states=16, by_tc=lambda index: index == 9)
+    told = settings(
+        config,
+        MACHINE,
+        3,
+        4,
+        chained=True,
+        states=16,
+        by_tc=lambda index: index == 9,
+        notes=True,
+    )
+    assert told.notes == 1
     assert (told.hash_seed, told.flow_seed, told.chained) == (3, 4, 1)
     assert (told.public_ifindex, told.private_ifindex) == (7, 9)
     assert (told.public_by_tc, told.private_by_tc) == (0, 1)
@@ -81,6 +91,16 @@ def test_all_else(load: Load) -> None:
     assert (told.new_flows_per_second, told.new_flows_per_second_per_source) == (5, 0)
     assert told.answers_per_second == 1000
     wide = replace(MACHINE, public=replace(PUBLIC, mtu=100_000))
-    told = settings(load(""), wide, 3, 4, chained=False, states=16, by_tc=lambda index: index == 7)
+    told = settings(
+        load(""),
+        wide,
+        3,
+        4,
+        chained=False,
+        states=16,
+        by_tc=lambda index: index == 7,
+        notes=False,
+    )
+    assert told.notes == 0
     assert (told.public_by_tc, told.private_by_tc) == (1, 0)
     assert (told.public_mtu, told.outer_prefix, told.chained) == (65_535, 0, 0)

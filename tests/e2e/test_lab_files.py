@@ -139,7 +139,9 @@ def test_with_keys_every_machine_is_told_whom_to_trust(tmp_path: Path) -> None:
     lb, node = tmp_path / "lb.toml", tmp_path / "node.toml"
     lb.write_text(toml_text(lb_config(lab, "lb-1", {})))
     node.write_text(toml_text(node_config(lab, "node-0", services(lab, {}))))
-    assert load_lb(lb).security.keys == plan.keys("lb-1")
+    read_lb = load_lb(lb)
+    assert read_lb.security.keys == plan.keys("lb-1")
+    assert [each.key_name for each in read_lb.quorum.addresses] == ["lb-0", "lb-1"]
     read = load_node(node)
     assert read.security.keys == plan.keys("node-0")
     assert [each.key_name for each in read.load_balancer.addresses] == ["lb-0", "lb-1"]

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.dataplane.flows.record import REQUEST, TCP, FlowState, Records, where
+from services.dataplane.flows.records import FLOW_REPLICA
 
 SEATS = 1 << 16
 """As many as a record's field can name."""
@@ -82,6 +83,8 @@ class Resets:
         chosen &= np.isin(records["state"], CONNECTED)
         chosen &= records["key"]["direction"] == REQUEST
         chosen &= records["key"]["protocol"] == TCP
+        # What another LB forwards it tells its clients of, whose numbers it knows.
+        chosen &= records["flags"] & FLOW_REPLICA == 0
         if not chosen.any():
             return records[:0]
         told = self._told.setdefault(table, np.zeros(table_places, np.uint32))

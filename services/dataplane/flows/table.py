@@ -67,6 +67,18 @@ class FlowTable:
         for first in range(0, self._buckets, BLOCK_BUCKETS):
             yield self._read(first, min(BLOCK_BUCKETS, self._buckets - first))
 
+    @property
+    def buckets(self) -> int:
+        return self._buckets
+
+    def mapped(self) -> Records:
+        """All records, in the kernel's memory: this process's resident memory while it is held."""
+        return self._window(0, self._buckets)
+
+    def block(self, first: int, count: int) -> Block:
+        """All that lives in these buckets."""
+        return self._read(first, min(count, self._buckets - first))
+
     def _read(self, first: int, count: int) -> Block:
         window = self._window(first, count)
         now = ticks(time.monotonic_ns())
