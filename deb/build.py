@@ -193,7 +193,7 @@ def _without_what_is_not_needed(libraries: Path) -> None:
         shutil.rmtree(tests, ignore_errors=True)
     for path in libraries.rglob("*"):
         if path.is_file():
-            path.chmod(0o644)
+            path.chmod(0o755 if path.name == "start" else 0o644)
         elif path.is_dir():
             path.chmod(0o755)
 

@@ -19,6 +19,7 @@ from e2e.machines.machine import RUN_DIR, Machine, call, on_wire, wire
 from e2e.machines.root import USER
 
 KEY = RUN_DIR / "key"
+KEYS = RUN_DIR / "keys"
 INVENTORY = RUN_DIR / "hosts.ini"
 RECAP = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.M)
 SSH = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-q")
@@ -44,7 +45,8 @@ class Site:
         """Run a playbook; how many things it changed on each machine."""
         program = str(Path(sys.executable).with_name("ansible-playbook"))
         words = [program, "-i", str(INVENTORY), f"ansible/playbooks/{playbook}.yml"]
-        words += ["--extra-vars", f"gale_package_dir={packages}", *options]
+        words += ["--extra-vars", f"gale_package_dir={packages} gale_keys_from={KEYS}"]
+        words += ["--extra-vars", f"gale_common_keygen={Path(program).with_name('gale')}", *options]
         done = subprocess.run(
             on_wire(*words), cwd=CHECKOUT_DIR, capture_output=True, text=True, check=False
         )
