@@ -6,7 +6,10 @@
 #   make e2e      the end-to-end suite alone
 #   make sim      LBs that agree under every kind of trouble, on virtual time (SEEDS=, LBS=)
 #   make bench    what a packet costs, how many fit through, what TCP makes of it: 15 minutes
+#   make e2e-machines  the playbooks against machines with systemd that it makes itself: minutes
 #   make deb      Debian packages, into build/deb; needs python3-venv and nothing else
+#   make reference  the pages of docs/reference, from the code; make screenshots: those of the console
+#   make consoles what many open consoles cost the API (CONSOLES=, NODES=)
 #   make vm       the programs and each mode on Debian 12's own kernel, in an emulated machine: minutes
 #
 # As root, or with sudo for what needs root: installing packages, and the lab.
@@ -26,16 +29,18 @@ TESTS_READY := $(VENV)/.tests-ready
 
 # Names of Debian 12 and Ubuntu 24.04. bpftool comes apart: see install_bpftool.
 PACKAGES := python3-bpfcc linux-libc-dev python3-venv iproute2 nftables nginx-light iperf3 wrk \
-            ethtool tcpdump curl haproxy libnginx-mod-stream procps util-linux supervisor
+            ethtool tcpdump curl haproxy keepalived libnginx-mod-stream procps util-linux \
+            supervisor
 # What these packages would start on this machine. The lab runs its own.
-DAEMONS := nginx haproxy supervisor
+DAEMONS := nginx haproxy keepalived supervisor
 # What the tests need besides: a browser for the console (Ubuntu has it as a snap only, under the
-# name chromium-browser: there it has to be installed by hand), and promtool.
-TEST_PACKAGES := chromium fonts-dejavu-core prometheus
+# name chromium-browser: there it has to be installed by hand), promtool, and Perl for a script of docs/events.md.
+TEST_PACKAGES := chromium fonts-dejavu-core prometheus perl
 # What `make vm` needs besides; nothing of it starts by itself.
+MACHINES_PACKAGES := debootstrap systemd-container openssh-client
 VM_PACKAGES := qemu-system-x86 seabios busybox-static cpio kmod
 
-.PHONY: help setup check test unit e2e sim demo bench vm deb clean
+.PHONY: help setup check test unit e2e sim demo bench vm e2e-machines deb clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -115,6 +120,10 @@ check: $(READY)
 	$(PYTHON) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror bpf/kernel/*.[ch] e2e/*/*.[ch]
 	$(PYTHON) -m mypy
+	$(VENV)/bin/ansible-lint --quiet --offline --profile production ansible
+	for inventory in ansible/*-hosts.ini; do
+	    $(VENV)/bin/ansible-playbook --syntax-check -i $$inventory ansible/playbooks/{lb,node}.yml
+	done
 
 unit: $(TESTS_READY)
 	mkdir -p build
@@ -137,6 +146,17 @@ LBS ?= 3
 sim: $(READY)
 	$(PYTHON) -m tests.sim --lbs $(LBS) --seeds $(SEEDS) --jobs $$(nproc)
 
+reference: $(READY)
+	$(PYTHON) -m tests.reference
+
+screenshots: $(TESTS_READY)
+	$(PYTHON) -m tests.api.screenshots
+
+CONSOLES ?= 50
+NODES ?= 30
+consoles: $(TESTS_READY)
+	$(PYTHON) -m tests.api.consoles --consoles $(CONSOLES) --nodes $(NODES)
+
 bench: $(READY)
 	$(SUDO) $(PYTHON) -m e2e.bench
 
@@ -153,6 +173,20 @@ vm: $(READY)
 	fi
 	mkdir -p build
 	$(SUDO) $(PYTHON) -m e2e.vm 2>&1 | tee build/vm.log
+
+e2e-machines: $(READY) build/deb/.built
+	@missing=()
+	for package in $(MACHINES_PACKAGES); do
+	    [ "$$(dpkg-query --show --showformat='$${db:Status-Status}' $$package 2>/dev/null)" = installed ] \
+	        || missing+=($$package)
+	done
+	if [ $${#missing[@]} -gt 0 ]; then
+	    $(SUDO) apt-get update
+	    $(SUDO) env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+	        apt-get install --yes --no-install-recommends $${missing[@]}
+	fi
+	mkdir -p build
+	$(SUDO) $(PYTHON) -m e2e.machines 2>&1 | tee build/machines.log
 
 # Without `setup`: whoever deploys from here needs no lab. The environment is of the distribution's own
 # Python, which the packages are made for.

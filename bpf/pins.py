@@ -82,6 +82,8 @@ _TYPE_NAMES = {kind.value: kind.name.lower() for kind in MapType}
 _FINGERPRINT = re.compile(r"_([0-9a-f]{8})$")
 _NAME_LETTERS = 6
 _BESIDE = "~"
+WRITTEN_BY_THE_GROUP = frozenset(("claims",))
+"""Maps that another process, of another user, writes. All else is its owner's alone."""
 """Ends the name of a pin on its way to its place."""
 
 BELONG_TO_FLOWS = (OLD_FLOWS, "flow_locks", "settings", "services", "seats", "port_cursors")
@@ -155,6 +157,8 @@ def pin(fd: int, path: Path) -> None:
     beside = path.with_name(f"{path.name}{_BESIDE}")
     beside.unlink(missing_ok=True)
     pin_object(fd, beside)
+    if path.name in WRITTEN_BY_THE_GROUP:
+        beside.chmod(0o660)
     beside.rename(path)
 
 

@@ -56,7 +56,10 @@ from bpf.syscall import (
 from bpf.table import c_type
 
 SHARED = frozenset(
-    ("settings", "services", "ring", "seats", "addresses", "endpoints", "flows", "old_flows")
+    (
+        *("settings", "services", "ring", "seats", "addresses", "endpoints", "claims"),
+        *("flows", "old_flows"),
+    )
 )
 """Maps that the programs read: of the flow tables, whole buckets at once and nothing else."""
 COPIED_WHOLE = ("flow_rate", "answer_rate", "fragment_ids")
@@ -161,7 +164,7 @@ class TracePrograms:
         `cursors`: how many of the port cursors are in use, from the first on. `is_reply`: it comes
         from a node; its client may be in a VLAN.
         """
-        for name in ("traced", "old_traced", "sources", "fragments", "vlan_clients"):
+        for name in ("traced", "old_traced", "sources", "fragments", "vlan_clients", "rivals"):
             _empty(self._own[name])
         self._seats[:] = 0
         self._verdicts[:] = 0

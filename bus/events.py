@@ -71,6 +71,18 @@ class TableEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class ConfigEvent:
+    """`config.staged.` and `config.committed.`: services and VIPs of the files."""
+
+    digest: str
+    """Names what is staged, or agreed on."""
+    staged: Whole
+    """How many members have staged it, this LB included."""
+    members: Whole
+    """How many there are, without those that only vote."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneEvent:
     """`dataplane.attached.` and `dataplane.degraded.`"""
 

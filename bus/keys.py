@@ -38,6 +38,8 @@ GROUPS = (LBS, NODES)
 SECRET, PUBLIC = "own.secret", "own.public"
 SUFFIX = ".public"
 DIRECTORY_MODE, FILE_MODE = 0o700, 0o600
+GROUP_MAY_READ = 0o050
+"""On a machine whose processes have users of their own, a group of them may read what root owns."""
 LONGEST_FILE_BYTES = 4_096
 LOOKED_AT = 256
 """Files that `refresh` looks at in one call, beyond those of a folder that has changed."""
@@ -256,10 +258,15 @@ def permission_problems(directory: Path, owners: frozenset[int]) -> Iterator[str
                     yield from _mode_problem(path, FILE_MODE, owner)
 
 
+def _readable_by_group(mode: int) -> int:
+    """What is the group's when it may read what the owner may read, and enter where he may."""
+    return GROUP_MAY_READ & (mode >> 3)
+
+
 def _mode_problem(path: Path, expected: int, owner: int) -> Iterator[str]:
     found = path.stat()
     mode = stat.S_IMODE(found.st_mode)
-    if mode != expected:
+    if mode not in (expected, expected | _readable_by_group(expected)):
         yield f"{path} has mode {mode:04o}, expected {expected:04o}"
     if found.st_uid != owner:
         yield f"{path} belongs to user {found.st_uid}, expected {owner}"

@@ -25,7 +25,7 @@ is heard at all, and the message. An unknown format, or a message that is not wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, get_args
 
 from msgspec import Meta
@@ -95,6 +95,8 @@ class MemberSeen:
     epoch: Stored
     why: tuple[str, ...]
     """Why it may hold no VIPs; empty: it may."""
+    staged: str = ""
+    """A digest of the services and VIPs of its file; empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,8 @@ class Ack:
     """If nobody is eligible, the leader takes whoever has most of this."""
     witness: bool = False
     """The sender only votes."""
+    staged: str = ""
+    """A digest of the services and VIPs of its file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,15 +223,23 @@ class PeerHead:
     """Of the messages of one start to one receiver: each is larger than the one before."""
     kind: str
     """The name of the message's type."""
+    node_health: dict[str, str] = field(default_factory=dict)
+    """By key, what the sender's file says in `[node_health]`."""
 
 
 _KINDS: dict[str, type[PeerMessage]] = {kind.__name__: kind for kind in get_args(PeerMessage)}
 
 
-def encode_peer(message: PeerMessage, cluster: str, boot: str, number: int) -> tuple[bytes, bytes]:
+def encode_peer(
+    message: PeerMessage,
+    cluster: str,
+    boot: str,
+    number: int,
+    node_health: dict[str, str] | None = None,
+) -> tuple[bytes, bytes]:
     """The two frames of a message."""
     kind = type(message).__name__
-    head = PeerHead(PEER_FORMAT, cluster, message.sender, boot, number, kind)
+    head = PeerHead(PEER_FORMAT, cluster, message.sender, boot, number, kind, node_health or {})
     return to_json(head), to_json(message)
 
 

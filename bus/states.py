@@ -328,6 +328,10 @@ class QuorumMember:
     """How long ago it was last heard; 0 for this LB itself."""
     why_not: tuple[str, ...] = ()
     """Why it may hold no VIPs, in words; empty: it may, as far as is known here."""
+    staged: str = ""
+    """A digest of the services and VIPs of its file; empty: it has none, or that is not known."""
+    trouble: str = ""
+    """Why this LB does not hear what it says, or how its numbers differ from this LB's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +360,8 @@ class QuorumState:
     """What of this machine is missing (own address in the list, ...); empty when nothing is."""
     rejected: dict[str, Whole] = field(default_factory=dict)
     """What came on the quorum's port and was not heard, by reason."""
+    agreed: str = ""
+    """The digest of the services and VIPs that all LBs go by; empty: there is no table yet."""
 
 
 # --------------------------------------------------------------------------- dataplane

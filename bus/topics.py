@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bus.events import (
+    ConfigEvent,
     DataplaneEvent,
     NodeEvent,
     OrderEvent,
@@ -61,6 +62,8 @@ class Topic(StrEnum):
     QUORUM_LOST = "quorum.lost."
     QUORUM_REGAINED = "quorum.regained."
     QUORUM_PEER_REFUSED = "quorum.peer_refused."
+    CONFIG_STAGED = "config.staged."
+    CONFIG_COMMITTED = "config.committed."
     TABLE_COMMITTED = "table.committed."
     DATAPLANE_ATTACHED = "dataplane.attached."
     DATAPLANE_DEGRADED = "dataplane.degraded."
@@ -94,6 +97,8 @@ PAYLOADS: dict[Topic, type[Any]] = {
     Topic.QUORUM_LOST: QuorumEvent,
     Topic.QUORUM_REGAINED: QuorumEvent,
     Topic.QUORUM_PEER_REFUSED: QuorumEvent,
+    Topic.CONFIG_STAGED: ConfigEvent,
+    Topic.CONFIG_COMMITTED: ConfigEvent,
     Topic.TABLE_COMMITTED: TableEvent,
     Topic.DATAPLANE_ATTACHED: DataplaneEvent,
     Topic.DATAPLANE_DEGRADED: DataplaneEvent,
@@ -130,6 +135,8 @@ PUBLISHES: dict[str, tuple[Topic, ...]] = {
         Topic.QUORUM_LOST,
         Topic.QUORUM_REGAINED,
         Topic.QUORUM_PEER_REFUSED,
+        Topic.CONFIG_STAGED,
+        Topic.CONFIG_COMMITTED,
         Topic.TABLE_COMMITTED,
         Topic.PROCESS_STARTED,
     ),

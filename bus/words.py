@@ -20,7 +20,7 @@ MOST_NAMED_SERVICES = 1_000
 
 
 def is_ipv4(text: str) -> bool:
-    return re.fullmatch(_IPV4, text) is not None
+    return re.fullmatch(IPV4, text) is not None
 
 
 def one_line(text: str, longest: int = LONGEST_REASON) -> str:
@@ -49,7 +49,7 @@ LARGEST_PROMISE_MS = 2_000
 """After a boot no LB votes for so long, since it may have promised that before."""
 
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
-_IPV4 = rf"(?:{_OCTET}\.){{3}}{_OCTET}"
+IPV4 = rf"(?:{_OCTET}\.){{3}}{_OCTET}"
 
 Whole = Annotated[int, Meta(ge=0, le=LARGEST_WHOLE)]
 """A number of something, a version, or an age."""
@@ -66,7 +66,7 @@ Port = Annotated[int, Meta(ge=1, le=65_535)]
 LowPort = Annotated[int, Meta(ge=0, le=1_023)]
 """A port below 1024, or how many of them; 0: none."""
 PortCount = Annotated[int, Meta(ge=0, le=65_536)]
-IPv4 = Annotated[str, Meta(pattern=rf"\A{_IPV4}\Z")]
+IPv4 = Annotated[str, Meta(pattern=rf"\A{IPV4}\Z")]
 
 
 def check_words(*words: int) -> None:

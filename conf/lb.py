@@ -103,7 +103,7 @@ class Quorum(Table):
 
     name: Annotated[Name, NEEDS_RESTART] = "gale"
     enforce_single_configuration: Boolean = False
-    addresses: tuple[Endpoint, ...] = ()
+    addresses: Annotated[tuple[Endpoint, ...], NEEDS_RESTART] = ()
     heartbeat_ms: Annotated[int, duration(5, LARGEST_PROMISE_MS)] = Field(
         default=25, alias="heartbeat"
     )
@@ -114,7 +114,7 @@ class Quorum(Table):
     election_jitter_ms: Annotated[int, duration(10, 10_000)] = Field(
         default=60, alias="election_jitter"
     )
-    witness: Boolean = False
+    witness: Annotated[Boolean, NEEDS_RESTART] = False
     announce: Announce = "arp"
     announce_command: AbsolutePath | None = None
     replication_port: Port | None = None

@@ -119,6 +119,7 @@ def build(into: Path, version: str) -> list[Path]:
     _manual(stages / "gale-common")
     _completion(stages / "gale-common")
     _shared(stages / "gale-common")
+    _witness(stages / "gale-common")
     _supervised(stages / "gale-lb", "gale.conf", "lb.toml")
     _supervised(stages / "gale-node", "gale-node.conf", "node.toml")
     made = [_pack(each, stages / each.name, into, version) for each in PACKAGES]
@@ -156,11 +157,19 @@ def _programs(stage: Path, wheel: Path) -> None:
     """The environment with everything in it, and a program for each entry point."""
     home = stage / HOME
     libraries = _libraries(home)
-    words = ["-m", "pip", "install", "--quiet", "--no-compile", "--target", libraries, wheel]
-    _run([sys.executable, *words])
+    words = ["-m", "pip", "install", "--quiet", "--no-compile", "--target"]
+    _run([sys.executable, *words, libraries, wheel])
     _without_what_is_not_needed(libraries)
     # Bytecode that is never compared with its source: processes of five users could not write it.
-    options = ["-qq", "-s", stage, "-p", "/", "--invalidation-mode", "unchecked-hash"]
+    options: list[str | Path] = [
+        "-qq",
+        "-s",
+        stage,
+        "-p",
+        "/",
+        "--invalidation-mode",
+        "unchecked-hash",
+    ]
     _run([sys.executable, "-m", "compileall", *options, libraries], {"PYTHONHASHSEED": "0"})
     _write(home / "pyvenv.cfg", VENV)
     (home / "bin").mkdir()
@@ -225,19 +234,32 @@ def _completion(stage: Path) -> None:
 def _shared(stage: Path) -> None:
     _write(stage / "usr/lib/sysusers.d/gale.conf", (HERE / "common/sysusers.conf").read_text())
     _write(stage / "usr/lib/tmpfiles.d/gale.conf", (HERE / "common/tmpfiles.conf").read_text())
-    # Where supervisord's files look for the logs: beside themselves.
+    # Where supervisord's files look for the logs, and what starts each process: beside themselves.
     (stage / "etc/supervisor/conf.d").mkdir(parents=True)
     (stage / "etc/supervisor/conf.d/log").symlink_to("/var/log/gale")
+    start = Path("usr/share/gale/supervisor/start")
+    _write(stage / start, (ROOT / "conf" / "supervisor" / "start").read_text(), 0o755)
+    (stage / "etc/supervisor/conf.d/start").symlink_to(f"/{start}")
 
 
 def _supervised(stage: Path, group: str, example: str) -> None:
     """A group's file is a link to the package's own, so that it goes with the package."""
+    folder = "lb" if example == "lb.toml" else "node"
+    text = (HERE / folder / "tmpfiles.conf").read_text()
+    _write(stage / f"usr/lib/tmpfiles.d/{stage.name}.conf", text)
     shipped = Path("usr/share/gale/supervisor") / group
     _write(stage / shipped, (ROOT / "conf" / "supervisor" / group).read_text())
     (stage / "etc/supervisor/conf.d").mkdir(parents=True)
     (stage / "etc/supervisor/conf.d" / group).symlink_to(f"/{shipped}")
     documents = stage / "usr" / "share" / "doc" / stage.name / "examples"
     _write(documents / example, (ROOT / "conf" / example).read_text())
+
+
+def _witness(stage: Path) -> None:
+    """For a machine that only votes: its administrator links it into supervisord's directory."""
+    name = "gale-witness.conf"
+    text = (ROOT / "conf" / "supervisor" / name).read_text()
+    _write(stage / "usr/share/gale/supervisor" / name, text)
 
 
 # --------------------------------------------------------------------------- packing

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-import click
+import typer
 from typer.main import get_command
 
 from services.cli.main import COMMANDS, app
@@ -53,7 +53,7 @@ def paragraphs(text: str) -> Iterator[str]:
 def page_of_program() -> str:
     """gale(1)."""
     program = get_command(app)
-    context = click.Context(program, info_name="gale")
+    context = typer.Context(program, info_name="gale")
     lines = [".TH GALE 1", ".SH NAME", "gale \\- operate the Gale load balancer"]
     lines += [".SH SYNOPSIS", ".B gale", escaped("[OPTIONS] COMMAND [ARGUMENTS]")]
     lines += [".SH DESCRIPTION", *paragraphs(program.help or ""), ".SH OPTIONS"]
@@ -65,10 +65,10 @@ def page_of_program() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _command(group: Any, context: click.Context, name: str) -> Iterator[str]:
+def _command(group: Any, context: typer.Context, name: str) -> Iterator[str]:
     """A command's section, and those of the commands below it."""
     command = group.get_command(context, name)
-    here = click.Context(command, info_name=name, parent=context)
+    here = typer.Context(command, info_name=name, parent=context)
     yield f".SS {escaped(here.command_path)}"
     usage = " ".join(command.collect_usage_pieces(here))
     yield escaped(f"{here.command_path} {usage}")
@@ -79,7 +79,7 @@ def _command(group: Any, context: click.Context, name: str) -> Iterator[str]:
             yield from _command(command, here, below)
 
 
-def _options(command: Any, context: click.Context) -> Iterator[str]:
+def _options(command: Any, context: typer.Context) -> Iterator[str]:
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
         if record is not None and "completion" not in record[0]:

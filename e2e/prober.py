@@ -3,8 +3,9 @@
 It runs on the client machine by itself (`python3 -c <this text> HOST PORT ...`), so it needs
 nothing but Python's library. `--kind udp` sends a numbered datagram and waits for an answer with
 that number in it; `--kind syn` begins a TCP connection, each from a port of its own, and ends it at
-once. The schedule is open: nothing waits for an answer. When its standard input is closed, or after
-`--seconds`, it waits for what is still under way and prints one line of JSON:
+once. The schedule is open: nothing waits for an answer. At the first answer it prints `answered`.
+When its standard input is closed, or after `--seconds`, it waits for what is still under way and
+prints one line of JSON:
 
     {"sent": 2000, "answered": 1991, "lag_ms": 0.8, "longest_gap_ms": 50.1,
      "gaps": [{"from_ms": 12345.6, "ms": 50.1, "lost": 9}], "answers": {"node-1": 1991}}
@@ -122,6 +123,8 @@ class Record:
         now = time.monotonic()
         for number, who in found:
             if number < len(self.sent_s) and now - self.sent_s[number] <= PATIENCE_S:
+                if not self.answered:
+                    print("answered", flush=True)
                 self.answered.add(number)
                 self.answers[who] += 1
 

@@ -13,7 +13,18 @@ from functools import partial
 from rich.console import Console
 from rich.table import Table
 
-from e2e.bench import connections, control, core, cost, report, tcp, thousand, veth
+from e2e.bench import (
+    connections,
+    control,
+    core,
+    cost,
+    failover,
+    replication,
+    report,
+    tcp,
+    thousand,
+    veth,
+)
 from e2e.bench.report import Result
 from e2e.lab import LabError
 
@@ -63,12 +74,25 @@ def _control(extent: Extent, progress: Progress) -> Result:
     return control.run(500, 10, progress) if extent.quick else control.run(10_000, 60, progress)
 
 
+def _failover(extent: Extent, progress: Progress) -> Result:
+    return failover.run(2 if extent.quick else 10, progress)
+
+
+def _replication(extent: Extent, progress: Progress) -> Result:
+    return replication.run(*((3, 200_000) if extent.quick else (20, 1_000_000)), progress)
+
+
 BENCHMARKS: dict[str, tuple[str, Callable[[Extent, Progress], Result]]] = {
     "cost": ("what a packet costs in each program, run without sending any (2 minutes)", _cost),
     "veth": ("packets per second through veth, beside a bare redirect and nftables (3)", _veth),
     "tcp": ("requests, connections and downloads, beside nftables, HAProxy and nginx (4)", _tcp),
     "services": ("1,000 of them: a start, a reload and a death (half a minute)", _services),
+    "replication": (
+        "flows told to another LB: lag, CPU, a snapshot (1)",
+        _replication,
+    ),
     "control": ("what the processes cost with 10,000 nodes while nothing changes (5)", _control),
+    "failover": ("for how long nobody answers for a VIP, beside keepalived (40)", _failover),
     "connections": ("new ones for a minute, the kernel's settings as they are (4)", _connections),
 }
 

@@ -46,6 +46,8 @@ class Result:
     lines: tuple[Line, ...]
     bar_label: str
     remark: str
+    dots: bool = False
+    """Whether the plot shows every trial."""
 
 
 def rows(result: Result) -> list[tuple[str, ...]]:
@@ -126,6 +128,8 @@ def plot(result: Result, path: Path) -> None:
         middle = line.bar.median
         axes.barh(place, middle, color="#4c8bb5", height=0.6)
         axes.errorbar(middle, place, xerr=[[middle - lower], [upper - middle]], color="#222222")
+        if result.dots:
+            axes.plot(line.bar.trials, [place] * len(line.bar.trials), ".", color="#222222", ms=4)
         if line.goal is not None and line.judged == middle:
             axes.plot([line.goal.limit] * 2, [place - 0.4, place + 0.4], color="#c0392b", lw=2)
     axes.set_yticks(range(len(lines)), [line.bar_name for line in lines])

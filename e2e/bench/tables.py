@@ -130,6 +130,11 @@ class Tables:
             write_entries(fd, part.tobytes(), raw[start * each : (start + len(part)) * each])
 
 
+def bench_settings(states: int) -> Settings:
+    """For maps that no packet meets."""
+    return _settings(states, 1, 1, "02:00:00:00:00:01", "02:00:00:00:00:01")
+
+
 def _settings(
     states: int, public: int, private: int, public_mac: str, private_mac: str
 ) -> Settings:

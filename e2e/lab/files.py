@@ -15,6 +15,7 @@ supervisord.conf itself, so that whoever starts supervisord there starts the sam
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import json
 import random
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from conf import ConfigError, Problem, Source, load_lb, load_node
-from e2e.lab import plan, servers
+from e2e.lab import plan, servers, users
 from e2e.lab.network import ExtraFileError, command
 from e2e.lab.plan import Plan, Service
 from services.cli.keygen import make_cluster
@@ -38,6 +39,7 @@ FILES = SMALL_FILES | {"200m.bin": 200 << 20}
 SHIPPED_SUPERVISOR_DIR = plan.CHECKOUT_DIR / "conf" / "supervisor"
 IMAGES_DIR = plan.CHECKOUT_DIR / "build" / "images"
 """Compiled programs, for all LBs of all labs: compiling is the slowest part of a start."""
+SHIPPED = ("bpf", "bus", "conf", "services")
 STAND_IN = "EXTRA.toml"
 Table = dict[str, Any]
 
@@ -69,12 +71,18 @@ def write_all(lab: Plan, overlay: Table) -> None:
     plan.ROOT_DIR.mkdir(parents=True, exist_ok=True)
     _mount("tmpfs", plan.ROOT_DIR, "mode=0755,size=1g")
     PLAN_FILE.write_text(json.dumps(lab.as_plain()))
+    _write_users()
     if lab.keys:
         make_cluster(plan.KEYS_DIR, lab.voters or lab.lb_names, lab.node_names)
+        for path in (plan.KEYS_DIR, *plan.KEYS_DIR.rglob("*")):
+            users.give(path, "root", "gale-keys", 0o750 if path.is_dir() else 0o640)
     _write_www(SMALL_FILES if lab.emulated else FILES)
     for machine in (*lab.lb_names, *lab.node_names):
         _write_machine(machine)
-        _mount("bpf", plan.home(machine) / "bpf", "mode=0755")
+        bpf_dir = plan.home(machine) / "bpf"
+        _mount("bpf", bpf_dir, "mode=0755")
+        owner = "gale-dp" if plan.is_lb(machine) else "gale-agent"
+        users.give(bpf_dir, owner, "gale", 0o750)
     for machine in lab.lb_names:
         text = toml_text(lb_config(lab, machine, overlay))
         (plan.home(machine) / "lb.toml").write_text(text)
@@ -117,6 +125,27 @@ def _check(lab: Plan, overlay: Table) -> None:
                 raise ConfigError(found) from None
 
 
+def _write_users() -> None:
+    """The users of a machine, and what they need of the checkout."""
+    users.write()
+    users.CHECKOUT.mkdir()
+    command(["mount", "--bind", str(plan.CHECKOUT_DIR), str(users.CHECKOUT)])
+    IMAGES_DIR.mkdir(parents=True, exist_ok=True)
+    IMAGES_DIR.chmod(0o1777)
+    for package in SHIPPED:
+        # These users cannot keep bytecode, and would compile everything at each start.
+        compileall.compile_dir(plan.CHECKOUT_DIR / package, quiet=2)
+
+
+def _prepare(home: Path) -> None:
+    """A machine's directories for sockets and state, as tmpfiles.d makes them."""
+    (home / "run" / "bus").mkdir(parents=True)
+    (home / "state").mkdir()
+    users.give(home / "run", "root", "gale", 0o1775)
+    users.give(home / "run" / "bus", "root", "gale", 0o1770)
+    users.give(home / "state", "root", "gale", 0o1770)
+
+
 def _mount(kind: str, where: Path, options: str) -> None:
     command(["mount", "-t", kind, "-o", options, "gale-lab", str(where)])
 
@@ -137,9 +166,9 @@ def _write_www(sizes: dict[str, int]) -> None:
 
 def _write_machine(machine: str) -> None:
     home = plan.home(machine)
-    for directory in ("run", "state", "log", "bpf", "supervisor"):
+    _prepare(home)
+    for directory in ("log", "bpf", "supervisor"):
         (home / directory).mkdir(parents=True)
-    IMAGES_DIR.mkdir(parents=True, exist_ok=True)
     (home / "state" / "programs").symlink_to(IMAGES_DIR)
     environment = ",".join(f'{name}="{value}"' for name, value in plan.environment(machine).items())
     plan.supervisor_conf(machine).write_text(
@@ -147,6 +176,7 @@ def _write_machine(machine: str) -> None:
     )
     shipped = "gale.conf" if plan.is_lb(machine) else "gale-node.conf"
     (home / "supervisor" / shipped).symlink_to(SHIPPED_SUPERVISOR_DIR / shipped)
+    (home / "supervisor" / "start").symlink_to(SHIPPED_SUPERVISOR_DIR / "start")
     (home / "supervisor" / "log").symlink_to(home / "log")
 
 
@@ -195,8 +225,7 @@ def _write_witness(lab: Plan, overlay: Table) -> None:
     """A quorum process beside the first node's agent, with a file and a state of its own."""
     machine = lab.node_names[0]
     home = plan.home(plan.WITNESS)
-    for directory in ("run", "state"):
-        (home / directory).mkdir(parents=True)
+    _prepare(home)
     config = lb_config(lab, lab.lb_names[0], overlay)
     config["local"] |= {
         "name": plan.WITNESS,

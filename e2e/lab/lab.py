@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2e.lab import files, images, network, plan
+from e2e.lab import files, images, network, plan, users
 from e2e.lab.network import LabError
 from e2e.lab.plan import Plan
 from e2e.traffic import LOAD_PROGRAM, read_results
@@ -116,7 +116,7 @@ class Lab:
         words = [_program("supervisord"), "-c", str(plan.supervisor_conf(machine))]
         environment = {**plan.environment(machine), "LANG": "C.UTF-8"}
         done = subprocess.run(
-            [*plan.enter(machine), *words],
+            [*plan.enter(machine), *users.as_a_machine(), *words],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -166,6 +166,12 @@ def _route(lab: Plan, machine: str) -> None:
     _ip(machine, lines)
 
 
+def set_links(lab: Plan, machine: str, *, up: bool) -> None:
+    """Every cable of a machine at the switch; when they are down, its carrier has gone as well."""
+    for link in lab.links(machine):
+        command([*plan.enter(plan.SWITCH), "ip", "link", "set", link.port, "up" if up else "down"])
+
+
 def set_cut(lab: Plan, machine: str, *, cut: bool) -> None:
     """Cut every cable of a machine at the switch, or heal it; the carrier stays up."""
     state = DISABLED_STATE if cut else FORWARDING_STATE

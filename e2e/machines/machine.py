@@ -44,7 +44,7 @@ def on_wire(*words: str) -> list[str]:
 
 @contextlib.contextmanager
 def wire() -> Iterator[None]:
-    """The network of all machines, this one's end of it included, for as long as the block lasts."""
+    """The network of all machines, with this one's end of it, while the block lasts."""
     call("ip", "netns", "add", WIRE)
     try:
         bridge = ["link", "add", "name", "wire", "type", "bridge", "mcast_snooping", "0"]

@@ -10,15 +10,24 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Protocol
 
 from fastapi import Depends, FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from bus import topics
-from bus.words import LARGEST_WEIGHT
+from bus.words import IPV4, LARGEST_WEIGHT
 from services.api.guard import ASKING, may_ask
 
 FIRST_TRACE_MS = 60_000
 PLAN_MS = 10_000
 """A plan goes through the whole flow table."""
+
+
+def _whole(number: Any) -> Any:
+    """JSON has one kind of number: 3.0 is 3."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+Weight = Annotated[int, Field(ge=0, le=LARGEST_WEIGHT), BeforeValidator(_whole)]
+Place = Annotated[str, Field(pattern=rf"^{IPV4}(?::[0-9]{{1,5}})?$")]
 
 
 class Asked(Protocol):
@@ -35,9 +44,9 @@ class TraceQuestion(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     protocol: Literal["tcp", "udp", "icmp"]
-    source: Annotated[str, Field(max_length=21)]
+    source: Place
     """`10.0.0.1:80`; of ICMP the address alone."""
-    destination: Annotated[str, Field(max_length=21)]
+    destination: Place
     flags: Annotated[list[Literal["syn", "ack", "fin", "rst", "psh"]], Field(max_length=5)] = []
     """TCP's; none: those that fit the flow, if one is known, else a SYN."""
     reply: bool = False
@@ -71,7 +80,7 @@ class PlanQuestion(BaseModel):
 
     without: Annotated[list[str], Field(max_length=1000)] = []
     """Ids of nodes that would be gone."""
-    weights: dict[str, Annotated[int, Field(ge=0, le=LARGEST_WEIGHT)]] = {}
+    weights: dict[str, Weight] = {}
     """By node's id."""
     services: Annotated[list[dict[str, Any]], Field(max_length=1000)] | None = None
     """All there would be, each as the node table has it; null: as they are."""

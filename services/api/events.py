@@ -34,6 +34,11 @@ STREAM_BATCH = 256
 LONGEST_SEQ = 19
 """Digits of a number of 63 bits."""
 STREAM = "text/event-stream"
+STREAM_SCHEMA = {
+    "type": "object",
+    "description": "One server-sent event.",
+    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+}
 STILL_HERE = b": still here\n\n"
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -87,7 +92,7 @@ def add_events(app: FastAPI, source: Source, streams: Streams) -> None:
     both: Answers = {
         200: {
             "description": "The stream; with `since` a page.",
-            "content": {STREAM: {"schema": {"type": "string"}}},
+            "content": {STREAM: {"schema": STREAM_SCHEMA}},
         }
     }
 

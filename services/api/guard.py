@@ -50,13 +50,14 @@ LONGEST_TOKEN_FILE = 4096
 TAG_BYTES = 12
 CHANGING = answers(401, 403, 404, 409, 412, 503, 504)
 """What a route that changes something may answer beside its own."""
-ASKING = answers(403, 503, 504)
+ASKING = answers(403, 409, 503, 504)
 """Likewise one that only asks."""
 
 PASSING = frozenset(
     (
         *("age_ms", "observed_ms", "heard_ms", "lease_remaining_ms", "banned_for_ms"),
         *("load", "checks_passed", "packets_in", "bytes_in", "packets_out", "bytes_out", "flows"),
+        "flows_now",
         *("conntrack_established", "conntrack_half_open", "remaining_ms"),
     )
 )

@@ -120,6 +120,9 @@ def _process_metrics(scrape: Scrape) -> Iterator[Metric]:
     checks: LocalChecks | None = data_of(scrape.fold, Topic.STATE_CHECKS)
     for reason, count in sorted(checks.rejected.items()) if checks is not None else ():
         rejected.add_metric(["nodes", reason], count)
+    quorum: QuorumState | None = data_of(scrape.fold, Topic.STATE_QUORUM)
+    for reason, count in sorted(quorum.rejected.items()) if quorum is not None else ():
+        rejected.add_metric(["quorum", reason], count)
     yield rejected
 
 
@@ -237,6 +240,8 @@ def _quorum_metrics(quorum: QuorumState, age: int) -> Iterator[Metric]:
     yield _gauge(
         "gale_quorum_is_leader", "1 while this LB leads.", float(quorum.role is Role.LEADER)
     )
+    eligible = any(each.name == quorum.name and not each.why_not for each in quorum.members)
+    yield _gauge("gale_quorum_eligible", "1 while this LB may hold VIPs.", float(eligible))
     yield _gauge("gale_lease_remaining_seconds", "What is left of the lease.", remaining_ms / 1000)
     yield _counter(
         "gale_lease_changes_total", "How often the lease has moved.", quorum.lease_changes

@@ -29,7 +29,7 @@ from fastapi import FastAPI, Request, Response
 
 from bus.topics import Topic
 from services.api import snapshot
-from services.api.events import STILL_HERE, STREAM, Streams, or_none, server_sent
+from services.api.events import STILL_HERE, STREAM, STREAM_SCHEMA, Streams, or_none, server_sent
 from services.api.guard import tag_of
 from services.api.problems import Answers, answers, refusal
 from services.api.snapshot import data_of
@@ -88,7 +88,7 @@ def add_pages(app: FastAPI, source: Source, streams: Streams) -> None:
         return _file(files[name], request)
 
     live = _Live(source)
-    stream: Answers = {200: {"content": {STREAM: {"schema": {"type": "string"}}}}}
+    stream: Answers = {200: {"content": {STREAM: {"schema": STREAM_SCHEMA}}}}
 
     @app.get("/v1/live", response_class=Response, responses=stream | answers(503))
     async def pictures() -> Response:

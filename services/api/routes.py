@@ -30,6 +30,7 @@ from bus.topics import Topic
 from bus.words import one_line
 from services.api import snapshot
 from services.api.asking import add_questions
+from services.api.cluster import add_cluster
 from services.api.events import Streams, add_events
 from services.api.fold import Fold
 from services.api.guard import Guard, etag, tag_of
@@ -106,6 +107,7 @@ def application(source: Source, version: str, guard: Guard) -> FastAPI:
     _add_states(app, source)
     _add_flows(app, source)
     add_questions(app, source)
+    add_cluster(app, source)
     streams = Streams()
     add_events(app, source, streams)
     add_pages(app, source, streams)
@@ -167,7 +169,7 @@ def _add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(CommandError)
     async def refused_command(_request: Request, error: CommandError) -> Response:
-        return problem(HTTPStatus.BAD_REQUEST, str(error))
+        return problem(HTTPStatus.CONFLICT, str(error))
 
     @app.exception_handler(TimeoutError)
     async def unanswered_command(_request: Request, error: TimeoutError) -> Response:
@@ -239,7 +241,7 @@ def _add_states(app: FastAPI, source: Source) -> None:
 
 
 def _add_flows(app: FastAPI, source: Source) -> None:
-    @app.get("/v1/flows", response_model=FlowsShape, responses=answers(404, 504))
+    @app.get("/v1/flows", response_model=FlowsShape, responses=answers(404, 409, 504))
     async def flows(
         node: str | None = None,
         service: str | None = None,

@@ -24,6 +24,7 @@ from bus.states import (
     NodeObservation,
     NodeTable,
     QuorumMember,
+    QuorumState,
     SeatCounters,
     SeatState,
     TableNode,
@@ -149,6 +150,12 @@ class MemberShape:
     term: int
     epoch: int
     heard_ms: int
+    why_not: list[str] = field(default_factory=list)
+    """Why it may hold no VIP; empty: it may."""
+    staged: bool = False
+    """Whether its file says other services or VIPs than are agreed on."""
+    trouble: str = ""
+    """Why this LB does not hear what it says, or how its numbers differ from this LB's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +172,10 @@ class QuorumShape:
     members: list[MemberShape]
     waiting_for: str
     observed_ms: int
+    staged: str = ""
+    """Where services and VIPs are staged that are not agreed on yet; empty: nowhere."""
+    rejected: dict[str, int] = field(default_factory=dict)
+    """What other machines said on the quorum's port and was not heard, by reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +211,21 @@ class ClaimShape:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaShape:
+    """Another LB, as one that flows are told to and heard from."""
+
+    address: str
+    name: str
+    """Empty until it has spoken once."""
+    standing: str
+    """silent, refused, catching up (its flows are on their way here), or level."""
+    reason: str
+    """Why it has refused; else empty."""
+    follows: bool
+    """Whether it is being told of the flows here."""
+
+
+@dataclass(frozen=True, slots=True)
 class DataplaneShape:
     ready: bool
     epoch: int
@@ -210,6 +236,11 @@ class DataplaneShape:
     conntrack_half_open: int | None
     conntrack_capacity: int | None
     claims: list[ClaimShape]
+    synced: bool
+    """This LB has the flows that any live peer had."""
+    replicas: list[ReplicaShape]
+    replication_lag_ms: int | None
+    """How long what became of flows here took to be known to all other LBs, lately at most."""
     observed_ms: int
 
 
@@ -354,10 +385,21 @@ def quorum(fold: Fold, now_ms: int) -> QuorumShape | None:
         lease_remaining_ms=max(0, state.lease_remaining_ms - age),
         lease_changes=state.lease_changes,
         vips=list(state.vips),
-        members=[_member(member, age) for member in state.members],
+        members=[_member(member, state.agreed, age) for member in state.members],
         waiting_for=state.waiting_for,
         observed_ms=age,
+        staged=_staged(state),
+        rejected=state.rejected,
     )
+
+
+def _staged(state: QuorumState) -> str:
+    """`staged on 1 of 3: lb-0`, or nothing."""
+    known = [member for member in state.members if member.staged]
+    waiting = [member.name for member in known if member.staged != state.agreed]
+    if not waiting or not state.agreed:
+        return ""
+    return f"staged on {len(waiting)} of {len(known)}: {', '.join(waiting)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -518,7 +560,7 @@ def _service(
     )
 
 
-def _member(member: QuorumMember, age: int) -> MemberShape:
+def _member(member: QuorumMember, agreed: str, age: int) -> MemberShape:
     return MemberShape(
         name=member.name,
         address=member.address,
@@ -526,6 +568,9 @@ def _member(member: QuorumMember, age: int) -> MemberShape:
         term=member.term,
         epoch=member.epoch,
         heard_ms=member.heard_ms + age,
+        why_not=list(member.why_not),
+        staged=bool(member.staged and agreed and member.staged != agreed),
+        trouble=member.trouble,
     )
 
 
@@ -552,6 +597,16 @@ def _dataplane(fold: Fold, now_ms: int) -> DataplaneShape | None:
             ClaimShape(claim.address, claim.side, claim.held, claim.trouble)
             for claim in state.claims
         ],
+        synced=state.synced,
+        replicas=[
+            ReplicaShape(peer.address, peer.name, peer.standing, peer.reason, peer.follows)
+            for peer in state.replicas
+        ],
+        replication_lag_ms=(
+            None
+            if counters is None or counters.replication_lag_seconds is None
+            else round(1_000 * counters.replication_lag_seconds)
+        ),
         observed_ms=age,
     )
 

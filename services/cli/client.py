@@ -56,6 +56,16 @@ class Client:
         """The JSON that `path` answers to `body` with; raises `ApiError`."""
         return self._answer("POST", path, json=body, timeout=timeout_s)
 
+    def text(self, path: str) -> str:
+        """What is at `path`, as it is; raises `ApiError`."""
+        try:
+            response = self._http.get(path)
+        except httpx.HTTPError as error:
+            raise ApiError(self._unreachable(error)) from None
+        if response.is_error:
+            raise ApiError(f"{self.url}{path}: {_detail(response)}")
+        return response.text
+
     def _answer(self, method: str, path: str, **how: Any) -> Any:
         try:
             response = self._http.request(method, path, **how)

@@ -11,6 +11,7 @@ import ipaddress
 import os
 import re
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,12 @@ class Link:
     attached: tuple[Attachment, ...]
     networks: tuple[str, ...] = ()
     """Of its addresses: 10.0.0.0/24."""
+    master: str = ""
+    """The bridge or bond whose port it is; empty: none."""
+    vlans: tuple[str, ...] = ()
+    """VLAN devices that stand on it."""
+    strips_tags: bool | None = None
+    """Whether tags are taken off before XDP sees the frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +132,14 @@ def _link(netlink: IPRoute, name: str, bpf_dir: Path) -> Link | None:
                 address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS")
                 for address in addresses
             ),
-            lro=_lro(name),
+            lro=_feature(name, "rx-lro"),
             xdp_features=_xdp_features(index),
             old_ingress="ingress" in kinds,
             attached=tuple(attachments(netlink, name, bpf_dir)),
             networks=tuple(_network(address) for address in addresses),
+            master=_name(message.get_attr("IFLA_MASTER")),
+            vlans=tuple(_vlans_on(netlink, index)),
+            strips_tags=_feature(name, "rx-vlan-hw-parse"),
         )
     except (OSError, NetlinkError, InterfaceMissing):
         return None
@@ -140,13 +150,25 @@ def _network(address: Any) -> str:
     return str(ipaddress.ip_network(place, strict=False))
 
 
-def _lro(name: str) -> bool | None:
+def _name(index: int | None) -> str:
+    return socket.if_indextoname(index) if index else ""
+
+
+def _vlans_on(netlink: IPRoute, index: int) -> Iterator[str]:
+    for message in netlink.get_links():
+        info = message.get_attr("IFLA_LINKINFO")
+        kind = info.get_attr("IFLA_INFO_KIND") if info is not None else None
+        if kind == "vlan" and message.get_attr("IFLA_LINK") == index:
+            yield message.get_attr("IFLA_IFNAME")
+
+
+def _feature(name: str, feature: str) -> bool | None:
     try:
         with Ethtool() as ethtool:
-            feature = ethtool.get_features(name).features.get("rx-lro")
+            found = ethtool.get_features(name).features.get(feature)
     except (OSError, NetlinkError):
         return None
-    return None if feature is None else bool(feature.enable)
+    return None if found is None else bool(found.enable)
 
 
 class _DeviceMessage(genlmsg):  # type: ignore[misc]

@@ -8,24 +8,23 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich.console import Group, RenderableType
 from rich.text import Text
 
-from services.cli.client import ask
-from services.cli.invocation import Invocation, print_json
-from services.cli.tables import STATE_STYLES, count, percent, show, size, span, table
+from services.cli.tables import STATE_STYLES, count, percent, size, span, table
+from services.cli.watch import Watch, tell
 
 FLOW_LIMIT = 100
 SERVICES_NAMED = 3
 """Of all the services at which a node is not routed to for the same reason."""
 
 
-def nodes(context: typer.Context) -> None:
+def nodes(context: typer.Context, watch: Watch = False) -> None:
     """What this LB and the cluster think of each node."""
-    invocation = Invocation.of(context)
-    answer = ask(invocation, "/v1/nodes")
-    if invocation.json:
-        print_json(answer)
-        return
+    tell(context, "/v1/nodes", _nodes_picture, watch=watch)
+
+
+def _nodes_picture(answer: dict[str, Any]) -> RenderableType:
     columns = (
         *("node", "address", "state", "agreed", "weight#", "share#", "begun#", "fails#"),
         *("ban left#", "seen#", "id", "reason"),
@@ -34,16 +33,15 @@ def nodes(context: typer.Context) -> None:
         *(("node", "address"), ("state", "agreed"), ("weight", "share"), ("begun", "fails")),
         *(("seen", "ban left"), ("id", "reason")),
     )
-    show(table("", columns, [_node_row(node) for node in answer["nodes"]], stacked))
+    return table("", columns, [_node_row(node) for node in answer["nodes"]], stacked)
 
 
-def services(context: typer.Context) -> None:
+def services(context: typer.Context, watch: Watch = False) -> None:
     """Every service, and its nodes' parts of the ring with what they carried."""
-    invocation = Invocation.of(context)
-    answer = ask(invocation, "/v1/services")
-    if invocation.json:
-        print_json(answer)
-        return
+    tell(context, "/v1/services", _services_picture, watch=watch)
+
+
+def _services_picture(answer: dict[str, Any]) -> RenderableType:
     columns = (
         *("node", "slots#", "share#", "begun#", "packets in#", "in#", "packets out#", "out#"),
         "nothing new because",
@@ -61,7 +59,7 @@ def services(context: typer.Context) -> None:
         )
         rows = [_seat_row(seat) for seat in service["nodes"]]
         parts.append(table(title, columns, rows, stacked))
-    show(*parts)
+    return Group(*parts)
 
 
 def flows(
@@ -69,13 +67,14 @@ def flows(
     node: Annotated[str | None, typer.Option(help="Only flows to this node (its id).")] = None,
     service: Annotated[str | None, typer.Option(help="Only flows of this service.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = FLOW_LIMIT,
+    watch: Watch = False,
 ) -> None:
     """Conntrack entries, as the kernel has them now."""
-    invocation = Invocation.of(context)
-    answer = ask(invocation, "/v1/flows", node=node, service=service, limit=limit)
-    if invocation.json:
-        print_json(answer)
-        return
+    asked = {"node": node, "service": service, "limit": limit}
+    tell(context, "/v1/flows", _flows_picture, watch=watch, **asked)
+
+
+def _flows_picture(answer: dict[str, Any]) -> RenderableType:
     columns = ("protocol", "client", "vip", "snat", "node", "service", "state", "idle#", "age#")
     rows = [
         [
@@ -89,10 +88,11 @@ def flows(
         *(("protocol", "state"), ("client", "vip"), ("snat", "node"), ("idle", "age")),
         *(("service",),),
     )
-    show(table("", columns, rows, stacked))
+    shown = table("", columns, rows, stacked)
     total = answer.get("total", len(rows))
-    if total > len(rows):
-        typer.echo(f"{len(rows)} of {count(total)} flows; --limit shows more")
+    if total <= len(rows):
+        return shown
+    return Group(shown, Text(f"{len(rows)} of {count(total)} flows; --limit shows more"))
 
 
 def front(service: dict[str, Any]) -> str:

@@ -4,6 +4,9 @@ The file is checked first: one that is wrong is not shown to them, and its probl
 exit code 2. Then each process is asked by its own command, and answers when it has done it. No
 packet is lost by this: the programs go on, and the maps change entry by entry.
 
+In a cluster services and VIPs are only staged by this, until every LB that lives has staged the
+same: `gale status` says on how many. `--majority`, asked of the leader, does not wait for the rest.
+
 Exit code 1: a process did not answer or refused, or some keys wait for a restart (they are named).
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 import zmq
@@ -20,6 +24,7 @@ from rich.text import Text
 from bus import topics
 from bus.commands import CommandError, request
 from conf import Paths
+from services.cli.client import ApiError, client_of, refused
 from services.cli.invocation import NO, WELL, Invocation, print_json
 from services.cli.tables import show
 
@@ -37,11 +42,21 @@ class Reloaded:
     restart_needed: list[str]
 
 
-def reload(context: typer.Context) -> None:
+def reload(
+    context: typer.Context,
+    majority: Annotated[
+        bool, typer.Option("--majority", help="Do not wait for LBs that have not staged the same.")
+    ] = False,
+) -> None:
     """Have all four processes run the configuration as it stands in the file now."""
     invocation = Invocation.of(context)
     invocation.lb_config()
     answers = reload_all(Paths.from_environment().run_dir)
+    if majority and is_whole(answers):
+        try:
+            client_of(invocation).post("/v1/quorum/commit", {})
+        except ApiError as error:
+            raise refused(error) from None
     if invocation.json:
         print_json({"ok": is_whole(answers), "processes": [asdict(each) for each in answers]})
     else:

@@ -1,60 +1,37 @@
 """`gale status` and `gale quorum`: this LB and the cluster at a glance.
 
-`gale status` says no (1) when the LB is not ready, so that a script may ask.
-
-`--watch` shows it anew every second until it is interrupted, through restarts of the API: a screen
-that went away at the first hiccup would be of no use in the very moment it is wanted for. With
-`--json` it prints one object per line.
+`gale status` says no (1) when the LB is not ready, so that a script may ask; watched (`watch`), it
+ends well when it is interrupted.
 """
 
 from __future__ import annotations
 
-import time
-from typing import Annotated, Any
+from typing import Any
 
-import orjson
 import typer
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.text import Text
 
-from services.cli.client import ApiError, Client, ask, client_of, refused
-from services.cli.invocation import NO, WELL, Invocation, print_json
+from services.cli.invocation import NO, WELL
 from services.cli.nodes import front
-from services.cli.tables import STATE_STYLES, console, count, show, span, table
+from services.cli.tables import STATE_STYLES, count, span, table
+from services.cli.watch import Watch, tell
 
-WATCH_S = 1.0
 NO_KEYS = "no keys: whoever reaches the private network may be a node (security.keys)"
 
 
-def status(
-    context: typer.Context,
-    watch: Annotated[bool, typer.Option("--watch", help="Again every second.")] = False,
-) -> None:
+def status(context: typer.Context, watch: Watch = False) -> None:
     """This LB and the cluster at a glance."""
-    invocation = Invocation.of(context)
-    client = client_of(invocation)
-    try:
-        answer = client.get("/v1/status")
-    except ApiError as error:
-        raise refused(error) from None
-    if watch:
-        _watch(client, answer, as_json=invocation.json)
-        return
-    if invocation.json:
-        print_json(answer)
-    else:
-        show(_picture(answer))
-    raise typer.Exit(WELL if answer["ready"] else NO)
+    answer = tell(context, "/v1/status", _picture, watch=watch)
+    raise typer.Exit(WELL if answer["ready"] or watch else NO)
 
 
-def quorum(context: typer.Context) -> None:
+def quorum(context: typer.Context, watch: Watch = False) -> None:
     """This LB's part in the agreement of the LBs."""
-    invocation = Invocation.of(context)
-    answer = ask(invocation, "/v1/quorum")
-    if invocation.json:
-        print_json(answer)
-        return
+    tell(context, "/v1/quorum", _quorum_picture, watch=watch)
+
+
+def _quorum_picture(answer: dict[str, Any]) -> RenderableType:
     members = [
         [
             member["name"],
@@ -63,44 +40,24 @@ def quorum(context: typer.Context) -> None:
             str(member["term"]),
             str(member["epoch"]),
             span(member["heard_ms"]),
+            "; ".join(member["why_not"]),
         ]
         for member in answer["members"]
     ]
-    columns = ("LB", "address", "alive", "term#", "epoch#", "heard#")
-    show(_quorum_line(answer), table("", columns, members), *_vip_lines(answer))
+    columns = ("LB", "address", "alive", "term#", "epoch#", "heard#", "may hold no VIP because")
+    troubles = [
+        Text(f"{member['name'] or member['address']}: {member['trouble']}", "yellow")
+        for member in answer["members"]
+        if member["trouble"]
+    ]
+    shown = table("", columns, members)
+    return Group(_quorum_line(answer), shown, *_vip_lines(answer), *troubles)
 
 
-def _watch(client: Client, answer: dict[str, Any], *, as_json: bool) -> None:
-    """Until interrupted."""
-    trouble = ""
-    try:
-        if as_json:
-            while True:
-                typer.echo(trouble or orjson.dumps(answer).decode(), err=bool(trouble))
-                time.sleep(WATCH_S)
-                answer, trouble = _again(client, answer)
-        with Live(_picture(answer), console=console(), auto_refresh=False) as live:
-            while True:
-                time.sleep(WATCH_S)
-                answer, trouble = _again(client, answer)
-                live.update(_picture(answer, trouble), refresh=True)
-    except KeyboardInterrupt:
-        return
-
-
-def _again(client: Client, before: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    try:
-        return client.get("/v1/status"), ""
-    except ApiError as error:
-        return before, str(error)
-
-
-def _picture(status: dict[str, Any], trouble: str = "") -> RenderableType:
+def _picture(status: dict[str, Any]) -> RenderableType:
     ready = Text("ready", "green") if status["ready"] else Text("NOT READY", "bold red")
     head = Text(f"{status['name']}  {status['mode']}  gale {status['version']}  ").append(ready)
     parts: list[RenderableType] = [head]
-    if trouble:
-        parts.append(Text(f"as it was before the API went: {trouble}", "bold red"))
     parts += [Text(f"  {reason}", "red") for reason in status["not_ready"]]
     parts += [Text(f"  not served: {what}", "yellow") for what in status["warnings"]]
     if not status["keys"]:
@@ -156,7 +113,32 @@ def _dataplane(dataplane: dict[str, Any]) -> list[RenderableType]:
                 f" the kernel routes by epoch {dataplane['epoch']}"
             )
         )
-    return parts
+    return [*parts, *_replication(dataplane)]
+
+
+def _replication(dataplane: dict[str, Any]) -> list[RenderableType]:
+    """How this LB and the others stand with each other's flows; nothing where there are none."""
+    if not dataplane["replicas"]:
+        return []
+    lag_ms = dataplane["replication_lag_ms"]
+    head = Text("flows: ").append(
+        Text("synced", "green") if dataplane["synced"] else Text("not synced yet", "yellow")
+    )
+    if lag_ms is not None:
+        head.append(f", told to the others within {span(lag_ms)}")
+    return [head, *(_replica_line(peer) for peer in dataplane["replicas"])]
+
+
+def _replica_line(peer: dict[str, Any]) -> Text:
+    line = Text(f"  {peer['name'] or peer['address']}: ")
+    if peer["standing"] == "level":
+        line.append("its flows are known here")
+    elif peer["standing"] == "refused":
+        line.append(f"refuses this LB: {peer['reason']}", "bold red")
+    else:
+        line.append(peer["standing"], "yellow")
+    told = "those of here are told to it" if peer["follows"] else "it is not told of those here"
+    return line.append(f"; {told}", "" if peer["follows"] else "yellow")
 
 
 def _quorum_line(quorum: dict[str, Any]) -> Text:
@@ -168,11 +150,18 @@ def _quorum_line(quorum: dict[str, Any]) -> Text:
     )
     if quorum["waiting_for"]:
         line.append(f", waits for {quorum['waiting_for']}", "yellow")
+    if quorum["staged"]:
+        line.append(f", configuration {quorum['staged']}", "yellow")
     return line
 
 
 def _vip_lines(quorum: dict[str, Any]) -> list[RenderableType]:
-    return [Text(f"VIP {vip['address']} at {vip['holder'] or 'nobody'}") for vip in quorum["vips"]]
+    lines = [Text(f"VIP {vip['address']} at {vip['holder'] or 'nobody'}") for vip in quorum["vips"]]
+    for member in quorum["members"]:
+        if member["name"] == quorum["name"] and member["why_not"]:
+            why = "; ".join(member["why_not"])
+            lines.append(Text(f"{quorum['name']} may hold no VIP: {why}", "yellow"))
+    return [*lines]
 
 
 def _troubles(dataplane: dict[str, Any] | None) -> list[RenderableType]:

@@ -37,8 +37,8 @@ _FRAME = bytes(64)
 class Entering:
     """Raises `VerifierError` when the kernel refuses the program."""
 
-    def __init__(self, loaded: LoadedObject) -> None:
-        self._program = loaded.function(PROGRAM, "xdp")
+    def __init__(self, loaded: LoadedObject, program: str = PROGRAM) -> None:
+        self._program = loaded.function(program, "xdp")
         self._cursor = loaded.bpf[b"replica_cursor"]
         self._progress = loaded.bpf[b"replica_progress"]
         batch = loaded.bpf[b"replicas"]

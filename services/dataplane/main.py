@@ -185,9 +185,8 @@ class DataplaneProcess:
         self._loop = Loop()
         plan = ProgramPlan.from_config(config)
         self._replication = (
-            Replication(self._bus.context, config, now_ms) if plan.replicates else None
+            Replication(self._bus.context, config, self._loop, now_ms) if plan.replicates else None
         )
-        self._ring_watched: int | None = None
 
     # ------------------------------------------------------------------ the loop
 
@@ -198,8 +197,6 @@ class DataplaneProcess:
         if self._path_mtu.deaf:
             _log.warning("nobody hears of narrow paths to the nodes", why=self._path_mtu.deaf)
         self._loop.watch_errors(*self._path_mtu.filenos())
-        if self._replication is not None:
-            self._loop.watch(*self._replication.sockets)
         self._start(monotonic_ms())
         self._bus.started(f"{len(self._held.seats)} seats" if self._held.seats else "")
         while not self._loop.signals.stopping:
@@ -237,7 +234,7 @@ class DataplaneProcess:
             self._plan(self._forwarding, now_ms)
             self._work(self._forwarding, now_ms)
         if self._replication is not None:
-            self._replicate(self._replication, now_ms)
+            self._replication.turn(now_ms)
         if self._forwarding is not None:
             self._count(self._forwarding, now_ms)
         self._publish_state(now_ms)
@@ -524,7 +521,6 @@ class DataplaneProcess:
         is_other = present.ifindexes != held.ifindexes or forwarding.xdp_in_pieces != in_pieces
         if is_other or lost:
             _log.warning("interfaces or hooks have changed, attaching again", lost=lost)
-            self._unwatch_ring()
             if self._replication is not None:
                 self._replication.detached()
             forwarding.close()
@@ -654,25 +650,8 @@ class DataplaneProcess:
     def _hand_over_flows(self, forwarding: Forwarding) -> None:
         """Other programs may be attached by now, over other maps."""
         if self._replication is not None and forwarding.flows is not None:
-            self._unwatch_ring()
             self._replication.attached(forwarding.flows)
             self._replication.seats(self._held.seats)
-
-    def _replicate(self, replication: Replication, now_ms: int) -> None:
-        if replication.settle(now_ms):
-            self._loop.watch(*replication.sockets)
-        replication.turn(now_ms)
-        if replication.ring != self._ring_watched:
-            self._unwatch_ring()
-            self._ring_watched = replication.ring
-            if self._ring_watched is not None:
-                self._loop.watch(self._ring_watched)
-
-    def _unwatch_ring(self) -> None:
-        """While notes are held the ring is read by the clock: its fd would wake the loop often."""
-        if self._ring_watched is not None:
-            self._loop.poller.unregister(self._ring_watched)
-            self._ring_watched = None
 
     # ------------------------------------------------------------------ housekeeping
 

@@ -2,7 +2,7 @@
 
 Where keys are used, an LB is known by the name that its key stands for, which is that of its entry
 in `load_balancer_quorum.addresses`; its address says nothing then. Keys are read again once a
-second. If they have changed, or nothing was heard of an LB for `RENEW_MS`, the connection to it is
+second. If they have changed, or nothing was heard of an LB for a while, the connection to it is
 made anew with the next one of its keys: libzmq does not try again where a handshake was refused.
 """
 
@@ -18,8 +18,6 @@ import zmq
 from bus import keys, tcp
 from bus.keys import KeyDirectory, Pair
 from conf import Endpoint
-
-RENEW_MS = 5_000
 
 
 class ReplicaKeys:
@@ -69,18 +67,16 @@ class ReplicaKeys:
         """The LB that a frame came from, by its entry's host; empty: nobody of the list."""
         return self._hosts.get(self._door.name_of(keys.LBS, frame) or "", "")
 
-    def connect(self, socket: zmq.Socket[bytes], host: str, endpoint: str) -> None:
-        """Connect (anew) with the next of the keys that the LB has here; not at all without one."""
-        if self._attempts[host]:
-            socket.disconnect(endpoint)
+    def credentials_for(self, host: str) -> tcp.Credentials | None:
+        """What the next connection to the LB needs: each time with the next of the keys that it
+        has here. None: it has none, so it is not connected to.
+        """
         known = self._known.keys_of(keys.LBS, self._names[host])
         if self._known.own is None or not known:
-            self._attempts[host] = 0
-            return
+            return None
         key = known[self._attempts[host] % len(known)]
         self._attempts[host] += 1
-        tcp.present(socket, tcp.Credentials(self._known.own, key))
-        socket.connect(endpoint)
+        return tcp.Credentials(self._known.own, key)
 
     def close(self) -> None:
         self._door.close()

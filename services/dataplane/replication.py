@@ -61,10 +61,17 @@ from services.dataplane.flows.replica import (
 )
 from services.dataplane.flows.told import Flows
 from services.dataplane.maps import Seat
-from services.dataplane.replica_keys import RENEW_MS, ReplicaKeys
+from services.dataplane.replica_keys import ReplicaKeys
 from services.machine import all_addresses
+from services.process import Loop
+from services.resolve import Resolver
 
-LONGEST_FRAME = 4 << 20
+LONGEST_FRAME = 1 << 20
+MOST_RECORDS = 4_096
+"""Of a message; a part of the table has no more."""
+RENEW_MS = 3_000
+"""Who has not been heard for so long gets a new socket: after an end that broke ZMTP's rules libzmq
+does not connect again."""
 MOST_AT_ONCE = 200
 TURN_MS = 8
 SETTLE_MS = 1_000
@@ -88,9 +95,7 @@ class _Peer:
     offset: int | None = None
     """Ticks from its clock to ours, at the fastest message; None: nothing has come yet."""
     compare_ms: int = 0
-    endpoint: str = ""
     renew_ms: int = 0
-    """With keys: when the connection is made anew, unless something is heard before."""
 
 
 def _number(address: str) -> int:
@@ -100,9 +105,16 @@ def _number(address: str) -> int:
 class Replication:
     """Of an LB that has others in its list; one for each start of the process."""
 
-    def __init__(self, context: zmq.Context[Any], config: LbConfig, now_ms: int) -> None:
+    def __init__(
+        self, context: zmq.Context[Any], config: LbConfig, loop: Loop, now_ms: int
+    ) -> None:
+        """`loop`: the process's, which wakes for these sockets and for the ring of notes."""
         self._context = context
         self._config = config
+        self._loop = loop
+        self._resolver = Resolver(loop.signals.wake)
+        self._resolver.want(tuple(peer.host for peer in config.quorum.addresses))
+        self._ring: int | None = None
         self._me = Teller(config.quorum.name, config.local.name, token_hex(8))
         self._log = Log(WIRE.itemsize)
         self._tellings: dict[bytes, Telling] = {}
@@ -111,6 +123,7 @@ class Replication:
         self._flows: Flows | None = None
         self._router = tcp.accepting(context, LONGEST_FRAME)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        loop.watch(self._router)
         self._bound = ""
         self._settle_ms = now_ms
         self._lost_ms = now_ms - LOSS_PAUSE_MS
@@ -121,41 +134,43 @@ class Replication:
         self.waiting_for = ""
         directory, peers = config.security.keys, config.quorum.addresses
         self._keys = ReplicaKeys(context, directory, peers, self.counts) if directory else None
-
-    @property
-    def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
-        """What to poll."""
-        door = () if self._keys is None else (self._keys.socket,)
-        return self._router, *door, *(peer.socket for peer in self._peers.values())
+        if self._keys is not None:
+            loop.watch(self._keys.socket)
+        self._hosts: dict[str, str] = {}
+        """By address, the entry's host."""
 
     # ------------------------------------------------------------------ who, and where
 
-    def settle(self, now_ms: int) -> bool:
-        """Once a second: find this LB in its list, bind, connect; whether sockets have changed."""
-        if now_ms < self._settle_ms or self._flows is None:
-            return False
+    def _settle(self, flows: Flows, now_ms: int) -> None:
+        """Once a second: find this LB in its list, bind, connect."""
+        if now_ms < self._settle_ms:
+            return
         self._settle_ms = now_ms + SETTLE_MS
         if self._keys is not None and (lacking := self._keys.refresh()):
-            self.waiting_for = lacking
-            return False
+            self._wait_for(lacking)
+            return
         quorum = self._config.quorum
-        places = {peer.host: quorum.replication_port_of(peer) for peer in quorum.addresses}
-        machine = {each.address for each in all_addresses()}
-        own = next((host for host in places if host in machine), None)
+        found = [(self._resolver.address(peer.host), peer) for peer in quorum.addresses]
+        places = {
+            address: quorum.replication_port_of(peer)
+            for address, peer in found
+            if address is not None
+        }
+        self._hosts = {address: peer.host for address, peer in found if address is not None}
+        try:
+            machine = {each.address for each in all_addresses()}
+        except OSError:  # no descriptor left, say: asked again before long
+            return
+        own = next((address for address in places if address in machine), None)
         if own is None:
-            self.waiting_for = "an address of this machine that load_balancer_quorum lists"
-            return False
-        if not self._bind(f"tcp://{own}:{places[own]}"):
-            return False
-        missing = [host for host in places if host != own and host not in self._peers]
-        for host in missing:
-            self._peers[host] = self._connect(own, host, places[host], now_ms)
-        if self._keys is not None:
-            for peer in self._peers.values():
-                if self._keys.has_changed or now_ms >= peer.renew_ms:
-                    peer.renew_ms = now_ms + RENEW_MS
-                    self._keys.connect(peer.socket, peer.address, peer.endpoint)
-        return bool(missing)
+            self._wait_for("an address of this machine that load_balancer_quorum.addresses lists")
+        elif self._bind(f"tcp://{own}:{places[own]}"):
+            self._connect(flows, own, places, now_ms)
+
+    def _wait_for(self, what: str) -> None:
+        if what != self.waiting_for:
+            _log.warning("flows are not replicated", waiting_for=what)
+        self.waiting_for = what
 
     def _bind(self, endpoint: str) -> bool:
         if self._keys is not None and self._keys.guard(self._router) and self._bound:
@@ -166,24 +181,45 @@ class Replication:
         try:
             self._router.bind(endpoint)
         except zmq.ZMQError as error:
-            self.waiting_for = f"{endpoint}: {error.strerror}"
+            self._wait_for(f"{endpoint}: {error.strerror}")
             return False
+        if self._bound:
+            self._router.unbind(self._bound)
         self._bound, self.waiting_for = endpoint, ""
         return True
 
-    def _connect(self, own: str, host: str, port: int, now_ms: int) -> _Peer:
-        assert self._flows is not None
-        socket = tcp.connecting(self._context, LONGEST_FRAME)
-        endpoint = f"tcp://{own}:0;{host}:{port}"
-        if self._keys is None:
-            socket.connect(endpoint)
-        number = _number(host)
-        known = self._flows.entering.progress_of(number)
-        me = self._me
-        following = Following(me.cluster, me.lb, WIRE.itemsize, now_ms, known)
-        return _Peer(
-            host, number, socket, following, compare_ms=now_ms + COMPARE_MS, endpoint=endpoint
-        )
+    def _connect(self, flows: Flows, own: str, places: Mapping[str, int], now_ms: int) -> None:
+        """To each other LB; an address that is in the list no more is forgotten."""
+        for address, peer in list(self._peers.items()):
+            rekeyed = self._keys is not None and self._keys.has_changed
+            if address not in places or now_ms >= peer.renew_ms or rekeyed:
+                self._disconnect(self._peers.pop(address))
+        for address, port in places.items():
+            if address == own or address in self._peers:
+                continue
+            credentials = None
+            if self._keys is not None:
+                credentials = self._keys.credentials_for(self._hosts[address])
+                if credentials is None:
+                    continue
+            socket = tcp.connecting(self._context, LONGEST_FRAME, credentials=credentials)
+            socket.connect(f"tcp://{own}:0;{address}:{port}")
+            self._loop.watch(socket)
+            number = _number(address)
+            known, me = flows.entering.progress_of(number), self._me
+            following = Following(me.cluster, me.lb, WIRE.itemsize, now_ms, known)
+            self._peers[address] = _Peer(
+                address,
+                number,
+                socket,
+                following,
+                compare_ms=now_ms + COMPARE_MS,
+                renew_ms=now_ms + RENEW_MS,
+            )
+
+    def _disconnect(self, peer: _Peer) -> None:
+        self._loop.poller.unregister(peer.socket)
+        peer.socket.close(0)
 
     def attached(self, flows: Flows) -> None:
         """Programs are attached, over these maps; until then, nothing is told or entered."""
@@ -192,10 +228,23 @@ class Replication:
                 telling.cut_short()
             self._work.clear()
         self._flows = flows
+        self._watch_ring(None)
 
     def detached(self) -> None:
+        """What was handed over is about to be closed."""
         self._flows = None
         self._work.clear()
+        self._watch_ring(None)
+
+    def _watch_ring(self, ring: int | None) -> None:
+        """While notes are held the ring is read by the clock: its fd would wake the loop often."""
+        if ring == self._ring:
+            return
+        if self._ring is not None:
+            self._loop.poller.unregister(self._ring)
+        if ring is not None:
+            self._loop.watch(ring)
+        self._ring = ring
 
     def seats(self, seats: Mapping[int, Seat]) -> None:
         """The seats of the plan: nodes are known to others by their identities alone."""
@@ -212,6 +261,7 @@ class Replication:
         end_s = time.monotonic() + TURN_MS / 1_000
         if self._keys is not None:
             self._keys.serve()
+        self._settle(flows, now_ms)
         self._note(flows, now_ms)
         self._hear_followers(now_ms)
         self._tell(flows, now_ms)
@@ -223,6 +273,7 @@ class Replication:
             if next(self._work[0], self._work) is self._work:
                 self._work.pop(0)
         flows.rest(now_ms, is_busy=bool(self._work) or self._has_parts)
+        self._watch_ring(flows.ring_fd)
 
     def _note(self, flows: Flows, now_ms: int) -> None:
         if now_ms >= self._lost_ms + LOSS_PAUSE_MS:
@@ -234,8 +285,10 @@ class Replication:
         if due is not None:
             records = flows.records_of(due)
             self.counts["told"] += len(records)
-            if len(records):
-                self._log.append(records.tobytes(), flows.tick, due.since_ms)
+            # Where the process was stopped, many are due at once: no message is longer than these.
+            for first in range(0, len(records), MOST_RECORDS):
+                part = records[first : first + MOST_RECORDS]
+                self._log.append(part.tobytes(), flows.tick, due.since_ms)
 
     def next_ms(self, now_ms: int) -> int:
         moments = [self._settle_ms]
@@ -245,11 +298,6 @@ class Replication:
             if self._work or self._has_parts:
                 moments.append(now_ms)
         return min(moments)
-
-    @property
-    def ring(self) -> int | None:
-        """The fd that is readable when the first note has come; None: it is not waited for."""
-        return None if self._flows is None else self._flows.ring_fd
 
     # ------------------------------------------------------------------ as a teller
 
@@ -261,7 +309,8 @@ class Replication:
                 return
             identity, rest = frames[0].bytes, [frame.bytes for frame in frames[1:]]
             if self._keys is not None:
-                sender = self._keys.host_of(frames[-1])
+                host = self._keys.host_of(frames[-1])
+                sender = next((known for known, of in self._hosts.items() if of == host), "")
             else:
                 sender = tcp.peer_address(frames[-1])
             if sender not in self._peers:
@@ -460,9 +509,9 @@ class Replication:
         )
 
     def close(self) -> None:
-        for socket in self.sockets:
-            if self._keys is None or socket is not self._keys.socket:
-                socket.close(0)
+        self._router.close(0)
+        for peer in self._peers.values():
+            peer.socket.close(0)
         if self._keys is not None:
             self._keys.close()
 

@@ -9,8 +9,14 @@ looked at, and whatever is wrong with it is a named reason, in this order:
     format       it is of another format of these messages: another Gale
     cluster      it is of a cluster of another name
     name         its sender has this LB's name, or that of another entry
+    configuration   it judges nodes by other numbers (`[node_health]`), and the file says
+                 `enforce_single_configuration`; the text names the keys and both values
     replayed     its number is not larger than the last one of that start of the sender's process,
                  or it is of a start before the present one
+
+Each LB refuses whoever differs from itself, so those that have the same numbers are heard by one
+another, and whoever differs from the majority has nobody. Without `enforce_single_configuration`
+the difference is only told: each LB judges by its own numbers, and the majority merges.
 
 All are counted; the first of each sender and reason within `SAID_MS` is also told, as the event
 `quorum.peer_refused.`. Whoever sends them is a stranger, so what is kept of them is bounded.
@@ -34,6 +40,8 @@ from bus.words import one_line
 SAID_MS = 60_000
 MOST_REMEMBERED = 256
 FORMER_STARTS = 64
+MOST_KEYS = 32
+"""Of `[node_health]` there are far fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +83,22 @@ class Admission:
         self.refused: Counter[str] = Counter()
         self.untold: list[Refusal] = []
         """For the caller to take."""
+        self.trouble: dict[str, str] = {}
+        """By entry, why its last message was not heard, or how its numbers differ."""
+        self.differing: list[Refusal] = []
+        """Members that are heard though their numbers differ, for the caller to take."""
+        self._node_health: dict[str, str] = {}
+        self._enforce = False
 
     def expect(self, entries: dict[str, str]) -> None:
         """By the address that a connection may come from, or by its key's name, whose it is."""
         self._entries = dict(entries)
         wanted = set(entries.values())
         self._members = {entry: self._members.get(entry, _Member()) for entry in sorted(wanted)}
+
+    def judge_by(self, node_health: dict[str, str], *, enforce: bool) -> None:
+        """What this LB's file says in `[node_health]`, and whether all must say the same."""
+        self._node_health, self._enforce = node_health, enforce
 
     def is_listed(self, address: str) -> bool:
         return address in self._entries
@@ -101,8 +119,11 @@ class Admission:
         try:
             return entry, self._read(entry, frames)
         except _RefusedError as error:
+            if error.reason != "replayed":
+                self.trouble[entry] = f"{error.reason}: {error}"
             self._refuse(entry, error.reason, str(error), now_ms)
         except UnknownVersion as error:
+            self.trouble[entry] = f"format: {error}"
             self._refuse(entry, "format", str(error), now_ms)
         except MalformedMessage as error:
             self._refuse(entry, "malformed", str(error), now_ms)
@@ -115,8 +136,12 @@ class Admission:
         if head.cluster != self._cluster:
             raise _RefusedError("cluster", f"it is of the cluster {one_line(head.cluster, 64)}")
         self._check_name(entry, head)
+        differences = self._differences(head)
+        if differences and self._enforce:
+            raise _RefusedError("configuration", differences)
         self._check_number(self._members[entry], head)
         message = decode_peer(head, frames[1])
+        self._note_differences(entry, differences)
         member = self._members[entry]
         if member.boot not in (head.boot, ""):
             member.former.append(member.boot)
@@ -132,6 +157,26 @@ class Admission:
         for other, member in self._members.items():
             if other != entry and member.name == head.sender:
                 raise _RefusedError("name", f"it has the name of {other}, {shown}")
+
+    def _differences(self, head: PeerHead) -> str:
+        ours, theirs = self._node_health, head.node_health
+        if ours == theirs or not ours:
+            return ""
+        return "; ".join(
+            f"node_health.{key} is {ours.get(key, 'unknown')} here and"
+            f" {one_line(theirs.get(key, 'unknown'), 64)} there"
+            for key in sorted(ours.keys() | theirs.keys())[:MOST_KEYS]
+            if ours.get(key) != theirs.get(key)
+        )
+
+    def _note_differences(self, entry: str, differences: str) -> None:
+        """It is heard; how it differs is told once, as long as it stays the same."""
+        if differences and self.trouble.get(entry) != differences:
+            self.differing.append(Refusal(entry, "differs", differences))
+        if differences:
+            self.trouble[entry] = differences
+        else:
+            self.trouble.pop(entry, None)
 
     def _check_number(self, member: _Member, head: PeerHead) -> None:
         is_old = head.boot == member.boot and head.number <= member.number
@@ -149,6 +194,10 @@ class Admission:
         if len(self._said_ms) > MOST_REMEMBERED:
             self._said_ms.popitem(last=False)
         self.untold.append(Refusal(peer, reason, text))
+
+    def take_differing(self) -> list[Refusal]:
+        told, self.differing = self.differing, []
+        return told
 
     def take_untold(self) -> list[Refusal]:
         told, self.untold = self.untold, []

@@ -52,7 +52,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from bus.events import OrderEvent, QuorumEvent, TableEvent
+from bus.events import ConfigEvent, OrderEvent, QuorumEvent, TableEvent
 from bus.orders import Asked
 from bus.peer_protocol import (
     NO_VERSION,
@@ -86,6 +86,7 @@ from services.quorum.leases import Granted, Held
 from services.quorum.orders import Answer, Desk, is_over, new_orders
 from services.quorum.ownership import Standing, assign, fit
 from services.quorum.register import Dated, Register, version_of
+from services.quorum.staged import agreed, digest, next_config, same_config
 from services.quorum.table import (
     SLOT_REUSE_MS,
     Report,
@@ -145,7 +146,7 @@ class QuorumConfig:
     """This machine only votes: it leads nobody, holds nothing and has no slots."""
 
 
-Event = TableEvent | QuorumEvent | OrderEvent
+Event = TableEvent | QuorumEvent | ConfigEvent | OrderEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +194,7 @@ class _Peer:
     accepted: Version = NO_VERSION
     standing: Standing = UNKNOWN
     why_not: tuple[str, ...] = ()
+    staged: str = ""
     witness: bool | None = None
     """Whether it only votes; None: it has not answered this LB yet."""
     table_sent: Version = NO_VERSION
@@ -263,6 +265,11 @@ class Quorum:
         self._claims: dict[str, int] = {}
         self._heard: dict[str, _Heard] = {}
         self._own_view: _View | None = None
+        self._staged = digest(config.table)
+        self._agreed = digest(agreed(kept.table)) if kept is not None else ""
+        """Of the services and VIPs of the committed table."""
+        self._by_majority = False
+        """Whether the next table need not wait for every LB's file."""
         self._departed: dict[str, int] = {}
         self._desk = Desk()
         self._answers: list[Answer] = []
@@ -274,11 +281,14 @@ class Quorum:
         self._stalled = ""
         self._beat_due_ms = now_ms
         self._leader: str | None = None
+        self._answered = ("", -1, 0)
+        """The last beat that was answered: whose, of which term, and its number."""
         self._lost = False
         self._told_members: tuple[MemberSeen, ...] = ()
         self._told_members_ms = now_ms
         self._leaders_members: dict[str, MemberSeen] = {}
-        """By entry, how the leader has said that it sees the members."""
+        """By entry, how the leader has said that it sees the members, and when it said so."""
+        self._leaders_members_ms = now_ms
         self._lease_changes = 0
         self.tick(now_ms)
 
@@ -301,6 +311,7 @@ class Quorum:
             was, self._standing = self._standing, Standing(not why_not, fitness)
             if was.eligible and why_not:
                 self._give_up(now_ms)
+            self._answer_again(now_ms)
             self._propose(now_ms)
 
     def reconfigure(self, config: QuorumConfig, now_ms: int) -> None:
@@ -309,7 +320,24 @@ class Quorum:
         self._config = replace(config, name=old.name, address=old.address, others=old.others)
         self._election.configure(config.timing)
         self._state_version += 1
+        was, self._staged = self._staged, "" if config.witness else digest(config.table)
+        if self._staged not in (was, self._agreed) and not self._alone:
+            self._tell_config(Topic.CONFIG_STAGED, self._staged)
         self._stale = True
+        self._propose(now_ms)
+
+    def commit_staged(self, now_ms: int) -> None:
+        """An operator wants this LB's file to hold though not every LB has staged the same.
+
+        Raises ValueError, in words, if that is not for this LB to decide.
+        """
+        if not self._leads:
+            raise ValueError(f"{self._election.leader or 'nobody'} leads: ask there")
+        staged = [peer.staged for peer in self._peers.values()]
+        has = 1 + staged.count(self._staged)
+        if 2 * has <= len(staged) + 1:
+            raise ValueError(f"staged on {has} of {len(staged) + 1}: that is no majority")
+        self._by_majority = self._stale = True
         self._propose(now_ms)
 
     def order(self, number: str, asked: Asked, now_ms: int) -> None:
@@ -346,8 +374,11 @@ class Quorum:
         self._writing = None
         self._durable_mark = max(self._durable_mark, mark)
         self.stall("")
+        is_news = version_of(self._being_stored) != version_of(self._register.stored)
         self._register.stored = self._being_stored
         self._election.durable(mark, now_ms)
+        if is_news:
+            self._answer_again(now_ms)
         self._after(now_ms)
 
     def tick(self, now_ms: int) -> None:
@@ -437,8 +468,18 @@ class Quorum:
         return self._election.role
 
     @property
+    def state_version(self) -> int:
+        """Rises with most of what changes in `state`."""
+        return self._state_version
+
+    @property
     def term(self) -> int:
         return self._election.term
+
+    @property
+    def staged(self) -> str:
+        """The digest of the services and VIPs of this LB's file."""
+        return self._staged
 
     def lease_ms(self, now_ms: int) -> int:
         """What is left of this LB's lease as the leader."""
@@ -463,6 +504,7 @@ class Quorum:
             vips=tuple(VipHolder(vip.address, vip.owner) for vip in owners),
             members=self._members_seen(now_ms),
             waiting_for=self._waiting_for(leader),
+            agreed=self._agreed,
         )
 
     # ------------------------------------------------------------------ messages
@@ -482,21 +524,33 @@ class Quorum:
             self._register.learn_committed(message.committed)
             if message.members is not None:
                 self._leaders_members = {each.address: each for each in message.members}
+                self._leaders_members_ms = now_ms
             self._send_view(message.view_seen, now_ms)
+            self._answered = peer, message.term, message.seq
+        self._answer(peer, message.seq, now_ms)
+        if message.term == self._election.term:
+            self._send_releases(peer, now_ms)
+
+    def _answer_again(self, now_ms: int) -> None:
+        """There is something new to tell the leader, who need not send a beat to hear of it."""
+        leader, term, seq = self._answered
+        if term == self._election.term and self._election.role is Role.FOLLOWER:
+            self._answer(leader, seq, now_ms)
+
+    def _answer(self, leader: str, seq: int, now_ms: int) -> None:
         ack = Ack(
             self._config.name,
             self._election.term,
-            message.seq,
+            seq,
             version_of(self._register.stored),
             self._boot,
             self._held.ask(now_ms),
             self._why_not,
             self._standing.fitness,
             self._config.witness,
+            self._staged,
         )
-        self._outbox.append(Outgoing(peer, ack, self._election.term_mark))
-        if message.term == self._election.term:
-            self._send_releases(peer, now_ms)
+        self._outbox.append(Outgoing(leader, ack, self._election.term_mark))
 
     def _on_ack(self, peer: str, message: Ack, now_ms: int) -> None:
         if not self._election.ack(peer, message, now_ms):
@@ -505,6 +559,8 @@ class Quorum:
         known.term, known.accepted = message.term, message.accepted
         self._stale |= known.witness != message.witness
         known.witness = message.witness
+        self._stale |= known.staged != message.staged
+        known.staged = message.staged
         known.why_not = message.why
         standing = Standing(not message.why, message.fitness)
         self._stale |= known.standing != standing
@@ -622,7 +678,10 @@ class Quorum:
     def _members_to_tell(self, now_ms: int) -> tuple[MemberSeen, ...] | None:
         """How the leader sees all of them, when that has changed, or was told long ago."""
         seen = tuple(
-            MemberSeen(each.name, each.address, each.alive, each.term, each.epoch, each.why_not)
+            MemberSeen(
+                *(each.name, each.address, each.alive, each.term, each.epoch, each.why_not),
+                each.staged,
+            )
             for each in self._members_seen(now_ms)
             if each.name
         )
@@ -697,11 +756,20 @@ class Quorum:
         told = changes(before.table if before is not None else None, table)
         event = TableEvent(table.term, table.epoch, up, told)
         self._events.append((Topic.TABLE_COMMITTED, event))
+        if before is None or not same_config(before.table, table):
+            self._note_config(table)
         self._tell_orders(before.table if before is not None else None, table)
         self._desk.committed(table)
         self._table_version += 1
         self._state_version += 1
         self._unpublished = True
+
+    def _note_config(self, table: NodeTable) -> None:
+        """Other services or VIPs are committed than before, or the first that are known here."""
+        was, self._agreed = self._agreed, digest(agreed(table))
+        self._by_majority = False
+        if was not in ("", self._agreed):
+            self._tell_config(Topic.CONFIG_COMMITTED, self._agreed)
 
     def _propose(self, now_ms: int) -> None:
         """Merge what is known by now into the next table, unless one is still on its way."""
@@ -716,21 +784,43 @@ class Quorum:
         if not (self._stale or inherited) and circumstances == self._circumstances:
             return
         self._stale, self._circumstances = False, circumstances
+        config = self._next_config(base, now_ms)
         merged = merge(
             base,
             self._reports(now_ms),
-            self._config.table,
+            config,
             self._members(base),
             term=term,
-            owners=self._owners(base, now_ms),
+            owners=self._owners(base, config, now_ms),
             released=self._released(base, now_ms),
             renew=not self._alone,
             orders=self._desk.next_orders(base, self._known_nodes(base)),
         )
         if (merged.term, merged.epoch) != (base.term, base.epoch):
             self._accept(merged, now_ms)
+            self._beat_due_ms = now_ms
         elif merged != base:
             self._register.refresh(merged, now_ms)
+
+    def _next_config(self, base: NodeTable, now_ms: int) -> TableConfig:
+        """The services and VIPs of the next table."""
+        if self._alone:
+            return self._config.table
+        forwarding = {each: peer for each, peer in self._peers.items() if peer.witness is not True}
+        return next_config(
+            base,
+            self._config.table,
+            [peer.staged for each, peer in forwarding.items() if self._is_alive(each, now_ms)],
+            [peer.staged for peer in forwarding.values()],
+            members=len(forwarding) + 1,
+            by_majority=self._by_majority,
+        )
+
+    def _tell_config(self, topic: Topic, name: str) -> None:
+        now_ms = self._leaders_members_ms
+        staged = [each.staged for each in self._members_seen(now_ms)]
+        forwarding = [peer for peer in self._peers.values() if peer.witness is not True]
+        self._events.append((topic, ConfigEvent(name, staged.count(name), len(forwarding) + 1)))
 
     def _first(self, term: int) -> NodeTable:
         """What the first table of a cluster is made of: that of this LB from when it was alone."""
@@ -778,10 +868,10 @@ class Quorum:
                 alive[peer.name] = peer.standing
         return alive
 
-    def _owners(self, base: NodeTable, now_ms: int) -> dict[str, str | None]:
+    def _owners(self, base: NodeTable, config: TableConfig, now_ms: int) -> dict[str, str | None]:
         alive = self._alive(now_ms)
         held = {vip.address: vip.owner for vip in base.vip_owners}
-        vips = [vip.address for vip in self._config.table.vips]
+        vips = [vip.address for vip in config.vips]
         return assign(held, vips, alive, lambda vip: self._granted.is_free(vip, now_ms))
 
     def _released(self, table: NodeTable, now_ms: int) -> frozenset[str]:
@@ -924,7 +1014,7 @@ class Quorum:
         config, held = self._config, self._register.committed
         epoch = held.version.epoch if held else 0
         term, why_not = self._election.term, self._why_not
-        own = QuorumMember(config.name, config.address, True, term, epoch, 0, why_not)
+        own = QuorumMember(config.name, config.address, True, term, epoch, 0, why_not, self._staged)
         return (own, *(self._member(address, now_ms) for address in sorted(self._peers)))
 
     def _member(self, address: str, now_ms: int) -> QuorumMember:
@@ -933,11 +1023,13 @@ class Quorum:
         heard_ms = now_ms - peer.heard_ms if peer.heard_ms is not None else 0
         alive = peer.heard_ms is not None and heard_ms < SILENT_REPORT_MS
         name, term, epoch, why_not = peer.name, peer.term, peer.accepted.epoch, peer.why_not
-        told = self._leaders_members.get(address)
+        told, staged = self._leaders_members.get(address), peer.staged
         if not self._leads and told is not None and self._election.leader is not None:
-            term, epoch, why_not = told.term, told.epoch, told.why
+            term, epoch, why_not, staged = told.term, told.epoch, told.why, told.staged
             name, alive = told.name, told.alive
-        return QuorumMember(name, address, alive, term, epoch, heard_ms if alive else 0, why_not)
+            heard_ms = min(heard_ms, now_ms - self._leaders_members_ms)
+        silent_ms = heard_ms if alive else 0
+        return QuorumMember(name, address, alive, term, epoch, silent_ms, why_not, staged)
 
     def _waiting_for(self, leader: str | None) -> str:
         if self._stalled:

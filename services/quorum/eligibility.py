@@ -52,8 +52,6 @@ class Eligibility:
         self._dataplane: DataplaneState | None = None
         self._seen, self._agreed = 0, 0
         self._asked: tuple[object, object] = (None, None)
-        self.unsynced = ""
-        """Why this LB does not have the flows of the others; empty: it has, as far as is known."""
         self.leaving = False
         """Whether an operator has handed over from here."""
 
@@ -81,7 +79,8 @@ class Eligibility:
             return Verdict(("it only votes",), 0)
         link, programs, nodes = self._link(now_ms), self._programs(), self._nodes()
         leaving = "an operator has handed over from it" if self.leaving else ""
-        why = tuple(each for each in (link, programs, nodes, self.unsynced, leaving) if each)
+        flows = self._flows()
+        why = tuple(each for each in (link, programs, nodes, flows, leaving) if each)
         reached = 40 * self._seen // self._agreed if self._agreed else 40
         fitness = 200 * (not leaving) + 100 * (not link) + 50 * (not programs) + reached
         return Verdict(why, fitness)
@@ -108,6 +107,11 @@ class Eligibility:
             where = ", ".join(sorted(set(missing))) or self._interface
             return f"its programs are not attached to {where}"
         return ""
+
+    def _flows(self) -> str:
+        if self._dataplane is None or self._dataplane.synced:
+            return ""
+        return "it does not have the other LBs' flows yet"
 
     def _nodes(self) -> str:
         if 2 * self._seen >= self._agreed:

@@ -6,9 +6,52 @@ so both read a file alike.
 
 from __future__ import annotations
 
+from typing import Protocol as Shape
+
 from bus.states import TableService
 from bus.words import Affinity, Encapsulation, Mode, NoFlow, OnNodeDown, Protocol
-from conf.lb import Service
+
+
+class Ports(Shape):
+    """How many there are, one after the other."""
+
+    @property
+    def size(self) -> int: ...
+
+
+class Service(Shape):
+    """`conf.lb.Service`, as far as the table is concerned: that module asks the machine's name."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def address(self) -> str | None: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def protocol(self) -> str: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def node_port(self) -> int: ...
+    @property
+    def affinity(self) -> str: ...
+    @property
+    def encap(self) -> str: ...
+    @property
+    def snat(self) -> bool: ...
+    @property
+    def snat_addresses(self) -> tuple[str, ...]: ...
+    @property
+    def on_node_down(self) -> str | None: ...
+    @property
+    def no_flow(self) -> str: ...
+    @property
+    def ports(self) -> Ports: ...
+    @property
+    def keeps_port(self) -> bool: ...
+    @property
+    def affinity_group(self) -> str | None: ...
 
 
 def table_service(service: Service) -> TableService:

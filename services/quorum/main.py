@@ -66,6 +66,7 @@ from services.quorum.claims import Claims, Told
 from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
 from services.quorum.eligibility import Eligibility
 from services.quorum.from_config import table_service
+from services.quorum.health_numbers import node_health
 from services.quorum.orders import Answer
 from services.quorum.peers import Peers
 from services.quorum.storage import NewerFormatError, Storage, Writer
@@ -74,6 +75,8 @@ from services.quorum.timing import Timing
 
 REPUBLISH_MS = 500
 RETRY_MS = 1_000
+LOOK_MS = 100
+"""How often what people see is made anew, if neither role nor term nor table has changed."""
 HANDOVER_MS = 1_500
 """For so long a handover is tried; whoever asks for one waits for two seconds."""
 HANDING_OVER_MS = 10
@@ -135,6 +138,8 @@ class QuorumProcess:
         self._handover: Handover | None = None
         self._published: QuorumState | None = None
         self._state_version = 0
+        self._looked_at: tuple[object, ...] = ()
+        self._look_ms = now_ms
         self._state_due_ms = self._table_due_ms = self._retry_ms = now_ms
         self._more = False
         """Whether peers have said more than one turn reads."""
@@ -153,6 +158,7 @@ class QuorumProcess:
         )
         names = {str(each): each.key_name for each in config.quorum.addresses}
         self._peers.expect(self._listed, names)
+        self._judge_by(config)
         for refused in self._unrealtime:
             _log.warning("the kernel does not allow", what=refused)
 
@@ -221,6 +227,12 @@ class QuorumProcess:
         stored = self._stored
         return Quorum(config, stored, self._seed, now_ms, boot=self._boot, draw=draw)
 
+    def _judge_by(self, config: LbConfig) -> None:
+        numbers = node_health(config)
+        self._peers.node_health = numbers
+        enforce = config.quorum.enforce_single_configuration
+        self._peers.admission.judge_by(numbers, enforce=enforce)
+
     def _settle(self, now_ms: int) -> None:
         if not self._listed:
             return
@@ -240,6 +252,8 @@ class QuorumProcess:
             event = QuorumEvent(self._core.term, leader, refusal.peer, refusal.told)
             self._publisher.publish(Topic.QUORUM_PEER_REFUSED, event)
             _log.warning("refused what a peer says", peer=refusal.peer, reason=refusal.told)
+        for found in self._peers.admission.take_differing():
+            _log.warning("an LB judges nodes otherwise", peer=found.peer, difference=found.text)
 
     def _resign(self, now_ms: int) -> None:
         """This process ends: the others need not wait for it to fall silent."""
@@ -318,6 +332,13 @@ class QuorumProcess:
             _log.info(topic.value.rstrip("."), **_loggable(event))
 
     def _publish_states(self, now_ms: int) -> None:
+        if now_ms >= self._table_due_ms:
+            self._table_due_ms = now_ms + REPUBLISH_MS
+            self._publisher.repeat(Topic.STATE_TABLE)
+        looked_at = self._core.role, self._core.term, self._core.state_version
+        if looked_at == self._looked_at and now_ms < min(self._look_ms, self._state_due_ms):
+            return
+        self._looked_at, self._look_ms = looked_at, now_ms + LOOK_MS
         state = self._state(now_ms)
         is_new = self._published is None or _lasting(state) != _lasting(self._published)
         if is_new or now_ms >= self._state_due_ms:
@@ -327,9 +348,6 @@ class QuorumProcess:
             self._publisher.publish(Topic.STATE_QUORUM, self._published)
             half_lease_ms = state.lease_remaining_ms // 2 or REPUBLISH_MS
             self._state_due_ms = now_ms + min(REPUBLISH_MS, half_lease_ms)
-        if now_ms >= self._table_due_ms:
-            self._table_due_ms = now_ms + REPUBLISH_MS
-            self._publisher.repeat(Topic.STATE_TABLE)
 
     def _state(self, now_ms: int) -> QuorumState:
         state = self._core.state(now_ms)
@@ -338,7 +356,14 @@ class QuorumProcess:
         if self._listed and self._peers.waiting_for:
             waiting_for = self._peers.waiting_for
         waiting_for = waiting_for or self._claims.waiting_for
-        return replace(state, waiting_for=waiting_for, rejected=refused)
+        trouble = self._peers.admission.trouble
+        members = tuple(
+            replace(member, trouble=trouble[member.address])
+            if member.address in trouble
+            else member
+            for member in state.members
+        )
+        return replace(state, waiting_for=waiting_for, rejected=refused, members=members)
 
     def _wait_ms(self, now_ms: int) -> int:
         if self._more:
@@ -369,7 +394,39 @@ class QuorumProcess:
             return self._hand_over(monotonic_ms())
         if verb == "order":
             return self._order(arguments)
-        raise CommandError(f"unknown command: {verb}; quorum knows: reload, handover, order")
+        if verb == "commit":
+            return self._commit_staged(monotonic_ms())
+        if verb == "recover":
+            return self._recover(monotonic_ms())
+        known = "reload, handover, order, commit, recover"
+        raise CommandError(f"unknown command: {verb}; quorum knows: {known}")
+
+    def _commit_staged(self, now_ms: int) -> dict[str, Any]:
+        try:
+            self._core.commit_staged(now_ms)
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        return {"agreed": self._core.staged}
+
+    def _recover(self, now_ms: int) -> dict[str, Any]:
+        """The others are gone for good: from now on, until a restart, this is a quorum of one."""
+        state = self._core.state(now_ms)
+        heard = [each.name for each in state.members[1:] if each.alive]
+        if not self._listed:
+            raise CommandError("this LB decides alone already")
+        if self._config.quorum.witness:
+            raise CommandError("a witness only votes")
+        if state.leader is not None or heard:
+            there = state.leader or ", ".join(heard)
+            raise CommandError(f"{there} is heard: nothing is lost that will not come back")
+        if self._unwritten is not None:
+            raise CommandError(f"the table is not on the disk: {state.waiting_for}")
+        _log.warning("recovered: this LB decides alone", without=sorted(self._listed))
+        self._listed = {}
+        self._peers.expect({})
+        self._core = self._new_core(now_ms, self._own)
+        self._report(now_ms)
+        return {"members": 1}
 
     def _hand_over(self, now_ms: int) -> Later:
         """Give up the lead and every VIP; answered when another LB has them."""
@@ -416,6 +473,7 @@ class QuorumProcess:
         config, answer = process.reload_lb(self._config_path, self._started_with)
         if config is not None:
             self._config = config
+            self._judge_by(config)
             others = tuple(sorted(self._listed.keys() - {self._own}))
             self._core.reconfigure(core_config(config, self._own, others), monotonic_ms())
             self._claims.configure(core_config(config).table, monotonic_ms())

@@ -67,6 +67,8 @@ class Peers:
         self.own = ""
         """This LB's entry, once it is known."""
         self.waiting_for = ""
+        self.node_health: dict[str, str] = {}
+        """What this LB's file says in `[node_health]`; goes with every message."""
         self.dropped = 0
         """Messages that a peer's full queue, or its absence, has cost."""
         self._resolver = Resolver(wake)
@@ -101,8 +103,16 @@ class Peers:
         self._key_names = key_names or {}
         if listed != self._listed:
             self._listed = dict(listed)
+            if not listed:
+                self._hear_nobody()
             self._resolver.want(tuple(host for host, _ in listed.values()))
             self._settle_ms = 0
+
+    def _hear_nobody(self) -> None:
+        self.admission.expect({})
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
 
     def settle(self, now_ms: int) -> None:
         """Once a second: find this LB, be bound to its address, be connected to the others'."""
@@ -230,7 +240,8 @@ class Peers:
         """Never waits."""
         link = self._links.get(entry)
         self._number += 1
-        frames = encode_peer(message, self._cluster, self._boot, self._number)
+        head = self._cluster, self._boot, self._number, self.node_health
+        frames = encode_peer(message, *head)
         if link is None or not link.send(frames):
             self.dropped += 1
 

@@ -44,6 +44,41 @@ FLOW = {
     "age_ms": 1000,
     "service": "default",
 }
+TRACED = {
+    "lb": "lb-0",
+    "packet": "tcp 10.80.0.2:40000 > 10.80.0.10:8080 syn",
+    "verdict": "forward",
+    "reason": "l4_new_flow",
+    "why": "a new flow: node chosen, port taken",
+    "hook": "xdp_public",
+    "service": "default",
+    "mode": "l4",
+    "node": "node-0@10.81.0.20",
+    "state": None,
+    "state_after": "opening",
+    "steps": ["it is for the service default", "slot 17 names node-0"],
+    "packet_out": None,
+}
+PLANNED = {
+    "services": [
+        {
+            "service": "default",
+            "mode": "l4",
+            "change": "a node goes",
+            "slots_moved": 21845,
+            "share_moved": 0.3333,
+            "flows": 12,
+            "flows_reset": 4,
+            "flows_moved": 0,
+            "flows_left": 8,
+        }
+    ],
+    "nodes": [{"node": "node-0@10.81.0.20", "slots": 21845, "slots_after": 0}],
+    "refused": [],
+    "slots_moved": 21845,
+    "flows_hit": 4,
+    "changes_nothing": False,
+}
 
 # How long an example takes says more of what else the machine does than of the code.
 settings.register_profile(
@@ -103,7 +138,7 @@ class FakeProcess:
         repeat_ms = 0
         while True:
             publisher.serve()
-            commands.serve(_flows)
+            commands.serve(_answer)
             if monotonic_ms() >= repeat_ms:
                 repeat_ms = monotonic_ms() + REPEAT_MS
                 for topic in topics.PUBLISHES[self._source]:
@@ -121,12 +156,27 @@ class FakeProcess:
         context.term()
 
 
-def _flows(verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    if verb != "flows":
-        raise CommandError(f"unknown command: {verb}")
-    if arguments["limit"] == 13:
-        raise CommandError("limit: 13 brings bad luck")
-    return {"flows": [FLOW | {"node_id": arguments["node"]}][: arguments["limit"]], "total": 1}
+def _answer(verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the process that is asked would say."""
+    match verb:
+        case "flows":
+            if arguments["limit"] == 13:
+                raise CommandError("limit: 13 brings bad luck")
+            flows = [FLOW | {"node_id": arguments["node"]}][: arguments["limit"]]
+            return {"flows": flows, "total": 1}
+        case "trace":
+            return TRACED
+        case "plan":
+            return PLANNED
+        case "order":
+            return {}
+        case "handover":
+            return {"leader": "lb-1"}
+        case "recover":
+            return {"members": 1}
+        case "commit":
+            return {"agreed": "5a17"}
+    raise CommandError(f"unknown command: {verb}")
 
 
 class Gale:

@@ -10,7 +10,15 @@ from typing import Any, Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Request, ViewportSize, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    Page,
+    Request,
+    Route,
+    ViewportSize,
+    expect,
+    sync_playwright,
+)
 
 from bus import topics
 from bus.states import QuorumMember, SeatCounters, VipHolder
@@ -46,7 +54,7 @@ def browser() -> Iterator[Browser]:
 def cluster(gale: Gale) -> None:
     """Three LBs and three nodes, and some traffic."""
     members = tuple(
-        QuorumMember(f"lb-{i}", f"10.81.0.{10 + i}:8081", i != 2, 3, 5, 0 if i == 0 else 20)
+        QuorumMember(f"lb-{i}", f"10.81.0.{10 + i}:8081", i != 2, 3, 1, 0 if i == 0 else 20)
         for i in range(3)
     )
     vips = (VipHolder("10.80.0.100", "lb-0"),)
@@ -103,8 +111,9 @@ def page(gale: Gale, browser: Browser, request: pytest.FixtureRequest) -> Iterat
     expect(made.locator(".node")).to_have_count(3)
     yield made
     context.close()
-    # That the API is not there for a while, the browser says by itself.
-    assert [fault for fault in faults if "net::ERR_" not in fault] == []
+    # That the API is not there for a while, or refuses, the browser says by itself.
+    said_by_itself = ("net::ERR_", "status of 4", "/v1/trace", "/drain")
+    assert [each for each in faults if not any(word in each for word in said_by_itself)] == []
 
 
 def node_card(page: Page, name: str) -> Any:
@@ -117,6 +126,7 @@ def test_the_cluster_is_there(page: Page) -> None:
     expect(page.locator("#summary")).to_contain_text("10.80.0.100 is at lb-0")
     expect(page.locator(".lb")).to_have_count(3)
     expect(page.locator(".lb.self")).to_contain_text("lb-0 (this one)")
+    expect(page.locator(".lb.self")).to_contain_text("term 3 · epoch 1 · eligible")
     expect(page.locator(".lb.self")).to_contain_text("holds 10.80.0.100")
     expect(page.locator(".lb.gone")).to_contain_text("not heard")
     expect(node_card(page, "node-1")).to_contain_text("33 % of the rings")
@@ -238,3 +248,44 @@ def test_light_and_dark_by_a_button_that_is_remembered(page: Page) -> None:
     assert dark != light
     page.reload()
     assert page.evaluate(paper) == dark
+
+
+def test_plan_and_trace_are_asked_and_answered(page: Page) -> None:
+    page.get_by_label("From").fill("10.80.0.2:40000")
+    page.get_by_label("To", exact=True).fill("10.80.0.10:8080")
+    page.get_by_role("button", name="Trace").click()
+    expect(page.locator("#trace-answer")).to_contain_text("reason: l4_new_flow")
+    page.get_by_label("From").fill("nonsense")
+    page.get_by_role("button", name="Trace").click()
+    expect(page.locator("#trace-answer.refused")).to_contain_text("source")
+    page.locator("#plan-node").select_option(label="node-0")
+    page.get_by_role("button", name="Plan").click()
+    expect(page.locator("#plan-answer")).to_contain_text("flows hit: 4")
+
+
+def test_an_order_carries_the_token_and_what_was_seen(gale: Gale, page: Page) -> None:
+    given: list[Request] = []
+    answers = iter([(412, {"detail": "look again"}), (200, {})])
+
+    def answered(route: Route) -> None:
+        given.append(route.request)
+        status, body = next(answers)
+        route.fulfill(status=status, json=body)
+
+    page.route("**/v1/nodes/*/drain", answered)
+    page.get_by_label("Token", exact=True).fill("s3cret")
+    card = node_card(page, "node-0")
+    card.locator("summary").click()
+    with page.expect_response("**/v1/nodes/*") as seen:
+        card.get_by_role("button", name="drain node-0").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Within").fill("5m")
+    dialog.get_by_label("Why").fill("a new disk")
+    dialog.get_by_role("button", name="Give the order").click()
+    expect(dialog).to_contain_text("look again")
+    dialog.get_by_role("button", name="Give the order").click()
+    expect(dialog).to_be_hidden()
+    order = given[0]
+    assert order.post_data_json == {"why": "a new disk", "within": "5m"}
+    assert order.headers["authorization"] == "Bearer s3cret"
+    assert order.headers["if-match"] == seen.value.headers["etag"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from bus import topics
-from bus.states import SeatCounters
+from bus.states import QuorumMember, SeatCounters
 from bus.topics import Topic
 from bus.words import NodeState
 from services.api.fold import Fold
@@ -32,6 +32,7 @@ NODE = node_id("node-0")
 WITH_A_SOURCE = {
     "gale_ready",
     "gale_quorum_has_majority",
+    "gale_quorum_eligible",
     "gale_quorum_members",
     "gale_quorum_members_alive",
     "gale_replication_lag_seconds",
@@ -80,6 +81,7 @@ def full() -> Fold:
     fold = Fold("api", {})
     for message in everything():
         fold.receive(message, 0)
+    unfit = QuorumMember("lb-0", "10.81.0.10:8081", True, 3, 1, 0, ("no carrier",))
     counted = SeatCounters("default", NODE, 1, 2, 3, 4, 5, 7.5)
     unheard = SeatCounters("default", node_id("node-1"), 0, 0, 0, 0, 0)
     for source, topic, data in (
@@ -95,7 +97,11 @@ def full() -> Fold:
             ),
         ),
         (topics.DATAPLANE, Topic.STATE_DATAPLANE, dataplane(seat("node-0", 65537, 65537))),
-        (topics.QUORUM, Topic.STATE_QUORUM, quorum()),
+        (
+            topics.QUORUM,
+            Topic.STATE_QUORUM,
+            quorum(members=(unfit,), rejected={"stranger": 6}),
+        ),
     ):
         fold.receive(envelope(source, topic, data, seq=2), 0)
     return fold
@@ -121,6 +127,8 @@ def test_values_and_labels() -> None:
         sample("gale_snat_port_rest_seconds", service="default", node=NODE): 7.5,
         sample("gale_ready"): 1,
         sample("gale_quorum_has_majority"): 1,
+        sample("gale_quorum_eligible"): 0,
+        sample("gale_rejected_messages_total", channel="quorum", reason="stranger"): 6,
         sample("gale_quorum_members"): 1,
         sample("gale_quorum_members_alive"): 1,
         sample("gale_replication_lag_seconds"): 0.004,

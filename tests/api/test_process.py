@@ -90,7 +90,7 @@ def test_flows_are_asked_of_the_dataplane(ready: Gale) -> None:
     asked = ready.get("/v1/flows?node=node-0@10.81.0.20&service=default&limit=7").json()
     assert asked == {"flows": [FLOW | {"node_id": "node-0@10.81.0.20"}], "total": 1}
     refused = ready.get("/v1/flows?limit=13")
-    assert (refused.status_code, refused.json()["detail"]) == (400, "limit: 13 brings bad luck")
+    assert (refused.status_code, refused.json()["detail"]) == (409, "limit: 13 brings bad luck")
 
 
 def test_flows_without_a_dataplane_time_out(gale: Gale) -> None:
@@ -340,11 +340,18 @@ def test_a_subscriber_without_an_end_costs_little_and_nobody_else(
     assert api.poll() is None
 
 
-def test_the_documented_script_prints_a_node_going_down(ready: Gale) -> None:
-    (script,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+def documented(language: str) -> str:
+    """The page's script in a language."""
+    (script,) = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    return str(script)
+
+
+@contextmanager
+def running(gale: Gale, *command: str) -> Iterator[list[str]]:
+    """What a script has printed by now, line by line."""
     process = subprocess.Popen(
-        [sys.executable, "-c", script],
-        env=ready.environment(),
+        command,
+        env=gale.environment() | {"GALE_API": gale.url},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -352,18 +359,41 @@ def test_the_documented_script_prints_a_node_going_down(ready: Gale) -> None:
     assert process.stdout is not None
     reading = threading.Thread(target=lambda: lines.extend(process.stdout or []), daemon=True)
     reading.start()
-
-    def printed() -> bool:
-        went_down(ready, "node-0")  # again and again: the script subscribes in its own time
-        return bool(lines)
-
     try:
-        wait_for(printed, "the script to print")
+        yield lines
     finally:
         process.kill()
         process.wait()
-        reading.join()
-    assert lines[0] == "lb-0 lost node-0 - connection refused\n"
+
+
+def test_the_documented_script_prints_a_node_going_down(ready: Gale) -> None:
+    with running(ready, sys.executable, "-c", documented("python")) as lines:
+
+        def printed() -> bool:
+            went_down(ready, "node-0")  # again and again: the script subscribes in its own time
+            return bool(lines)
+
+        wait_for(printed, "the script to print")
+        assert lines[0] == "lb-0 lost node-0 - connection refused\n"
+
+
+def test_the_documented_script_in_perl_misses_nothing(ready: Gale) -> None:
+    with running(ready, "perl", "-e", documented("perl")) as lines:
+
+        def printed() -> bool:
+            went_down(ready, "node-0")
+            return bool(lines)
+
+        wait_for(printed, "the script to print")
+        went_down(ready, "before")
+        wait_for(lambda: "lb-0 lost before - connection refused\n" in lines, "the last before")
+        ready.kill_api()
+        went_down(ready, "meanwhile")
+        ready.start_api()
+        went_down(ready, "after")
+        wait_for(lambda: "lb-0 lost after - connection refused\n" in lines, "what came after")
+        names = [line.split()[2] for line in lines]
+        assert [name for name in names if name != "node-0"] == ["before", "meanwhile", "after"]
 
 
 # --------------------------------------------------------------------------- the stream by HTTP

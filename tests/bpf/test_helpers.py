@@ -17,7 +17,7 @@ import pytest
 
 from bpf.compiler import compile_images
 from e2e.vm.variants import variants
-from services.cli.doctor import OLDEST_KERNEL, TESTED_KERNEL
+from services.cli.doctor.system import OLDEST_KERNEL, TESTED_KERNEL
 from tests.bpf.harness import IMAGES
 
 ROOT = Path(__file__).parents[2]

@@ -173,7 +173,6 @@ class TestTold:
         times = []
         for _ in range(12):
             a.scene.age("flows", 0.25)
-            a.scene.change(REQUEST, deadline=now_ticks() + ticks(30) - ticks(0.25))
             a.scene.expect("xdp_public", udp(CLIENT, SERVICE), "l4_opening")
             times.append(len(a.tells()))
         assert sum(times) == 1, times

@@ -40,6 +40,9 @@ UDP_PORT = 5300
 
 Trace = Callable[[str, bytes], Run]
 
+# The first test may have to wait for a compiler.
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def programs(two_arms: Scene) -> Iterator[TracePrograms]:

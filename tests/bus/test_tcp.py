@@ -249,10 +249,10 @@ def test_who_else_could_read_it_is_named(tmp_path: Path) -> None:
     keys.write_key(directory / keys.NODES / "node-0.public", own.public)
     us = frozenset({os.geteuid()})
     assert list(keys.permission_problems(directory, us)) == []
-    (directory / keys.SECRET).chmod(0o640)
+    (directory / keys.SECRET).chmod(0o644)
     (directory / keys.NODES).chmod(0o755)
     assert list(keys.permission_problems(directory, us)) == [
-        f"{directory}/own.secret has mode 0640, expected 0600",
+        f"{directory}/own.secret has mode 0644, expected 0600",
         f"{directory}/nodes has mode 0755, expected 0700",
     ]
     assert next(keys.permission_problems(directory, frozenset({77, 78}))) == (

@@ -22,6 +22,7 @@ from services.api.snapshot import (
     OutputShape,
     ProcessShape,
     QuorumShape,
+    ReplicaShape,
     SeatShape,
     ServiceShape,
     ServicesShape,
@@ -101,6 +102,12 @@ DATAPLANE = DataplaneShape(
         ClaimShape("10.80.0.100", "public", True, "02:00:00:00:66:66 claims it too"),
         ClaimShape("10.81.0.100", "private", True, ""),
     ],
+    synced=True,
+    replicas=[
+        ReplicaShape("10.81.0.11", "lb-1", "level", "", True),
+        ReplicaShape("10.81.0.12", "", "refused", "this is the cluster 'other'", False),
+    ],
+    replication_lag_ms=17,
     observed_ms=10,
 )
 STATUS = StatusShape(

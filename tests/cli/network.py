@@ -60,6 +60,8 @@ class Namespace:
         self.bpf_dir = self.mount / "gale" / "v1"
         self.foreign_dir = self.mount / "foreign"
         self.run_dir = self.directory / "run"
+        self.state_dir = self.directory / "state"
+        self._helpers: list[subprocess.Popen[str]] = []
         self.config = self.directory / "lb.toml"
         self.config.write_text(LB_CONFIG)
         self.mount.mkdir()
@@ -88,6 +90,7 @@ class Namespace:
             | {
                 "GALE_CONFIG": str(self.config),
                 "GALE_RUN_DIR": str(self.run_dir),
+                "GALE_STATE_DIR": str(self.state_dir),
                 "GALE_BPF_DIR": str(self.bpf_dir),
             }
             | environment,
@@ -95,6 +98,25 @@ class Namespace:
             text=True,
             check=False,
         )
+
+    def listen(self, port: int, address: str = "0.0.0.0") -> None:
+        """Somebody who listens on that TCP port, until the namespace is closed."""
+        self._help(f"s = socket.create_server(({address!r}, {port}))")
+
+    def listen_unix(self, process: str) -> None:
+        """Somebody in the place of a process of Gale's."""
+        path = self.run_dir / "bus" / f"{process}.cmd.ipc"
+        path.parent.mkdir(parents=True)
+        self._help(f"s = socket.socket(socket.AF_UNIX); s.bind({str(path)!r}); s.listen()")
+
+    def _help(self, code: str) -> None:
+        words = (sys.executable, "-c", f"import socket, sys; {code}; print(1, flush=True); input()")
+        helper = subprocess.Popen(
+            self.command(*words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._helpers.append(helper)
+        assert helper.stdout is not None
+        assert helper.stdout.readline() == "1\n"
 
     def attach_ours(self) -> None:
         """All three programs as the dataplane attaches them."""
@@ -128,6 +150,11 @@ class Namespace:
         return self.run("ip", "-d", "link", "show", "dev", interface).partition("prog/xdp")[2]
 
     def close(self) -> None:
+        for helper in self._helpers:
+            helper.kill()
+            helper.communicate()
+        if os.path.ismount(self.state_dir):
+            call("umount", str(self.state_dir))
         call("ip", "netns", "del", self.name)
         call("umount", str(self.mount))
         for path in sorted(self.directory.rglob("*"), reverse=True):

@@ -71,12 +71,17 @@ def test_status(gale: Gale) -> None:
     lines = result.stdout.splitlines()
     assert lines[0] == "lb-0  l4  gale 0.1.0  NOT READY"
     assert "  health: nothing heard for 7 s" in lines
+    assert "  10.80.0.100: 02:00:00:00:66:66 claims it too" in lines
+    assert not any("10.81.0.100:" in line for line in lines), "there is no trouble with that one"
     assert " ".join(row_of(result.stdout, "health")) == "health SILENT never priv0 to appear"
     assert " ".join(row_of(result.stdout, "quorum")) == "quorum alive 120 ms 4711"
     assert row_of(result.stdout, "xdp_public")[:3] == ["xdp_public", "pub0", "attached"]
     sent = " ".join(row_of(result.stdout, "requests"))
     assert sent == "priv0 requests tc a bridge: it takes no frames from XDP"
     assert "conntrack 1 234 567 of 2 000 000 established" in result.stdout
+    assert "flows: synced, told to the others within 17 ms" in result.stdout
+    assert "lb-1: its flows are known here; those of here are told to it" in result.stdout
+    assert "10.81.0.12: refuses this LB: this is the cluster 'other'" in result.stdout
     assert "nodes: 2 up, 1 down" in lines
     assert " ".join(row_of(result.stdout, "default")) == ("default tcp (public address):8080 l4 2")
 

@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
 
 from bpf.attachments import Attachment, Owner
-from conf import LbConfig, load_lb
-from services.cli import doctor as doctor_module
-from services.cli.doctor import (
-    ARP_ANNOUNCE,
-    ARP_IGNORE,
-    JIT,
-    PORT_RANGE,
-    RESERVED_PORTS,
-    Finding,
-    bpf_directory_findings,
+from conf import LbConfig, Paths, load_lb
+from conf.node import ServedService
+from services.cli.doctor import lb, links, node, system
+from services.cli.doctor.finding import Finding
+from services.cli.doctor.firewall import firewall_findings
+from services.cli.doctor.lb import PORT_RANGE, RESERVED_PORTS, parse_ports, port_findings
+from services.cli.doctor.links import (
     client_address_findings,
-    direct_return_findings,
-    kernel_findings,
     link_findings,
     mtu_findings,
-    parse_ports,
-    port_findings,
     program_findings,
-    reach_finding,
     return_path_findings,
     xdp_findings,
 )
+from services.cli.doctor.node import ARP_ANNOUNCE, ARP_IGNORE, direct_return_findings
+from services.cli.doctor.reach import reach_finding
+from services.cli.doctor.system import JIT, bpf_directory_findings, kernel_findings
 from services.cli.machine import Link, Listener, Machine, mount_of
 from services.quorum import table
 from tests.cli.files import LB_CONFIG
-from tests.cli.network import Namespace
+from tests.cli.network import Namespace, call
 
 FULL_XDP = 0b111
 
@@ -67,7 +64,12 @@ def test_a_good_machine_before_and_after_the_programs_are_attached(namespace: Na
         if attached:
             namespace.attach_ours()
         code, found = examine(namespace)
-        assert (code, found["warn"], found["fail"]) == (0, [], [])
+        assert (code, found["fail"]) == (0, [])
+        # Nothing of Gale's runs here, and the shell that runs the tests may have any PATH.
+        assert {each["check"] for each in found["warn"]} - {"PATH"} == {"processes"}
+        forwards = "by what it was told last" if attached else "nothing is forwarded"
+        (told,) = [each for each in found["warn"] if each["check"] == "processes"]
+        assert forwards in told["message"]
         ours = [each for each in found["ok"] if "is Gale's" in each["message"]]
         assert len(ours) == (3 if attached else 0)
     assert list(namespace.mount.glob("**/gale_doctor*")) == []
@@ -91,6 +93,24 @@ def floating_vip_of_the_kernel(namespace: Namespace) -> None:
     namespace.run("ip", "address", "add", "10.80.0.100/32", "dev", "pub0")
 
 
+def a_bridge_port(namespace: Namespace) -> None:
+    namespace.run("ip", "link", "add", "br0", "type", "bridge")
+    namespace.run("ip", "link", "set", "priv0", "master", "br0")
+
+
+def a_stranger_on_node_port(namespace: Namespace) -> None:
+    namespace.listen(7070)
+
+
+def a_full_disk(namespace: Namespace) -> None:
+    namespace.state_dir.mkdir()
+    call("mount", "-t", "tmpfs", "-o", "size=64k", "none", str(namespace.state_dir))
+
+
+def a_dataplane_without_programs(namespace: Namespace) -> None:
+    namespace.listen_unix("dataplane")
+
+
 TROUBLES: list[tuple[str | Callable[[Namespace], None], str, str, str]] = [
     ("ip link set priv0 down", "priv0", "is down", "ip link set priv0 up"),
     ("ip link set priv0-far down", "priv0", "has no carrier", "peer"),
@@ -106,6 +126,10 @@ TROUBLES: list[tuple[str | Callable[[Namespace], None], str, str, str]] = [
     (first_filter, "pub0", "has the place of Gale's filter", "another priority"),
     (ingress_qdisc, "priv0", "ingress qdisc", "tc qdisc del dev priv0 ingress"),
     (floating_vip_of_the_kernel, "virtual_ips[0].address", "is an address of pub0", ""),
+    (a_bridge_port, "priv0", "is a port of br0", "ip link set priv0 nomaster"),
+    (a_stranger_on_node_port, "ports", "7070 (local.node_port) is taken", "ss -ltnp"),
+    (a_full_disk, "state directory", "cannot be stored", "make room"),
+    (a_dataplane_without_programs, "processes", "nothing is forwarded", "gale status"),
 ]
 
 
@@ -148,6 +172,58 @@ def test_what_only_costs_is_a_warning(namespace: Namespace) -> None:
     assert "gro on" in said["XDP"]["remedy"]
 
 
+def floating(namespace: Namespace, address: str) -> None:
+    namespace.config.write_text(
+        namespace.config.read_text() + f'[[virtual_ips]]\naddress = "{address}"\n'
+    )
+
+
+def test_what_loses_some_packets_is_a_warning(namespace: Namespace) -> None:
+    floating(namespace, "10.99.0.1")
+    namespace.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    namespace.run("ip", "address", "add", "10.80.0.11/24", "dev", "priv0")
+    namespace.run("nft", "add", "table", "inet", "filter")
+    chain = "{ type filter hook input priority 0; policy drop; }"
+    namespace.run("nft", "add", "chain", "inet", "filter", "input", chain)
+    namespace.run("nft", "add", "rule", "inet", "filter", "input", "tcp", "dport", "5555", "accept")
+    damaged = namespace.state_dir / "quorum.state.damaged"
+    namespace.state_dir.mkdir()
+    damaged.touch()
+    peers = '[{ ip = "10.81.0.10", port = 9000 }, { ip = "127.0.0.1", port = 1 }]'
+    namespace.config.write_text(
+        f"{namespace.config.read_text()}[load_balancer_quorum]\naddresses = {peers}\n"
+    )
+    code, found = examine(namespace)
+    assert (code, found["fail"]) == (0, [])
+    said = {each["check"]: each for each in found["warn"]}
+    assert "the kernel routes between interfaces (priv0, pub0)" in said["forwarding"]["message"]
+    assert "10.99.0.1 is in no network of pub0" in said["VIP"]["message"]
+    assert "are both in 10.80.0.0/24" in said["ARP"]["message"]
+    assert said["firewall"]["remedy"].startswith("nft add rule inet filter input tcp dport")
+    closed = [each["remedy"] for each in found["warn"] if each["check"] == "firewall"]
+    assert not [remedy for remedy in closed if "5555" in remedy]
+    assert any("7070" in remedy for remedy in closed)
+    assert said["state files"]["remedy"] == f"look at the disk, then rm {damaged}"
+    assert said["peer"]["message"] == "127.0.0.1:1: no answer"  # the firewall drops it
+
+
+def test_vlans_whose_tags_are_taken_off() -> None:
+    ours = Attachment("pub0", "xdp", "native", 3, "gale_xdp_public", Owner.LB)
+    there = link("pub0", vlans=("pub0.5",), strips_tags=True, attached=(ours,))
+    (found,) = links.tag_findings(there)
+    assert found.remedy == "ethtool -K pub0 rxvlan off"
+    assert list(links.tag_findings(replace(there, strips_tags=False))) == []
+    assert list(links.tag_findings(replace(there, vlans=()))) == []
+
+
+def test_the_table_of_checks(namespace: Namespace) -> None:
+    told = orjson.loads(namespace.gale("doctor", "--list", "--json").stdout)
+    names = {kind: [each["check"] for each in checks] for kind, checks in told.items()}
+    assert all(len(set(each)) == len(each) for each in names.values())
+    assert len({*names["lb"], *names["node"]}) >= 35
+    assert namespace.gale("doctor", "--list").stdout.count("\n") > 40
+
+
 def test_lines_for_people(namespace: Namespace) -> None:
     namespace.run("ip", "link", "set", "priv0", "down")
     result = namespace.gale("doctor")
@@ -178,7 +254,7 @@ port = {served}
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as made:
+    with socket.create_server(("0.0.0.0", 0)) as made:
         yield made
 
 
@@ -216,6 +292,64 @@ def test_an_agent_that_does_not_answer(tmp_path: Path, listener: socket.socket) 
     code, found = node_report(tmp_path / "node.toml", port, port)
     assert (code, found["agent"]["level"]) == (0, "warn")
     assert "does not answer on port 5556" in found["agent"]["message"]
+
+
+def test_a_server_on_loopback_alone(tmp_path: Path, namespace: Namespace) -> None:
+    namespace.run("ip", "link", "set", "lo", "down")
+    for name, value in (("tcp_rfc1337", 1), ("tcp_timestamps", 0)):
+        namespace.run("sysctl", "-qw", f"net.ipv4.{name}={value}")
+    namespace.run("sysctl", "-qw", "net.core.somaxconn=128")
+    namespace.listen(8081, "127.0.0.1")
+    namespace.config.write_text(NODE_CONFIG.format(port=7070, served=8081))
+    code, found = examine(namespace)
+    assert code == 1
+    failed = {each["check"]: each for each in found["fail"]}
+    assert "listens on 127.0.0.1 alone (tcp/8081)" in failed["web"]["message"]
+    assert failed["lo"]["remedy"] == "ip link set lo up"
+    warned = {each["check"]: each["remedy"] for each in found["warn"]}
+    assert warned["TIME_WAIT"] == "sysctl -w net.ipv4.tcp_rfc1337=0"
+    assert warned["timestamps"] == "sysctl -w net.ipv4.tcp_timestamps=1"
+    assert warned["backlog"] == "sysctl -w net.core.somaxconn=4096"
+
+
+def test_no_carrier_anywhere_on_a_node(namespace: Namespace) -> None:
+    namespace.config.write_text(NODE_CONFIG.format(port=7070, served=80))
+    for name in ("pub0", "priv0", "pub0-far", "priv0-far"):
+        namespace.run("ip", "link", "set", name, "down")
+    _, found = examine(namespace)
+    failed = {each["check"]: each for each in found["fail"]}
+    assert "no interface is up with a carrier" in failed["links"]["message"]
+
+
+def test_a_node_without_c_is_found_by_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listener: socket.socket
+) -> None:
+    """An LB's file is the first that is looked for; where there is none, a node's."""
+    from services.cli import doctor
+    from services.cli.invocation import Invocation
+
+    monkeypatch.delenv("GALE_CONFIG", raising=False)
+    paths = Paths(lb_config=tmp_path / "lb.toml", node_config=tmp_path / "node.toml")
+    asked = Invocation(config=None, json=False)
+    assert doctor.file_of(asked, paths) == paths.node_config
+    paths.lb_config.touch()
+    assert doctor.file_of(asked, paths) == paths.lb_config
+
+
+def test_a_server_of_datagrams_is_looked_for_among_those() -> None:
+    status = {"services": [{"name": "dns", "protocol": "udp"}], "network": {}}
+    held = Listener("0.0.0.0", 5300, "udp")
+
+    def judged(*listening: Listener) -> list[str]:
+        config = ServedService(name="dns", port=5300)
+        ground = SimpleNamespace(
+            status=status, config=SimpleNamespace(services=(config,)), listening=listening
+        )
+        return levels(node.server_findings(ground))  # type: ignore[arg-type]
+
+    assert judged(held) == ["ok"]
+    assert judged() == ["warn"]
+    assert judged(replace(held, port=5301)) == ["warn"]
 
 
 def test_a_name_nobody_knows() -> None:
@@ -292,6 +426,117 @@ def test_programs() -> None:
     ]
     there = link("pub0", old_ingress=True, attached=(ours, foreign, *filters))
     assert levels(program_findings(there)) == ["fail", "ok", "fail", "fail", "warn"]
+
+
+def test_costs_of_bpf() -> None:
+    def judged(**sysctls: str) -> list[str]:
+        names = {"harden": system.JIT_HARDEN, "stats": system.BPF_STATS}
+        found = {names[name]: value for name, value in sysctls.items()}
+        return levels(system.bpf_cost_findings(machine(sysctls=found)))
+
+    assert judged(harden="1", stats="0") == ["ok", "ok"]
+    assert judged(harden="2") == ["warn", "ok"]
+    assert judged(stats="1") == ["ok", "warn"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("none [integrity] confidentiality", ["ok"]),
+        ("none integrity [confidentiality]", ["fail"]),
+        (None, []),
+    ],
+)
+def test_lockdown(tmp_path: Path, text: str | None, wanted: list[str]) -> None:
+    file = tmp_path / "lockdown"
+    if text is not None:
+        file.write_text(text)
+    assert levels(system.lockdown_findings(file)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("offsets", "wanted"), [("0 0", "ok"), ("864000 0", "fail"), ("0 5", "fail"), ("-1 0", "fail")]
+)
+def test_a_time_namespace(tmp_path: Path, offsets: str, wanted: str) -> None:
+    file = tmp_path / "timens_offsets"
+    file.write_text(f"monotonic {offsets}\nboottime 7 0\n")
+    assert levels(system.clock_findings(file)) == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "wanted"),
+    [("10", "100", "ok"), ("90", "100", "ok"), ("91", "100", "fail"), (None, None, "ok")],
+)
+def test_conntrack(count: str | None, most: str | None, wanted: str) -> None:
+    told = {system.CONNTRACK_COUNT: count, system.CONNTRACK_MAX: most}
+    there = {name: value for name, value in told.items() if value is not None}
+    assert levels(system.conntrack_findings(machine(sysctls=there))) == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("uid", "hardest", "wanted"), [(0, 0, "ok"), (1000, 0, "warn"), (1000, 50, "ok")]
+)
+def test_real_time(uid: int, hardest: int, wanted: str) -> None:
+    assert levels(system.sched_findings(uid, hardest)) == [wanted]
+
+
+def test_few_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {resource.RLIMIT_NOFILE: (1024, 1024)}
+    monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
+    (found,) = system.descriptor_findings()
+    assert (found.level.value, "supervisord.conf" in found.remedy) == ("warn", True)
+    limits[resource.RLIMIT_NOFILE] = (1024, 4096)
+    assert levels(system.descriptor_findings()) == ["ok"]
+
+
+def test_programs_that_are_not_in_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (found,) = system.path_findings(("gale-agent",))
+    assert (found.level.value, "gale-agent not found" in found.message) == ("warn", True)
+    (tmp_path / "gale-agent").touch(0o755)
+    assert levels(system.path_findings(("gale-agent",))) == ["ok"]
+
+
+def test_a_run_directory_too_deep_for_sockets(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 90)
+    found = list(system.directory_findings(Paths(run_dir=deep, state_dir=tmp_path)))
+    assert [each.check for each in found if each.level.value == "fail"] == ["socket paths"]
+
+
+def test_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = os.uname()
+    assert levels(system.byte_order_findings()) == ["ok"]
+    other = SimpleNamespace(**{name: getattr(here, name) for name in ("sysname", "release")})
+    other.machine = "aarch64"
+    monkeypatch.setattr(os, "uname", lambda: other)
+    assert levels(system.byte_order_findings()) == ["fail"]
+
+
+def test_a_flow_table_larger_than_memory(config: Callable[..., LbConfig]) -> None:
+    ground = SimpleNamespace(config=config(), running=frozenset())
+    assert levels(lb.memory_findings(ground, 1 << 40)) == ["ok"]  # type: ignore[arg-type]
+    assert levels(lb.memory_findings(ground, 1 << 20)) == ["fail"]  # type: ignore[arg-type]
+
+
+def test_replies_longer_than_the_public_side() -> None:
+    public, private = link("pub0", mtu=1500), link("priv0", mtu=9000)
+    assert levels(links.jumbo_findings(public, private)) == ["warn"]
+    assert levels(links.jumbo_findings(replace(public, mtu=9000), private)) == ["ok"]
+
+
+def test_a_firewall_that_names_the_port_lets_it_in() -> None:
+    chain = {"family": "ip", "table": "t", "name": "in", "hook": "input", "policy": "drop"}
+
+    def judged(*expressions: Any, policy: str = "drop") -> list[str]:
+        rules: list[dict[str, Any]] = [{"chain": chain | {"policy": policy}}]
+        rules += [{"rule": {"expr": [each]}} for each in expressions]
+        return levels(firewall_findings({7070: "nodes"}, rules))
+
+    assert judged() == ["warn"]
+    assert judged(policy="accept") == ["ok"]
+    for right in (7070, {"set": [22, 7070]}, {"range": [7000, 7100]}):
+        assert judged({"match": {"right": right}}) == ["ok"]
+    assert judged({"match": {"right": {"range": [1, 1024]}}}) == ["warn"]
 
 
 @pytest.mark.parametrize(
@@ -412,7 +657,7 @@ def test_a_shared_network_is_found_on_the_machine(namespace: Namespace) -> None:
 
 
 def test_the_ports_are_those_of_the_node_table() -> None:
-    ports = doctor_module.SNAT_PORTS
+    ports = lb.SNAT_PORTS
     assert (ports[0], len(ports)) == (table.FIRST_PORT, table.OWN_ADDRESS_PORTS)
 
 

@@ -19,7 +19,7 @@ import pytest
 from tests.cli.conftest import Gale
 from tests.cli.local_api import ANSWERS, Handler, LocalApi
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 100.0
 
 
 def message(seq: int, topic: str, data: Any, *, boot: str = "api1", **more: Any) -> dict[str, Any]:
@@ -264,6 +264,14 @@ def test_watch_shows_what_changes_and_what_is_wrong(api: LocalApi, start: Start)
     while (line := running.line()).endswith("/v1/status: upgrading"):
         pass
     assert orjson.loads(line) == changed
+    assert running.interrupt() == 0
+
+
+@pytest.mark.parametrize("command", ["nodes", "services", "flows", "quorum"])
+def test_other_answers_are_watched_too(api: LocalApi, start: Start, command: str) -> None:
+    running = start(command, "--watch", "--json")
+    answer = ANSWERS[f"/v1/{command}"]
+    assert [orjson.loads(running.line()) for _ in range(2)] == [answer, answer]
     assert running.interrupt() == 0
 
 

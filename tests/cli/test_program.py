@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -42,3 +43,38 @@ def test_a_shell_can_ask_for_the_commands() -> None:
         [GALE], env={**os.environ, **asked}, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["nodes"]
+
+
+@pytest.mark.parametrize(
+    ("shell", "words", "expected"),
+    [
+        ("bash", "gale tr", "trace"),
+        ("bash", "gale pl", "plan"),
+        ("zsh", "gale sup", "support"),
+        ("fish", "gale rel", "reload"),
+    ],
+)
+def test_shells_complete_commands(shell: str, words: str, expected: str) -> None:
+    environment = {
+        "_GALE_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": words,
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": words,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    program = "import sys; sys.argv[0] = 'gale'; from services.cli.main import main; main()"
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert expected in told.stdout, told.stderr
+    assert "check" not in told.stdout
+
+
+def test_every_command_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    documented = set(re.findall(r"^## `gale ([a-z]+)", page, re.MULTILINE))
+    assert set(COMMANDS) - documented == set()

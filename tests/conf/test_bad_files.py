@@ -368,6 +368,30 @@ BAD_FILES = [
         "only votes",
     ),
     Bad(
+        "announcing by a word that is none",
+        QUORUM + 'announce = "bgp" #!\n',
+        "load_balancer_quorum.announce",
+        '"arp"',
+    ),
+    Bad(
+        "a script that is not named",
+        QUORUM + 'announce = "exec" #!\n',
+        "load_balancer_quorum.announce",
+        "announce_command",
+    ),
+    Bad(
+        "a script that nobody runs",
+        QUORUM + 'announce_command = "/bin/true" #!\n',
+        "load_balancer_quorum.announce_command",
+        'announce = "exec"',
+    ),
+    Bad(
+        "a script that could be anywhere",
+        QUORUM + 'announce = "exec"\nannounce_command = "move" #!\n',
+        "load_balancer_quorum.announce_command",
+        "absolute path",
+    ),
+    Bad(
         "replication on the port of the nodes",
         QUORUM + "replication_port = 7070 #!\n",
         "load_balancer_quorum.replication_port",

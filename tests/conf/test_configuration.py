@@ -237,6 +237,17 @@ def test_longest_lease_that_is_covered(tmp_path: Path) -> None:
     assert _lb(tmp_path, text).quorum.promise_ms == 117
 
 
+def test_a_script_instead_of_arp(tmp_path: Path) -> None:
+    assert _lb(tmp_path, "").quorum.announce == "arp"
+    text = """
+    [load_balancer_quorum]
+    announce = "exec"
+    announce_command = "/usr/local/sbin/move"
+    """
+    quorum = _lb(tmp_path, text).quorum
+    assert (quorum.announce, quorum.announce_command) == ("exec", Path("/usr/local/sbin/move"))
+
+
 def test_witness_among_others(tmp_path: Path) -> None:
     text = """
     [load_balancer_quorum]

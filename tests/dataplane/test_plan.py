@@ -1055,6 +1055,15 @@ def test_a_floating_address_and_the_addresses_that_move_with_it() -> None:
     }
 
 
+def test_a_vip_without_a_service_floats_as_well() -> None:
+    """What comes there is dropped, and never the host's to answer."""
+    kernel = Kernel()
+    run(kernel, EMPTY, replace(table([node(0)], []), vip_owners=VIPS))
+    assert kernel.addresses == {
+        "10.80.0.100": AddressInfo(of_service=True, floating=True, snat_slice=None)
+    }
+
+
 def test_a_vip_that_this_host_has_as_its_own_does_not_float() -> None:
     kernel = Kernel()
     facts = replace(FACTS, own_addresses=OWN | {"10.80.0.100"})

@@ -97,6 +97,34 @@ def test_a_promise_beyond_all_measure_is_malformed() -> None:
     assert good is not None
 
 
+JUDGED = {"checks_timeout": "1s", "checks_before_routing": "3"}
+
+
+def test_who_judges_nodes_otherwise_is_refused_if_all_must_be_the_same() -> None:
+    heard = admission()
+    heard.judge_by(JUDGED, enforce=True)
+    assert heard.admit(PLACE, frames(replace(HEAD, node_health=JUDGED)), 0)
+    other = replace(HEAD, number=2, node_health=JUDGED | {"checks_timeout": "5s"})
+    assert heard.admit(PLACE, frames(other), 0) is None
+    (told,) = heard.take_untold()
+    assert told.told == "configuration: node_health.checks_timeout is 1s here and 5s there"
+    assert heard.trouble == {ENTRY: told.told}
+    assert heard.admit(PLACE, frames(replace(other, node_health=JUDGED)), 0)
+    assert heard.trouble == {}
+
+
+def test_who_judges_nodes_otherwise_is_heard_and_named_if_they_need_not() -> None:
+    heard = admission()
+    heard.judge_by(JUDGED, enforce=False)
+    for number in range(3):
+        other = replace(HEAD, number=number, node_health={"checks_timeout": "1s"})
+        assert heard.admit(PLACE, frames(other), 0)
+    (found,) = heard.take_differing()
+    assert found.text == "node_health.checks_before_routing is 3 here and unknown there"
+    assert heard.trouble == {ENTRY: found.text}
+    assert not heard.refused
+
+
 def test_a_name_belongs_to_one_entry() -> None:
     heard = admission()
     heard.admit(PLACE, frames(), 0)

@@ -53,6 +53,24 @@ def states(core: Quorum) -> dict[str, NodeState]:
     return {node.name: node.state for node in table(core).nodes}
 
 
+def test_a_quorum_of_one_claims_far_ahead_and_renews_in_time() -> None:
+    """So its VIPs outlast a restart of the process."""
+    config = quorum_config()
+    vips = replace(config, table=replace(config.table, vips=(FloatingVip("10.80.0.100"),)))
+    core = Quorum(vips, BLANK, SEED, 0)
+    work_off(core, 0)
+    core.report("boot-1", view(seen("n", UP)), 5)
+    claims = [ready.claims for ready in work_off(core, 5) if ready.claims is not None]
+    assert claims == [{"10.80.0.100": 10_005}]
+    core.tick(2_005)  # the view has settled
+    assert work_off(core, 5_004) == []
+    assert core.next_due_ms() == 5_005
+    core.tick(5_005)
+    renewed = core.take(5_005)
+    assert renewed is not None
+    assert renewed.claims == {"10.80.0.100": 15_005}
+
+
 def test_a_blank_lb_votes_leads_waits_for_a_view_and_commits() -> None:
     core = Quorum(quorum_config(), BLANK, SEED, 0)
     assert core.state(0).role is Role.CANDIDATE
@@ -158,11 +176,12 @@ def test_each_lb_settles_by_its_own_boot() -> None:
     core, _ = bootstrapped("a", "b")
     core.report("boot-2", view(seen("b", UP)), 100)
     core._take_report("lb-1", "boot-1", view(seen("a", UP)), 900, 900)
+    core._take_report("lb-2", "boot-1", view(), 100, 100)
     for now_ms in (100 + SETTLE_MS - 1, 100 + SETTLE_MS):
         assert states(core) == {"a": UP, "b": UP}
         core.tick(now_ms)
         work_off(core, now_ms)
-    assert states(core) == {"a": DOWN, "b": UP}, "lb-0 knows no a; lb-1 may yet learn of b"
+    assert states(core) == {"a": DOWN, "b": UP}, "two know no a; lb-1 may yet learn of b"
     core.tick(900 + SETTLE_MS)
     work_off(core, 900 + SETTLE_MS)
     assert states(core) == {"a": DOWN, "b": DOWN}

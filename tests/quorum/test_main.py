@@ -468,3 +468,26 @@ def test_alone_among_several_it_leads_nobody(rig: Rig) -> None:
     assert state.waiting_for == "a leader: no majority of the LBs is heard"
     assert [member.address for member in state.members] == ["127.0.0.1:20481", "203.0.113.3:20481"]
     assert rig.table() is None
+
+
+def test_recovered_it_decides_alone(rig: Rig) -> None:
+    peers = '{ ip = "127.0.0.1", port = 20482 }, { ip = "203.0.113.3", port = 20482 }'
+    rig.config.write_text(CONFIG + f"\n[load_balancer_quorum]\naddresses = [ {peers} ]\n")
+    rig.start()
+    rig.sees(view(seen("a", UP)))
+    rig.wait(lambda: (s := rig.quorum()) and s.role is Role.PRE_CANDIDATE)
+    path = topics.command_path(rig.run_dir, topics.QUORUM)
+    assert request(rig.context, path, "recover", {}, 20_000) == {"members": 1}
+    rig.wait_states({"a": UP})
+    state = rig.wait(lambda: s if (s := rig.quorum()) and s.role is Role.LEADER else None)
+    assert [member.name for member in state.members] == ["lb-test"]
+    with pytest.raises(CommandError, match="decides alone already"):
+        request(rig.context, path, "recover", {}, 20_000)
+
+
+def test_a_quorum_of_one_has_nobody_to_hand_over_to(rig: Rig) -> None:
+    rig.start()
+    rig.wait(rig.quorum)
+    path = topics.command_path(rig.run_dir, topics.QUORUM)
+    with pytest.raises(CommandError, match="nobody to hand over to"):
+        request(rig.context, path, "handover", {}, 20_000)

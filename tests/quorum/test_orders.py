@@ -187,7 +187,8 @@ def test_an_order_is_answered_when_it_is_committed_and_told_once() -> None:
     core = leader(disk=disk)
     core.order("1", asked(DRAIN, why="new disks"), 10)
     persisted = core.take(10)
-    assert persisted is not None and persisted.persist is not None
+    assert persisted is not None
+    assert persisted.persist is not None
     assert not persisted.answers
     assert persisted.persist.state.table is not None
     assert [each.id for each in persisted.persist.state.table.orders] == ["1"]
@@ -211,7 +212,8 @@ def test_the_same_command_is_not_carried_out_twice() -> None:
     committed = core.committed(500)
     assert give(core, 600, DRAIN, "3", within_ms=1_000) == [Answer("3", None, "")]
     after = core.committed(600)
-    assert committed is not None and after is not None
+    assert committed is not None
+    assert after is not None
     assert after.table.epoch == committed.table.epoch
     (drain,) = after.table.orders
     assert drain.remaining_ms == 900
@@ -223,7 +225,8 @@ def test_an_order_for_nobody_is_refused_and_nothing_changes() -> None:
     answers = give(core, 10, DRAIN, node="x@10.0.0.1")
     assert answers == [Answer("1", None, "no node has the id x@10.0.0.1")]
     after = core.committed(10)
-    assert before is not None and after is not None
+    assert before is not None
+    assert after is not None
     assert after.table == before.table
 
 
@@ -489,5 +492,5 @@ def test_words_that_make_no_order() -> None:
         {"kind": DRAIN, "why": "two\nlines"},
         {"kind": DRAIN, "node": ""},
     ):
-        with pytest.raises(ValueError, match="order|takes"):
+        with pytest.raises(ValueError, match=r"order|takes"):
             asked(**wrong)

@@ -143,8 +143,8 @@ MUTANTS = (
     Mutant(
         "any release counts",
         "leases.py",
-        "        if holder == message.sender and message.asked >= self.asked[message.vip]:\n",
-        "        if holder == message.sender:\n",
+        "and message.boot == boot and message.asked >= asked:\n",
+        "and message.boot == boot:\n",
     ),
     Mutant(
         "whoever was chosen does not wait",
@@ -155,8 +155,9 @@ MUTANTS = (
     Mutant(
         "who is not eligible any more goes on claiming",
         "leases.py",
-        "        self._least = self._asked\n        self.until_ms.clear()\n",
-        "        self._least = self._asked\n",
+        "                self.given_up[vip] = self._least, now_ms + LARGEST_PROMISE_MS\n"
+        "        self.until_ms.clear()\n",
+        "                self.given_up[vip] = self._least, now_ms + LARGEST_PROMISE_MS\n",
     ),
 )
 

@@ -9,7 +9,6 @@ const MEANINGS = {
   pardon: "A ban is over, whoever said it, and the node's failures are forgotten.",
   weight: "Its part of the rings, whatever its agent says.",
 };
-const UNITS = { ms: 1, s: 1000, m: 60_000, h: 3_600_000 };
 
 let asked = null;
 
@@ -67,12 +66,7 @@ async function giveOrder() {
   const body = { why: form.why.value.trim() };
   if (asked.kind === "weight") body.weight = Number(form.weight.value);
   if (asked.kind === "drain" && form.within.value.trim()) {
-    const [, number, unit] = form.within.value.trim().match(/^(\d+)(ms|s|m|h)$/) ?? [];
-    if (!number) {
-      say($("order-answer"), "Within: expected a duration such as 90s or 5m.");
-      return;
-    }
-    body.within_ms = Number(number) * UNITS[unit];
+    body.within = form.within.value.trim();
   }
   $("order-give").disabled = true;
   const headers = asked.tag ? { "If-Match": asked.tag } : {};

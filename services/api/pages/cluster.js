@@ -49,9 +49,11 @@ function showLb(card, member, status) {
   const state = card.querySelector(".state");
   state.className = `state ${member.alive ? (isLeader ? "" : "is-up") : "is-bad"}`;
   say(state, member.alive ? (isLeader ? "leader" : "follower") : "not heard");
-  const eligible = member.eligible == null ? "" : member.eligible ? " · eligible" : " · not eligible";
+  const why = member.why_not ?? [];
+  const eligible = !member.alive ? "" : why.length ? ` · may hold no VIP: ${why.join(", ")}` : " · eligible";
+  const trouble = [member.staged && "another configuration is staged", member.trouble].filter(Boolean).map((each) => ` · ${each}`).join("");
   const heard = member.isSelf ? "" : ` · heard ${span(member.heard_ms)} ago`;
-  say(card.querySelector(".facts"), `term ${member.term ?? "–"} · epoch ${member.epoch ?? "–"}${eligible}${heard}`);
+  say(card.querySelector(".facts"), `term ${member.term ?? "–"} · epoch ${member.epoch ?? "–"}${eligible}${heard}${trouble}`);
   say(card.querySelector(".vips"), held.length ? `holds ${held.map((vip) => vip.address).join(", ")}${
     member.isSelf && quorum.lease_remaining_ms ? ` · lease ${span(quorum.lease_remaining_ms)}` : ""}` : "holds no VIP");
   const lease = card.querySelector(".lease");

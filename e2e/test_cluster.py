@@ -1,0 +1,245 @@
+"""Three LBs that are one cluster: who leads, what all of them go by, and what it costs to lose one.
+
+A fault's cost is counted in changes of leader and of the VIP's holder, not in milliseconds: how
+long a gap is, the benchmarks measure.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from e2e.hosts import Hosts, lab_hosts, pid_of, send_signal, traffic, wait_for
+from e2e.lab import Plan
+
+PATIENCE_S = 30.0
+FLOWS = 300
+TRACING_S = 300
+"""The first trace of an LB may have to compile its programs."""
+LAB_S = 600
+TRACE = """
+import json, sys, urllib.request
+first = int(sys.argv[1])
+for number in range(first, first + int(sys.argv[2])):
+    host, port = f"10.82.{number // 200}.{number % 200 + 1}", 1024 + 7 * number
+    question = {"protocol": "tcp", "source": f"{host}:{port}", "destination": sys.argv[3]}
+    request = urllib.request.Request("http://127.0.0.1:5555/v1/trace",
+        json.dumps(question).encode(), {"Content-Type": "application/json"})
+    print(json.load(urllib.request.urlopen(request, timeout=60))["node"])
+"""
+
+pytestmark = pytest.mark.timeout(LAB_S)
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    with lab_hosts(Plan(lbs=3, nodes=2), lambda text: print(text, file=sys.stderr)) as machines:
+        yield machines
+
+
+def quorum(hosts: Hosts, lb: str) -> dict[str, Any] | None:
+    try:
+        answer: dict[str, Any] = hosts.api(lb, "/v1/quorum")
+    except (OSError, ValueError):
+        return None
+    return answer
+
+
+def _is_anew(hosts: Hosts, lb: str, before: int) -> bool:
+    return pid_of(hosts, lb, "gale:quorum") not in (0, before)
+
+
+def agreement(hosts: Hosts, *lbs: str) -> str:
+    """Who leads, if all of these follow the same LB by the same table; else nothing."""
+    states = [quorum(hosts, lb) for lb in lbs or hosts.lbs]
+    said = {(s["leader"], s["term"], s["epoch"]) for s in states if s is not None}
+    if None in states or len(said) != 1:
+        return ""
+    ((leader, *_),) = said
+    return leader or ""
+
+
+def agreed(hosts: Hosts, *lbs: str, without: str = "") -> str:
+    """Wait until these agree, on another leader than `without`; who that is."""
+
+    def found() -> str:
+        leader = agreement(hosts, *lbs)
+        return leader if leader != without else ""
+
+    return wait_for(found, f"agreement of {lbs or hosts.lbs}", PATIENCE_S)
+
+
+def quorum_lost(hosts: Hosts, lb: str) -> dict[str, Any] | None:
+    """What an LB says that hears no leader; None: it hears one."""
+    state = quorum(hosts, lb)
+    return state if state is not None and not state["quorum"] else None
+
+
+def holder(hosts: Hosts, lb: str) -> str | None:
+    state = quorum(hosts, lb)
+    return state["vips"][0]["holder"] if state and state["vips"] else None
+
+
+def others(hosts: Hosts, lb: str) -> tuple[str, ...]:
+    return tuple(each for each in hosts.lbs if each != lb)
+
+
+def _sees(hosts: Hosts, lb: str, everybody: set[tuple[str, str]]) -> bool:
+    try:
+        nodes = hosts.api(lb, "/v1/nodes")["nodes"]
+    except (OSError, ValueError):
+        return False
+    return {(node["name"], node["state"]) for node in nodes} == everybody
+
+
+def all_serve(hosts: Hosts) -> None:
+    """Until every LB sees every node up again, so that the next test begins well."""
+    everybody = {(node, "up") for node in hosts.nodes}
+    for lb in hosts.lbs:
+        sees_all = partial(_sees, hosts, lb, everybody)
+        wait_for(sees_all, f"all nodes up at {lb}", PATIENCE_S)
+    agreed(hosts)
+
+
+@pytest.fixture(autouse=True)
+def well(hosts: Hosts) -> Iterator[None]:
+    all_serve(hosts)
+    yield
+    for lb in hosts.lbs:
+        hosts.set_cut(lb, cut=False)
+
+
+def test_all_know_all_and_one_holds_the_vip(hosts: Hosts) -> None:
+    leader = agreed(hosts)
+    holders = {holder(hosts, lb) for lb in hosts.lbs}
+    assert len(holders) == 1
+    assert holders <= set(hosts.lbs)
+    for lb in hosts.lbs:
+        state = quorum(hosts, lb)
+        assert state is not None
+        members = {member["name"]: member for member in state["members"]}
+        assert set(members) == set(hosts.lbs)
+        assert all(member["alive"] for member in members.values())
+        assert all(member["epoch"] == state["epoch"] for member in members.values())
+        assert (state["role"] == "leader") == (lb == leader)
+        assert not state["rejected"]
+
+
+def test_equal_tables_are_equal_choices(hosts: Hosts) -> None:
+    """The loaded programs of all LBs choose the same node for the same flow."""
+    agreed(hosts)
+    words = ("python3", "-c", TRACE, "0", str(FLOWS), f"{hosts.vip()}:8080")
+    running = {lb: hosts.start(lb, *words) for lb in hosts.lbs}
+    answers: dict[str, list[str]] = {}
+    for lb, process in running.items():
+        printed, complaints = process.communicate(timeout=TRACING_S)
+        answers[lb] = printed.split()
+        assert len(answers[lb]) == FLOWS, complaints
+    first = answers[hosts.lbs[0]]
+    assert set(first) == set(hosts.nodes)
+    assert all(each == first for each in answers.values())
+
+
+def test_a_killed_leader_is_replaced_and_comes_back_as_a_follower(hosts: Hosts) -> None:
+    leader = agreed(hosts)
+    requests = traffic(hosts, rate=50)
+    wait_for(lambda: requests.results, "the first answer")
+    killed = send_signal(hosts, leader, "gale:quorum", "KILL")
+    successor = agreed(hosts, *others(hosts, leader), without=leader)
+    wait_for(lambda: pid_of(hosts, leader, "gale:quorum") not in (0, killed), "a new process")
+    assert agreed(hosts) == successor
+    seen = requests.stop()
+    assert not seen.failures, seen.errors
+
+
+def test_a_minority_follows_nobody_says_so_and_comes_back(hosts: Hosts) -> None:
+    leader = agreed(hosts)
+    hosts.set_cut(leader, cut=True)
+    successor = agreed(hosts, *others(hosts, leader), without=leader)
+    lost = wait_for(partial(quorum_lost, hosts, leader), "quorum lost")
+    assert lost["leader"] is None
+    assert lost["waiting_for"] == "a leader: no majority of the LBs is heard"
+    assert lost["lease_remaining_ms"] == 0
+    new_holder = wait_for(
+        lambda: h if (h := holder(hosts, successor)) != leader else None, "another holder"
+    )
+    term = quorum(hosts, successor)["term"]  # type: ignore[index]
+    hosts.set_cut(leader, cut=False)
+    assert agreed(hosts) == successor
+    assert quorum(hosts, leader)["term"] == term, "it deposed nobody"  # type: ignore[index]
+    assert holder(hosts, leader) == new_holder, "nothing moves back by itself"
+
+
+@pytest.mark.parametrize("both_ways", [False, True], ids=["one-way", "partial"])
+def test_two_that_do_not_hear_each_other_cost_one_change_at_most(
+    hosts: Hosts, both_ways: bool
+) -> None:
+    leader = agreed(hosts)
+    before = quorum(hosts, leader)
+    assert before is not None
+    other, bridge = others(hosts, leader)
+    hosts.cut_way(other, leader)
+    if both_ways:
+        hosts.cut_way(leader, other)
+    wait_for(lambda: not agreement(hosts), "the fault to be felt", PATIENCE_S)
+    after = wait_for(lambda: (s := quorum(hosts, bridge)) and s["quorum"] and s, "a quorum")
+    hosts.set_cut(leader, cut=False)
+    agreed(hosts)
+    healed = quorum(hosts, bridge)
+    assert healed is not None
+    assert after["term"] - before["term"] <= 1
+    assert healed["term"] - before["term"] <= 2
+
+
+def test_a_leader_that_stands_still_leads_no_more_when_it_goes_on(hosts: Hosts) -> None:
+    leader = agreed(hosts)
+    send_signal(hosts, leader, "gale:quorum", "STOP")
+    try:
+        successor = agreed(hosts, *others(hosts, leader), without=leader)
+    finally:
+        send_signal(hosts, leader, "gale:quorum", "CONT")
+    assert agreed(hosts) == successor
+
+
+def test_a_rolling_restart_fails_no_request(hosts: Hosts) -> None:
+    requests = traffic(hosts, rate=50)
+    wait_for(lambda: requests.results, "the first answer")
+    for lb in hosts.lbs:
+        before = pid_of(hosts, lb, "gale:quorum")
+        hosts.supervisorctl(lb, "restart", "gale:quorum")
+        wait_for(partial(_is_anew, hosts, lb, before), f"a new process on {lb}")
+        agreed(hosts)
+    seen = requests.stop()
+    assert not seen.failures, seen.errors
+
+
+def test_handed_over_is_the_lead_and_the_vip(hosts: Hosts) -> None:
+    leader = agreed(hosts)
+    done = hosts.run(leader, "gale", "handover")
+    assert done.returncode == 0, done.stderr
+    successor = agreed(hosts)
+    assert successor != leader
+    assert holder(hosts, successor) != leader
+    assert done.stdout == f"handed over: {successor} leads\n"
+
+
+def test_all_start_together_after_all_were_killed(hosts: Hosts) -> None:
+    agreed(hosts)
+    before = quorum(hosts, hosts.lbs[0])
+    assert before is not None
+    for lb in hosts.lbs:
+        hosts.run(lb, "kill", "-KILL", str(hosts.supervisord_pid(lb)))
+    for lb in hosts.lbs:
+        hosts.start_supervisord(lb)
+    agreed(hosts)
+    all_serve(hosts)
+    after = quorum(hosts, hosts.lbs[0])
+    assert after is not None
+    assert after["epoch"] >= before["epoch"], "nothing that was agreed is forgotten"
+    requests = traffic(hosts, rate=50)
+    wait_for(lambda: len(requests.results) > 20, "answers")
+    assert not requests.stop().failures

@@ -1,0 +1,74 @@
+"""`gale quorum`, `gale quorum recover` and `gale handover`: the LBs as one cluster.
+
+`recover` is for the one case in which no majority will ever come back. It is refused as long as a
+leader or another LB is heard, says what it risks, asks, and takes ten seconds in which it can still
+be interrupted. Exit code 1: it was refused, or not wanted.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from services.cli.client import ApiError, client_of, refused
+from services.cli.invocation import NO, Invocation, print_json
+from services.cli.status import quorum
+
+RISK = """\
+{name} will decide alone, by the table it has (term {term}, epoch {epoch}), and claim every VIP.
+If another LB of the old cluster still runs, or comes back before its list is changed, there are two
+clusters with the same VIPs. Be sure that all the others are off: {others}."""
+AFTERWARDS = """\
+{name} decides alone from now on. Take the others out of load_balancer_quorum.addresses of its file
+before its quorum process is restarted; it would wait for them again."""
+WAIT_S = 10
+
+app = typer.Typer(
+    add_completion=False,
+    invoke_without_command=True,
+    help="This LB's part in the agreement of the LBs.",
+)
+
+
+@app.callback()
+def show(context: typer.Context) -> None:
+    """This LB's part in the agreement of the LBs."""
+    if context.invoked_subcommand is None:
+        quorum(context)
+
+
+@app.command()
+def recover(
+    context: typer.Context,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; the ten seconds stay.")] = False,
+) -> None:
+    """Two of three are gone for good: have this one decide alone."""
+    client = client_of(Invocation.of(context))
+    try:
+        state = client.get("/v1/quorum")
+        others = [each["name"] or each["address"] for each in state["members"][1:]]
+        told = {key: state[key] for key in ("name", "term", "epoch")}
+        typer.echo(RISK.format(**told, others=", ".join(others)))
+        if not yes and not typer.confirm("Go on?"):
+            raise typer.Exit(NO)
+        typer.echo(f"in {WAIT_S} seconds; interrupt to leave all as it is")
+        time.sleep(WAIT_S)
+        client.post("/v1/quorum/recover", {})
+    except ApiError as error:
+        raise refused(error) from None
+    typer.echo(AFTERWARDS.format(name=state["name"]))
+
+
+def handover(context: typer.Context) -> None:
+    """Have another LB take the lead and every VIP, without waiting for this one to fall silent."""
+    invocation = Invocation.of(context)
+    try:
+        answer = client_of(invocation).post("/v1/handover", {})
+    except ApiError as error:
+        raise refused(error) from None
+    if invocation.json:
+        print_json(answer)
+    else:
+        typer.echo(f"handed over: {answer['leader']} leads")
