@@ -72,6 +72,8 @@ HIGH_WATER_MARK = 2 * KEPT_EVENTS
 """Room for a whole replay, with as much again for what happens meanwhile."""
 LONGEST_SUBSCRIPTION = 256
 """Bytes that a subscriber may say at once. No topic is longer than 32."""
+MOST_SUBSCRIPTIONS = 1_000
+"""Accepted in one turn: who subscribes without an end does not hold the loop."""
 RECONNECT_MS = 50
 DIRECTORY_MODE = 0o1770
 """Several users' sockets in one directory: the group may add, nobody may remove another's."""
@@ -131,19 +133,20 @@ class PublisherSocket:
         self._endpoint = LocalEndpoint(self.socket, path)
 
     def subscriptions(self) -> list[bytes]:
-        """Accept all waiting subscriptions; returns their prefixes."""
+        """Accept subscriptions that wait, `MOST_SUBSCRIPTIONS` at most; returns their prefixes."""
         prefixes: list[bytes] = []
-        while True:
+        for _ in range(MOST_SUBSCRIPTIONS):
             try:
                 message = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
-                return prefixes
+                break
             prefix = message[1:]
             if message[:1] == b"\x01":
                 self.socket.setsockopt(zmq.SUBSCRIBE, prefix)
                 prefixes.append(prefix)
             elif message[:1] == b"\x00":
                 self.socket.setsockopt(zmq.UNSUBSCRIBE, prefix)
+        return prefixes
 
     def send(self, frames: list[bytes]) -> None:
         """Never blocks: a subscriber beyond its high-water mark misses the message."""

@@ -74,6 +74,7 @@ MAY_IMPORT = {
 }
 
 SHARED = {
+    "services.connections",
     "services.logs",
     "services.machine",
     "services.process",

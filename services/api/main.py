@@ -43,7 +43,7 @@ from bus.commands import (
 )
 from bus.socket import PublisherSocket, monotonic_ms
 from conf import LbConfig, Paths, load_lb
-from services import process
+from services import connections, process
 from services.api.fold import Fold
 from services.api.guard import Guard, Token
 from services.api.journal import Journal
@@ -60,6 +60,11 @@ from services.process import Bus
 SETTLE_MS = 300
 """Three times libzmq's default pause before it reconnects."""
 TICK_MS = 100
+MOST_ROUNDS = 20
+PAUSE_S = 0.005
+SUBSCRIBER_LIMITS = connections.Limits(of_address=64, burst_bytes=16 << 10, bytes_per_s=1 << 10)
+"""Of the events endpoint. libzmq keeps each subscription, fifty bytes for one of its own; all the
+topics there are take a kilobyte."""
 RETRY_MS = 1000
 
 _log = structlog.get_logger()
@@ -92,6 +97,10 @@ class ApiProcess:
             self._public.socket,
         )
         self._events_unbound = config.bus.events
+        self._refused: Counter[str] = Counter()
+        self._subscribers = connections.Connections(
+            self._bus.context, self._public.socket, self._refused, SUBSCRIBER_LIMITS, self.now_ms()
+        )
         self._events_retry_ms = 0
         self._events_waiting_for = ""
         self._position = PositionFile(paths.run_dir)
@@ -124,6 +133,7 @@ class ApiProcess:
             for polled in self._polled:
                 loop.remove_reader(int(polled.getsockopt(zmq.FD)))
         _log.info("stopped", process=topics.API)
+        self._subscribers.close()
         self._public.close()
         self._bus.close()
 
@@ -138,8 +148,9 @@ class ApiProcess:
         self._send(self.fold.receive(started, self.now_ms()))
 
     def _pump(self) -> None:
-        """Take in all that has come, until no socket has anything left."""
-        while True:
+        """Take in what has come, until nothing is left, or others should have a turn."""
+        for _ in range(MOST_ROUNDS):
+            self._subscribers.turn(self.now_ms(), hasty=True)
             self._publisher.serve()
             self._commands.serve(self._command)
             prefixes = self._public.subscriptions()
@@ -150,6 +161,7 @@ class ApiProcess:
             self.fold.repeated(self._subscriber.repeated, now_ms)
             if not any(int(polled.getsockopt(zmq.EVENTS)) & zmq.POLLIN for polled in self._polled):
                 return
+        asyncio.get_running_loop().call_later(PAUSE_S, self._pump)
 
     async def _tick(self) -> None:
         while not await self._stops_within(TICK_MS):
@@ -206,6 +218,7 @@ class ApiProcess:
     def scrape(self) -> Scrape:
         rejected = Counter(self._subscriber.rejected)
         rejected.update(self._commands.rejected)
+        rejected.update(self._refused)
         return Scrape(self.fold, self.local(), self._subscriber.dropped, rejected, self.now_ms())
 
     def show_present_state(self) -> None:

@@ -58,7 +58,7 @@ from bus.words import (
 )
 from conf import LbConfig, Paths, load_lb
 from services import process
-from services.health.connections import Connections
+from services.connections import Connections, Limits
 from services.health.listener import Listener
 from services.health.model import Happened, Policy, Send
 from services.health.probe import Prober
@@ -79,6 +79,8 @@ OFFENDER_SAID_MS = 10_000
 DRAIN_MS = 200
 LOOK_AFTER_MESSAGES = 200
 MOST_UNDRAINED = 5
+LIMITS = Limits(of_address=128, burst_bytes=512 << 10, bytes_per_s=64 << 10)
+"""An agent says a few kilobytes a second, and its longest hello is 90 kB."""
 CONNECTIONS_PER_MS = 50
 MOST_GATHERED_MS = 20
 MOST_PLACES = 20_000
@@ -115,7 +117,9 @@ class HealthProcess:
         self._door = Door(self._bus.context, self._keys, rejected) if self._keys else None
         self._listener = Listener(self._bus.context, self._keys)
         self._said_keys: tuple[str, ...] = ()
-        self._connections = Connections(self._bus.context, self._listener.socket, rejected, now_ms)
+        self._connections = Connections(
+            self._bus.context, self._listener.socket, rejected, LIMITS, now_ms
+        )
         self._prober = Prober()
         self._places_changed = True
         self._file = StateFile(paths.state_dir, boot_id())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -313,6 +314,30 @@ def test_a_tcp_endpoint_when_configured(gale: Gale, listen: Listen) -> None:
     gale.start_api()
     listener = listen("state.", endpoint=endpoint)
     listener.until(lambda message: message["topic"] == "state.dataplane.")
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_a_subscriber_without_an_end_costs_little_and_nobody_else(
+    gale: Gale, listen: Listen
+) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    gale.write_config(gale.port, f'[bus]\nevents = "{endpoint}"\n')
+    gale.start_fakes()
+    api = gale.start_api()
+    listen("state.", endpoint=endpoint).until(lambda m: m["topic"] == "state.dataplane.")
+    before = resident_bytes(api.pid)
+    with zmq.Context() as context, context.socket(zmq.SUB) as greedy:
+        greedy.setsockopt(zmq.LINGER, 0)
+        greedy.connect(endpoint)
+        for number in range(40_000):
+            greedy.subscribe(b"%d" % number + bytes(200))
+        wait_for(lambda: "too_many_bytes" in gale.get("/metrics").text, "its end")
+        listen("state.", endpoint=endpoint).until(lambda m: m["topic"] == "state.dataplane.")
+        assert resident_bytes(api.pid) < before + (160 << 20)
+    assert api.poll() is None
 
 
 def documented(language: str) -> str:

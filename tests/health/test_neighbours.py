@@ -17,8 +17,8 @@ from bus.node_protocol import (
 from bus.states import NodeView
 from bus.topics import Topic
 from bus.words import NodeState
-from services.health.connections import BURST_BYTES, MOST_OF_ADDRESS
 from services.health.listener import LARGEST_FRAME, Listener
+from services.health.main import LIMITS
 from tests.health.processes import Site, eventually, site
 from tests.health.stranger import Stranger, message, part
 
@@ -64,11 +64,11 @@ def test_connections_of_one_address_have_an_end() -> None:
         before = descriptors(pid)
         extra = 100
         strangers = []
-        for _ in range(MOST_OF_ADDRESS + extra):
+        for _ in range(LIMITS.of_address + extra):
             with contextlib.suppress(OSError):  # the last ones may be shut down in the handshake
                 strangers.append(Stranger(at.node_port))
         eventually(lambda: rejected(at, "too_many_connections") >= extra)
-        eventually(lambda: descriptors(pid) <= before + MOST_OF_ADDRESS + 10)
+        eventually(lambda: descriptors(pid) <= before + LIMITS.of_address + 10)
         other = Stranger(at.node_port, "127.0.0.3")
         other.send(HELLO)
         eventually(lambda: any(n.id == "x@127.0.0.3" for n in nodes(at)), "others are heard")
@@ -100,7 +100,7 @@ def test_a_message_without_an_end_is_cut_off(size: int) -> None:
 def test_a_message_of_very_many_parts_is_read_in_pieces_and_is_one_fault() -> None:
     with busy_site() as (at, _):
         stranger = Stranger(at.node_port)
-        parts = BURST_BYTES // 4
+        parts = LIMITS.burst_bytes // 4
         stranger.send(part(b"x", more=True) * parts + part(b"", more=False))
         eventually(lambda: rejected(at, "malformed") == 1)
         stranger.send(HELLO)

@@ -1,4 +1,4 @@
-"""How much one address, and all together, may cost at the node port: connections and bytes.
+"""How much one address, and all together, may cost at a port of libzmq's: connections and bytes.
 
 libzmq accepts whoever comes, reads what they send, and keeps a message in memory until its last
 part is there, however many parts that takes; a stranger could so use up descriptors and memory. It
@@ -6,12 +6,11 @@ does tell which descriptor it has accepted, and the kernel knows whose that is a
 through it. What is too much is shut down from here, below libzmq, which then sees a peer that has
 hung up:
 
-* more than `MOST_OF_ADDRESS` connections of one address, or `most` of all: the newest;
-* a connection that brings more than `BURST_BYTES`, and `BYTES_PER_S` on the average beyond that. An
-  agent says a few kilobytes a second, and its longest hello is 90 kB. Each connection is looked at
-  every `LOOK_MS`, and all at once when this process has grown by `GROWTH_BYTES` since it last was.
-  With very many agents these looks would be what the process does most of: there are no more than
-  `LOOKS_PER_S`, unless so much comes in that it may be a flood.
+* more connections of one address than `Limits.of_address`, or too many of all: the newest;
+* a connection that brings more than `burst_bytes`, and `bytes_per_s` on the average beyond that.
+  Each connection is looked at every `LOOK_MS`, and all at once when this process has grown by
+  `GROWTH_BYTES` since it last was. With very many agents these looks would be what the process does
+  most of: there are no more than `LOOKS_PER_S`, unless so much comes in that it may be a flood.
 
 The queue behind each connection has no limit of its own, on purpose: once libzmq has stopped
 reading a connection whose queue is full, it does not survive that connection's being reset
@@ -36,10 +35,7 @@ from typing import Any, TypeVar
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-MOST_OF_ADDRESS = 128
 SPARE_DESCRIPTORS = 256
-BURST_BYTES = 512 << 10
-BYTES_PER_S = 64 << 10
 LOOK_MS = 2_000
 LOOKS_PER_S = 500
 TURN_MS = 20
@@ -47,7 +43,6 @@ GROWTH_BYTES = 32 << 20
 MOST_EVENTS = 2_000
 """Read in one turn, so that a storm of connections does not keep the loop from the beats."""
 
-_ENDPOINT = "inproc://node-port-monitor"
 _ACCEPTED: int = zmq.EVENT_ACCEPTED
 _WATCHED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 _TCP_INFO_BYTES = 136
@@ -58,26 +53,41 @@ _STATM = Path("/proc/self/statm")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What whoever uses the port rightly stays well below."""
+
+    of_address: int
+    """Connections of one address."""
+    burst_bytes: int
+    bytes_per_s: int
+
+
 @dataclass(slots=True)
 class _Connection:
     address: str
     looked_ms: int
+    credit: float
+    """What it may bring until it is looked at next, beyond `Limits.bytes_per_s`."""
     received: int = 0
     """Bytes, when it was looked at last."""
-    credit: float = BURST_BYTES
-    """What it may bring until it is looked at next, beyond `BYTES_PER_S`."""
 
 
 class Connections:
-    """Of one ROUTER. Call `turn` in every turn of the loop, and within long ones."""
+    """Of one socket that others connect to.
+
+    Call `turn` in every turn of the loop, and within long ones.
+    """
 
     def __init__(
         self,
         context: zmq.Context[Any],
-        router: zmq.Socket[bytes],
+        bound: zmq.Socket[bytes],
         rejected: Counter[str],
+        limits: Limits,
         now_ms: int,
     ) -> None:
+        self._limits = limits
         self._rejected = rejected
         """Where what was shut down is counted, by reason."""
         self.offender = ""
@@ -89,13 +99,14 @@ class Connections:
         self._of_address: Counter[str] = Counter()
         self._turned_ms = now_ms
         self._resident = _resident_bytes()
-        self._router = router
-        router.monitor(_ENDPOINT, _WATCHED)
+        self._bound = bound
+        endpoint = f"inproc://connections-{id(bound)}"
+        bound.monitor(endpoint, _WATCHED)
         self.monitor: zmq.Socket[bytes] = context.socket(zmq.PAIR)
         # libzmq's thread waits for room here, and we wait for that thread when we end.
         self.monitor.setsockopt(zmq.RCVHWM, 0)
         self.monitor.setsockopt(zmq.LINGER, 0)
-        self.monitor.connect(_ENDPOINT)
+        self.monitor.connect(endpoint)
 
     def turn(self, now_ms: int, *, hasty: bool = False) -> None:
         """Take note of who came and went; look at some of those who are there.
@@ -125,7 +136,7 @@ class Connections:
             self._look(looks if hasty else min(looks, -(-LOOKS_PER_S * since_ms // 1_000)), now_ms)
 
     def close(self) -> None:
-        self._router.disable_monitor()
+        self._bound.disable_monitor()
         self.monitor.close(linger=0)
 
     def __len__(self) -> int:
@@ -136,9 +147,9 @@ class Connections:
         address = _ask(descriptor, _peer)
         if address is None:
             return  # gone already; its end is told next
-        self._open[descriptor] = _Connection(address, now_ms)
+        self._open[descriptor] = _Connection(address, now_ms, self._limits.burst_bytes)
         self._of_address[address] += 1
-        if self._of_address[address] > MOST_OF_ADDRESS:
+        if self._of_address[address] > self._limits.of_address:
             self._shut(descriptor, "too_many_connections")
         elif len(self._open) > self._most:
             self._shut(descriptor, "too_many_connections_in_all")
@@ -160,9 +171,9 @@ class Connections:
             received = found[1]
             elapsed_s = (now_ms - known.looked_ms) / 1_000
             brought = received - known.received
-            credit = known.credit + elapsed_s * BYTES_PER_S - brought
+            credit = known.credit + elapsed_s * self._limits.bytes_per_s - brought
             known.looked_ms, known.received = now_ms, received
-            known.credit = min(credit, BURST_BYTES)
+            known.credit = min(credit, self._limits.burst_bytes)
             if credit < 0:
                 self._shut(descriptor, "too_many_bytes")
 
