@@ -275,6 +275,19 @@ class TestTelling:
         ((welcome, _),) = telling.take_live(0, 0, synced=True)
         assert (welcome.next_seq, welcome.position) == (4, 0)  # type: ignore[union-attr]
 
+    def test_what_was_lost_is_made_up_for_by_the_whole_table(self) -> None:
+        """Nobody knows what it was, so whoever had everything until then has not any more."""
+        log = Log(RECORD.size)
+        log.append(records((1, 1)), 0, 0)
+        telling = telling_of(log, hello("a1", 1, NO_POSITION))
+        list(telling.take_live(0, 0, synced=True))
+        assert (telling.position, telling.snapshots) == (NO_POSITION, 0)
+        log.lose()
+        ((welcome, _),) = telling.take_live(0, 0, synced=True)
+        assert welcome == Welcome(1, CLUSTER, "lb-a", "a1", 2, 0, True)
+        telling.heard(Credit(CREDITS, 2, True))
+        assert telling.wants_part
+
     def test_no_more_is_sent_than_was_allowed(self) -> None:
         log = Log(RECORD.size)
         telling = telling_of(log)
