@@ -48,6 +48,7 @@ from bus.replica_protocol import (
     decode_replica,
     encode_replica,
 )
+from bus.socket import monotonic_ms
 from bus.states import ReplicaPeer
 from conf import LbConfig
 from services.dataplane.flows.records import RANGES, WIRE, add_digests
@@ -119,7 +120,7 @@ class Replication:
         self._log = Log(WIRE.itemsize)
         self._tellings: dict[bytes, Telling] = {}
         self._peers: dict[str, _Peer] = {}
-        self._sync = Sync(now_ms)
+        self._sync = Sync(now_ms, len(config.quorum.addresses) - 1)
         self._flows: Flows | None = None
         self._router = tcp.accepting(context, LONGEST_FRAME)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -227,6 +228,8 @@ class Replication:
             for telling in self._tellings.values():
                 telling.cut_short()
             self._work.clear()
+        elif not self._sync.is_synced:
+            self._sync.begin(monotonic_ms())
         self._flows = flows
         self._watch_ring(None)
 
@@ -291,12 +294,12 @@ class Replication:
                 self._log.append(part.tobytes(), flows.tick, due.since_ms)
 
     def next_ms(self, now_ms: int) -> int:
-        moments = [self._settle_ms]
-        if self._flows is not None:
-            moments += [peer.following.next_ms for peer in self._peers.values()]
-            moments.append(self._flows.next_ms(now_ms))
-            if self._work or self._has_parts:
-                moments.append(now_ms)
+        if self._flows is None:
+            return now_ms + SETTLE_MS
+        moments = [self._settle_ms, self._flows.next_ms(now_ms)]
+        moments += [peer.following.next_ms for peer in self._peers.values()]
+        if self._work or self._has_parts:
+            moments.append(now_ms)
         return min(moments)
 
     # ------------------------------------------------------------------ as a teller

@@ -416,16 +416,23 @@ class Following:
 class Sync:
     """Whether this LB has the flows that any live, synced peer had."""
 
-    def __init__(self, now_ms: int) -> None:
-        self._started_ms = now_ms
+    def __init__(self, now_ms: int, others: int) -> None:
+        """`others`: how many LBs there are besides this one."""
+        self._begun_ms = now_ms
+        self._others = others
         self.is_synced = False
+
+    def begin(self, now_ms: int) -> None:
+        """Only from now on anything can be heard and entered."""
+        self._begun_ms = now_ms
 
     def look(self, peers: list[Following], now_ms: int) -> bool:
         """Once it is, it stays so: what comes later is lag."""
-        waited_ms = now_ms - self._started_ms
-        self.is_synced |= waited_ms >= PATIENCE_MS or not any(
-            (peer.standing is Standing.CATCHING_UP and peer.teller_synced)
-            or (peer.standing is Standing.SILENT and waited_ms < SILENCE_MS)
-            for peer in peers
+        waited_ms = now_ms - self._begun_ms
+        heard = [peer for peer in peers if peer.standing is not Standing.SILENT]
+        is_early = len(heard) < self._others and waited_ms < SILENCE_MS
+        is_behind = any(
+            peer.standing is Standing.CATCHING_UP and peer.teller_synced for peer in heard
         )
+        self.is_synced |= waited_ms >= PATIENCE_MS or not (is_early or is_behind)
         return self.is_synced

@@ -275,6 +275,19 @@ class TestTelling:
         ((welcome, _),) = telling.take_live(0, 0, synced=True)
         assert (welcome.next_seq, welcome.position) == (4, 0)  # type: ignore[union-attr]
 
+    def test_what_was_lost_is_made_up_for_by_the_whole_table(self) -> None:
+        """Nobody knows what it was, so whoever had everything until then has not any more."""
+        log = Log(RECORD.size)
+        log.append(records((1, 1)), 0, 0)
+        telling = telling_of(log, hello("a1", 1, NO_POSITION))
+        list(telling.take_live(0, 0, synced=True))
+        assert (telling.position, telling.snapshots) == (NO_POSITION, 0)
+        log.lose()
+        ((welcome, _),) = telling.take_live(0, 0, synced=True)
+        assert welcome == Welcome(1, CLUSTER, "lb-a", "a1", 2, 0, True)
+        telling.heard(Credit(CREDITS, 2, True))
+        assert telling.wants_part
+
     def test_no_more_is_sent_than_was_allowed(self) -> None:
         log = Log(RECORD.size)
         telling = telling_of(log)
@@ -388,24 +401,29 @@ class TestSync:
         return made
 
     def test_alone(self) -> None:
-        assert Sync(0).look([], 0)
+        assert Sync(0, 0).look([], 0)
 
     def test_once_it_has_all_that_a_peer_has(self) -> None:
-        sync = Sync(0)
+        sync = Sync(0, 2)
         assert not sync.look(self.peers(Standing.CATCHING_UP), PATIENCE_MS - 1)
+        assert not sync.look(self.peers(Standing.LEVEL), SILENCE_MS - 1)
         assert not sync.look(self.peers(Standing.LEVEL, Standing.CATCHING_UP), 10)
         assert sync.look(self.peers(Standing.LEVEL, Standing.LEVEL), 20)
         # What comes later is lag.
         assert sync.look(self.peers(Standing.CATCHING_UP), 30)
 
     def test_nobody_is_waited_for_for_ever(self) -> None:
-        assert Sync(0).look(self.peers(Standing.CATCHING_UP), PATIENCE_MS)
-        assert not Sync(0).look(self.peers(Standing.SILENT), SILENCE_MS - 1)
-        assert Sync(0).look(self.peers(Standing.SILENT), SILENCE_MS)
+        assert Sync(0, 1).look(self.peers(Standing.CATCHING_UP), PATIENCE_MS)
+        assert not Sync(0, 1).look(self.peers(Standing.SILENT), SILENCE_MS - 1)
+        assert Sync(0, 1).look(self.peers(Standing.SILENT), SILENCE_MS)
+        assert not Sync(0, 1).look([], SILENCE_MS - 1), "its name is being resolved"
+        late = Sync(0, 1)
+        late.begin(PATIENCE_MS)
+        assert not late.look([], PATIENCE_MS)
 
     def test_who_is_not_synced_itself_is_not_waited_for(self) -> None:
-        assert Sync(0).look(self.peers(Standing.CATCHING_UP, synced=False), 10)
-        assert Sync(0).look(self.peers(Standing.REFUSED), 10)
+        assert Sync(0, 1).look(self.peers(Standing.CATCHING_UP, synced=False), 10)
+        assert Sync(0, 1).look(self.peers(Standing.REFUSED), 10)
 
 
 # --------------------------------------------------------------------------- the words
