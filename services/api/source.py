@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from bus.commands import COMMAND_TIMEOUT_MS
 from services.api.fold import Fold
 from services.api.metrics import Scrape
 from services.api.snapshot import Local
@@ -31,5 +30,5 @@ class Source(Protocol):
         service: str,
         verb: str,
         arguments: dict[str, Any],
-        timeout_ms: int = COMMAND_TIMEOUT_MS,
+        timeout_ms: int = ...,
     ) -> dict[str, Any]: ...

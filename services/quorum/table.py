@@ -254,12 +254,12 @@ def _elect(votes: list[NodeState], electors: int, before: NodeState | None) -> N
     up = votes.count(NodeState.UP)
     if up >= majority:
         return NodeState.UP
+    standing = up + votes.count(NodeState.SUSPECT)
+    if standing >= majority:
+        return NodeState.SUSPECT
     if up and before in STANDING and 2 * (up + votes.count(NodeState.PROBATION)) >= electors:
         return NodeState.UP
-    up += votes.count(NodeState.SUSPECT)
-    if up >= majority:
-        return NodeState.SUSPECT
-    if up + votes.count(NodeState.DRAINING) >= majority:
+    if standing + votes.count(NodeState.DRAINING) >= majority:
         return NodeState.DRAINING
     if votes.count(NodeState.BANNED) >= majority:
         return NodeState.BANNED

@@ -41,6 +41,10 @@ def test_every_answer_is_documented_and_none_is_our_fault(running: Gale, tmp_pat
     """A stream has no end to wait for: `/v1/events` is asked for pages, the console for none."""
     config = tmp_path / "schemathesis.toml"
     config.write_text(
+        "[checks.positive_data_acceptance]\nexpected-statuses = "
+        '["2xx", "3xx", 401, 403, 404, 409, 412, 429, "5xx"]\n\n'
+        "[checks.negative_data_rejection]\nexpected-statuses = "
+        '[400, 401, 403, 404, 405, 406, 409, 412, 413, 415, 421, "5xx"]\n\n'
         '[[operations]]\ninclude-path = "/v1/events"\nparameters = { since = "b:1" }\n'
     )
     program = Path(sys.executable).with_name("schemathesis")

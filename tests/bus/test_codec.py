@@ -42,6 +42,7 @@ from bus.node_protocol import (
     decode_node,
     encode_node,
 )
+from bus.orders import Asked, OrderKind
 from bus.states import (
     Counters,
     LocalChecks,
@@ -216,6 +217,8 @@ def one_of_each(kind: Any) -> Any:
         return 1
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind, include_extras=True)
+        if kind is Asked:  # a weight and a deadline are of one kind of order each
+            return Asked("x", OrderKind.WEIGHT, "x", "x", 1, None, 1)
         made: Any = typing.cast("type[Any]", kind)
         return made(**{name: one_of_each(hint) for name, hint in hints.items()})
     origin, arguments = get_origin(kind), get_args(kind)
@@ -259,6 +262,10 @@ def is_taken(kind: type[Any], body: bytes) -> bool:
     return True
 
 
+OPTIONAL = ("weight", "within_ms", "remaining_ms")
+"""What an order may do without."""
+
+
 def test_no_number_is_taken_that_has_no_room() -> None:
     seen = 0
     for kind, message in whole_messages():
@@ -272,6 +279,8 @@ def test_no_number_is_taken_that_has_no_room() -> None:
                 assert not is_taken(kind, body), (kind, path, text)
             wrongs: list[Any] = [True, "7", 1.5, None, []]
             for wrong in wrongs:
+                if wrong is None and path[-1] in OPTIONAL:
+                    continue
                 assert not is_taken(kind, orjson.dumps(with_value(message, path, wrong)))
     assert seen > 60
 
@@ -302,6 +311,8 @@ FREE = {
     ("VipEvent", "address"),
     ("VipHolder", "address"),
     ("QuorumMember", "address"),
+    ("ClaimState", "address"),
+    ("ReplicaPeer", "address"),
 }
 
 

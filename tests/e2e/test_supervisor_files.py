@@ -39,6 +39,11 @@ serverurl=unix://{home}/s.sock
 [include]
 files={home}/conf.d/*.conf
 """
+AS_ONESELF = """#!/bin/sh
+while [ "$1" != -- ]; do shift; done
+exec /usr/bin/setpriv --pdeathsig KILL "$@"
+"""
+"""This machine has none of Gale's users; whose the processes are, e2e/test_rights.py looks at."""
 LB_PROGRAMS = ("dataplane", "health", "quorum", "api")
 
 
@@ -55,8 +60,11 @@ class Machine:
             program.write_text(STAND_IN)
             program.chmod(0o755)
             self.does(name, "")
-        for shipped in SHIPPED_DIR.glob("*.conf"):
-            (home / "conf.d" / shipped.name).symlink_to(shipped)
+        setpriv = home / "bin" / "setpriv"
+        setpriv.write_text(AS_ONESELF)
+        setpriv.chmod(0o755)
+        for shipped in ("gale.conf", "gale-node.conf", "start"):
+            (home / "conf.d" / shipped).symlink_to(SHIPPED_DIR / shipped)
         (home / "conf.d" / "log").symlink_to(home / "log")
         self.conf.write_text(MAIN_CONF.format(home=home, path=os.environ["PATH"]))
 
@@ -169,7 +177,7 @@ def test_there_is_a_second_between_tries_whatever_fails(machine: Machine) -> Non
 
 def tries(machine: Machine, name: str) -> int:
     """How often it was tried and not found."""
-    return (machine.home / "log" / f"{name}.log").read_text().count("not found")
+    return (machine.home / "log" / f"{name}.log").read_text().count("No such file")
 
 
 @pytest.mark.parametrize("code", [0, 2])

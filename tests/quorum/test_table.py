@@ -142,7 +142,11 @@ def serving(state: NodeState, *names: str, **apart: NodeState) -> LocalView:
         ([serving(UP, "a", "b", b=DOWN), serving(UP, "a"), serving(UP, "a")], UP, {"b": DOWN}),
         ([serving(UP, "a", "b"), serving(UP, "a")], UP, {}),
         ([serving(UP, "a", "b", a=DOWN), serving(UP, "a", "b", b=DOWN)], UP, {}),
-        ([serving(UP, "a", "b", a=BANNED), serving(UP, "a", "b", b=BANNED, a=DOWN)], DOWN, {}),
+        (
+            [serving(UP, "a", "b", a=BANNED), serving(UP, "a", "b", b=BANNED, a=DOWN)],
+            UP,
+            {"a": DOWN},
+        ),
         ([serving(UP, "a", "b", b=DOWN), serving(DOWN, "a", "b")], UP, {"b": DOWN}),
         ([serving(UP, "a", "b", b=DOWN)] * 2 + [serving(DOWN, "a", "b")], UP, {"b": DOWN}),
         ([serving(UP, "a", "b", b=DOWN)] * 2 + [view()], UP, {"b": DOWN}),
