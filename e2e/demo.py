@@ -29,10 +29,10 @@ from e2e.demo_nodes import Nodes
 from e2e.hosts import (
     Hosts,
     lab_hosts,
-    node_states,
     pid_of,
     send_signal,
     serves_again,
+    service_states,
     traffic,
     wait_for,
 )
@@ -232,7 +232,7 @@ def kill_a_server(board: Board, victim: str) -> tuple[Summary, float]:
         wait_for(lambda: requests.results, "the first answer")
         send_signal(hosts, victim, "server:nginx", "KILL")
         board.note(f"SIGKILL of nginx on {victim}; the node's agent and its host live on")
-        wait_for(lambda: node_states(hosts, lb)[victim] == "down", f"{victim} to be seen down")
+        wait_for(lambda: service_states(hosts, lb)[victim] == "down", f"{victim} to be seen down")
         board.note(f"{victim} is down; nothing is sent there any more")
         time.sleep(1)
         hosts.supervisorctl(victim, "start", "server:nginx")

@@ -161,6 +161,16 @@ def node_states(hosts: Hosts, lb: str) -> dict[str, str]:
     return {node["name"]: node["state"] for node in hosts.api(lb, "/v1/nodes")["nodes"]}
 
 
+def service_states(hosts: Hosts, lb: str, service: str = "default") -> dict[str, str]:
+    """Likewise, for one service alone: a node with one sick server goes on with the others."""
+    return {
+        node["name"]: one["state"]
+        for node in hosts.api(lb, "/v1/nodes")["nodes"]
+        for one in node["services"]
+        if one["service"] == service
+    }
+
+
 def serves_again(hosts: Hosts, lb: str, process: str, killed_pid: int, killed_at: float) -> bool:
     """Whether a process killed at `killed_at` (monotonic seconds) runs anew and has been heard."""
     pid = pid_of(hosts, lb, f"gale:{process}")

@@ -19,6 +19,7 @@ from e2e.hosts import (
     pid_of,
     send_signal,
     serves_again,
+    service_states,
     traffic,
     wait_for,
     with_steady_rig,
@@ -146,11 +147,11 @@ def test_a_killed_server_is_left_within_one_check(hosts: Hosts, lb: str) -> None
         requests = traffic(hosts, rate=300)
         wait_for(lambda: requests.results, "the first answer")
         send_signal(hosts, victim, "server:nginx", "KILL")
-        wait_for(lambda: node_states(hosts, lb)[victim] == "down", f"{victim} down")
+        wait_for(lambda: service_states(hosts, lb)[victim] == "down", f"{victim} down")
         time.sleep(1)
         seen = requests.stop()
         hosts.supervisorctl(victim, "start", "server:nginx")
-        wait_for(lambda: node_states(hosts, lb)[victim] == "up", f"{victim} up again")
+        wait_for(lambda: service_states(hosts, lb)[victim] == "up", f"{victim} up again")
         return seen
 
     seen = steady(attempt)
@@ -167,11 +168,11 @@ def test_a_hung_server_is_left_within_one_check_and_its_timeout(hosts: Hosts, lb
         requests = traffic(hosts, rate=200)
         wait_for(lambda: requests.results, "the first answer")
         send_signal(hosts, victim, "server:nginx", "STOP")
-        wait_for(lambda: node_states(hosts, lb)[victim] == "down", f"{victim} down")
+        wait_for(lambda: service_states(hosts, lb)[victim] == "down", f"{victim} down")
         time.sleep(1)
         send_signal(hosts, victim, "server:nginx", "CONT")
         seen = requests.stop()
-        wait_for(lambda: node_states(hosts, lb)[victim] == "up", f"{victim} up again")
+        wait_for(lambda: service_states(hosts, lb)[victim] == "up", f"{victim} up again")
         return seen
 
     seen = steady(attempt)

@@ -31,6 +31,7 @@ from e2e.hosts import (
     lab_hosts,
     newest_event,
     node_states,
+    service_states,
     verdicts,
     wait_for,
     with_steady_rig,
@@ -271,7 +272,7 @@ def test_a_node_that_only_says_that_it_does_not_serve_keeps_its_connections(
         (victim,) = asking.nodes
         hosts.supervisorctl(victim, "stop", "server:udp")
         try:
-            wait_for(lambda: node_states(hosts, lb)[victim] == "down", f"{victim} down")
+            wait_for(lambda: service_states(hosts, lb, "udp")[victim] == "down", f"{victim} down")
             wait_for(lambda: asking.moved, "another node to answer the datagrams")
             assert held.of_node(victim)
             assert held.ask() == MANY

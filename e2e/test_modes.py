@@ -13,7 +13,16 @@ from collections.abc import Iterator
 import pytest
 
 from e2e import whole
-from e2e.hosts import Hosts, LabHosts, lab_hosts, node_states, traffic, verdicts, wait_for
+from e2e.hosts import (
+    Hosts,
+    LabHosts,
+    lab_hosts,
+    node_states,
+    service_states,
+    traffic,
+    verdicts,
+    wait_for,
+)
 from e2e.lab import Plan
 from e2e.lab.files import toml_text
 from e2e.lab.plan import PRIVATE, SERVICES
@@ -217,7 +226,7 @@ def test_without_any_node_clients_are_refused_at_once(hosts: Hosts, lb: str) -> 
     try:
         for node in hosts.nodes:
             hosts.supervisorctl(node, "stop", *servers)
-        wait_for(lambda: set(node_states(hosts, lb).values()) == {"down"}, "all nodes down")
+        wait_for(lambda: judged(hosts, lb) == {"down"}, "all nodes down")
         wait_for(lambda: verdicts_of_one(hosts, lb) > 0, "packets to be refused for want of nodes")
         done = hosts.run(hosts.client, "python3", "-c", REFUSED, hosts.vip())
         tcp, udp, seconds = done.stdout.split()
@@ -226,7 +235,13 @@ def test_without_any_node_clients_are_refused_at_once(hosts: Hosts, lb: str) -> 
     finally:
         for node in hosts.nodes:
             hosts.supervisorctl(node, "start", *servers)
-        wait_for(lambda: set(node_states(hosts, lb).values()) == {"up"}, "all nodes up again")
+        wait_for(lambda: judged(hosts, lb) == {"up"}, "all nodes up again")
+
+
+def judged(hosts: Hosts, lb: str) -> set[str]:
+    """What the LB thinks of the two servers that are stopped, on all nodes."""
+    services = ("default", "udp")
+    return {state for each in services for state in service_states(hosts, lb, each).values()}
 
 
 def verdicts_of_one(hosts: Hosts, lb: str) -> int:
