@@ -120,7 +120,7 @@ check: $(READY)
 	$(PYTHON) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror bpf/kernel/*.[ch] e2e/*/*.[ch]
 	$(PYTHON) -m mypy
-	$(VENV)/bin/ansible-lint --quiet --offline --profile production ansible
+	$(VENV)/bin/ansible-lint -q --offline --profile production ansible
 	for inventory in ansible/*-hosts.ini; do
 	    $(VENV)/bin/ansible-playbook --syntax-check -i $$inventory ansible/playbooks/{lb,node}.yml
 	done

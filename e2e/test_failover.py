@@ -60,7 +60,9 @@ def test_the_holders_quorum_process_is_stopped_for_five_seconds(hosts: LabHosts)
 
 
 def test_an_lb_that_has_lost_its_claim_forwards_what_still_comes(hosts: LabHosts) -> None:
-    """A neighbour that has heard nothing of the move is served as before."""
+    """A neighbour that has heard nothing of the move is forwarded. (Replies go to the new holder of
+    the SNAT address, which knows a flow once it was replicated.)
+    """
     lb = the_holder(hosts)
     mac, vip = failover.mac_of(hosts, lb), hosts.vip()
     neighbour = ("ip", "neigh", "replace", vip, "lladdr", mac, "dev", "pub0", "nud", "permanent")
@@ -75,7 +77,6 @@ def test_an_lb_that_has_lost_its_claim_forwards_what_still_comes(hosts: LabHosts
         finally:
             hosts.run(hosts.client, "ip", "neigh", "del", vip, "dev", "pub0")
     assert seen.answered > 0
-    assert seen.answered == seen.sent
 
 
 def test_a_silent_cut_and_its_healing(hosts: LabHosts) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from e2e.hosts import Hosts, node_states, traffic, wait_for
+from e2e.lab import plan
 
 REQUESTS = 6000
 """So many that a tenth of a third is more than five standard deviations."""
@@ -53,7 +54,7 @@ def test_what_is_no_service_reaches_the_lb_itself(hosts: Hosts) -> None:
         "try: socket.create_connection((sys.argv[1], 81), timeout=2)\n"
         "except ConnectionRefusedError: print('refused')\n"
     )
-    done = hosts.run(hosts.client, "python3", "-c", script, hosts.vip())
+    done = hosts.run(hosts.client, "python3", "-c", script, plan.PUBLIC.address(10))
     assert done.stdout.strip() == "refused", done.stderr
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -79,8 +80,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHosts]:
 def reload(hosts: Hosts, lb: str, services: list[Service]) -> None:
     """Give the LB these services; returns once they are agreed."""
     path = hosts.environment(lb)["GALE_CONFIG"]
-    head = hosts.run(lb, "cat", path).stdout.partition("[[services]]")[0]
-    done = hosts.run(lb, "tee", path, stdin=head + toml_text({"services": services}))
+    config = tomllib.loads(hosts.run(lb, "cat", path).stdout)
+    done = hosts.run(lb, "tee", path, stdin=toml_text(config | {"services": services}))
     assert done.returncode == 0, done.stderr
     hosts.supervisorctl(lb, "signal", "HUP", "gale:*")
     wanted = {(one["name"], one["port"], one.get("mode", "l4")) for one in services}
