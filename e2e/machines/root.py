@@ -15,7 +15,6 @@ from e2e.lab.plan import CHECKOUT_DIR
 DIRECTORY = CHECKOUT_DIR / "build" / "machines"
 ROOT = DIRECTORY / "root"
 SUITE = "bookworm"
-MIRROR = "http://deb.debian.org/debian"
 PACKAGES = (
     *(
         "systemd",
@@ -67,7 +66,7 @@ def make_root() -> Path:
     shutil.rmtree(beside, ignore_errors=True)
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     names = ",".join(dict.fromkeys(PACKAGES))
-    words = ["debootstrap", "--variant=minbase", f"--include={names}", SUITE, str(beside), MIRROR]
+    words = ["debootstrap", "--variant=minbase", f"--include={names}", SUITE, str(beside)]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     _furnish(beside)
     beside.rename(ROOT)
