@@ -7,7 +7,7 @@ takes seconds; so it may take as long as `FIRST_TRACE_MS`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from bus import topics
 from bus.words import IPV4, LARGEST_WEIGHT
 from services.api.guard import ASKING, may_ask
+from services.api.source import Commands
 
 FIRST_TRACE_MS = 60_000
 PLAN_MS = 10_000
@@ -28,14 +29,6 @@ def _whole(number: Any) -> Any:
 
 Weight = Annotated[int, Field(ge=0, le=LARGEST_WEIGHT), BeforeValidator(_whole)]
 Place = Annotated[str, Field(pattern=rf"^{IPV4}(?::[0-9]{{1,5}})?$")]
-
-
-class Asked(Protocol):
-    """What the shell lets this part of the HTTP face do."""
-
-    async def command(
-        self, service: str, verb: str, arguments: dict[str, Any], timeout_ms: int = ...
-    ) -> dict[str, Any]: ...
 
 
 class TraceQuestion(BaseModel):
@@ -120,7 +113,7 @@ class PlanAnswer(BaseModel):
     changes_nothing: bool
 
 
-def add_questions(app: FastAPI, source: Asked) -> None:
+def add_questions(app: FastAPI, source: Commands) -> None:
     options: dict[str, Any] = {"responses": ASKING, "dependencies": [Depends(may_ask)]}
 
     @app.post("/v1/trace", **options)

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
 from fastapi import FastAPI
 from pydantic import BaseModel
 
 from bus import topics
-from bus.commands import COMMAND_TIMEOUT_MS
 from services.api import guard
-
-
-class Commanding(Protocol):
-    """As much of `source.Source` as is needed here."""
-
-    async def command(
-        self,
-        service: str,
-        verb: str,
-        arguments: dict[str, Any],
-        timeout_ms: int = COMMAND_TIMEOUT_MS,
-    ) -> dict[str, Any]: ...
+from services.api.source import Commands
 
 
 class HandedOver(BaseModel):
@@ -42,7 +28,7 @@ class Committed(BaseModel):
     agreed: str
 
 
-def add_cluster(app: FastAPI, source: Commanding) -> None:
+def add_cluster(app: FastAPI, source: Commands) -> None:
     @app.post("/v1/handover", responses=guard.CHANGING)
     async def handover(_caller: guard.MayChange) -> HandedOver:
         """Have this LB give up the lead and every VIP; answers when another LB has them."""

@@ -10,7 +10,19 @@ from services.api.metrics import Scrape
 from services.api.snapshot import Local
 
 
-class Source(Protocol):
+class Commands(Protocol):
+    """The commands of the other processes of this LB."""
+
+    async def command(
+        self,
+        service: str,
+        verb: str,
+        arguments: dict[str, Any],
+        timeout_ms: int = ...,
+    ) -> dict[str, Any]: ...
+
+
+class Source(Commands, Protocol):
     """The process, to whoever answers requests."""
 
     fold: Fold
@@ -24,11 +36,3 @@ class Source(Protocol):
 
     def next_message(self) -> Coroutine[Any, Any, bool]:
         """Wait until the log has grown *since this call* (True), or streams are to end (False)."""
-
-    async def command(
-        self,
-        service: str,
-        verb: str,
-        arguments: dict[str, Any],
-        timeout_ms: int = ...,
-    ) -> dict[str, Any]: ...

@@ -191,8 +191,8 @@ class Replication:
 
     def _connect(self, flows: Flows, own: str, places: Mapping[str, int], now_ms: int) -> None:
         """To each other LB; an address that is in the list no more is forgotten."""
+        rekeyed = self._keys is not None and self._keys.has_changed
         for address, peer in list(self._peers.items()):
-            rekeyed = self._keys is not None and self._keys.has_changed
             if address not in places or now_ms >= peer.renew_ms or rekeyed:
                 self._disconnect(self._peers.pop(address))
         for address, port in places.items():
