@@ -7,12 +7,16 @@ takes seconds; so it may take as long as `FIRST_TRACE_MS`.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
+import msgspec
 from fastapi import Depends, FastAPI
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from bus import topics
+from bus.codec import from_json, to_json
+from bus.states import TableService
 from bus.words import IPV4, LARGEST_WEIGHT
 from services.api.guard import ASKING, may_ask
 from services.api.source import Commands
@@ -27,7 +31,48 @@ def _whole(number: Any) -> Any:
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
+def _service_schema() -> dict[str, Any]:
+    """What a service of the table must look like, from the very type that the bus decodes."""
+    (_, parts) = msgspec.json.schema_components([TableService], ref_template="{name}")
+
+    def inlined(schema: Any) -> Any:
+        if isinstance(schema, list):
+            return [inlined(each) for each in schema]
+        if not isinstance(schema, dict):
+            return schema
+        if "$ref" in schema:
+            return inlined(parts[schema["$ref"]])
+        read = {key: inlined(value) for key, value in schema.items()}
+        if "pattern" in read:
+            # JSON Schema's patterns are JavaScript's, which knows neither \A nor \Z.
+            read["pattern"] = read["pattern"].replace(r"\A", "^").replace(r"\Z", "$")
+        return read
+
+    service: dict[str, Any] = inlined(parts["TableService"])
+    return service
+
+
+def _table_service(service: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a service that the bus knows; raises ValueError if one of them is wrong.
+
+    It is read here by the very type that the dataplane reads it by.
+    """
+    known = {
+        field.name: _whole(service[field.name]) for field in _FIELDS if field.name in service
+    }
+    try:
+        written = to_json(known)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    from_json(TableService, written)
+    return known
+
+
+_FIELDS = fields(TableService)
 Weight = Annotated[int, Field(ge=0, le=LARGEST_WEIGHT), BeforeValidator(_whole)]
+Service = Annotated[
+    dict[str, Any], AfterValidator(_table_service), WithJsonSchema(_service_schema())
+]
 Place = Annotated[str, Field(pattern=rf"^{IPV4}(?::[0-9]{{1,5}})?$")]
 
 
@@ -75,7 +120,7 @@ class PlanQuestion(BaseModel):
     """Ids of nodes that would be gone."""
     weights: dict[str, Weight] = {}
     """By node's id."""
-    services: Annotated[list[dict[str, Any]], Field(max_length=1000)] | None = None
+    services: Annotated[list[Service], Field(max_length=1000)] | None = None
     """All there would be, each as the node table has it; null: as they are."""
 
 

@@ -29,6 +29,7 @@ import signal
 import socket
 from collections import Counter
 from collections.abc import Coroutine, Iterable
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
@@ -36,12 +37,14 @@ import structlog
 import zmq
 
 from bus import topics
+from bus.codec import to_json
 from bus.commands import (
     COMMAND_TIMEOUT_MS,
     CommandError,
     request,
 )
 from bus.socket import PublisherSocket, monotonic_ms
+from bus.words import one_line
 from conf import LbConfig, Paths, load_lb
 from services import connections, process
 from services.api.fold import Fold
@@ -51,6 +54,7 @@ from services.api.limits import Connections
 from services.api.listener import Endpoint, Listener
 from services.api.metrics import Scrape
 from services.api.position import PositionFile
+from services.api.problems import refusal
 from services.api.routes import application
 from services.api.snapshot import Local
 from services.api.stream import Entry
@@ -235,6 +239,12 @@ class ApiProcess:
         arguments: dict[str, Any],
         timeout_ms: int = COMMAND_TIMEOUT_MS,
     ) -> dict[str, Any]:
+        """Ask a process of this LB. What of a request no message can carry (JSON has numbers of
+        any length, and halves of characters) is the fault of whoever asked."""
+        try:
+            to_json(arguments)
+        except TypeError as error:
+            raise refusal(HTTPStatus.BAD_REQUEST, one_line(str(error))) from None
         path = topics.command_path(self._paths.run_dir, service)
         return await asyncio.to_thread(
             request, self._bus.context, path, verb, arguments, timeout_ms

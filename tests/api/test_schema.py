@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from services.api.problems import ALWAYS
 from tests.api.conftest import TIMEOUT_S, Gale, wait_for
 
 EXAMPLES = 12
+"""Of each operation, and the same ones every time: what passed yesterday passes today."""
 LIVE = "/v1/live"
 STREAMS = ("/v1/events", LIVE)
 
@@ -49,7 +51,7 @@ def test_every_answer_is_documented_and_none_is_our_fault(running: Gale, tmp_pat
     )
     program = Path(sys.executable).with_name("schemathesis")
     options = ["--max-examples", str(EXAMPLES), "--request-timeout", str(TIMEOUT_S), "--no-color"]
-    options += ["--exclude-path", LIVE]
+    options += ["--exclude-path", LIVE, "--generation-deterministic"]
     address = f"{running.url}/openapi.json"
     made = subprocess.run(
         [program, "--config-file", config, "run", address, *options],
@@ -63,6 +65,59 @@ def test_every_answer_is_documented_and_none_is_our_fault(running: Gale, tmp_pat
     assert tested is not None
     operations = sum(len(each) for each in document(running)["paths"].values())
     assert int(tested[1]) == operations - 1
+
+
+SERVICE = {
+    "name": "web",
+    "address": None,
+    "port": 80,
+    "protocol": "tcp",
+    "mode": "l4",
+    "node_port": 8080,
+}
+TOO_LONG, HALF = 10**30, "\ud800"
+"""A number and a text that JSON can write down, and that no message can carry."""
+
+
+@pytest.mark.parametrize(
+    ("path", "question"),
+    [
+        ("plan", {"services": [SERVICE | {"port": TOO_LONG}]}),
+        ("plan", {"services": [SERVICE | {"name": HALF}]}),
+        ("plan", {"services": [SERVICE | {"mode": "l5"}]}),
+        ("plan", {"services": [{"name": "web"}]}),
+        ("plan", {"services": [17]}),
+        ("plan", {"without": [HALF]}),
+        ("plan", {"weights": {HALF: 1}}),
+        ("plan", {"weights": {"node-0@10.81.0.20": TOO_LONG}}),
+        ("trace", {"protocol": "tcp", "source": HALF, "destination": "10.80.0.10:80"}),
+        ("nodes/node-0@10.81.0.20/drain", {"within": HALF}),
+    ],
+)
+def test_what_no_message_can_carry_is_the_fault_of_whoever_asks(
+    running: Gale, path: str, question: dict[str, Any]
+) -> None:
+    answer = httpx.post(
+        f"{running.url}/v1/{path}",
+        content=json.dumps(question),
+        headers={"Content-Type": "application/json"},
+        timeout=TIMEOUT_S,
+        trust_env=False,
+    )
+    assert answer.status_code == 400, answer.text
+
+
+def test_what_a_service_has_besides_is_left_out(running: Gale) -> None:
+    """A newer version's field, say."""
+    for services in ([SERVICE], [SERVICE | {"new": TOO_LONG}]):
+        answer = httpx.post(
+            f"{running.url}/v1/plan",
+            content=json.dumps({"services": services}),
+            headers={"Content-Type": "application/json"},
+            timeout=TIMEOUT_S,
+            trust_env=False,
+        )
+        assert answer.status_code == 200, answer.text
 
 
 def test_every_operation_says_how_it_refuses(running: Gale) -> None:
