@@ -37,6 +37,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -58,7 +59,7 @@ from bus.topics import Topic
 from bus.words import Role
 from conf import LbConfig, Paths, load_lb
 from services import process
-from services.machine import boot_id
+from services.machine import boot_id, own_address
 from services.process import Bus, Loop
 from services.quorum import realtime
 from services.quorum.carrier import Carrier
@@ -155,6 +156,7 @@ class QuorumProcess:
             self._boot,
             self._loop.signals.wake,
             KeyDirectory(config.security.keys, (keys.LBS,)) if config.security.keys else None,
+            partial(own_address, config.local.net_interface_private),
         )
         names = {str(each): each.key_name for each in config.quorum.addresses}
         self._peers.expect(self._listed, names)
