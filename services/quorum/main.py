@@ -212,7 +212,7 @@ class QuorumProcess:
         self._eligibility.carrier(up=self._carrier.is_up(), now_ms=now_ms)
         view = self._view.data if self._view is not None else None
         self._eligibility.nodes(view, self._table)
-        verdict = self._eligibility.verdict(now_ms)
+        verdict = self._eligibility.verdict(now_ms, holds=bool(self._claims.held))
         self._core.stand(verdict.why, verdict.fitness, now_ms)
         if self._handover is not None:
             self._go_on_handing_over(self._handover, now_ms)
