@@ -28,6 +28,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from struct import Struct
@@ -207,6 +208,7 @@ def _unit(config: TableConfig) -> dict[str, tuple[str, int]]:
     return unit
 
 
+@lru_cache(maxsize=1 << 14)
 def _key(address: str) -> bytes:
     """An address in the words of IPv6 (RFC 4291, 2.5.5.2)."""
     parsed = ip_address(address)
