@@ -1,6 +1,7 @@
 # Every target sets up first (apt packages, virtual environment); a second run finds it done.
 #
-#   make demo     a lab, real requests, every control process killed: about a minute
+#   make demo     a lab, real requests, every control process and the VIP's holder killed: about a
+#                 minute (KEEP=1: the lab stays up)
 #   make test     everything that must pass: check, tests/ in parallel, e2e/ serially
 #   make check    style and types
 #   make e2e      the end-to-end suite alone
@@ -139,7 +140,7 @@ test: check
 	tail --quiet --lines=1 build/unit.log build/e2e.log
 
 demo: $(READY)
-	$(SUDO) $(PYTHON) -m e2e.demo
+	$(SUDO) $(PYTHON) -m e2e.demo $(if $(KEEP),--keep)
 
 SEEDS ?= 1000
 LBS ?= 3
