@@ -23,6 +23,7 @@ from bus.words import (
     Affinity,
     Duration,
     Encapsulation,
+    Entry,
     IPv4,
     LowPort,
     Mode,
@@ -266,6 +267,16 @@ class SnatSlice:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One of the LBs that agree with one another."""
+
+    address: Entry
+    """Its entry, `host:port`, as it was written when it became a member."""
+    name: str = ""
+    """Its own name; empty until the leader has heard it."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeTable:
     """The one replicated register: what all LBs agree on. `(term, epoch)` orders its versions."""
 
@@ -282,6 +293,8 @@ class NodeTable:
     """What operators want; `nodes` are as these say."""
     beneath: tuple[TableNode, ...] = ()
     """Those nodes that are otherwise than without the orders, as they would be then."""
+    members: tuple[Member, ...] = ()
+    """The LBs whose votes count. None: an LB that decides alone, or a table of an older Gale."""
 
     def __post_init__(self) -> None:
         check_words(self.hash_seed)
@@ -289,6 +302,8 @@ class NodeTable:
             raise ValueError("a node is listed twice")
         if len({service.name for service in self.services}) != len(self.services):
             raise ValueError("a service is listed twice")
+        if len({member.address for member in self.members}) != len(self.members):
+            raise ValueError("a member is listed twice")
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +356,14 @@ class VipHolder:
 
 
 @dataclass(frozen=True, slots=True)
+class Applicant:
+    """An LB of this cluster's name that speaks to this one and is no member."""
+
+    name: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class QuorumState:
     """`state.quorum.`: this LB's part in the agreement."""
 
@@ -362,6 +385,10 @@ class QuorumState:
     """What came on the quorum's port and was not heard, by reason."""
     agreed: str = ""
     """The digest of the services and VIPs that all LBs go by; empty: there is no table yet."""
+    is_member: bool = True
+    """Whether this LB's vote counts, as far as it knows."""
+    applicants: tuple[Applicant, ...] = ()
+    """Who could be added by its name."""
 
 
 # --------------------------------------------------------------------------- dataplane

@@ -66,6 +66,9 @@ Port = Annotated[int, Meta(ge=1, le=65_535)]
 LowPort = Annotated[int, Meta(ge=0, le=1_023)]
 """A port below 1024, or how many of them; 0: none."""
 PortCount = Annotated[int, Meta(ge=0, le=65_536)]
+ENTRY = r"[^\s:]{1,253}:[0-9]{1,5}"
+Entry = Annotated[str, Meta(pattern=rf"\A{ENTRY}\Z")]
+"""A machine of a list, `host:port`."""
 IPv4 = Annotated[str, Meta(pattern=rf"\A{IPV4}\Z")]
 
 
@@ -84,6 +87,13 @@ class Mode(StrEnum):
     L2 = "l2"
     L3 = "l3"
     L4 = "l4"
+
+
+class MemberChange(StrEnum):
+    """What an operator may want of the list of LBs that agree with one another."""
+
+    ADD = "add"
+    REMOVE = "remove"
 
 
 class Protocol(StrEnum):

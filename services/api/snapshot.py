@@ -190,6 +190,14 @@ class MemberShape:
 
 
 @dataclass(frozen=True, slots=True)
+class ApplicantShape:
+    """An LB that is heard, has this one in its file, and is no member: it may be added."""
+
+    name: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class QuorumShape:
     name: str
     role: str
@@ -207,6 +215,9 @@ class QuorumShape:
     """Where services and VIPs are staged that are not agreed on yet; empty: nowhere."""
     rejected: dict[str, int] = field(default_factory=dict)
     """What other machines said on the quorum's port and was not heard, by reason."""
+    is_member: bool = True
+    """Whether this LB's vote counts, as far as it knows."""
+    applicants: list[ApplicantShape] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -469,6 +480,8 @@ def quorum(fold: Fold, now_ms: int) -> QuorumShape | None:
         observed_ms=age,
         staged=_staged(state),
         rejected=state.rejected,
+        is_member=state.is_member,
+        applicants=[ApplicantShape(each.name, each.address) for each in state.applicants],
     )
 
 

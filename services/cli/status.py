@@ -50,8 +50,12 @@ def _quorum_picture(answer: dict[str, Any]) -> RenderableType:
         for member in answer["members"]
         if member["trouble"]
     ]
+    applicants = [
+        Text(f"{each['name']} ({each['address']}) is no member: gale quorum add {each['name']}")
+        for each in answer["applicants"]
+    ]
     shown = table("", columns, members)
-    return Group(_quorum_line(answer), shown, *_vip_lines(answer), *troubles)
+    return Group(_quorum_line(answer), shown, *_vip_lines(answer), *troubles, *applicants)
 
 
 def _picture(status: dict[str, Any]) -> RenderableType:
