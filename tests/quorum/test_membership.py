@@ -137,7 +137,7 @@ def test_what_is_so_already_is_agreed_at_once_and_what_is_unsafe_is_refused() ->
     leader, one, other = others_of(made)
     made.silent = {other}
     made.run(1_000)
-    answers = {}
+    answers: dict[str, str] = {}
     asked = (("so", ADD, one), ("unsafe", REMOVE, one), ("dead", ADD, "lb-9"))
     for number, change, whom in asked:
         made.cores[leader].change_members(number, change, whom, made.now_ms)
