@@ -194,6 +194,8 @@ class QuorumProcess:
                 self._report(now_ms)
             elif isinstance(envelope.data, DataplaneState):
                 self._eligibility.dataplane(envelope.data)
+        if any(head.topic is Topic.STATE_VIEW for head in self._subscriber.repeated):
+            self._core.hear_health(now_ms)
         self._look_at_disk(now_ms)
         self._stand(now_ms)
         self._core.tick(now_ms)
