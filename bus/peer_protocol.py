@@ -99,6 +99,8 @@ class MemberSeen:
     """Why it may hold no VIPs; empty: it may."""
     staged: str = ""
     """A digest of the services and VIPs of its file; empty: not known."""
+    late: bool = False
+    """Whether its verdicts on nodes do not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ class Ack:
     """The sender only votes."""
     staged: str = ""
     """A digest of the services and VIPs of its file."""
+    late: bool = False
+    """The sender's health process is silent, or was held up a moment ago."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,9 @@ class LocalView:
     nodes: tuple[NodeView, ...]
     waiting_for: str = ""
     """What of this machine is missing (the private interface, ...); empty when nothing is."""
+    late: bool = False
+    """Whether the health process was held up a moment ago: it may not have noticed yet what has
+    happened meanwhile."""
 
 
 # --------------------------------------------------------------------------- health: state.checks.
@@ -369,6 +372,8 @@ class QuorumMember:
     """A digest of the services and VIPs of its file; empty: it has none, or that is not known."""
     trouble: str = ""
     """Why this LB does not hear what it says, or how its numbers differ from this LB's."""
+    late: bool = False
+    """Whether its verdicts on nodes do not count: its health process is silent or was held up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -299,6 +299,11 @@ def members(hosts: Hosts, lb: str) -> set[str]:
     return {member["name"] for member in state["members"]} if state is not None else set()
 
 
+def applicants(hosts: Hosts, lb: str) -> set[str]:
+    state = quorum(hosts, lb)
+    return {each["name"] for each in state["applicants"]} if state is not None else set()
+
+
 def changed(hosts: Hosts, lb: str, change: str, whom: str) -> None:
     """Change the members, and see that all of them go by it."""
     before = newest_event(hosts, lb)
@@ -323,10 +328,7 @@ def test_one_is_removed_and_one_is_added_while_requests_run(hosts: Hosts) -> Non
     hosts.supervisorctl(other, "stop", "gale:quorum")
     hosts.run(other, "sh", "-c", 'rm "$GALE_STATE_DIR/quorum.state"')
     hosts.supervisorctl(other, "start", "gale:quorum")
-    wait_for(
-        lambda: other in {each["name"] for each in (quorum(hosts, one) or {})["applicants"]},
-        "it knocks",
-    )
+    wait_for(lambda: other in applicants(hosts, one), "it knocks")
     changed(hosts, one, "add", other)
     wait_for(lambda: members(hosts, one) == members(hosts, other) == set(hosts.lbs), "three again")
     one_table(hosts)

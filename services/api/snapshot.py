@@ -191,6 +191,8 @@ class MemberShape:
     """Whether its file says other services or VIPs than are agreed on."""
     trouble: str = ""
     """Why this LB does not hear what it says, or how its numbers differ from this LB's."""
+    late: bool = False
+    """Whether its verdicts on nodes do not count: its health process is silent or was held up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -696,6 +698,7 @@ def _member(member: QuorumMember, agreed: str, age: int) -> MemberShape:
         why_not=list(member.why_not),
         staged=bool(member.staged and agreed and member.staged != agreed),
         trouble=member.trouble,
+        late=member.late,
     )
 
 

@@ -50,6 +50,11 @@ def _quorum_picture(answer: dict[str, Any]) -> RenderableType:
         for member in answer["members"]
         if member["trouble"]
     ]
+    troubles += [
+        Text(f"{member['name']}: its verdicts on nodes do not count, its health is late", "yellow")
+        for member in answer["members"]
+        if member["late"]
+    ]
     applicants = [
         Text(f"{each['name']} ({each['address']}) is no member: gale quorum add {each['name']}")
         for each in answer["applicants"]

@@ -46,7 +46,9 @@ published.
 
 **Failure.** Without reports (the health process is down) the nodes stay as they are. A health
 process that has just started is believed where it names a node and not where it is silent, until it
-has `settled`: `2 * checks_timeout` after its boot was first heard, when its own grace is over. A
+has `settled`: `2 * checks_timeout` after its boot was first heard, when its own grace is over.
+**A late LB**, whose health process has been silent for `OLD_VIEW_MS`, or says that it was held up
+(`LocalView.late`), says so with every answer, and its verdicts do not count, unless all are late. A
 blank LB commits nothing before the first report: if it lost its file, the rings in the kernel are
 better than an empty table. When the disk does not answer the table stands still and `waiting_for`
 says so; a leader whose disk has not answered for as long as a promise lasts gives up its lead.
@@ -114,6 +116,9 @@ RESEND_MS = 100
 """A table or a view that was not acknowledged for so long is sent again."""
 MEMBERS_MS = 250
 """So often at least the leader tells how it sees the members."""
+OLD_VIEW_MS = 2_000
+"""A health process that has said nothing for so long, though it repeats itself twice a second,
+speaks for nobody."""
 SILENT_REPORT_MS = 1_000
 """For so long the report of an LB that is not heard counts."""
 ALONE_CLAIM_MS = 10_000
@@ -208,6 +213,7 @@ class _Peer:
     standing: Standing = UNKNOWN
     why_not: tuple[str, ...] = ()
     staged: str = ""
+    late: bool = False
     witness: bool | None = None
     """Whether it only votes; None: it has not answered this LB yet."""
     table_sent: Version = NO_VERSION
@@ -231,6 +237,8 @@ class _View:
     boot: str
     view: LocalView
     made_ms: int
+    heard_ms: int
+    """When the health process was heard last."""
     sent_ms: int | None = None
 
 
@@ -329,10 +337,15 @@ class Quorum:
         """This LB's health process saw its nodes like this `age_ms` ago."""
         own, made_ms = self._own_view, now_ms - age_ms
         if own is None or own.boot != boot or view.version > own.view.version:
-            self._own_view = _View(boot, view, made_ms)
+            self._own_view = _View(boot, view, made_ms, now_ms)
             self._take_report(self._config.name, boot, view, now_ms, made_ms)
             self._send_view(None, now_ms)
             self._propose(now_ms)
+
+    def hear_health(self, now_ms: int) -> None:
+        """This LB's health process has said that its last view holds."""
+        if self._own_view is not None:
+            self._own_view.heard_ms = now_ms
 
     def stand(self, why_not: tuple[str, ...], fitness: int, now_ms: int) -> None:
         """Why this LB may hold no VIPs (nothing: it may), and how well it would if nobody may."""
@@ -612,6 +625,7 @@ class Quorum:
             self._standing.fitness,
             self._config.witness,
             self._staged,
+            self._is_late(now_ms),
         )
         self._outbox.append(Outgoing(leader, ack, self._election.term_mark))
 
@@ -624,6 +638,8 @@ class Quorum:
         known.witness = message.witness
         self._stale |= known.staged != message.staged
         known.staged = message.staged
+        self._stale |= known.late != message.late
+        known.late = message.late
         known.why_not = message.why
         standing = Standing(not message.why, message.fitness)
         self._stale |= known.standing != standing
@@ -852,7 +868,7 @@ class Quorum:
         seen = tuple(
             MemberSeen(
                 *(each.name, each.address, each.alive, each.term, each.epoch, each.why_not),
-                each.staged,
+                *(each.staged, each.late),
             )
             for each in self._members_seen(now_ms)
             if each.name
@@ -1018,7 +1034,8 @@ class Quorum:
         self._desk.over = frozenset(order.id for order in base.orders if is_over(order))
         changing = self._changes.wants_to_change and self._may_change_members(now_ms)
         released = self._released(base, now_ms)
-        return (alive, self._silent(now_ms), free, released, self._desk.over, changing)
+        late = self._late(now_ms)
+        return (alive, self._silent(now_ms), late, free, released, self._desk.over, changing)
 
     def _silent(self, now_ms: int) -> frozenset[str]:
         return frozenset(
@@ -1029,12 +1046,25 @@ class Quorum:
 
     def _reports(self, now_ms: int) -> dict[str, Report]:
         """What those see that are heard."""
-        silent = self._silent(now_ms)
-        return {
+        silent, late = self._silent(now_ms), self._late(now_ms)
+        reports = {
             lb: Report(heard.view, heard.settled, now_ms - heard.newest_ms)
             for lb, heard in self._heard.items()
             if lb not in silent
         }
+        return {lb: report for lb, report in reports.items() if lb not in late} or reports
+
+    def _is_late(self, now_ms: int) -> bool:
+        """Whether what this LB's health process said last is not to be relied on."""
+        own = self._own_view
+        if own is None or self._alone:
+            return False
+        return own.view.late or now_ms >= own.heard_ms + OLD_VIEW_MS
+
+    def _late(self, now_ms: int) -> frozenset[str]:
+        """For the leader: whose verdicts do not count."""
+        late = {peer.name for peer in self._peers.values() if peer.late}
+        return frozenset(late | {self._config.name} if self._is_late(now_ms) else late)
 
     def _members(self, base: NodeTable) -> list[str]:
         """The LBs that have slots: those that have answered, and before them those that had one."""
@@ -1219,7 +1249,10 @@ class Quorum:
         config, held = self._config, self._register.committed
         epoch = held.version.epoch if held else 0
         term, why_not = self._election.term, self._why_not
-        own = QuorumMember(config.name, config.address, True, term, epoch, 0, why_not, self._staged)
+        own = QuorumMember(
+            *(config.name, config.address, True, term, epoch, 0, why_not, self._staged),
+            late=self._is_late(now_ms),
+        )
         return (own, *(self._member(address, now_ms) for address in sorted(self._peers)))
 
     def _member(self, address: str, now_ms: int) -> QuorumMember:
@@ -1228,13 +1261,14 @@ class Quorum:
         heard_ms = now_ms - peer.heard_ms if peer.heard_ms is not None else 0
         alive = peer.heard_ms is not None and heard_ms < SILENT_REPORT_MS
         name, term, epoch, why_not = peer.name, peer.term, peer.accepted.epoch, peer.why_not
-        told, staged = self._leaders_members.get(address), peer.staged
+        told, staged, late = self._leaders_members.get(address), peer.staged, peer.late
         if not self._leads and told is not None and self._election.leader is not None:
             term, epoch, why_not, staged = told.term, told.epoch, told.why, told.staged
-            name, alive = told.name, told.alive
+            name, alive, late = told.name, told.alive, told.late
             heard_ms = min(heard_ms, now_ms - self._leaders_members_ms)
         silent_ms = heard_ms if alive else 0
-        return QuorumMember(name, address, alive, term, epoch, silent_ms, why_not, staged)
+        seen = (name, address, alive, term, epoch, silent_ms, why_not, staged)
+        return QuorumMember(*seen, late=late)
 
     def _waiting_for(self, leader: str | None) -> str:
         if self._stalled:

@@ -20,9 +20,11 @@ stored table at once. Killed at any point, it loses nothing that it published; w
 dataplane goes on forwarding by the last table, and masks by health's view what dies meanwhile. Told
 to end, it first gives up what it holds, so that another LB need not wait for its silence.
 
-**Several LBs.** The list of the file says who they are. Until this machine's own entry is found (an
-interface may come later, a name be resolved later) the core stands in nobody's way: it counts all
-entries as others, reaches none of them, and says what it waits for.
+**Several LBs.** The agreed table says who they are (`membership`), and the list of the file until
+there is one. Both may write an LB otherwise: entries of one address are one, by the table's. Until
+this machine's own entry is found (an interface may come later, a name be resolved later) the core
+stands in nobody's way: it counts all entries as others, reaches none of them, and says what it
+waits for.
 
 An unreadable state directory or a full disk belongs to the machine, not to the file: said once in
 the log and in `waiting_for`, tried again every second.
@@ -216,6 +218,8 @@ class QuorumProcess:
                 self._report(now_ms)
             elif isinstance(envelope.data, DataplaneState):
                 self._eligibility.dataplane(envelope.data)
+        if any(head.topic is Topic.STATE_VIEW for head in self._subscriber.repeated):
+            self._core.hear_health(now_ms)
 
     @property
     def _told(self) -> Told:

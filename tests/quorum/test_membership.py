@@ -176,3 +176,16 @@ def test_what_a_removed_lb_saw_counts_no_more() -> None:
     held = made.cores[one].committed(made.now_ms)
     assert held is not None
     assert held.table.nodes[0].state is NodeState.UP, "one of two does not speak for both"
+
+
+def test_the_next_change_waits_until_all_promises_of_before_are_over() -> None:
+    made = led("lb-0", "lb-1", "lb-2", "lb-3", "lb-4")
+    leader = made.leader()
+    assert leader is not None
+    gone = [name for name in made.cores if name != leader][:2]
+    for name in gone:
+        made.cores[leader].change_members(name, REMOVE, name, made.now_ms)
+    made.until(lambda: len(members_at(made, leader)) == 4)
+    first_ms = made.now_ms
+    made.until(lambda: len(members_at(made, leader)) == 3)
+    assert made.now_ms - first_ms >= made.configs[leader].timing.promise_ms

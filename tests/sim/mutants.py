@@ -152,12 +152,6 @@ MUTANTS = (
         "                self.given_up[vip] = self._least, now_ms + LARGEST_PROMISE_MS\n",
     ),
     Mutant(
-        "the next change of the members waits for nothing",
-        "core.py",
-        "has_lease(now_ms) and now_ms >= self._members_since_ms + longest_ms\n",
-        "has_lease(now_ms)\n",
-    ),
-    Mutant(
         "a leader forgets the lease of before the members changed",
         "election.py",
         "max(self._promised_until_ms, self.lease_until_ms(now_ms))\n",
