@@ -49,4 +49,5 @@ def observation(
         load=checks.load if checks is not None else 0.0,
         silent=node.silent,
         apart=node.apart,
+        backup=node.backup,
     )

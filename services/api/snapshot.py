@@ -36,6 +36,7 @@ from bus.topics import Topic
 from bus.words import NodeState
 from services.api.fold import Fold
 
+IDLE_BACKUP = "it is a backup, and enough of the others serve"
 ONLY_AGREED = "as agreed by the quorum: this LB has not heard of it"
 
 SERVING = frozenset({NodeState.UP, NodeState.SUSPECT})
@@ -96,7 +97,8 @@ class SeatShape:
     """Begun so far."""
     flows_now: int
     percent: int = 100
-    """Of the node's weight, what it has here: less than all of it in slow start."""
+    """Of the node's weight, what it has here: less than all of it in slow start, 0 for a backup
+    that is not needed."""
     slow_start_ms: int = 0
     """What is left of its slow start; 0: it is in none."""
 
@@ -142,6 +144,8 @@ class NodeShape:
     """A drain or a ban, or else a weight; null: what the node's agent and health say decides."""
     orders: list[OrderShape]
     """All that stand."""
+    backup: bool
+    """It is given new flows only where too few of the others serve."""
     services: list[SeatShape]
 
 
@@ -534,7 +538,7 @@ class _Seats:
             service=seat.service,
             node=seat.node,
             state=state,
-            reason=seat.reason or reason,
+            reason=seat.reason or reason or ("" if percent else IDLE_BACKUP),
             port=port,
             slots=seat.slots,
             share=seat.share,
@@ -612,6 +616,7 @@ def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats) -> Nod
         flows=seats.flows(node.id),
         order=None,
         orders=[],
+        backup=node.backup,
         services=seats.of_node(node, agreed),
     )
 
@@ -635,6 +640,7 @@ def _only_agreed(node: TableNode, seats: _Seats, age: int) -> NodeShape:
         flows=seats.flows(node.id),
         order=None,
         orders=[],
+        backup=node.backup,
         services=seats.of_node(node, node),
     )
 

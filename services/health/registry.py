@@ -344,9 +344,9 @@ class Registry:
             self._close(node, connection)
 
     def _describe(self, node: Node, hello: Hello, now_ms: int) -> None:
-        if node.weight != hello.weight:
+        if (node.weight, node.backup) != (hello.weight, hello.backup):
             self._output.view_changed = self._output.keep = True
-        node.weight = hello.weight
+        node.weight, node.backup = hello.weight, hello.backup
         node.named = hello.services
         self._serve(node, self._served(hello.services, node.prepared), now_ms)
 
@@ -1060,6 +1060,7 @@ class Registry:
             reason=f"banned after {kept.fails} failures" if banned_ms > 0 else reason,
             last_seen_ms=now_ms,
             lag_mark_ms=self._lag_total_ms,
+            backup=kept.backup,
             fails=0 if kept.state is BANNED and banned_ms <= 0 else kept.fails,
             passed=self.policy.checks_before_routing if routed else 0,
             was_up=kept.was_up,
@@ -1092,6 +1093,7 @@ class Registry:
                 silent=node.silent,
                 was_up=node.was_up,
                 pardoned_epoch=node.pardoned_epoch,
+                backup=node.backup,
                 apart=tuple(
                     KeptService(
                         service=name,
@@ -1146,6 +1148,7 @@ class Registry:
                     banned_for_ms=self._banned_for_ms(node, now_ms),
                     silent=node.silent,
                     apart=_apart(node),
+                    backup=node.backup,
                 )
                 for node in self._nodes.values()
             ),
@@ -1183,6 +1186,7 @@ def _kept_of(node: TableNode) -> KeptNode:
         fails=0,
         ban_remaining_ms=0,
         silent=node.silent,
+        backup=node.backup,
         apart=tuple(KeptService(each.service, DOWN, "", 0, 0) for each in node.apart),
     )
 

@@ -115,6 +115,19 @@ def test_a_node_in_slow_start_says_what_it_has_and_for_how_long() -> None:
     assert [at.percent for at in offered.services[0].nodes] == [30, 100]
 
 
+def test_a_backup_that_is_not_needed_says_so() -> None:
+    committed = table("node-0")
+    idle = replace(committed.table, parts=(Part(node_id("node-0"), "default", 0, 100, 0),))
+    fold = fold_with(
+        view=view(node(backup=True)),
+        table=replace(committed, table=idle),
+        dataplane=dataplane(seat("node-0", 0, 100)),
+    )
+    (shown,) = nodes_of(fold)
+    assert shown.backup
+    assert [at.reason for at in shown.services] == [snapshot.IDLE_BACKUP]
+
+
 def test_why_a_node_takes_no_new_flows_at_a_service() -> None:
     """What the dataplane says of the very service outranks what is known of the node."""
     far = replace(seat("node-0", 0, 100, service="echo"), reason="it is behind the router")

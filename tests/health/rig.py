@@ -159,10 +159,10 @@ class Agent:
     def connect(self) -> None:
         self.connection = b"\0%d" % next(_connections)
 
-    def hello(self, version: int = NODE_VERSION, weight: int = 1) -> None:
+    def hello(self, version: int = NODE_VERSION, weight: int = 1, *, backup: bool = False) -> None:
         if not self.connection:
             self.connect()
-        message = Hello(version, self.name, self.boot, weight, self.services)
+        message = Hello(version, self.name, self.boot, weight, self.services, backup)
         self.rig.raw(self.connection, encode_node(message), self.address)
 
     def make_beat(
