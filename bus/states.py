@@ -61,6 +61,8 @@ class ServiceState:
     state: NodeState
     reason: str = ""
     """As for a node; empty in the table, which is about what to do, not why."""
+    banned_for_ms: Duration = 0
+    """Likewise: what was left of its ban when the message was made; 0 in the table."""
 
 
 @dataclass(frozen=True, slots=True)

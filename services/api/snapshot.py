@@ -101,6 +101,8 @@ class SeatShape:
     that is not needed."""
     slow_start_ms: int = 0
     """What is left of its slow start; 0: it is in none."""
+    banned_for_ms: int = 0
+    """What is left of the ban of this service of the node alone; 0: there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -498,6 +500,8 @@ class _Standing:
     """Why it takes no new flows; empty: it may."""
     apart: dict[str, tuple[str, str]] = field(default_factory=dict)
     """The same of those services that are not as the node is."""
+    bans: dict[str, int] = field(default_factory=dict)
+    """What is left of those services' own bans."""
 
     def at(self, service: str) -> tuple[str, str]:
         return self.apart.get(service, (self.state, self.reason))
@@ -551,6 +555,7 @@ class _Seats:
             flows_now=counted.flows_now if counted else 0,
             percent=percent,
             slow_start_ms=slow_start_ms,
+            banned_for_ms=standing.bans.get(seat.service, 0),
         )
 
     def of_node(
@@ -585,12 +590,13 @@ def _standing(node: NodeObservation | TableNode, agreed: TableNode | None) -> _S
     there = agreed.apart if agreed is not None else ()
     apart = {each.service: (str(node.state), _agreed_on(each.state)) for each in there}
     apart |= {each.service: (each.state, each.reason or ONLY_AGREED) for each in node.apart}
+    bans = {each.service: each.banned_for_ms for each in node.apart}
     if node.state not in SERVING:
-        return _Standing(node.state, getattr(node, "reason", ONLY_AGREED), apart)
+        return _Standing(node.state, getattr(node, "reason", ONLY_AGREED), apart, bans)
     if agreed is not None and agreed.state not in SERVING:
-        return _Standing(node.state, _agreed_on(agreed.state), apart)
+        return _Standing(node.state, _agreed_on(agreed.state), apart, bans)
     weight = agreed.weight if agreed is not None else node.weight
-    return _Standing(node.state, "" if weight else "its weight is 0", apart)
+    return _Standing(node.state, "" if weight else "its weight is 0", apart, bans)
 
 
 def _agreed_on(state: str) -> str:

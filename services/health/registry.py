@@ -1147,12 +1147,22 @@ class Registry:
                     fails=node.fails,
                     banned_for_ms=self._banned_for_ms(node, now_ms),
                     silent=node.silent,
-                    apart=_apart(node),
+                    apart=self._apart(node, now_ms),
                     backup=node.backup,
                 )
                 for node in self._nodes.values()
             ),
             waiting_for=waiting_for,
+        )
+
+    def _apart(self, node: Node, now_ms: int) -> tuple[ServiceState, ...]:
+        """The services of a node that is routed to which are not in its state."""
+        if not node.apart or node.state not in ROUTED:
+            return ()
+        return tuple(
+            ServiceState(name, each.state, each.reason, self._banned_for_ms(each, now_ms))
+            for name, each in sorted(node.apart.items())
+            if each.state is not UP
         )
 
     def checks(self, now_ms: int) -> LocalChecks:
@@ -1201,17 +1211,6 @@ def _adopted(kept: KeptService, now_ms: int) -> Standing:
         since_ms=now_ms,
         fails=0 if kept.state is BANNED and not banned else kept.fails,
         ban_until_ms=now_ms + kept.ban_remaining_ms,
-    )
-
-
-def _apart(node: Node) -> tuple[ServiceState, ...]:
-    """The services of a node that is routed to which are not in its state."""
-    if not node.apart or node.state not in ROUTED:
-        return ()
-    return tuple(
-        ServiceState(name, standing.state, standing.reason)
-        for name, standing in sorted(node.apart.items())
-        if standing.state is not UP
     )
 
 

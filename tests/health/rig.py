@@ -76,7 +76,12 @@ class Rig:
     def collect(self) -> None:
         output = self.registry.take_output()
         decided = tuple(
-            replace(node, banned_for_ms=0) for node in self.registry.view(self.now_ms).nodes
+            replace(
+                node,
+                banned_for_ms=0,
+                apart=tuple(replace(each, banned_for_ms=0) for each in node.apart),
+            )
+            for node in self.registry.view(self.now_ms).nodes
         )
         # A reader is told of nothing else: what changes without that word is never seen.
         assert output.view_changed or decided == self.decided
