@@ -62,6 +62,8 @@ class ServiceState:
     state: NodeState
     reason: str = ""
     """As for a node; empty in the table, which is about what to do, not why."""
+    banned_for_ms: Duration = 0
+    """Likewise: what was left of its ban when the message was made; 0 in the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ class NodeView:
     """DOWN or BANNED, and nothing is heard of it; False: it says that it does not serve."""
     apart: tuple[ServiceState, ...] = ()
     """Of a node that is routed to: the services that are not in its state."""
+    backup: bool = False
+    """It is to be given new flows only where too few others serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,7 @@ class NodeObservation:
     load: float
     silent: bool = False
     apart: tuple[ServiceState, ...] = ()
+    backup: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +209,8 @@ class TableService:
     """Services of one group send a client to the same node; empty: it belongs to none."""
     slow_start_ms: Duration = 0
     """For so long the weight of a node that has become routable rises; 0: it is whole at once."""
+    min_healthy: Percent = 50
+    """Of its nodes that are no backups: where fewer serve, the backups do too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +228,8 @@ class TableNode:
     drain is over: its flows are better ended than kept."""
     apart: tuple[ServiceState, ...] = ()
     """Of a node that is routed to: the services that are not in its state."""
+    backup: bool = False
+    """It is to be given new flows only where too few others serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +253,8 @@ class Part:
     percent: Percent
     """What the ring gives it."""
     level: Percent
-    """How far its slow start has come; `percent` is that beside the service's other nodes."""
+    """How far its slow start has come; `percent` is that beside the service's other nodes, or 0
+    for a backup where enough others serve."""
     remaining_ms: Duration
     """Of its slow start."""
 
@@ -319,7 +329,8 @@ class NodeTable:
     members: tuple[Member, ...] = ()
     """The LBs whose votes count. None: an LB that decides alone, or a table of an older Gale."""
     parts: tuple[Part, ...] = ()
-    """The nodes in slow start, service by service; all others have their whole weight."""
+    """The nodes in slow start, and the backups that are not needed, service by service; all others
+    have their whole weight."""
 
     def __post_init__(self) -> None:
         check_words(self.hash_seed)

@@ -36,6 +36,7 @@ from bus.topics import Topic
 from bus.words import NodeState
 from services.api.fold import Fold
 
+IDLE_BACKUP = "it is a backup, and enough of the others serve"
 ONLY_AGREED = "as agreed by the quorum: this LB has not heard of it"
 
 SERVING = frozenset({NodeState.UP, NodeState.SUSPECT})
@@ -96,9 +97,12 @@ class SeatShape:
     """Begun so far."""
     flows_now: int
     percent: int = 100
-    """Of the node's weight, what it has here: less than all of it in slow start."""
+    """Of the node's weight, what it has here: less than all of it in slow start, 0 for a backup
+    that is not needed."""
     slow_start_ms: int = 0
     """What is left of its slow start; 0: it is in none."""
+    banned_for_ms: int = 0
+    """What is left of the ban of this service of the node alone; 0: there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,8 @@ class NodeShape:
     """A drain or a ban, or else a weight; null: what the node's agent and health say decides."""
     orders: list[OrderShape]
     """All that stand."""
+    backup: bool
+    """It is given new flows only where too few of the others serve."""
     services: list[SeatShape]
 
 
@@ -509,6 +515,8 @@ class _Standing:
     """Why it takes no new flows; empty: it may."""
     apart: dict[str, tuple[str, str]] = field(default_factory=dict)
     """The same of those services that are not as the node is."""
+    bans: dict[str, int] = field(default_factory=dict)
+    """What is left of those services' own bans."""
 
     def at(self, service: str) -> tuple[str, str]:
         return self.apart.get(service, (self.state, self.reason))
@@ -549,7 +557,7 @@ class _Seats:
             service=seat.service,
             node=seat.node,
             state=state,
-            reason=seat.reason or reason,
+            reason=seat.reason or reason or ("" if percent else IDLE_BACKUP),
             port=port,
             slots=seat.slots,
             share=seat.share,
@@ -562,6 +570,7 @@ class _Seats:
             flows_now=counted.flows_now if counted else 0,
             percent=percent,
             slow_start_ms=slow_start_ms,
+            banned_for_ms=standing.bans.get(seat.service, 0),
         )
 
     def of_node(
@@ -596,12 +605,13 @@ def _standing(node: NodeObservation | TableNode, agreed: TableNode | None) -> _S
     there = agreed.apart if agreed is not None else ()
     apart = {each.service: (str(node.state), _agreed_on(each.state)) for each in there}
     apart |= {each.service: (each.state, each.reason or ONLY_AGREED) for each in node.apart}
+    bans = {each.service: each.banned_for_ms for each in node.apart}
     if node.state not in SERVING:
-        return _Standing(node.state, getattr(node, "reason", ONLY_AGREED), apart)
+        return _Standing(node.state, getattr(node, "reason", ONLY_AGREED), apart, bans)
     if agreed is not None and agreed.state not in SERVING:
-        return _Standing(node.state, _agreed_on(agreed.state), apart)
+        return _Standing(node.state, _agreed_on(agreed.state), apart, bans)
     weight = agreed.weight if agreed is not None else node.weight
-    return _Standing(node.state, "" if weight else "its weight is 0", apart)
+    return _Standing(node.state, "" if weight else "its weight is 0", apart, bans)
 
 
 def _agreed_on(state: str) -> str:
@@ -627,6 +637,7 @@ def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats) -> Nod
         flows=seats.flows(node.id),
         order=None,
         orders=[],
+        backup=node.backup,
         services=seats.of_node(node, agreed),
     )
 
@@ -650,6 +661,7 @@ def _only_agreed(node: TableNode, seats: _Seats, age: int) -> NodeShape:
         flows=seats.flows(node.id),
         order=None,
         orders=[],
+        backup=node.backup,
         services=seats.of_node(node, node),
     )
 

@@ -143,8 +143,15 @@ def _reasons_at_services(node: dict[str, Any]) -> list[str]:
     services: dict[str, list[str]] = {}
     for seat in node.get("services", ()):
         if seat["reason"] and seat["reason"] != node["reason"]:
-            services.setdefault(seat["reason"], []).append(seat["service"])
+            services.setdefault(_why_not(seat), []).append(seat["service"])
     return [f"at {_some(names)}: {reason}" for reason, names in services.items()]
+
+
+def _why_not(seat: dict[str, Any]) -> str:
+    """Why it takes no new flows there; of a ban of this service alone, how long it has to go."""
+    reason: str = seat["reason"]
+    banned_ms = seat["banned_for_ms"]
+    return f"{reason}, {span(banned_ms)} left" if banned_ms else reason
 
 
 def _slow_starts(node: dict[str, Any]) -> list[str]:
@@ -178,5 +185,5 @@ def _seat_row(seat: dict[str, Any]) -> list[Any]:
         size(seat["bytes_in"]),
         count(seat["packets_out"]),
         size(seat["bytes_out"]),
-        seat["reason"] or _slow_start(seat),
+        _why_not(seat) or _slow_start(seat),
     ]

@@ -579,7 +579,9 @@ def _load(storage: Storage) -> tuple[HardState, str]:
 def core_config(config: LbConfig, own: str = "", others: tuple[str, ...] = ()) -> QuorumConfig:
     """The file as the core reads it; `own` and `others` are entries of its list of LBs."""
     vips = tuple(FloatingVip(vip.address, vip.snat_addresses) for vip in config.virtual_ips)
-    services = tuple(table_service(service) for service in config.services)
+    services = tuple(
+        table_service(service, config.node_health.min_healthy) for service in config.services
+    )
     flows = config.dataplane
     idle_ms = (flows.tcp_established_ms, flows.tcp_closing_ms, flows.tcp_time_wait_ms, flows.udp_ms)
     return QuorumConfig(

@@ -1,4 +1,4 @@
-"""What part of its weight a node has at a service: slow start. Pure.
+"""What part of its weight a node has at a service: slow start, and backups. Pure.
 
 A node that has become routable for a service (UP or SUSPECT, and it was not before) has `FIRST` per
 cent of its weight there, and after the service's `slow_start` all of it: its caches are cold, its
@@ -13,6 +13,11 @@ steps. What the ring gives it is its level beside the *highest* level of the ser
 
 So the first nodes of an empty service are never held back, nor do those that come soon after them
 leave all the work to the first; and when all that were warm die, those that are not have it all.
+
+**Backups.** A node that calls itself a backup has nothing of its weight at a service while at least
+`min_healthy` of the service's other nodes are UP, of those that the table lists; or, if that is 0
+per cent, one of them. One that is drained or in doubt does not serve in this sense. A backup that
+is called in begins with what its own slow start has come to by then.
 
 **Who decides.** The leader, as it merges the next table: all LBs go by the `Part`s of the agreed
 one. A part says how much time is left, as a ban does, and each copy of the table counts on by its
@@ -29,6 +34,7 @@ many as it says, to that node and no other. Flows that mode L4 knows stay where 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from bus.states import NodeTable, Part, TableNode, TableService, states_apart
@@ -56,15 +62,40 @@ def next_parts(
     step: bool,
 ) -> tuple[Part, ...]:
     """The parts beside these nodes, in the table after `previous`; `step`: levels rise with it."""
-    slow_ms = {each.name: each.slow_start_ms for each in services if each.slow_start_ms}
-    if not slow_ms:
-        return ()
-    levels = _begun(previous, nodes, slow_ms) | _going_on(previous, nodes, slow_ms, step=step)
-    highest = _highest(nodes, levels)
+    offered = tuple(services)
+    idle = _idle_backups(nodes, offered)
+    slow_ms = {each.name: each.slow_start_ms for each in offered if each.slow_start_ms}
+    levels: _Levels = dict.fromkeys(idle, (100, 0))
+    if slow_ms:
+        levels |= _begun(previous, nodes, slow_ms)
+        levels |= _going_on(previous, nodes, slow_ms, step=step)
+    highest = _highest(nodes, levels, idle)
     return tuple(
-        Part(node, service, max(1, own * 100 // highest[service]), own, left_ms)
-        for (node, service), (own, left_ms) in sorted(levels.items())
+        Part(*key, 0 if key in idle else max(1, own * 100 // highest[key[1]]), own, left_ms)
+        for key, (own, left_ms) in sorted(levels.items())
     )
+
+
+def _idle_backups(
+    nodes: tuple[TableNode, ...], services: tuple[TableService, ...]
+) -> frozenset[tuple[str, str]]:
+    """The backups that are not needed, by node and service."""
+    backups = [node for node in nodes if node.backup]
+    if not backups:
+        return frozenset()
+    names = {each.name: 0 for each in services}
+    known: Counter[str] = Counter()
+    serving: Counter[str] = Counter()
+    for node in nodes:
+        if not node.backup and node.weight > 0:
+            known.update(_in_states(node, names, frozenset(NodeState)))
+            serving.update(_in_states(node, names, frozenset({NodeState.UP})))
+    enough = {
+        each.name: 0
+        for each in services
+        if serving[each.name] >= max(1, -(-known[each.name] * each.min_healthy // 100))
+    }
+    return frozenset((node.id, name) for node in backups for name in _taken(node, enough))
 
 
 _Levels = dict[tuple[str, str], tuple[int, int]]
@@ -108,11 +139,14 @@ def _going_on(
     return found
 
 
-def _highest(nodes: Iterable[TableNode], levels: _Levels) -> dict[str, int]:
-    """By service of which a node is in slow start, the highest level of any of its nodes."""
+def _highest(
+    nodes: Iterable[TableNode], levels: _Levels, idle: frozenset[tuple[str, str]]
+) -> dict[str, int]:
+    """By service of which a node is in slow start, the highest level of any that is to serve it."""
     highest: dict[str, int] = {}
-    for (_, service), (own, _) in levels.items():
-        highest[service] = max(highest.get(service, 0), own)
+    for key, (own, _) in levels.items():
+        if key not in idle:
+            highest[key[1]] = max(highest.get(key[1], 0), own)
     for node in nodes if highest else ():
         if node.weight > 0 and node.state in TAKING:
             for service in _taken(node, highest):
@@ -122,13 +156,20 @@ def _highest(nodes: Iterable[TableNode], levels: _Levels) -> dict[str, int]:
 
 
 def _taken(node: TableNode, services: Mapping[str, int]) -> frozenset[str]:
-    """Those of the services whose new flows the node is given; one that names none serves all."""
+    """Those of the services whose new flows the node may be given."""
+    return _in_states(node, services, TAKING)
+
+
+def _in_states(
+    node: TableNode, services: Mapping[str, int], states: frozenset[NodeState]
+) -> frozenset[str]:
+    """At which of the services the node is in one of the states; one that names none has all."""
     own = [each.name for each in node.services if each.name in services]
     apart = states_apart(node)
     return frozenset(
         name
         for name in (own if node.services else services)
-        if apart.get(name, node.state) in TAKING
+        if apart.get(name, node.state) in states
     )
 
 
@@ -137,6 +178,8 @@ def next_step_ms(table: NodeTable) -> int | None:
     slow_ms = _slow_ms(table)
     waits = []
     for part in table.parts:
+        if part.level == 100:
+            continue  # a backup
         whole_ms = slow_ms.get(part.service, 0)
         steps = (part.level - FIRST) * STEPS // (100 - FIRST) + 1
         waits.append(part.remaining_ms - whole_ms + -(-steps * whole_ms // STEPS))
@@ -146,7 +189,8 @@ def next_step_ms(table: NodeTable) -> int | None:
 def step_gap_ms(table: NodeTable) -> int:
     """How long two steps are apart at least."""
     slow_ms = _slow_ms(table)
-    return min((slow_ms.get(part.service, 0) for part in table.parts), default=0) // STEPS
+    starting = [part.service for part in table.parts if part.level < 100]
+    return min((slow_ms.get(service, 0) for service in starting), default=0) // STEPS
 
 
 def _slow_ms(table: NodeTable) -> dict[str, int]:

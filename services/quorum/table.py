@@ -297,7 +297,16 @@ def _describe(
     else:
         said = routing[0] if routing else opinions[0][0]
         services = _prepared_for_all(said.services, routing)
-        node = TableNode(said.id, said.name, said.address, state, said.weight, services, silent)
+        node = TableNode(
+            id=said.id,
+            name=said.name,
+            address=said.address,
+            state=state,
+            weight=said.weight,
+            services=services,
+            silent=silent,
+            backup=said.backup,
+        )
         if any(seen.apart for seen in routing):
             node = _with_services_apart(node, [seen for seen, _ in opinions], unheard, before)
     # The same object where nothing changed: then comparing ten thousand nodes costs nothing.

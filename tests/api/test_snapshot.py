@@ -14,6 +14,7 @@ from bus.states import (
     Part,
     QuorumMember,
     SeatCounters,
+    ServiceState,
 )
 from bus.topics import Topic
 from bus.words import NodeState
@@ -113,6 +114,27 @@ def test_a_node_in_slow_start_says_what_it_has_and_for_how_long() -> None:
     offered = snapshot.services(fold, LOCAL, 2_500)
     assert offered is not None
     assert [at.percent for at in offered.services[0].nodes] == [30, 100]
+
+
+def test_the_ban_of_one_service_runs_down() -> None:
+    banned = ServiceState("default", NodeState.BANNED, "banned after 3 failures", 50_000)
+    fold = fold_with(view=view(node(apart=(banned,))), dataplane=dataplane(seat("node-0", 0, 100)))
+    (shown,) = nodes_of(fold, 20_000)
+    assert (shown.banned_for_ms, shown.services[0].banned_for_ms) == (0, 30_000)
+    assert nodes_of(fold, 60_000)[0].services[0].banned_for_ms == 0
+
+
+def test_a_backup_that_is_not_needed_says_so() -> None:
+    committed = table("node-0")
+    idle = replace(committed.table, parts=(Part(node_id("node-0"), "default", 0, 100, 0),))
+    fold = fold_with(
+        view=view(node(backup=True)),
+        table=replace(committed, table=idle),
+        dataplane=dataplane(seat("node-0", 0, 100)),
+    )
+    (shown,) = nodes_of(fold)
+    assert shown.backup
+    assert [at.reason for at in shown.services] == [snapshot.IDLE_BACKUP]
 
 
 def test_why_a_node_takes_no_new_flows_at_a_service() -> None:

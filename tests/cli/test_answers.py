@@ -192,6 +192,15 @@ def test_nodes_say_why_one_is_not_routed_to_at_some_services(api: LocalApi, gale
     assert row.endswith(f" passed its checks; at a: {far}; at b, d, e and 2 more services: {full}")
 
 
+def test_nodes_say_how_long_one_service_is_banned_yet(api: LocalApi, gale: Gale) -> None:
+    node = ANSWERS["/v1/nodes"]["nodes"][0] | {"state": "up", "reason": "passed its checks"}
+    seat = node["services"][0] | {"reason": "banned after 3 failures", "banned_for_ms": 40_000}
+    node["services"] = [seat]
+    api.paths["/v1/nodes"] = {"nodes": [node], "observed_ms": 1}
+    row = " ".join(row_of(gale("nodes").stdout, "node-1"))
+    assert row.endswith("; at default: banned after 3 failures, 40.0 s left")
+
+
 def test_nodes_say_where_one_is_in_slow_start(api: LocalApi, gale: Gale) -> None:
     node = ANSWERS["/v1/nodes"]["nodes"][0] | {"state": "up", "reason": "passed its checks"}
     seat = node["services"][0] | {"state": "up", "reason": ""}

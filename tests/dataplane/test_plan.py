@@ -474,6 +474,19 @@ def test_a_node_in_slow_start_has_more_of_its_own_slots_with_each_step() -> None
     assert whole == pytest.approx(ring.SLOTS / 4, rel=0.02)
 
 
+def test_a_backup_that_is_not_needed_takes_nothing_and_keeps_its_seat() -> None:
+    kernel = Kernel()
+    wanted = table(node(i) for i in range(3))
+    idle = replace(wanted, parts=(Part(node(1).id, "web", 0, 100, 0),))
+    first = run(kernel, EMPTY, idle)
+    spare = seat_identity("web", node(1).id)
+    assert spare not in kernel.slots("web")
+    assert {value.identity: value.up for value in kernel.seats.values()}[spare] is False
+    run(kernel, first.after, wanted)
+    assert spare in kernel.slots("web")
+    assert {value.identity: value.up for value in kernel.seats.values()}[spare] is True
+
+
 def test_local_opinions_that_mask_and_those_that_do_not() -> None:
     wanted = table([node(0), node(1)])
     for state in NodeState:

@@ -164,6 +164,64 @@ def test_what_a_step_did_is_told() -> None:
     assert events[-1] == "default at c: 100 % of its weight"
 
 
+# --------------------------------------------------------------------------- backups
+
+PLAIN = TableConfig((replace(WEB, min_healthy=50),), ())
+
+
+def guarded(*states: NodeState, config: TableConfig = PLAIN, backups: int = 1) -> dict[str, int]:
+    """What parts the backups have when the four others are in these states."""
+    names = "abcd"[: len(states)]
+    spare = [replace(seen(f"z{number}", UP), backup=True) for number in range(backups)]
+    table = merged(bootstrap(1, 7), *(seen(name, UP) for name in names), *spare, config=config)
+    nodes = [seen(name, state) for name, state in zip(names, states, strict=True)]
+    return percents(merged(table, *nodes, *spare, config=config))
+
+
+@pytest.mark.parametrize(
+    ("states", "percent", "idle"),
+    [
+        ([UP, UP, UP, UP], 50, True),
+        ([UP, UP, DOWN, DOWN], 50, True),
+        ([UP, DOWN, DOWN, DOWN], 50, False),
+        ([UP, UP, UP, DOWN], 100, False),
+        ([UP, DOWN, DOWN, DOWN], 0, True),
+        ([DOWN, DOWN, DOWN, DOWN], 0, False),
+        ([UP, SUSPECT, SUSPECT, SUSPECT], 50, False),
+        ([UP, DRAINING, DRAINING, DRAINING], 50, False),
+        ([], 50, False),
+    ],
+)
+def test_a_backup_serves_while_too_few_others_do(
+    states: list[NodeState], percent: int, *, idle: bool
+) -> None:
+    config = TableConfig((replace(WEB, min_healthy=percent),), ())
+    expected = {"z0": 0, "z1": 0} if idle else {}
+    assert guarded(*states, config=config, backups=2) == expected
+
+
+def test_a_backup_is_judged_service_by_service() -> None:
+    services = (NodeService("default", 8080), NodeService("echo", 9000))
+    config = TableConfig((ECHO, WEB), ())
+    spare = replace(seen("z", UP), services=services, backup=True)
+    only_one = replace(seen("a", UP), services=services, apart=(ServiceState("echo", DOWN),))
+    table = merged(bootstrap(1, 7), only_one, spare, config=config)
+    assert [(part.node[0], part.service, part.percent) for part in table.parts] == [
+        ("z", "default", 0)
+    ]
+
+
+def test_a_backup_that_is_idle_is_no_measure_and_asks_for_no_step() -> None:
+    spare = replace(seen("z", UP), backup=True)
+    table = merged(bootstrap(1, 7), seen("a", UP), spare)
+    table = merged(aged(table, SLOW_MS), seen("a", UP), spare, step=True)
+    assert (percents(table), next_step_ms(table)) == ({"z": 0}, None)
+    called = merged(table, seen("a", DOWN), spare)
+    assert percents(called) == {}
+    both = merged(called, seen("a", UP), spare)
+    assert percents(both) == {"a": 100, "z": 0}
+
+
 # --------------------------------------------------------------------------- who decides, and when
 
 
