@@ -91,7 +91,7 @@ def recover(
             raise typer.Exit(NO)
         typer.echo(f"in {WAIT_S} seconds; interrupt to leave all as it is")
         time.sleep(WAIT_S)
-        client.post("/v1/quorum/recover", {})
+        client.command("/v1/quorum/recover")
     except ApiError as error:
         raise refused(error) from None
     typer.echo(AFTERWARDS.format(name=state["name"]))
@@ -101,7 +101,7 @@ def handover(context: typer.Context) -> None:
     """Have another LB take the lead and every VIP, without waiting for this one to fall silent."""
     invocation = Invocation.of(context)
     try:
-        answer = client_of(invocation).post("/v1/handover", {})
+        answer = client_of(invocation).command("/v1/handover")
     except ApiError as error:
         raise refused(error) from None
     if invocation.json:
