@@ -21,7 +21,7 @@ from e2e.traffic import Summary, Traffic
 IDLE, MOVING = 100, 20
 EVERY_MS = 50
 AFTERWARDS_S = 1.5
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,12 @@ class Holder:
             except (OSError, TypeError):
                 return False
             level = [peer for peer in replicas if peer["standing"] == "level" and peer["follows"]]
-            return len(level) == len(self._hosts.lbs) - 1
+            others = [each for each in self._hosts.lbs if each != lb]
+            return len(level) == len(others) and all(map(self._has_the_flows, others))
 
         wait_for(known, "the other load balancers to know the flows", PATIENCE_S)
+
+    def _has_the_flows(self, lb: str) -> bool:
+        samples = self._hosts.metrics(lb, "gale_conntrack_entries")
+        known = sum(each.value for each in samples if each.labels["table"] == "established")
+        return known >= IDLE + MOVING
