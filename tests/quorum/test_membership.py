@@ -189,3 +189,16 @@ def test_the_next_change_waits_until_all_promises_of_before_are_over() -> None:
     first_ms = made.now_ms
     made.until(lambda: len(members_at(made, leader)) == 3)
     assert made.now_ms - first_ms >= made.configs[leader].timing.promise_ms
+
+
+def test_a_leader_votes_for_nobody_while_a_lease_by_the_former_list_lasts() -> None:
+    made = led("lb-0", "lb-1", "lb-2")
+    leader, one, other = others_of(made)
+    election = made.cores[leader]._election
+    until_ms = election.lease_until_ms(made.now_ms)
+    assert until_ms > made.now_ms
+    election.change_members((one, other, "lb-3", "lb-4"), made.now_ms)
+    election.change_members(("lb-3", "lb-4"), made.now_ms)
+    assert not election.has_lease(made.now_ms), "neither of those has promised anything"
+    assert not election._may_vote(election.term + 1, until_ms - 1)
+    assert election._may_vote(election.term + 1, until_ms)
