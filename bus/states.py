@@ -30,6 +30,7 @@ from bus.words import (
     NodeState,
     NoFlow,
     OnNodeDown,
+    Percent,
     Port,
     PortCount,
     Protocol,
@@ -201,6 +202,8 @@ class TableService:
     """Nodes serve each of its ports on the same port; then `node_port` is the first."""
     affinity_group: str = ""
     """Services of one group send a client to the same node; empty: it belongs to none."""
+    slow_start_ms: Duration = 0
+    """For so long the weight of a node that has become routable rises; 0: it is whole at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +230,23 @@ class Ban:
     node: str
     remaining_ms: Duration
     fails: Whole
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """How much of its weight a node has at one service, where that may be less than all of it.
+
+    `remaining_ms` counts from when the message was made.
+    """
+
+    node: str
+    service: str
+    percent: Percent
+    """What the ring gives it."""
+    level: Percent
+    """How far its slow start has come; `percent` is that beside the service's other nodes."""
+    remaining_ms: Duration
+    """Of its slow start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +318,8 @@ class NodeTable:
     """Those nodes that are otherwise than without the orders, as they would be then."""
     members: tuple[Member, ...] = ()
     """The LBs whose votes count. None: an LB that decides alone, or a table of an older Gale."""
+    parts: tuple[Part, ...] = ()
+    """The nodes in slow start, service by service; all others have their whole weight."""
 
     def __post_init__(self) -> None:
         check_words(self.hash_seed)

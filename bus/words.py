@@ -62,6 +62,7 @@ such a field calls `check_words` when it is made."""
 Duration = Annotated[int, Meta(ge=0, le=LONGEST_MS)]
 """Milliseconds that somebody will wait for."""
 Weight = Annotated[int, Meta(ge=0, le=LARGEST_WEIGHT)]
+Percent = Annotated[int, Meta(ge=0, le=100)]
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 LowPort = Annotated[int, Meta(ge=0, le=1_023)]
 """A port below 1024, or how many of them; 0: none."""

@@ -95,6 +95,10 @@ class SeatShape:
     flows: int
     """Begun so far."""
     flows_now: int
+    percent: int = 100
+    """Of the node's weight, what it has here: less than all of it in slow start."""
+    slow_start_ms: int = 0
+    """What is left of its slow start; 0: it is in none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,7 +388,7 @@ def nodes(fold: Fold, now_ms: int) -> NodesShape | None:
         return None
     observed, committed = fold.nodes_state(now_ms), data_of(fold, Topic.STATE_TABLE)
     agreed = {node.id: node for node in committed.table.nodes} if committed is not None else {}
-    seats, orders = _Seats(fold), _orders(fold, now_ms)
+    seats, orders = _Seats(fold, now_ms), _orders(fold, now_ms)
     seen = observed.nodes if observed is not None else ()
     shapes = [_seen(node, agreed.pop(node.id, None), seats) for node in seen]
     shapes += [_only_agreed(node, seats, ages[1] or 0) for node in agreed.values()]
@@ -447,7 +451,7 @@ def services(fold: Fold, local: Local, now_ms: int) -> ServicesShape | None:
         return None
     table = committed.table
     ports = {(node.id, offer.name): offer.port for node in table.nodes for offer in node.services}
-    seats, standings = _Seats(fold), _standings(fold, table, now_ms)
+    seats, standings = _Seats(fold, now_ms), _standings(fold, table, now_ms)
     return ServicesShape(
         [_service(each, local, seats, ports, standings, age) for each in table.services], age
     )
@@ -513,13 +517,14 @@ class _Standing:
 class _Seats:
     """The dataplane's seats with their counters, by node and by service."""
 
-    def __init__(self, fold: Fold) -> None:
+    def __init__(self, fold: Fold, now_ms: int) -> None:
         dataplane = data_of(fold, Topic.STATE_DATAPLANE)
         counters = data_of(fold, Topic.STATE_COUNTERS)
         self._counted: dict[tuple[str, str], SeatCounters] = (
             {(seat.service, seat.node): seat for seat in counters.seats} if counters else {}
         )
         seats: tuple[SeatState, ...] = dataplane.seats if dataplane is not None else ()
+        self._parts = _parts(fold, now_ms)
         self.slots = sum(seat.slots for seat in seats)
         self.by_node: dict[str, list[SeatState]] = {}
         self.by_service: dict[str, list[SeatState]] = {}
@@ -539,6 +544,7 @@ class _Seats:
     def shape(self, seat: SeatState, port: int | None, standing: _Standing) -> SeatShape:
         counted = self._counted.get((seat.service, seat.node))
         state, reason = standing.at(seat.service)
+        percent, slow_start_ms = self._parts.get((seat.node, seat.service), (100, 0))
         return SeatShape(
             service=seat.service,
             node=seat.node,
@@ -554,6 +560,8 @@ class _Seats:
             bytes_out=counted.bytes_out if counted else 0,
             flows=counted.flows if counted else 0,
             flows_now=counted.flows_now if counted else 0,
+            percent=percent,
+            slow_start_ms=slow_start_ms,
         )
 
     def of_node(
@@ -570,6 +578,18 @@ class _Seats:
             if name not in seated
         ]
         return [self.shape(seat, ports.get(seat.service), standing) for seat in seats]
+
+
+def _parts(fold: Fold, now_ms: int) -> dict[tuple[str, str], tuple[int, int]]:
+    """By node and service, the part that it has of its weight, and what is left of its start."""
+    received = fold.latest.get(Topic.STATE_TABLE)
+    if received is None:
+        return {}
+    passed_ms = received.content_age_ms(now_ms)
+    return {
+        (part.node, part.service): (part.percent, max(0, part.remaining_ms - passed_ms))
+        for part in received.envelope.data.table.parts
+    }
 
 
 def _standing(node: NodeObservation | TableNode, agreed: TableNode | None) -> _Standing:

@@ -28,6 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from secrets import token_hex
 from typing import Any
@@ -64,7 +65,7 @@ from services.dataplane.flows.replica import (
 from services.dataplane.flows.told import Flows
 from services.dataplane.maps import Seat
 from services.dataplane.replica_keys import ReplicaKeys
-from services.machine import all_addresses
+from services.machine import all_addresses, own_address
 from services.process import Loop
 from services.resolve import Resolver
 
@@ -120,7 +121,11 @@ class Replication:
         self._context = context
         self._config = config
         self._loop = loop
-        self._resolver = Resolver(loop.signals.wake)
+        self._resolver = Resolver(
+            loop.signals.wake,
+            partial(own_address, config.local.net_interface_private),
+            f"{config.local.name}.local",
+        )
         self._listed = config.quorum.addresses
         self._resolver.want(tuple(peer.host for peer in self._listed))
         self._ring: int | None = None
@@ -134,7 +139,7 @@ class Replication:
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         loop.watch(self._router)
         self._bound = ""
-        self._settle_ms = now_ms
+        self._settle_ms = self._ask_ms = now_ms
         self._lost_ms = now_ms - LOSS_PAUSE_MS
         self._work: list[Generator[None, None, None]] = []
         self._worst_ms = 0
@@ -185,6 +190,10 @@ class Replication:
             return
         own = next((address for address in places if address in machine), None)
         if own is None:
+            if now_ms >= self._ask_ms:
+                self._ask_ms = now_ms + RENEW_MS
+                for peer in self._listed:
+                    self._resolver.ask_again(peer.host)
             self._wait_for("an address of this machine that load_balancer_quorum.addresses lists")
         elif self._bind(f"tcp://{own}:{places[own]}"):
             self._connect(flows, own, places, now_ms)
@@ -215,6 +224,8 @@ class Replication:
         rekeyed = self._keys is not None and self._keys.has_changed
         for address, peer in list(self._peers.items()):
             if address not in places or now_ms >= peer.renew_ms or rekeyed:
+                if address in self._hosts:
+                    self._resolver.ask_again(self._hosts[address])
                 self._disconnect(self._peers.pop(address))
         for address, port in places.items():
             if address == own or address in self._peers:

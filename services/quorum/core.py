@@ -96,6 +96,7 @@ from services.quorum.leases import Granted, Held
 from services.quorum.membership import Changes, Circumstances, find, gone_and_come, named
 from services.quorum.orders import Answer, Desk, is_over, new_orders
 from services.quorum.ownership import Standing, assign, fit
+from services.quorum.parts import next_step_ms, step_gap_ms
 from services.quorum.register import Dated, Register, version_of
 from services.quorum.staged import agreed, digest, next_config, same_config
 from services.quorum.table import (
@@ -312,6 +313,8 @@ class Quorum:
         self._desk, self._changes = Desk(), Changes()
         self._members_since_ms = now_ms
         """When this LB began to lead, or the members changed last under it."""
+        self._stepped_ms = now_ms
+        """When this LB, as the leader, has last given more to the nodes in slow start."""
         self._stale = True
         """Whether something has come that the newest table does not know of."""
         self._circumstances: tuple[object, ...] = ()
@@ -482,6 +485,7 @@ class Quorum:
             reuse_ms = self._config.slot_reuse_ms
             due += [since_ms + reuse_ms for since_ms in self._departed.values()]
             due += self._deadlines()
+            due += self._steps()
         on = not self._leads and self._leaders_entry() is not None
         for desk in (self._desk, self._changes):
             if (waiting_ms := desk.next_due_ms(passes_on=on)) is not None:
@@ -971,8 +975,11 @@ class Quorum:
             return
         base = accepted.at(now_ms) if accepted is not None else self._first(term)
         circumstances = self._circumstances_of(base, now_ms)
-        if not (self._stale or inherited) and circumstances == self._circumstances:
+        step = any(now_ms >= at_ms for at_ms in self._steps())
+        if not (self._stale or inherited or step) and circumstances == self._circumstances:
             return
+        if step:
+            self._stepped_ms = now_ms
         self._stale, self._circumstances = False, circumstances
         config = self._next_config(base, now_ms)
         merged = merge(
@@ -986,6 +993,7 @@ class Quorum:
             renew=not self._alone,
             orders=self._desk.next_orders(base, self._known_nodes(base)),
             voters=self._next_members(base, now_ms),
+            step=step,
         )
         if (merged.term, merged.epoch) != (base.term, base.epoch):
             self._accept(merged, now_ms)
@@ -1141,6 +1149,14 @@ class Quorum:
             for order in held.table.orders
             if order.remaining_ms is not None and order.id not in self._desk.over
         ]
+
+    def _steps(self) -> list[int]:
+        """When nodes in slow start are to be given more; nothing if there are none."""
+        held = self._register.accepted
+        wait_ms = next_step_ms(held.table) if held is not None else None
+        if held is None or wait_ms is None:
+            return []
+        return [max(held.as_of_ms + wait_ms, self._stepped_ms + step_gap_ms(held.table))]
 
     def _tell_orders(self, before: NodeTable | None, table: NodeTable) -> None:
         """On this LB's stream; one that has just started does not know which ones are new."""

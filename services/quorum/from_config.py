@@ -52,6 +52,8 @@ class Service(Shape):
     def keeps_port(self) -> bool: ...
     @property
     def affinity_group(self) -> str | None: ...
+    @property
+    def slow_start_ms(self) -> int: ...
 
 
 def table_service(service: Service) -> TableService:
@@ -72,4 +74,5 @@ def table_service(service: Service) -> TableService:
         ports=service.ports.size,
         keeps_port=service.keeps_port,
         affinity_group=service.affinity_group or "",
+        slow_start_ms=service.slow_start_ms,
     )

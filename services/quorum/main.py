@@ -40,6 +40,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -62,7 +63,7 @@ from bus.topics import Topic
 from bus.words import ENTRY, MemberChange, Role
 from conf import LbConfig, Paths, load_lb
 from services import process
-from services.machine import boot_id
+from services.machine import boot_id, own_address
 from services.process import Bus, Loop
 from services.quorum import realtime
 from services.quorum.carrier import Carrier
@@ -159,6 +160,7 @@ class QuorumProcess:
             self._boot,
             self._loop.signals.wake,
             KeyDirectory(config.security.keys, (keys.LBS,)) if config.security.keys else None,
+            partial(own_address, config.local.net_interface_private),
         )
         self._entries: tuple[str, ...] = ()
         self._expect_members()
@@ -169,33 +171,36 @@ class QuorumProcess:
     def run(self) -> None:
         """Until SIGTERM."""
         self._loop.watch(*self._peers.sockets, *self._bus.sockets)
+        every = dict.fromkeys((*self._peers.sockets, *self._bus.sockets), 0)
+        ready: dict[Any, int] = every
         while not self._loop.signals.stopping:
-            self._step(monotonic_ms())
-            self._loop.wait(self._wait_ms(monotonic_ms()))
+            self._step(monotonic_ms(), ready)
+            ready = self._loop.wait(self._wait_ms(monotonic_ms()))
         self._resign(monotonic_ms())
         _log.info("stopped", process=topics.QUORUM)
         self._peers.close()
         self._bus.close()
 
-    def _step(self, now_ms: int) -> None:
-        """Drain the input, then look at the clock, then do what the core says."""
+    def _step(self, now_ms: int, ready: dict[Any, int]) -> None:
+        """Drain the input, then look at the clock, then do what the core says.
+
+        `ready` has the sockets that something has come in by. A turn comes with every beat and its
+        answers, so the others are not asked.
+        """
         late_ms = self._loop.late_ms(now_ms)
         if late_ms > LATE_MS:
             self._core.lagged(late_ms)
         self._settle(now_ms)
-        self._hear(now_ms)
-        self._publisher.serve()
-        self._commands.serve(self._command)
+        if self._more or any(socket in ready for socket in self._peers.sockets):
+            self._hear(now_ms)
+        if self._publisher.poll_socket in ready:
+            self._publisher.serve()
+        if self._commands.socket in ready:
+            self._commands.serve(self._command)
         if self._loop.signals.take_reload():
             self._reload()
-        for envelope in self._subscriber.receive():
-            if isinstance(envelope.data, LocalView):
-                self._view = envelope
-                self._report(now_ms)
-            elif isinstance(envelope.data, DataplaneState):
-                self._eligibility.dataplane(envelope.data)
-        if any(head.topic is Topic.STATE_VIEW for head in self._subscriber.repeated):
-            self._core.hear_health(now_ms)
+        if self._subscriber.socket in ready:
+            self._hear_sisters(now_ms)
         self._look_at_disk(now_ms)
         self._stand(now_ms)
         self._core.tick(now_ms)
@@ -204,6 +209,17 @@ class QuorumProcess:
         self._claims.tick(self._told, now_ms)
         self._publish_events(self._claims.take())
         self._publish_states(now_ms)
+
+    def _hear_sisters(self, now_ms: int) -> None:
+        """The other processes of this LB."""
+        for envelope in self._subscriber.receive():
+            if isinstance(envelope.data, LocalView):
+                self._view = envelope
+                self._report(now_ms)
+            elif isinstance(envelope.data, DataplaneState):
+                self._eligibility.dataplane(envelope.data)
+        if any(head.topic is Topic.STATE_VIEW for head in self._subscriber.repeated):
+            self._core.hear_health(now_ms)
 
     @property
     def _told(self) -> Told:
@@ -219,7 +235,7 @@ class QuorumProcess:
         self._eligibility.carrier(up=self._carrier.is_up(), now_ms=now_ms)
         view = self._view.data if self._view is not None else None
         self._eligibility.nodes(view, self._table)
-        verdict = self._eligibility.verdict(now_ms)
+        verdict = self._eligibility.verdict(now_ms, holds=bool(self._claims.held))
         self._core.stand(verdict.why, verdict.fitness, now_ms)
         if self._handover is not None:
             self._go_on_handing_over(self._handover, now_ms)
@@ -515,6 +531,7 @@ class QuorumProcess:
             return
         self._eligibility.leaving = False
         self._handover = None
+        self._commands.serve(self._command)
 
     def _order(self, arguments: dict[str, Any]) -> Later:
         number = arguments.get("id")

@@ -60,8 +60,12 @@ class Peers:
         boot: str,
         wake: Callable[[], None],
         known: KeyDirectory | None = None,
+        source: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`known`: where keys are used; then nobody else may be the context's `tcp.Door`."""
+        """`known`: where keys are used; then nobody else may be the context's `tcp.Door`.
+
+        `source`: this LB's private address, which names are asked for from.
+        """
         self._context, self._cluster, self._boot = context, cluster, boot
         self.admission = Admission(cluster, name)
         self.own = ""
@@ -73,13 +77,14 @@ class Peers:
         """What this LB's file says in `[node_health]`; goes with every message."""
         self.dropped = 0
         """Messages that a peer's full queue, or its absence, has cost."""
-        self._resolver = Resolver(wake)
+        self._resolver = Resolver(wake, source, f"{name}.local")
         self._listed: dict[str, tuple[str, int]] = {}
         """By entry: host and port."""
         self._bound: str | None = None
         self._number = 0
         self._links: dict[str, _Link] = {}
         self._settle_ms = 0
+        self._ask_ms = 0
         self._discarding = False
         self._knock = b""
         """The first frame of the last stranger's message."""
@@ -131,6 +136,7 @@ class Peers:
         places = self._distinct(resolved)
         own = self._find_own(places)
         if own is None:
+            self._ask_again(now_ms)
             return
         address, port = places[own] or "", self._listed[own][1]
         if not self._bind(f"tcp://{address}:{port}"):
@@ -148,6 +154,13 @@ class Peers:
         else:
             self.admission.expect({place: entry for entry, place in others.items() if place})
         self._connect(address, others, now_ms)
+
+    def _ask_again(self, now_ms: int) -> None:
+        """This LB is at none of the names' addresses, so some name has another by now."""
+        if now_ms >= self._ask_ms:
+            self._ask_ms = now_ms + RENEW_MS
+            for host, _ in self._listed.values():
+                self._resolver.ask_again(host)
 
     def _distinct(self, resolved: dict[str, str | None]) -> dict[str, str | None]:
         """Of entries that mean the same machine the first: two lists may write it otherwise."""
@@ -245,6 +258,8 @@ class Peers:
             if link is not None and link.endpoint == endpoint and now_ms < link.renew_ms:
                 continue
             attempt = 0 if link is None else link.attempt + 1
+            if attempt:
+                self._resolver.ask_again(self._listed[entry][0])
             if link is not None:
                 self._links.pop(entry).close()
             credentials = self._credentials(entry, attempt)

@@ -11,6 +11,7 @@ from bus import topics
 from bus.states import (
     CommittedTable,
     NodeTable,
+    Part,
     QuorumMember,
     SeatCounters,
 )
@@ -97,6 +98,21 @@ def test_a_node_with_its_share_of_all_rings() -> None:
         ("default", 8080, 0.4),
         ("echo", None, 1.0),
     ]
+
+
+def test_a_node_in_slow_start_says_what_it_has_and_for_how_long() -> None:
+    starting = (Part(node_id("node-0"), "default", 30, 30, 6_000),)
+    committed = table("node-0", "node-1")
+    fold = fold_with(
+        view=view(node(), node("node-1")),
+        table=replace(committed, table=replace(committed.table, parts=starting)),
+        dataplane=dataplane(seat("node-0", 30, 130), seat("node-1", 100, 130)),
+    )
+    shown = [(at.percent, at.slow_start_ms) for n in nodes_of(fold, 2_500) for at in n.services]
+    assert shown == [(30, 3_500), (100, 0)]
+    offered = snapshot.services(fold, LOCAL, 2_500)
+    assert offered is not None
+    assert [at.percent for at in offered.services[0].nodes] == [30, 100]
 
 
 def test_why_a_node_takes_no_new_flows_at_a_service() -> None:
