@@ -192,7 +192,7 @@ class Replication:
         if own is None:
             if now_ms >= self._ask_ms:
                 self._ask_ms = now_ms + RENEW_MS
-                for peer in quorum.addresses:
+                for peer in self._listed:
                     self._resolver.ask_again(peer.host)
             self._wait_for("an address of this machine that load_balancer_quorum.addresses lists")
         elif self._bind(f"tcp://{own}:{places[own]}"):

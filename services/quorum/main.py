@@ -267,6 +267,8 @@ class QuorumProcess:
         if entries == self._entries:
             return
         self._entries = entries
+        if entries and set(filter(None, entries)) != self._listed.keys():
+            _log.info("the members are others than the file lists", members=entries)
         names = {str(each): each.key_name for each in self._config.quorum.addresses}
         places: dict[str, tuple[str, int]] = {}
         for entry in filter(None, entries):

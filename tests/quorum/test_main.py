@@ -516,3 +516,18 @@ def test_an_order_is_agreed_answered_told_and_outlives_the_process(rig: Rig) -> 
     rig.sees(view(seen("a", UP), version=2))
     table = rig.wait_states({"a": NodeState.DRAINING})
     assert [order.id for order in table.orders] == ["1"]
+
+
+def test_the_members_are_not_changed_where_there_are_none_or_by_nonsense(rig: Rig) -> None:
+    rig.start()
+    rig.wait(rig.quorum)
+    path = topics.command_path(rig.run_dir, topics.QUORUM)
+    add = {"id": "1", "change": "add", "member": "10.0.0.9:8090"}
+    for wrong, why in (
+        (add, "decides alone: its file lists no others"),
+        (add | {"member": "lb-9"}, "no load balancer called lb-9"),
+        (add | {"change": "dance"}, "dance"),
+        (add | {"id": ""}, "it has no id"),
+    ):
+        with pytest.raises(CommandError, match=why):
+            request(rig.context, path, "member", wrong, 20_000)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bus.events import MemberEvent
+from bus.peer_protocol import NO_VERSION, Ack
 from bus.states import Member
 from bus.topics import Topic
 from bus.words import MemberChange, NodeState
@@ -189,3 +190,28 @@ def test_the_next_change_waits_until_all_promises_of_before_are_over() -> None:
     first_ms = made.now_ms
     made.until(lambda: len(members_at(made, leader)) == 3)
     assert made.now_ms - first_ms >= made.configs[leader].timing.promise_ms
+
+
+def test_a_leader_votes_for_nobody_while_a_lease_by_the_former_list_lasts() -> None:
+    made = led("lb-0", "lb-1", "lb-2")
+    leader, one, other = others_of(made)
+    election = made.cores[leader]._election
+    until_ms = election.lease_until_ms(made.now_ms)
+    assert until_ms > made.now_ms
+    election.change_members((one, other, "lb-3", "lb-4"), made.now_ms)
+    election.change_members(("lb-3", "lb-4"), made.now_ms)
+    assert not election.has_lease(made.now_ms), "neither of those has promised anything"
+    assert not election._may_vote(election.term + 1, until_ms - 1)
+    assert election._may_vote(election.term + 1, until_ms)
+
+
+def test_what_a_removed_lb_promises_counts_for_nothing() -> None:
+    made = led("lb-0", "lb-1", "lb-2")
+    leader, one, other = others_of(made)
+    election = made.cores[leader]._election
+    election.change_members((one,), made.now_ms)
+    seq = election.next_beat(made.now_ms)
+    ack = Ack(other, election.term, seq, NO_VERSION, other, 1, (), 0)
+    assert not election.ack(other, ack, made.now_ms)
+    assert election.heard_ms(other) is None
+    assert election.ack(one, replace(ack, sender=one), made.now_ms)

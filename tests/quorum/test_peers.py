@@ -243,3 +243,24 @@ def test_a_flood_does_not_keep_the_loop(machines: Machines) -> None:
         heard, _ = first.receive(now_ms())
         assert heard == []
     flood.close(linger=0)
+
+
+def test_two_ways_to_write_a_machine_are_one_by_the_first(machines: Machines) -> None:
+    listed = machines.listed(0, 1)
+    other = {f"again-{entry}": place for entry, place in listed.items()}
+    first = machines.start(0, listed | other)
+    assert first.own == machines.entry(0)
+    assert first.aliases == {machines.entry(0), f"again-{machines.entry(0)}"}
+    assert set(first._links) == {machines.entry(1)}
+
+
+def test_who_knocks_is_told_by_its_name_and_where_it_listens(machines: Machines) -> None:
+    member = machines.start(0, machines.listed(0, 1))
+    newcomer = machines.start(2, machines.listed(0, 2))
+    end_s = time.monotonic() + TIMEOUT_S
+    while not member.admission.applicants(now_ms()):
+        assert time.monotonic() < end_s
+        newcomer.send(machines.entry(0), Go("lb-2", 1))
+        assert member.receive(now_ms())[0] == [], "it is not heard"
+        time.sleep(0.01)
+    assert member.admission.applicants(now_ms()) == {machines.entry(2): "lb-2"}
