@@ -23,6 +23,7 @@ from bus.words import (
     Affinity,
     Duration,
     Encapsulation,
+    Entry,
     IPv4,
     LowPort,
     Mode,
@@ -96,6 +97,9 @@ class LocalView:
     nodes: tuple[NodeView, ...]
     waiting_for: str = ""
     """What of this machine is missing (the private interface, ...); empty when nothing is."""
+    late: bool = False
+    """Whether the health process was held up a moment ago: it may not have noticed yet what has
+    happened meanwhile."""
 
 
 # --------------------------------------------------------------------------- health: state.checks.
@@ -296,6 +300,16 @@ class SnatSlice:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One of the LBs that agree with one another."""
+
+    address: Entry
+    """Its entry, `host:port`, as it was written when it became a member."""
+    name: str = ""
+    """Its own name; empty until the leader has heard it."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeTable:
     """The one replicated register: what all LBs agree on. `(term, epoch)` orders its versions."""
 
@@ -312,6 +326,8 @@ class NodeTable:
     """What operators want; `nodes` are as these say."""
     beneath: tuple[TableNode, ...] = ()
     """Those nodes that are otherwise than without the orders, as they would be then."""
+    members: tuple[Member, ...] = ()
+    """The LBs whose votes count. None: an LB that decides alone, or a table of an older Gale."""
     parts: tuple[Part, ...] = ()
     """The nodes in slow start, and the backups that are not needed, service by service; all others
     have their whole weight."""
@@ -322,6 +338,8 @@ class NodeTable:
             raise ValueError("a node is listed twice")
         if len({service.name for service in self.services}) != len(self.services):
             raise ValueError("a service is listed twice")
+        if len({member.address for member in self.members}) != len(self.members):
+            raise ValueError("a member is listed twice")
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,12 +383,22 @@ class QuorumMember:
     """A digest of the services and VIPs of its file; empty: it has none, or that is not known."""
     trouble: str = ""
     """Why this LB does not hear what it says, or how its numbers differ from this LB's."""
+    late: bool = False
+    """Whether its verdicts on nodes do not count: its health process is silent or was held up."""
 
 
 @dataclass(frozen=True, slots=True)
 class VipHolder:
     address: str
     holder: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Applicant:
+    """An LB of this cluster's name that speaks to this one and is no member."""
+
+    name: str
+    address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +423,10 @@ class QuorumState:
     """What came on the quorum's port and was not heard, by reason."""
     agreed: str = ""
     """The digest of the services and VIPs that all LBs go by; empty: there is no table yet."""
+    is_member: bool = True
+    """Whether this LB's vote counts, as far as it knows."""
+    applicants: tuple[Applicant, ...] = ()
+    """Who could be added by its name."""
 
 
 # --------------------------------------------------------------------------- dataplane

@@ -197,6 +197,16 @@ class MemberShape:
     """Whether its file says other services or VIPs than are agreed on."""
     trouble: str = ""
     """Why this LB does not hear what it says, or how its numbers differ from this LB's."""
+    late: bool = False
+    """Whether its verdicts on nodes do not count: its health process is silent or was held up."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicantShape:
+    """An LB that is heard, has this one in its file, and is no member: it may be added."""
+
+    name: str
+    address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +227,9 @@ class QuorumShape:
     """Where services and VIPs are staged that are not agreed on yet; empty: nowhere."""
     rejected: dict[str, int] = field(default_factory=dict)
     """What other machines said on the quorum's port and was not heard, by reason."""
+    is_member: bool = True
+    """Whether this LB's vote counts, as far as it knows."""
+    applicants: list[ApplicantShape] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,6 +492,8 @@ def quorum(fold: Fold, now_ms: int) -> QuorumShape | None:
         observed_ms=age,
         staged=_staged(state),
         rejected=state.rejected,
+        is_member=state.is_member,
+        applicants=[ApplicantShape(each.name, each.address) for each in state.applicants],
     )
 
 
@@ -695,6 +710,7 @@ def _member(member: QuorumMember, agreed: str, age: int) -> MemberShape:
         why_not=list(member.why_not),
         staged=bool(member.staged and agreed and member.staged != agreed),
         trouble=member.trouble,
+        late=member.late,
     )
 
 

@@ -1140,7 +1140,7 @@ class Registry:
         output, self._output = self._output, Output()
         return output
 
-    def view(self, now_ms: int, waiting_for: str = "") -> LocalView:
+    def view(self, now_ms: int, waiting_for: str = "", *, late: bool = False) -> LocalView:
         """What this LB has decided of its nodes, as a new version: for when that has changed."""
         self._version += 1
         return LocalView(
@@ -1163,6 +1163,7 @@ class Registry:
                 for node in self._nodes.values()
             ),
             waiting_for=waiting_for,
+            late=late,
         )
 
     def _apart(self, node: Node, now_ms: int) -> tuple[ServiceState, ...]:

@@ -293,6 +293,7 @@ class AgentProcess:
         if now_ms < self._suspect_from_ms.get(lb, now_ms):
             return
         self._suspect_from_ms[lb] = now_ms + SUSPECT_MS
+        self._resolver.ask_again(self._endpoints[lb].host)
         plan = CheckPlan(f"load balancer {lb}", place.port, CheckKind.TCP)
         self._suspected[plan] = lb, now_ms
         self._prober.probe(plan, place.address, now_ms)

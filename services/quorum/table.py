@@ -67,6 +67,7 @@ from bus.orders import Order
 from bus.states import (
     Ban,
     LocalView,
+    Member,
     NodeService,
     NodeTable,
     NodeView,
@@ -146,14 +147,15 @@ def merge(
     released: frozenset[str] = frozenset(),
     renew: bool = False,
     orders: tuple[Order, ...] | None = None,
+    voters: tuple[Member, ...] | None = None,
     step: bool = False,
 ) -> NodeTable:
     """The table after `previous`; `previous` with its bans brought up to date if all is the same.
 
     `members` are the LBs that have slots, `owners` who is to hold each VIP (None: the members, in
     turn); `released` those whose slots may be reused. `renew`: another term makes another table.
-    `orders`: what operators want from now on; None: what they wanted before. `step`: it is time for
-    the nodes in slow start to be given more.
+    `orders`: what operators want from now on; `voters`: who agrees. None: as before. `step`: it is
+    time for the nodes in slow start to be given more.
     """
     present = sorted(set(members))
     if owners is None:
@@ -173,6 +175,7 @@ def merge(
         parts=next_parts(previous, nodes, config.services, step=step),
         vip_owners=_vip_owners(config.vips, owners),
         snat_slices=_assign_slices(previous.snat_slices, _shared(config), present, released),
+        members=previous.members if voters is None else voters,
     )
     same_term = previous.term == term or not renew
     if same_content(previous, merged) and previous.epoch > 0 and same_term:
@@ -458,6 +461,9 @@ def changes(before: NodeTable | None, after: NodeTable) -> tuple[str, ...]:
     )
     lines += _set_changes(
         "vip", {v.address: v for v in old.vip_owners}, {v.address: v for v in after.vip_owners}
+    )
+    lines += _set_changes(
+        "member", {m.address: m for m in old.members}, {m.address: m for m in after.members}
     )
     if old.snat_slices != after.snat_slices:
         lines.append(f"snat slices {len(old.snat_slices)} -> {len(after.snat_slices)}")

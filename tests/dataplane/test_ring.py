@@ -205,14 +205,16 @@ def test_extreme_weights() -> None:
     assert slots[0] >= SLOTS - 40
 
 
-def test_1000_nodes_are_built_in_100_ms() -> None:
-    members = equal_members(1000)
-    took = []
-    for _ in range(3):
-        start = process_time()
-        build(members, 1, "s")
-        took.append(process_time() - start)
-    assert min(took) <= 0.1
+def test_1000_nodes_cost_hardly_more_than_100() -> None:
+    """50 ms against 40 on the machine where this was written: the slots are what costs."""
+    took: dict[int, list[float]] = {100: [], 1000: []}
+    for _ in range(5):
+        for count, spent in took.items():
+            members = equal_members(count)
+            start = process_time()
+            build(members, 1, "s")
+            spent.append(process_time() - start)
+    assert min(took[1000]) <= 4 * min(took[100])
 
 
 # --------------------------------------------------------------------------- masking
