@@ -135,6 +135,7 @@ from services.health.standing import (
     Standing,
     checked_step,
 )
+from services.health.tally import Alike, Tally
 from services.health.together import Failure, RecentFailures
 
 L4_ALONE = (Mode.L4,)
@@ -173,6 +174,7 @@ class Registry:
         self._unreached: dict[str, dict[int, Outcome]] = {}
         """By address and port: what this LB's own probe could not connect to."""
         self._failures = RecentFailures()
+        self._alike = Alike()
         self._forgiven: set[Failure] = set()
         self._table_epoch = 0
         self._ordered_out: frozenset[str] = frozenset()
@@ -530,16 +532,15 @@ class Registry:
 
     def _silent_together(self, now_ms: int) -> dict[str, str]:
         """The services of which more than half of the UP nodes have missed a beat, in words."""
-        routed: Counter[str] = Counter()
-        silent: Counter[str] = Counter()
-        early_ms = self.policy.checks_timeout_ms - self.policy.late_ms
+        up, late = Tally(), Tally()
+        # A node is late so long before its deadline, which its last beat and our lag have set.
+        late_ms = now_ms - self.policy.late_ms - self._lag_total_ms
         for node in self._nodes.values():
-            if node.state is not UP:
-                continue
-            late = now_ms >= self._due_ms(node) - early_ms
-            for service in node.services:
-                routed[service.name] += 1
-                silent[service.name] += late
+            if node.state is UP:
+                up.add(node.services)
+                if node.last_seen_ms - node.lag_mark_ms <= late_ms:
+                    late.add(node.services)
+        routed, silent = up.by_service(), late.by_service()
         return {
             name: f"{silent[name]} of {routed[name]} nodes of {name} fell silent together"
             for name in routed
@@ -548,16 +549,19 @@ class Registry:
 
     def _routed(self) -> tuple[Counter[str], Counter[str]]:
         """By service, how many nodes have ever been UP, and how many take its new flows."""
-        known: Counter[str] = Counter()
-        routed: Counter[str] = Counter()
+        known, taking = Tally(), Tally()
+        apart: Counter[str] = Counter()
         for node in self._nodes.values():
             if node.id in self._ordered_out:
                 continue
             if node.was_up:
-                known.update([service.name for service in node.services])
-            if node.state in (UP, SUSPECT):
-                routed.update(self._taken_by(node))
-        return known, routed
+                known.add(node.services)
+            if node.state is UP or node.state is SUSPECT:
+                if node.apart:
+                    apart.update(self._taken_by(node))
+                else:
+                    taking.add(node.services)
+        return known.by_service(), taking.by_service() + apart
 
     @staticmethod
     def _taken_by(node: Node) -> list[str]:
@@ -674,10 +678,12 @@ class Registry:
 
     def _up_now(self) -> Counter[str]:
         """By service, the nodes that are UP, as those are that are not: mostly they are few."""
-        up = Counter(self._counted()[0])
+        others = Tally()
         for node in self._nodes.values():
             if node.state is not UP:
-                up.subtract([service.name for service in node.services])
+                others.add(node.services)
+        up = Counter(self._counted()[0])
+        up.subtract(others.by_service())
         return up
 
     def _forgive(self, node: Node, name: str, why: str, now_ms: int) -> None:
@@ -716,13 +722,15 @@ class Registry:
 
     def _counted(self) -> tuple[Counter[str], Counter[str]]:
         if self._census is None:
-            known: Counter[str] = Counter()
-            banned: Counter[str] = Counter()
+            known, banned = Tally(), Tally()
+            alone: Counter[str] = Counter()
             for node in self._nodes.values():
-                names = {service.name for service in node.services}
-                known.update(names)
-                banned.update(names if node.state is BANNED else _banned_alone(node))
-            self._census = known, banned
+                known.add(node.services)
+                if node.state is BANNED:
+                    banned.add(node.services)
+                elif node.apart:
+                    alone.update(_banned_alone(node))
+            self._census = known.by_service(), banned.by_service() + alone
         return self._census
 
     def _enter(self, node: Node, state: NodeState, reason: str, now_ms: int) -> None:
@@ -962,8 +970,10 @@ class Registry:
         ports = [(s.name, s.port) for s in named]
         ports = ports or [(s.name, s.node_port) for s in self.policy.services]
         if prepared is None:
-            return tuple(NodeService(name, port) for name, port in ports)
-        return tuple(NodeService(name, port, prepared.get(name, L4_ALONE)) for name, port in ports)
+            return self._alike.one(tuple([NodeService(name, port) for name, port in ports]))
+        return self._alike.one(
+            tuple([NodeService(name, port, prepared.get(name, L4_ALONE)) for name, port in ports])
+        )
 
     # ----------------------------------------------------------------- restart and configuration
 

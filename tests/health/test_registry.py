@@ -1244,3 +1244,22 @@ def test_that_a_node_is_a_backup_is_told_and_kept() -> None:
     agent.connect()
     agent.hello(backup=False)
     assert [node.backup for node in rig.decided] == [False]
+
+
+def test_our_own_lag_before_is_no_silence_of_the_others() -> None:
+    rig = Rig()
+    agents = three_up(rig)
+    rig.registry.lagged(2 * TIMEOUT_MS, rig.now_ms)
+    rig.wait(2 * INTERVAL_MS, beating=agents)
+    rig.wait(TIMEOUT_MS + INTERVAL_MS, beating=agents[1:])
+    assert [agent.state for agent in agents] == [DOWN, UP, UP]
+
+
+def test_a_lag_before_does_not_hide_that_most_are_silent_together() -> None:
+    rig = Rig()
+    agents = three_up(rig)
+    rig.registry.lagged(2 * TIMEOUT_MS, rig.now_ms)
+    rig.wait(2 * INTERVAL_MS, beating=agents)
+    rig.wait(TIMEOUT_MS + INTERVAL_MS, beating=agents[2:])
+    assert [agent.state for agent in agents] == [UP, UP, UP]
+    assert rig.observe(agents[0].id).reason.startswith("held for now: 2 of 3 nodes")

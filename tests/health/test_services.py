@@ -245,3 +245,17 @@ def test_an_agent_that_starts_anew_is_asked_anew() -> None:
         rig.now_ms += PROBATION_MS
         agent.beat()
     assert states(agent) == (UP, UP, UP), "one that names no service means all by what it says"
+
+
+def test_bans_of_one_service_count_among_those_of_which_half_may_be_banned() -> None:
+    rig = Rig(TWO)
+    agents = [Agent(rig, f"n{i}", f"10.81.1.{i}").bring_up() for i in range(3)]
+    for failing in agents[:2]:
+        for _ in range(3):
+            failing.say_sick("b")
+            rig.wait(2 * rig.policy.checks_timeout_ms, beating=agents)
+            recover(failing)
+            for agent in agents:
+                agent.beat()
+    assert [agent.state_at("b") for agent in agents] == [BANNED, UP, UP]
+    assert [agent.state for agent in agents] == [UP, UP, UP]
