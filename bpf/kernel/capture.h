@@ -85,6 +85,8 @@ struct view {
 	__u8 padding;
 };
 
+_Static_assert(REASON_COUNT <= 64, "each reason has a bit of capture_setup.reasons");
+
 GALE_MAP("array", int, struct capture_setup, capture_setup, 1, 0);
 GALE_MAP("percpu_array", int, struct passage, passing, 1, 0);
 GALE_MAP("percpu_array", int, u64, capture_lost, 1, 0);

@@ -264,6 +264,8 @@ class DataplaneProcess:
             if isinstance(envelope.data, CommittedTable):
                 self._stale |= envelope.data.table != self._table
                 self._table = envelope.data.table
+                if self._replication is not None:
+                    self._replication.go_by(each.address for each in self._table.members)
             elif isinstance(envelope.data, LocalView):
                 self._stale |= _states(envelope.data) != _states(self._view)
                 self._view = envelope.data
