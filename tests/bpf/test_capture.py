@@ -264,8 +264,9 @@ def test_the_record_is_laid_out_as_it_is_read(capture: Capture) -> None:
     assert passage == Passage(1, 2, 9, -1, 3, tagged, 64, frame[14:], 70)
 
 
-def test_the_ordinary_programs_know_nothing_of_it(scene: Scene) -> None:
-    for loaded in (scene.programs.xdp_object, scene.programs.tc_object):
+def test_the_ordinary_programs_know_nothing_of_it(capture: Capture) -> None:
+    rig = capture.scene.programs
+    for loaded in (rig.xdp_object, rig.tc_object):
         names = {name.decode() for name in loaded.bpf} | set(loaded.rings)
         assert not names & set(OWN)
 

@@ -155,7 +155,7 @@ def test_each_verdict_is_written_and_only_what_was_asked_for(lb: Site) -> None:
 
 def test_it_ends_when_whoever_captures_is_killed(lb: Site) -> None:
     ordinary = attached(lb)
-    running = Running(lb)
+    running = Running(lb, "--seconds", "3600")
     assert lb.connect().echo()
     while not running.file.stat().st_size > 2_000:
         time.sleep(0.01)
