@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from e2e.conftest import MachinesOf
-from e2e.hosts import Hosts, pid_of, send_signal, traffic, wait_for
+from e2e.hosts import (
+    Hosts,
+    events,
+    newest_event,
+    pid_of,
+    send_signal,
+    traffic,
+    wait_for,
+)
 from e2e.lab import Plan
 from e2e.traffic import Summary
 
@@ -284,3 +292,47 @@ def test_all_start_together_after_all_were_killed(hosts: Hosts) -> None:
     requests = traffic(hosts, rate=50)
     wait_for(lambda: len(requests.results) > 20, "answers")
     assert not requests.stop().failures
+
+
+def members(hosts: Hosts, lb: str) -> set[str]:
+    state = quorum(hosts, lb)
+    return {member["name"] for member in state["members"]} if state is not None else set()
+
+
+def applicants(hosts: Hosts, lb: str) -> set[str]:
+    state = quorum(hosts, lb)
+    return {each["name"] for each in state["applicants"]} if state is not None else set()
+
+
+def changed(hosts: Hosts, lb: str, change: str, whom: str) -> None:
+    """Change the members, and see that all of them go by it."""
+    before = newest_event(hosts, lb)
+    done = hosts.run(lb, "gale", "quorum", change, whom)
+    assert done.returncode == 0, done.stderr
+    topic = "quorum.member_added." if change == "add" else "quorum.member_removed."
+    wait_for(lambda: events(hosts, lb, topic, before), topic)
+
+
+def test_one_is_removed_and_one_is_added_while_requests_run(hosts: Hosts) -> None:
+    """The one that comes has an empty disk, as a new machine has."""
+    leader = agreed(hosts)
+    one, other = others(hosts, leader)
+    requests = traffic(hosts, rate=50)
+    wait_for(lambda: requests.results, "the first answer")
+    refused = hosts.run(one, "gale", "quorum", "remove", leader)
+    assert refused.returncode == 1
+    assert "leads: `gale handover` there first" in refused.stderr
+    changed(hosts, one, "remove", other)
+    wait_for(lambda: members(hosts, one) == members(hosts, leader) == {leader, one}, "two members")
+    wait_for(lambda: (state := quorum(hosts, other)) and not state["is_member"], "it knows")
+    hosts.supervisorctl(other, "stop", "gale:quorum")
+    hosts.run(other, "sh", "-c", 'rm "$GALE_STATE_DIR/quorum.state"')
+    hosts.supervisorctl(other, "start", "gale:quorum")
+    wait_for(lambda: other in applicants(hosts, one), "it knocks")
+    changed(hosts, one, "add", other)
+    wait_for(lambda: members(hosts, one) == members(hosts, other) == set(hosts.lbs), "three again")
+    one_table(hosts)
+    are_of_one_move(requests.stop())
+    hosts.supervisorctl(one, "restart", "gale:quorum")
+    agreed(hosts)
+    assert members(hosts, one) == set(hosts.lbs), "kept over restarts"

@@ -431,6 +431,7 @@ def _core_config(config: NodeConfig) -> AgentConfig:
     return AgentConfig(
         name=config.node.name,
         weight=config.node.weight,
+        backup=config.node.backup,
         lbs=tuple(str(endpoint) for endpoint in config.load_balancer.addresses),
         named=tuple(
             CheckPlan(

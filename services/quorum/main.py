@@ -1,6 +1,6 @@
 """The quorum process: the shell around `core`, and how this LB agrees with the others.
 
-In: what other LBs say (`peers`), `state.view.` of health, the commands `reload` and `order`,
+In: what other LBs say (`peers`), `state.view.` of health, the commands of `_command`,
 SIGHUP, SIGTERM, the clock. Out: messages to other LBs, `state.table.` and `state.quorum.` on every
 change and every 500 ms (the latter before half of the lease it tells of is over, so that a reader
 who subtracts its age finds one left), the events `quorum.*`, `vip.*`, `table.committed.`,
@@ -20,9 +20,11 @@ stored table at once. Killed at any point, it loses nothing that it published; w
 dataplane goes on forwarding by the last table, and masks by health's view what dies meanwhile. Told
 to end, it first gives up what it holds, so that another LB need not wait for its silence.
 
-**Several LBs.** The list of the file says who they are. Until this machine's own entry is found (an
-interface may come later, a name be resolved later) the core stands in nobody's way: it counts all
-entries as others, reaches none of them, and says what it waits for.
+**Several LBs.** The agreed table says who they are (`membership`), and the list of the file until
+there is one. Both may write an LB otherwise: entries of one address are one, by the table's. Until
+this machine's own entry is found (an interface may come later, a name be resolved later) the core
+stands in nobody's way: it counts all entries as others, reaches none of them, and says what it
+waits for.
 
 An unreadable state directory or a full disk belongs to the machine, not to the file: said once in
 the log and in `waiting_for`, tried again every second.
@@ -32,6 +34,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import secrets
 import sys
 import time
@@ -50,13 +53,14 @@ from bus.keys import KeyDirectory
 from bus.orders import LONGEST_TEXT, Asked
 from bus.socket import monotonic_ms
 from bus.states import (
+    Applicant,
     DataplaneState,
     LocalView,
     NodeTable,
     QuorumState,
 )
 from bus.topics import Topic
-from bus.words import Role
+from bus.words import ENTRY, MemberChange, Role
 from conf import LbConfig, Paths, load_lb
 from services import process
 from services.machine import boot_id, own_address
@@ -158,8 +162,8 @@ class QuorumProcess:
             KeyDirectory(config.security.keys, (keys.LBS,)) if config.security.keys else None,
             partial(own_address, config.local.net_interface_private),
         )
-        names = {str(each): each.key_name for each in config.quorum.addresses}
-        self._peers.expect(self._listed, names)
+        self._entries: tuple[str, ...] = ()
+        self._expect_members()
         self._judge_by(config)
         for refused in self._unrealtime:
             _log.warning("the kernel does not allow", what=refused)
@@ -201,6 +205,7 @@ class QuorumProcess:
         self._stand(now_ms)
         self._core.tick(now_ms)
         self._work_off(now_ms)
+        self._expect_members()
         self._claims.tick(self._told, now_ms)
         self._publish_events(self._claims.take())
         self._publish_states(now_ms)
@@ -213,6 +218,8 @@ class QuorumProcess:
                 self._report(now_ms)
             elif isinstance(envelope.data, DataplaneState):
                 self._eligibility.dataplane(envelope.data)
+        if any(head.topic is Topic.STATE_VIEW for head in self._subscriber.repeated):
+            self._core.hear_health(now_ms)
 
     @property
     def _told(self) -> Told:
@@ -237,7 +244,7 @@ class QuorumProcess:
 
     def _new_core(self, now_ms: int, own: str = "") -> Quorum:
         """`own` is this LB's entry. Empty in a cluster: not known yet, and it speaks to nobody."""
-        others = tuple(sorted(self._listed.keys() - {own}))
+        others = self._others(own)
         config = core_config(self._config, own, others)
         draw = random.SystemRandom().random
         stored = self._stored
@@ -248,6 +255,24 @@ class QuorumProcess:
         self._peers.node_health = numbers
         enforce = config.quorum.enforce_single_configuration
         self._peers.admission.judge_by(numbers, enforce=enforce)
+
+    def _others(self, own: str) -> tuple[str, ...]:
+        """The file's other entries; those that are this machine are not, however it writes them."""
+        mine = self._peers.aliases | {own} if own else {own}
+        return tuple(sorted(self._listed.keys() - mine))
+
+    def _expect_members(self) -> None:
+        """Hear, and be connected to, those that the core goes by; the file lists who was first."""
+        entries = self._core.entries if self._listed else ()
+        if entries == self._entries:
+            return
+        self._entries = entries
+        names = {str(each): each.key_name for each in self._config.quorum.addresses}
+        places: dict[str, tuple[str, int]] = {}
+        for entry in filter(None, entries):
+            port = int(entry.rpartition(":")[2])
+            places[entry] = self._listed.get(entry) or (host_of(entry), port)
+        self._peers.expect(places, {entry: names.get(entry, host_of(entry)) for entry in places})
 
     def _settle(self, now_ms: int) -> None:
         if not self._listed:
@@ -379,7 +404,14 @@ class QuorumProcess:
             else member
             for member in state.members
         )
-        return replace(state, waiting_for=waiting_for, rejected=refused, members=members)
+        applicants = self._peers.admission.applicants(now_ms) if self._listed else {}
+        return replace(
+            state,
+            waiting_for=waiting_for,
+            rejected=refused,
+            members=members,
+            applicants=tuple(Applicant(name, entry) for entry, name in applicants.items()),
+        )
 
     def _wait_ms(self, now_ms: int) -> int:
         if self._more:
@@ -414,7 +446,9 @@ class QuorumProcess:
             return self._commit_staged(monotonic_ms())
         if verb == "recover":
             return self._recover(monotonic_ms())
-        known = "reload, handover, order, commit, recover"
+        if verb == "member":
+            return self._change_members(arguments)
+        known = "reload, handover, order, commit, recover, member"
         raise CommandError(f"unknown command: {verb}; quorum knows: {known}")
 
     def _commit_staged(self, now_ms: int) -> dict[str, Any]:
@@ -443,6 +477,29 @@ class QuorumProcess:
         self._core = self._new_core(now_ms, self._own)
         self._report(now_ms)
         return {"members": 1}
+
+    def _change_members(self, arguments: dict[str, Any]) -> Later:
+        """Answered when all go by the changed list; `member` is a name, a host, or an entry."""
+        number, who = arguments.get("id"), arguments.get("member")
+        now_ms = monotonic_ms()
+        if not isinstance(number, str) or not 0 < len(number) <= LONGEST_TEXT:
+            raise CommandError("not a change of the members: it has no id")
+        try:
+            change = MemberChange(arguments.get("change", ""))
+            address = self._entry_of(str(who), change, now_ms)
+            self._core.change_members(number, change, address, now_ms)
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        return self._orders.setdefault(number, Later())
+
+    def _entry_of(self, who: str, change: MemberChange, now_ms: int) -> str:
+        """Raises ValueError, in words."""
+        others = self._peers.admission.applicants(now_ms)
+        if change is MemberChange.REMOVE:
+            return self._core.entry_of(who, {})
+        if re.fullmatch(ENTRY, who):
+            return who
+        return self._core.entry_of(who, dict.fromkeys(self._listed, "") | others)
 
     def _hand_over(self, now_ms: int) -> Later:
         """Give up the lead and every VIP; answered when another LB has them."""
@@ -491,8 +548,8 @@ class QuorumProcess:
         if config is not None:
             self._config = config
             self._judge_by(config)
-            others = tuple(sorted(self._listed.keys() - {self._own}))
-            self._core.reconfigure(core_config(config, self._own, others), monotonic_ms())
+            new = core_config(config, self._own, self._others(self._own))
+            self._core.reconfigure(new, monotonic_ms())
             self._claims.configure(core_config(config).table, monotonic_ms())
         return answer
 
@@ -522,7 +579,9 @@ def _load(storage: Storage) -> tuple[HardState, str]:
 def core_config(config: LbConfig, own: str = "", others: tuple[str, ...] = ()) -> QuorumConfig:
     """The file as the core reads it; `own` and `others` are entries of its list of LBs."""
     vips = tuple(FloatingVip(vip.address, vip.snat_addresses) for vip in config.virtual_ips)
-    services = tuple(table_service(service) for service in config.services)
+    services = tuple(
+        table_service(service, config.node_health.min_healthy) for service in config.services
+    )
     flows = config.dataplane
     idle_ms = (flows.tcp_established_ms, flows.tcp_closing_ms, flows.tcp_time_wait_ms, flows.udp_ms)
     return QuorumConfig(
@@ -548,6 +607,10 @@ def _listed(config: LbConfig) -> dict[str, tuple[str, int]]:
     """Host and port of each member; none: a quorum of one."""
     addresses = config.quorum.addresses
     return {str(each): (each.host, each.port) for each in addresses} if addresses[1:] else {}
+
+
+def host_of(entry: str) -> str:
+    return entry.rpartition(":")[0]
 
 
 def _lasting(state: QuorumState) -> QuorumState:
