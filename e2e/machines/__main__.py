@@ -123,7 +123,7 @@ def state_of(lb: Machine) -> dict[str, Any]:
     """Its `gale status`; empty while there is none."""
     try:
         answer: dict[str, Any] = json.loads(lb.enter(["gale", "status", "--json"]).stdout)
-    except ValueError:
+    except (ValueError, RuntimeError):  # it says nothing, or does not run
         return {}
     return answer
 
@@ -255,8 +255,9 @@ def kill_the_holder(show: Show, there: Site) -> None:
 
 
 def purge(show: Show, machine: Machine) -> None:
-    words = "apt-get purge --yes gale-lb gale-node gale-common"
-    done = machine.enter(["env", "DEBIAN_FRONTEND=noninteractive", *words.split()])
+    installed = machine.enter(["dpkg-query", "-Wf", "${Package} ", "gale-*"]).stdout.split()
+    words = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "purge", "--yes", *installed]
+    done = machine.enter(words)
     left = machine.enter(["sh", "-c", LEFT]).stdout.split("\n")
     nothing = done.returncode == 0 and not any(left)
     show.check(f"purge leaves nothing on {machine.name}", nothing, "\n".join(left) + done.stderr)

@@ -23,6 +23,7 @@ RUN_DIR = Path("/run/gale-machines")
 WIRE = "gale-wire"
 PREFIX = "10.83.0"
 OUR_HOST = 254
+OUR_MAC = "02:67:61:6c:65:fe"
 BOOT_TIMEOUT_S = 120.0
 CGROUP = Path("/sys/fs/cgroup/systemd/gale-machines")
 
@@ -47,8 +48,9 @@ def wire() -> Iterator[None]:
     """The network of all machines, with this one's end of it, while the block lasts."""
     call("ip", "netns", "add", WIRE)
     try:
-        bridge = ["link", "add", "name", "wire", "type", "bridge", "mcast_snooping", "0"]
-        call("ip", "-n", WIRE, *bridge)
+        # Its own address: it would take another one, which nobody knows, when a machine goes.
+        bridge = ["link", "add", "name", "wire", "address", OUR_MAC, "type", "bridge"]
+        call("ip", "-n", WIRE, *bridge, "mcast_snooping", "0")
         call("ip", "-n", WIRE, "address", "add", f"{PREFIX}.{OUR_HOST}/24", "dev", "wire")
         for name in ("lo", "wire"):
             call("ip", "-n", WIRE, "link", "set", name, "up")
