@@ -1,10 +1,12 @@
 /* A model of who may claim a virtual IP: three LBs, their election, the leader's lease, and the
- * grants that pass it on. See README.md beside this file for which line is which line of the code.
+ * grants that pass it on. README.md beside this file says which part of it is which of the code,
+ * and what it leaves out.
  *
- * Time is counted in ticks of true time. A clock that drifts is a timer of which the model draws
- * how long it really lasts: a promise of PROMISE ticks may be over one tick early (a fast clock),
- * a lease of LEASE ticks one tick late (a slow one). What the code checks of its configuration,
- * lease * (1 + drift) <= promise * (1 - drift), is here LEASE + 1 <= PROMISE - 1.
+ * Time is counted in ticks of true time. Clocks drift, and what the code checks of its configuration
+ * is lease * (1 + drift) <= promise * (1 - drift): so the longest that a lease lasts, LEASE ticks, is
+ * at most the shortest that a promise does, PROMISE ticks. Longer promises would only forbid steps
+ * that nobody has to take, and a shorter lease is one whose beat was longer on its way: so neither
+ * needs to be drawn.
  *
  * A message lies in its place, one for each kind and each pair of LBs, until it is received, for
  * however long; a newer one of its kind overwrites it, and that is how messages are lost. So any
@@ -28,13 +30,14 @@
 #define HANDOVERS 1
 #endif
 
-#define PROMISE 3
-#ifdef PROMISE_TOO_SHORT
-#define LEASE 2
-#else
-#define LEASE 1
+#ifndef PROMISE
+#define PROMISE 2
 #endif
-#define LONGEST (LEASE + 1)
+#ifdef PROMISE_TOO_SHORT
+#define LEASE (PROMISE + 1)
+#else
+#define LEASE PROMISE
+#endif
 #define NOBODY 3
 
 #define FOLLOWER 0
@@ -61,42 +64,68 @@ typedef Lb {
 	bool committed;           /* the leader's table is committed, in this term */
 	unsigned granted : 2;     /* what may be left of leases this leader has granted */
 	unsigned unknown : 2;     /* ... or the leader before, which resigned */
-	unsigned asked_ago : 2;   /* ticks since this follower asked, up to LONGEST */
+	unsigned asked_ago : 2;   /* ticks since this follower asked, up to LEASE */
 	bool asked;
 	unsigned held : 2;        /* what is left of a granted lease */
 };
 
-typedef Beat { bool there; unsigned term : 2; unsigned acc_term : 2; unsigned acc_epoch : 2;
-	unsigned owner : 2 };
-typedef Ack { bool there; unsigned term : 2; bool has_table };
-typedef Grant { bool there; unsigned term : 2; unsigned left : 2 };
-typedef Release { bool there; unsigned term : 2 };
-typedef Go { bool there; unsigned term : 2 };
+/* What is under way from one LB to another. */
+typedef Link {
+	bool beat;
+	unsigned beat_term : 2;
+	unsigned beat_acc_term : 2;
+	unsigned beat_acc_epoch : 2;
+	unsigned beat_owner : 2;
+	bool ack;
+	unsigned ack_term : 2;
+	bool ack_has_table;
+	bool ack_is_void;         /* given up what it asked for, so no grant answers it */
+	bool grant;
+	unsigned grant_term : 2;
+	unsigned grant_left : 2;
+	bool release;
+	bool go;
+	unsigned go_term : 2
+};
 
 Lb lb[LBS];
-Beat beats[9];
-Ack acks[9];
-Grant grants[9];
-Release releases[9];
-Go gos[9];
+Link link[6];
 unsigned crashes : 2;
 unsigned handovers : 2;
 unsigned changes : 2;
 
 #define BIT(i) (1 << (i))
 #define MAJORITY(set) ((set) == 3 || (set) == 5 || (set) == 6 || (set) == 7)
-#define TO(i, j) ((i) * LBS + (j))
+#define TO(i, j) ((i) * 2 + ((j) + LBS - (i)) % LBS - 1)
 #define OTHER(i, n) (((i) + (n)) % LBS)
 
 #define AS_NEW(term_a, epoch_a, term_b, epoch_b) \
 	((term_a) > (term_b) || ((term_a) == (term_b) && (epoch_a) >= (epoch_b)))
+
+#define NO_BEAT(k) link[k].beat = false; link[k].beat_term = 0; link[k].beat_acc_term = 0; \
+	link[k].beat_acc_epoch = 0; link[k].beat_owner = 0
+#define NO_ACK(k) link[k].ack = false; link[k].ack_term = 0; link[k].ack_has_table = false; \
+	link[k].ack_is_void = false
+#define NO_GRANT(k) link[k].grant = false; link[k].grant_term = 0; link[k].grant_left = 0
+#define NO_GO(k) link[k].go = false; link[k].go_term = 0
 
 /* Who answers for the VIP at this instant: what the programs look up in the kernel. */
 #define LEADS(i) (lb[i].role == LEADER && lb[i].lease > 0)
 #define CLAIMS(i) (lb[i].held > 0 || \
 	(LEADS(i) && lb[i].committed && lb[i].acc_owner == (i)))
 
+/* Whether nobody can hold the VIP by what leader i, or the one before it, has granted. */
+#ifdef REASSIGN_EARLY
+#define IS_FREE(i) true
+#else
+#define IS_FREE(i) (lb[i].granted == 0 && lb[i].unknown == 0)
+#endif
+
 inline follow(i) {
+#ifndef VOTE_AFTER_LEADING
+	lb[i].promised = (lb[i].role == LEADER && lb[i].lease > lb[i].promised ->
+		lb[i].lease : lb[i].promised);
+#endif
 	lb[i].role = FOLLOWER;
 	lb[i].leader = NOBODY;
 	lb[i].lease = 0;
@@ -110,17 +139,20 @@ inline follow(i) {
 	lb[i].chooser = 0
 }
 
-/* What is under way to LB i. Messages that would change nothing are taken away at once: there are
- * fewer states then, and none that matters is lost. */
+/* What comes to LB i and would change nothing any more is taken away at once: there are fewer
+ * states then. */
 inline forget(i) {
 	for (n : 1 .. 2) {
 		k = TO(OTHER(i, n), i);
-		beats[k].there = false; beats[k].term = 0; beats[k].acc_term = 0;
-		beats[k].acc_epoch = 0; beats[k].owner = 0;
-		acks[k].there = false; acks[k].term = 0; acks[k].has_table = false;
-		grants[k].there = false; grants[k].term = 0; grants[k].left = 0;
-		releases[k].there = false; releases[k].term = 0;
-		gos[k].there = false; gos[k].term = 0
+		if
+		:: link[k].ack_term <= lb[i].term -> NO_ACK(k)
+		:: else
+		fi;
+		if
+		:: link[k].go_term < lb[i].term -> NO_GO(k)
+		:: else
+		fi;
+		NO_GRANT(k)
 	}
 }
 
@@ -140,6 +172,7 @@ inline adopt(i, new_term) {
 #endif
 
 inline stand(i, is_chosen, by) {
+	printf("lb %d stands in term %d\n", i, lb[i].term + 1);
 	lb[i].role = CANDIDATE;
 	lb[i].term++;
 	lb[i].vote = i;
@@ -149,10 +182,11 @@ inline stand(i, is_chosen, by) {
 }
 
 /* Candidate i asks j and has its answer. In one step: a vote that was given binds j for the rest
- * of the term, so it makes no difference when the answer arrives. */
+ * of the term, so it makes no difference when the answer arrives. A voter that knows a newer table
+ * sends it along. */
 inline ask_for_vote(i, j) {
-	follows = lb[i].resigned && lb[i].chooser == lb[j].leader && lb[j].role != LEADER &&
-		lb[i].term == lb[j].term + 1;
+	printf("lb %d asks %d for its vote\n", i, j);
+	follows = lb[i].resigned && lb[i].chooser == lb[j].leader && lb[i].term == lb[j].term + 1;
 	if
 	:: lb[i].term < lb[j].term -> adopt(i, lb[j].term)
 	:: lb[i].term >= lb[j].term && (follows || MAY_VOTE(j)) ->
@@ -161,18 +195,26 @@ inline ask_for_vote(i, j) {
 		:: else
 		fi;
 		if
-		:: lb[j].role == FOLLOWER && (lb[j].vote == NOBODY || lb[j].vote == i) &&
-		   AS_NEW(lb[i].acc_term, lb[i].acc_epoch, lb[j].acc_term, lb[j].acc_epoch) ->
-			lb[j].vote = i;
-			lead(i)
-		:: else
+		:: !AS_NEW(lb[i].acc_term, lb[i].acc_epoch, lb[j].acc_term, lb[j].acc_epoch) ->
+			lb[i].acc_term = lb[j].acc_term;
+			lb[i].acc_epoch = lb[j].acc_epoch;
+			lb[i].acc_owner = lb[j].acc_owner
+		:: else ->
+			if
+			:: lb[j].role == FOLLOWER && (lb[j].vote == NOBODY || lb[j].vote == i) ->
+				lb[j].vote = i;
+				lead(i)
+			:: else
+			fi
 		fi
 	:: else
 	fi
 }
 
-/* Two of three have elected it: its own table is the first proposal of the term. */
+/* Two of three have elected it: its own table is the first proposal of the term. If all leases of
+ * before are over it may name another owner in it. */
 inline lead(i) {
+	printf("lb %d leads in term %d\n", i, lb[i].term);
 	lb[i].role = LEADER;
 	lb[i].leader = i;
 	lb[i].acc_term = lb[i].term;
@@ -180,44 +222,57 @@ inline lead(i) {
 	lb[i].holds = BIT(i);
 	lb[i].held = 0;
 	lb[i].asked = false;
+	lb[i].asked_ago = 0;
 #ifndef NO_WAIT_AFTER_HANDOVER
 	if
-	:: lb[i].resigned -> lb[i].unknown = LONGEST
+	:: lb[i].resigned -> lb[i].unknown = LEASE
 	:: else
 	fi;
 #endif
 	lb[i].resigned = false;
-	lb[i].chooser = 0
+	lb[i].chooser = 0;
+	if
+	:: true
+	:: IS_FREE(i) && changes < EPOCHS && lb[i].acc_owner != i ->
+		changes++;
+		lb[i].acc_owner = i
+	fi
 }
 
 /* ------------------------------------------------------------------ beats and the leader's lease */
 
 inline send_beats(i) {
+	printf("lb %d sends beats\n", i);
 	lb[i].beaten = true;
-	if
-	:: lb[i].beat_left = LEASE
-	:: lb[i].beat_left = LONGEST
-	fi;
+	lb[i].beat_left = LEASE;
 	for (n : 1 .. 2) {
 		k = TO(i, OTHER(i, n));
-		beats[k].there = true;
-		beats[k].term = lb[i].term;
-		beats[k].acc_term = lb[i].acc_term;
-		beats[k].acc_epoch = lb[i].acc_epoch;
-		beats[k].owner = lb[i].acc_owner;
+		link[k].beat = true;
+		link[k].beat_term = lb[i].term;
+		link[k].beat_acc_term = lb[i].acc_term;
+		link[k].beat_acc_epoch = lb[i].acc_epoch;
+		link[k].beat_owner = lb[i].acc_owner;
 		k = TO(OTHER(i, n), i);
-		acks[k].there = false; acks[k].term = 0; acks[k].has_table = false
+		NO_ACK(k)
 	}
 }
 
-inline beat(i, j) {
+inline take_beat(i, j) {
+	printf("lb %d hears a beat of %d\n", j, i);
 	k = TO(i, j);
-	of_term = beats[k].term; of_acc_term = beats[k].acc_term; of_epoch = beats[k].acc_epoch;
-	owner = beats[k].owner;
-	beats[k].there = false; beats[k].term = 0; beats[k].acc_term = 0; beats[k].acc_epoch = 0;
-	beats[k].owner = 0;
+	of_term = link[k].beat_term;
+	of_acc_term = link[k].beat_acc_term;
+	of_epoch = link[k].beat_acc_epoch;
+	owner = link[k].beat_owner;
+	NO_BEAT(k);
 	if
-	:: of_term < lb[j].term || (of_term == lb[j].term && lb[j].role == LEADER)
+	:: of_term < lb[j].term ->
+		/* It says that there is a larger term, and no more. */
+		k = TO(j, i);
+		link[k].ack = true;
+		link[k].ack_term = lb[j].term;
+		link[k].ack_has_table = false;
+		link[k].ack_is_void = true
 	:: else ->
 		if
 		:: of_term > lb[j].term -> adopt(j, of_term)
@@ -226,10 +281,7 @@ inline beat(i, j) {
 		lb[j].role = FOLLOWER;
 		lb[j].leader = i;
 #ifndef NO_PROMISE
-		if
-		:: lb[j].promised = PROMISE
-		:: lb[j].promised < PROMISE -> lb[j].promised = PROMISE - 1
-		fi;
+		lb[j].promised = PROMISE;
 #endif
 		if
 		:: AS_NEW(of_acc_term, of_epoch, lb[j].acc_term, lb[j].acc_epoch) ->
@@ -239,22 +291,24 @@ inline beat(i, j) {
 		:: else
 		fi;
 		k = TO(j, i);
-		acks[k].there = true;
-		acks[k].term = lb[j].term;
-		acks[k].has_table = lb[j].acc_term == of_acc_term && lb[j].acc_epoch == of_epoch;
+		link[k].ack = true;
+		link[k].ack_term = lb[j].term;
+		link[k].ack_has_table = lb[j].acc_term == of_acc_term && lb[j].acc_epoch == of_epoch;
+		link[k].ack_is_void = false;
 		lb[j].asked = true;
 		lb[j].asked_ago = 0;
 		k = TO(i, j);
-		grants[k].there = false; grants[k].term = 0; grants[k].left = 0
+		NO_GRANT(k)
 	fi;
 	of_term = 0; of_acc_term = 0; of_epoch = 0; owner = 0
 }
 
-inline ack(j, i) {
+inline take_ack(j, i) {
+	printf("lb %d hears an answer of %d\n", i, j);
 	k = TO(j, i);
 	if
-	:: acks[k].term > lb[i].term -> adopt(i, acks[k].term)
-	:: acks[k].term == lb[i].term && lb[i].role == LEADER ->
+	:: link[k].ack_term > lb[i].term -> adopt(i, link[k].ack_term)
+	:: link[k].ack_term == lb[i].term && lb[i].role == LEADER ->
 #ifdef LEASE_FROM_ANSWER
 		lb[i].lease = LEASE;
 #else
@@ -264,58 +318,64 @@ inline ack(j, i) {
 		fi;
 #endif
 		if
-		:: acks[k].has_table -> lb[i].holds = lb[i].holds | BIT(j)
+		:: link[k].ack_has_table -> lb[i].holds = lb[i].holds | BIT(j)
 		:: else
 		fi;
 		if
 		:: MAJORITY(lb[i].holds) -> lb[i].committed = true
 		:: else
 		fi;
-		grant(i, j)
+		give_grant(i, j, k)
 	:: else
 	fi;
-	acks[k].there = false; acks[k].term = 0; acks[k].has_table = false
+	NO_ACK(k)
 }
 
 /* ------------------------------------------------------------------ the VIP */
 
-inline grant(i, j) {
+/* The leader answers ack k of j. What was given up before j asked is not what it grants now. */
+inline give_grant(i, j, k) {
 	if
-	:: lb[i].committed && lb[i].acc_owner == j && lb[i].lease > 0 ->
+	:: lb[i].committed && lb[i].acc_owner == j && lb[i].lease > 0 && !link[k].ack_is_void ->
 		lb[i].granted = lb[i].lease;
-		grants[TO(i, j)].there = true;
-		grants[TO(i, j)].term = lb[i].term;
-		grants[TO(i, j)].left = lb[i].lease
+		link[TO(i, j)].grant = true;
+		link[TO(i, j)].grant_term = lb[i].term;
+		link[TO(i, j)].grant_left = lb[i].lease;
+#ifndef ANY_RELEASE_COUNTS
+		link[k].release = false
+#endif
 	:: else
 	fi
 }
 
 inline take_grant(i, j) {
+	printf("lb %d hears a grant of %d\n", j, i);
 	k = TO(i, j);
 #ifdef GRANT_FROM_RECEIPT
-	left = grants[k].left;
+	left = link[k].grant_left;
 #else
-	left = (grants[k].left > lb[j].asked_ago -> grants[k].left - lb[j].asked_ago : 0);
+	left = (link[k].grant_left > lb[j].asked_ago -> link[k].grant_left - lb[j].asked_ago : 0);
 #endif
 	if
-	:: grants[k].term == lb[j].term && lb[j].asked && lb[j].role == FOLLOWER && left > lb[j].held ->
-		lb[j].held = left
+	:: link[k].grant_term == lb[j].term && lb[j].asked && left > lb[j].held -> lb[j].held = left
 	:: else
 	fi;
-	grants[k].there = false; grants[k].term = 0; grants[k].left = 0
+	NO_GRANT(k)
 }
 
 /* An LB that is not eligible any more claims nothing, and says so to its leader. */
 inline give_up(i) {
+	printf("lb %d gives up\n", i);
 	lb[i].asked = false;
 	lb[i].asked_ago = 0;
 	if
 	:: lb[i].leader != NOBODY ->
-		releases[TO(i, lb[i].leader)].there = true;
-		releases[TO(i, lb[i].leader)].term = lb[i].term;
-		/* It gave up what was asked up to here, so what is granted to that counts for nothing. */
-		grants[TO(lb[i].leader, i)].there = false;
-		acks[TO(i, lb[i].leader)].there = false
+		k = TO(i, lb[i].leader);
+		link[k].release = true;
+		/* What it asked up to here was given up too, though its answers are still promises. */
+		link[k].ack_is_void = link[k].ack;
+		k = TO(lb[i].leader, i);
+		NO_GRANT(k)
 	:: else
 	fi;
 #ifndef RELEASE_BEFORE_CLAIM_ENDS
@@ -323,59 +383,58 @@ inline give_up(i) {
 #endif
 }
 
-inline release(j, i) {
+inline take_release(j, i) {
+	printf("lb %d hears a release of %d\n", i, j);
 	k = TO(j, i);
 	if
-	:: releases[k].term == lb[i].term && lb[i].role == LEADER && lb[i].acc_owner == j ->
-		lb[i].granted = 0
+	:: lb[i].role == LEADER && lb[i].acc_owner == j -> lb[i].granted = 0
 	:: else
 	fi;
-	releases[k].there = false; releases[k].term = 0
+	link[k].release = false
 }
-
-#ifdef REASSIGN_EARLY
-#define IS_FREE(i) true
-#else
-#define IS_FREE(i) (lb[i].granted == 0 && lb[i].unknown == 0)
-#endif
 
 /* The leader proposes another owner, once nobody can hold the VIP any more. */
 inline reassign(i, j) {
+	printf("lb %d proposes %d as the owner\n", i, j);
 	changes++;
 	lb[i].acc_epoch++;
 	lb[i].acc_owner = j;
 	lb[i].committed = false;
 	lb[i].holds = BIT(i);
-	for (n : 1 .. 2) { k = TO(OTHER(i, n), i);
-		acks[k].there = false; acks[k].term = 0; acks[k].has_table = false }
+	for (n : 1 .. 2) {
+		k = TO(OTHER(i, n), i);
+		link[k].ack_has_table = false
+	}
 }
 
 /* ------------------------------------------------------------------ handover, crash, time */
 
 inline hand_over(i, j) {
+	printf("lb %d hands over to %d\n", i, j);
 	handovers++;
-#ifdef GO_UNDER_LEASE
-	gos[TO(i, j)].there = true;
-	gos[TO(i, j)].term = lb[i].term
-#else
+#ifndef GO_UNDER_LEASE
 	follow(i);
+	forget(i);
 	lb[i].leader = i;
-	gos[TO(i, j)].there = true;
-	gos[TO(i, j)].term = lb[i].term
 #endif
+	link[TO(i, j)].go = true;
+	link[TO(i, j)].go_term = lb[i].term
 }
 
 inline chosen(i, j) {
+	printf("lb %d hears that %d chose it\n", j, i);
 	if
-	:: gos[TO(i, j)].term == lb[j].term && lb[j].leader == i && lb[j].role == FOLLOWER &&
+	:: link[TO(i, j)].go_term == lb[j].term && lb[j].leader == i && lb[j].role == FOLLOWER &&
 	   lb[j].term < TERMS -> stand(j, true, i)
 	:: else
 	fi;
-	gos[TO(i, j)].there = false; gos[TO(i, j)].term = 0
+	k = TO(i, j);
+	NO_GO(k)
 }
 
 /* It is killed and starts again. Claims that are in the kernel outlive it. */
 inline crash(i) {
+	printf("lb %d crashes\n", i);
 	crashes++;
 	if
 	:: LEADS(i) && lb[i].committed && lb[i].acc_owner == i -> lb[i].held = lb[i].lease
@@ -387,7 +446,7 @@ inline crash(i) {
 #ifdef NO_HOLD_AFTER_START
 	lb[i].promised = 0;
 #else
-	lb[i].promised = PROMISE - 1;
+	lb[i].promised = PROMISE;
 #endif
 #ifdef VOTE_NOT_STORED
 	lb[i].vote = NOBODY;
@@ -398,6 +457,7 @@ inline crash(i) {
 #define LESS(timer) timer = (timer > 0 -> timer - 1 : 0)
 
 inline tick() {
+	printf("a tick\n");
 	for (m : 0 .. 2) {
 		lb[m].beaten = false;
 		LESS(lb[m].promised);
@@ -406,16 +466,17 @@ inline tick() {
 		LESS(lb[m].granted);
 		LESS(lb[m].unknown);
 		LESS(lb[m].held);
-		lb[m].asked_ago = (lb[m].asked && lb[m].asked_ago < LONGEST ->
+		lb[m].asked_ago = (lb[m].asked && lb[m].asked_ago < LEASE ->
 			lb[m].asked_ago + 1 : lb[m].asked_ago);
+#ifndef GRANT_FROM_RECEIPT
 		for (n : 1 .. 2) {
 			k = TO(OTHER(m, n), m);
 			if
-			:: grants[k].there && grants[k].left <= lb[m].asked_ago ->
-				grants[k].there = false; grants[k].term = 0; grants[k].left = 0
+			:: link[k].grant_left <= lb[m].asked_ago -> NO_GRANT(k)
 			:: else
 			fi
 		}
+#endif
 	}
 }
 
@@ -426,20 +487,19 @@ inline tick() {
 inline step(i, j) {
 	if
 	:: lb[i].role == CANDIDATE -> ask_for_vote(i, j)
-	:: beats[TO(j, i)].there -> beat(j, i)
-	:: acks[TO(j, i)].there -> ack(j, i)
-	:: grants[TO(j, i)].there -> take_grant(j, i)
-	:: releases[TO(j, i)].there -> release(j, i)
-	:: gos[TO(j, i)].there -> chosen(j, i)
+	:: link[TO(j, i)].beat -> take_beat(j, i)
+	:: link[TO(j, i)].ack -> take_ack(j, i)
+	:: link[TO(j, i)].grant -> take_grant(j, i)
+	:: link[TO(j, i)].release -> take_release(j, i)
+	:: link[TO(j, i)].go -> chosen(j, i)
 	:: lb[i].role != LEADER && MAY_VOTE(i) && lb[i].term < TERMS -> stand(i, false, 0)
 	:: lb[i].role == LEADER && !lb[i].beaten -> send_beats(i)
-	:: SETTLED(i) && IS_FREE(i) && lb[i].lease > 0 && changes < EPOCHS && lb[i].acc_owner != j
-		-> reassign(i, j)
-	:: SETTLED(i) && IS_FREE(i) && lb[i].lease > 0 && changes < EPOCHS && lb[i].acc_owner != i
-		-> reassign(i, i)
+	:: SETTLED(i) && IS_FREE(i) && changes < EPOCHS && lb[i].acc_owner != j -> reassign(i, j)
+	:: SETTLED(i) && IS_FREE(i) && changes < EPOCHS && lb[i].acc_owner != i -> reassign(i, i)
 	:: lb[i].held > 0 -> give_up(i)
 	:: SETTLED(i) && lb[i].lease > 0 && handovers < HANDOVERS -> hand_over(i, j)
 	:: crashes < CRASHES -> crash(i)
+	:: else
 	fi
 }
 
@@ -453,7 +513,7 @@ inline check() {
 
 /* Begins when LB 0 has just been elected in term 1. */
 active proctype world() {
-	byte n, m, k, left, of_term, of_acc_term, of_epoch, owner;
+	byte one, other, n, m, k, left, of_term, of_acc_term, of_epoch, owner;
 	bool follows;
 	d_step {
 		for (m : 0 .. 2) {
@@ -466,11 +526,18 @@ active proctype world() {
 	};
 	do
 	:: d_step { tick(); check() }
-	:: atomic { step(0, 1); check() }
-	:: atomic { step(0, 2); check() }
-	:: atomic { step(1, 0); check() }
-	:: atomic { step(1, 2); check() }
-	:: atomic { step(2, 0); check() }
-	:: atomic { step(2, 1); check() }
+	:: atomic {
+		if
+		:: one = 0; other = 1
+		:: one = 0; other = 2
+		:: one = 1; other = 0
+		:: one = 1; other = 2
+		:: one = 2; other = 0
+		:: one = 2; other = 1
+		fi;
+		step(one, other);
+		one = 0; other = 0;
+		check()
+	}
 	od
 }
