@@ -36,8 +36,9 @@ PACKAGES := python3-bpfcc linux-libc-dev python3-venv iproute2 nftables nginx-li
 # What these packages would start on this machine. The lab runs its own.
 DAEMONS := nginx haproxy keepalived supervisor
 # What the tests need besides: a browser for the console (Ubuntu has it as a snap only, under the
-# name chromium-browser: there it has to be installed by hand), promtool, and Perl for a script of docs/events.md.
-TEST_PACKAGES := chromium fonts-dejavu-core prometheus perl
+# name chromium-browser: there it has to be installed by hand), promtool, Perl for a script of docs/events.md,
+# and Spin, with a compiler for what it makes of the model in tests/spin.
+TEST_PACKAGES := chromium fonts-dejavu-core prometheus perl spin gcc
 # What `make vm` needs besides; nothing of it starts by itself.
 MACHINES_PACKAGES := debootstrap systemd-container openssh-client lintian vagrant
 VM_PACKAGES := qemu-system-x86 seabios busybox-static cpio kmod

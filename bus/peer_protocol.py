@@ -168,6 +168,8 @@ class Release:
 class Go:
     sender: str
     term: Stored
+    left_ms: Duration = 0
+    """Of the leases that the sender has granted; its own is over."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -512,7 +512,8 @@ class Quorum:
             raise ValueError("no other member could lead at this moment")
         _, address = max(able)
         election.hand_over(now_ms)
-        self._outbox.append(Outgoing(address, Go(self._config.name, election.term), 0))
+        go = Go(self._config.name, election.term, self._granted.left_ms(now_ms))
+        self._outbox.append(Outgoing(address, go, 0))
         self._after(now_ms)
         return self._peers[address].name
 
@@ -769,7 +770,7 @@ class Quorum:
         """What may have become possible by whatever has just happened."""
         won, self._election.won = self._election.won, None
         if won is not None:
-            self._begin_to_lead(won.reason, won.resigned, now_ms)
+            self._begin_to_lead(won.reason, won.unknown_ms, now_ms)
         if self._election.leader != self._leader:
             self._tell_leader(now_ms)
         if self._leads:
@@ -782,9 +783,9 @@ class Quorum:
         if self._leads and not self._alone and now_ms >= self._beat_due_ms:
             self._send_beats(now_ms)
 
-    def _begin_to_lead(self, reason: str, resigned: bool, now_ms: int) -> None:
+    def _begin_to_lead(self, reason: str, unknown_ms: int, now_ms: int) -> None:
         self._register.held.clear()
-        self._granted.begin(now_ms, self._election.timing.lease_ms, resigned=resigned)
+        self._granted.begin(now_ms, unknown_ms)
         self._members_since_ms = now_ms
         self._held.give_up(now_ms)
         self._tell_regained()

@@ -18,9 +18,11 @@ with its larger term; check-quorum (§6.2) ends a leader that hears no majority.
 
 **A promise.** Whoever takes a beat elects nobody else for `promise_ms`, whatever term is offered:
 so a majority that answered a beat guarantees the leader `lease_ms` from when it *sent* that (see
-`timing`). A leader votes for another only once its own lease is over. After a start nobody knows
-what was promised before, so no vote is given for as long as the longest promise that is on record,
-or could be. A `Vote` that names a leader which resigned is the exception: that leader has no lease.
+`timing`). A leader votes for another only once its own lease is over, also if it stopped leading
+before: what it has granted lasts as long. After a start nobody knows what was promised before, so
+no vote is given for as long as the longest promise that is on record, or could be. A `Vote` that
+names a leader which resigned is the exception: that leader has no lease, and whoever it chose waits
+for the end of what it has granted.
 
 **A blank LB** has no memory of this cluster on its disk: it is new, or it has forgotten how it
 voted and what it had accepted. It votes only once it has stored a committed table; or, at the first
@@ -119,8 +121,8 @@ class Won:
     """Why this LB leads in the present term."""
 
     reason: str
-    resigned: bool
-    """The leader before chose it, so leases that one had passed on may not be over yet."""
+    unknown_ms: int
+    """For so long leases may be about that the leader before has granted, if that one chose it."""
 
 
 class Election:
@@ -169,6 +171,8 @@ class Election:
         self._votes: set[str] = set()
         self._reason = ""
         self._resigned: str | None = None
+        self._resigned_left_ms = 0
+        """What was left of the leases which that one had granted."""
         self._seq = 0
         self._sent: deque[tuple[int, int, int]] = deque()
         """Of each recent beat: its number, when it went, and until when its promises let lead."""
@@ -279,7 +283,7 @@ class Election:
         is_leader = message.term == self.term and message.sender == self.leader
         can_lead = not self.is_blank and not self.only_votes
         if self.role is Role.FOLLOWER and is_leader and can_lead:
-            self._resigned = message.sender
+            self._resigned, self._resigned_left_ms = message.sender, message.left_ms
             self._reason = f"{message.sender} handed over"
             self._ask_for_votes(Cause.CHOSEN, now_ms)
 
@@ -317,7 +321,10 @@ class Election:
         self._sent.clear()
         self._led_since_ms = now_ms
         self._note_leader(self.name, now_ms)
-        self.won = Won(reason, self._resigned is not None)
+        unknown_ms = 0
+        if self._resigned is not None:
+            unknown_ms = max(self.timing.lease_ms, self._resigned_left_ms)
+        self.won = Won(reason, unknown_ms)
 
     # ------------------------------------------------------------------ voting
 
@@ -470,6 +477,9 @@ class Election:
 
     def _follow(self, cause: Cause, now_ms: int) -> None:
         was_leader = self.role is Role.LEADER
+        if was_leader:
+            lease_until_ms = self.lease_until_ms(now_ms)
+            self._promised_until_ms = max(self._promised_until_ms, lease_until_ms)
         self._enter(cause)
         self.leader = None
         if was_leader:

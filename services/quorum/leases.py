@@ -9,12 +9,15 @@ from two holders:
   was granted to it is over (`Granted`);
 * whoever becomes leader by an election finds all leases of the term before at an end, since a
   majority's promises had to end first. One that was *chosen* finds only that of the leader before
-  ended, so it waits for as long as a lease could last.
+  ended, so it waits for as long as its own lease lasts, and as that leader says that it has granted
+  (whose timing may be slower, see `election`).
 
 A grant answers a number that the holder used once (`asked`), in this start of its process: a late,
 repeated or foreign grant extends nothing. A release says up to which number grants were given up,
-and of which start, so a late one ends nothing that was granted since. It may be lost like anything
-else: it goes with every answer to the leader, until all that could have been granted is over.
+and of which start, so a late one ends nothing that was granted since, also when answers came to the
+leader in another order than they were sent in, or one of an earlier start came last. It may be lost
+like anything else: it goes with every answer to the leader, until all that could have been granted
+is over.
 """
 
 from __future__ import annotations
@@ -32,27 +35,38 @@ class Granted:
     """What a leader has granted to others: by VIP, to whom, and until when."""
 
     until_ms: dict[str, tuple[str, int]] = field(default_factory=dict)
-    answered: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """By VIP, in which start of the holder's process, and what newest number of it."""
+    answered: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By VIP and start of the holder's process, the newest number of it that was not released."""
     unknown_until_ms: int = 0
     """Until then leases may be about that the leader before has granted."""
 
-    def begin(self, now_ms: int, lease_ms: int, *, resigned: bool) -> None:
-        """This LB leads from now on."""
+    def begin(self, now_ms: int, unknown_ms: int) -> None:
+        """This LB leads from now on; for so long there may be leases of the leader before."""
         self.until_ms.clear()
         self.answered.clear()
-        self.unknown_until_ms = now_ms + lease_ms if resigned else now_ms
+        self.unknown_until_ms = now_ms + unknown_ms
 
     def grant(self, vip: str, ack: Ack, until_ms: int) -> None:
+        holder, _ = self.until_ms.get(vip, ("", 0))
+        answered = self.answered.get(vip, {}) if holder == ack.sender else {}
+        newest = max(ack.asked, answered.get(ack.boot, 0))
         self.until_ms[vip] = (ack.sender, until_ms)
-        self.answered[vip] = (ack.boot, ack.asked)
+        self.answered[vip] = answered | {ack.boot: newest}
 
     def release(self, message: Release) -> None:
         """A release of another start of the process says nothing of what this one holds."""
         holder, _ = self.until_ms.get(message.vip, ("", 0))
-        boot, asked = self.answered.get(message.vip, ("", 0))
-        if holder == message.sender and message.boot == boot and message.asked >= asked:
-            del self.until_ms[message.vip]
+        answered = self.answered.get(message.vip, {})
+        asked = answered.get(message.boot)
+        if holder == message.sender and asked is not None and message.asked >= asked:
+            del answered[message.boot]
+            if not answered:
+                del self.until_ms[message.vip]
+
+    def left_ms(self, now_ms: int) -> int:
+        """For how long something may be left of anything that this leader has granted."""
+        until_ms = (self.free_ms(vip) for vip in self.until_ms)
+        return max(0, max(until_ms, default=self.unknown_until_ms) - now_ms)
 
     def is_free(self, vip: str, now_ms: int) -> bool:
         """Whether nobody can hold the VIP by a grant any more."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bus.peer_protocol import Ack, Release, Version
+from bus.peer_protocol import Ack, Release, Version, Vote, VoteReply
 from bus.topics import Topic
 from bus.words import NodeState, Role
 from services.quorum.core import HardState, Quorum
@@ -186,6 +186,63 @@ def test_a_release_of_an_earlier_start_ends_nothing() -> None:
     assert not granted.is_free(VIP, 1_000)
     granted.release(Release("lb-1", "second", 3, VIP))
     assert granted.is_free(VIP, 1_000)
+
+
+def test_answers_that_come_in_another_order_let_an_old_release_end_nothing() -> None:
+    granted = Granted()
+    for boot, asked in (("second", 7), ("second", 5), ("first", 9)):
+        granted.grant(VIP, ack(boot, asked), 1_100)
+    granted.release(Release("lb-1", "second", 6, VIP))
+    granted.release(Release("lb-1", "first", 9, VIP))
+    assert not granted.is_free(VIP, 1_000)
+    granted.release(Release("lb-1", "second", 7, VIP))
+    assert granted.is_free(VIP, 1_000)
+
+
+def test_whoever_was_chosen_waits_for_the_leases_of_a_slower_leader() -> None:
+    """The leader before has seen many changes, so its leases are longer than the successor's."""
+    made = led("lb-0", "lb-1", "lb-2")
+    before = made.leader()
+    assert before is not None
+    old = made.cores[before]
+    old._election._slow_down(8, made.now_ms)
+    made.run(1_000)
+    left_ms = old.lease_ms(made.now_ms)
+    old._granted.grant(VIP, ack("x", 1), made.now_ms + left_ms)
+    old.hand_over(made.now_ms)
+    made.settle()
+    after = made.leader()
+    assert after not in (None, before)
+    new = made.cores[after or ""]
+    assert left_ms > 4 * new._election.timing.lease_ms
+    assert not new._granted.is_free(VIP, made.now_ms + left_ms - 1)
+    assert new._granted.is_free(VIP, made.now_ms + left_ms)
+
+
+@pytest.mark.parametrize("how", ["hands over", "hears of a larger term", "its disk hangs"])
+def test_who_led_elects_nobody_while_what_it_granted_lasts(how: str) -> None:
+    """The third LB has not heard the leader for long, and its promise is over."""
+    made = led("lb-0", "lb-1", "lb-2")
+    before = made.leader()
+    assert before is not None
+    old, term = made.cores[before], made.cores[before].term
+    third = next(name for name in made.cores if name != before)
+    lease_ms, now_ms = old.lease_ms(made.now_ms), made.now_ms
+    if how == "hands over":
+        old.hand_over(now_ms)
+    elif how == "hears of a larger term":
+        old.receive(third, Ack(third, term + 1, 1, Version(term, 1), "b", 1, (), 0), now_ms)
+    else:
+        old._election.stall(now_ms)
+    assert old.role is Role.FOLLOWER
+    assert lease_ms > 0
+    question = Vote(third, term + 2, Version(term, 100), None)
+    for at_ms, votes in ((now_ms + lease_ms - 1, False), (now_ms + lease_ms, True)):
+        old._election.outbox.clear()
+        old._election.asked_for_vote(third, question, at_ms)
+        (reply,) = (each.message for each in old._election.outbox)
+        assert isinstance(reply, VoteReply)
+        assert reply.granted is votes
 
 
 def test_what_was_given_up_is_told_until_all_leases_are_over() -> None:

@@ -112,6 +112,9 @@ class Node:
     bad_ms: int = -LONG_MS
     """When health has last read that it does not serve."""
     good_run: int = 0
+    """Good beats that health has read one after the other."""
+    fresh_run: int = 0
+    """Those of them that it has read since it last told what happened."""
     banned_until_ms: int = -1
     pardoned: bool = False
 
@@ -315,6 +318,8 @@ class World:
         self._check_version(view, changed=output.view_changed)
         for topic, event in output.events:
             self._check_event(topic, event, view)
+        for node in self.nodes:
+            node.fresh_run = 0
         if output.view_changed and self.quorum is not None:
             self.quorum.report(f"boot-{self.health_boot}", view, self.now_ms)
         for connection, message in output.messages:
@@ -431,6 +436,7 @@ class World:
         is_young = message.sent_ms > self.now_ms - TIMEOUT_MS
         good = message.status is ServingStatus.SERVING or node.has_said != set(NAMES)
         node.good_run = node.good_run + is_young if good else 0
+        node.fresh_run = node.fresh_run + is_young if good else 0
 
     def _check_event(self, topic: Topic, event: NodeEvent, view: LocalView) -> None:
         node = self.by_id[event.id]
@@ -455,7 +461,8 @@ class World:
             early = event.reason.startswith("pardoned")
             over = self.now_ms >= node.banned_until_ms
             self._must(early or over, "ban-broken", f"{event.id}: {event.reason}")
-            node.banned_until_ms, node.good_run = -1, 0
+            # Beats may have been read in the same turn, after the pardon; those of before are void.
+            node.banned_until_ms, node.good_run = -1, node.fresh_run
 
     def _check_who_is_left(self, gone: NodeEvent, view: LocalView) -> None:
         out = {

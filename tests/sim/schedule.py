@@ -3,6 +3,11 @@
     play(seed, size)    raises `ViolationError`; returns how many steps were taken
 
 After `TROUBLE_MS` everything is healed, and within `LIVE_MS` of that all must be well.
+
+Disks are lost one at a time, and never where there is one LB only. The disk of a quorum of one is
+the only copy of what was agreed: without it the LB is a new one, terms and epochs begin again, and
+no rule that is played here can hold across that. (What does hold is in `core`: it commits nothing
+before its first report, so the kernel goes on by the rings of before.)
 """
 
 from __future__ import annotations
@@ -108,7 +113,7 @@ class Schedule:
     def _others_know(self, machine: Machine) -> bool:
         """Only one disk at a time may be lost: no agreement survives the loss of a majority."""
         others = self.world.members() - {machine.name}
-        return all(self.world.machines[other].disk.joined for other in others)
+        return bool(others) and all(self.world.machines[other].disk.joined for other in others)
 
     def _come_back(self, machine: Machine) -> None:
         if machine.core is None:

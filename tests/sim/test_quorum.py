@@ -18,7 +18,7 @@ def test_three_lbs(first: int) -> None:
         Schedule(seed, 3).play()
 
 
-@pytest.mark.parametrize("size", [2, 5, 7])
+@pytest.mark.parametrize("size", [1, 2, 5, 7])
 def test_other_numbers_of_them(size: int) -> None:
     for seed in range(15):
         Schedule(seed, size).play()
