@@ -194,8 +194,8 @@ def rig() -> Iterator[Rig]:
 
 def test_it_commits_what_health_sees_and_says_so(rig: Rig) -> None:
     rig.start()
-    waiting = rig.wait(rig.quorum)
-    assert waiting.waiting_for == "the first view of the health process"
+    wanted = "the first view of the health process"
+    rig.wait(lambda: s if (s := rig.quorum()) and s.waiting_for == wanted else None)
     assert rig.table() is None
     rig.sees(view(seen("a", UP), seen("b", UP)))
     table = rig.wait_states({"a": UP, "b": UP})
