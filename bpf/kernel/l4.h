@@ -249,6 +249,24 @@ static __always_inline int finds_nothing_to_join(const struct rewrite *to, const
 	return is_over || (is_half_open(to->state) && !(seat->flags & SEAT_UP));
 }
 
+/* Whether the node's answers to this flow come to this LB. Where each has SNAT addresses of its
+ * own, those of a flow that another one opened go there, and it knows nothing of a flow opened
+ * here.
+ */
+static __always_inline int is_answered_here(const struct service *service, const struct rewrite *to)
+{
+	int i;
+
+	if (!service->snat_count) /* the client's own address */
+		return 1;
+#pragma unroll
+	for (i = 0; i < SNAT_ADDRESSES; i++) {
+		if (service->snat_address[i] == to->saddr)
+			return 1;
+	}
+	return 0;
+}
+
 /* Who comes back gets the same node and port: while the port rests in any case, later where the
  * ring still says the same node.
  */
@@ -259,7 +277,7 @@ static __always_inline int may_reopen(const struct packet *packet, const struct 
 	__u64 hash = flow_hash(&packet->key, service->flags, own->hash_seed);
 
 	return service->mode == MODE_L4 && !(service->flags & SERVICE_RETIRED) &&
-	       (seat->flags & SEAT_UP) && !place->is_old &&
+	       (seat->flags & SEAT_UP) && !place->is_old && is_answered_here(service, to) &&
 	       (!has_passed(place->flow->deadline, now) || seat_of_hash(service, hash) == to->seat);
 }
 

@@ -349,6 +349,18 @@ class TestEntered:
         assert b.hears(end) == {"late": 1}
         assert set(b.scene.states().values()) == {FlowState.TCP_ESTABLISHED}
 
+    def test_a_client_that_comes_back_is_answered_by_way_of_this_lb(
+        self, a: ReplicatingLb, b: ReplicatingLb
+    ) -> None:
+        """The other one's SNAT address is its own, and so are the node's answers to it."""
+        b.serve(snat_addresses=("10.81.0.77",))
+        connection = opened(a)
+        b.hears(a.tells())
+        close(connection)
+        b.hears(a.tells())
+        b.scene.age("flows", 20)
+        b.scene.expect("xdp_public", connection.request("S", seq=9000, ack=0), "l4_new_flow")
+
     def test_a_client_that_comes_back_is_another_flow(
         self, a: ReplicatingLb, b: ReplicatingLb
     ) -> None:
