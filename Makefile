@@ -1,9 +1,11 @@
 # Every target sets up first (apt packages, virtual environment); a second run finds it done.
 #
-#   make demo     a lab, real requests, every control process killed: about a minute
+#   make demo     a lab, real requests, every control process and the VIP's holder killed: about a
+#                 minute (KEEP=1: the lab stays up)
 #   make test     everything that must pass: check, tests/ in parallel, e2e/ serially
 #   make check    style and types
-#   make e2e      the end-to-end suite alone
+#   make e2e      the end-to-end suite alone (INVENTORY=ansible/e2e-hosts.ini: what of it runs on
+#                 any machines, against those)
 #   make sim      LBs that agree under every kind of trouble, on virtual time (SEEDS=, LBS=)
 #   make bench    what a packet costs, how many fit through, what TCP makes of it: 15 minutes
 #   make e2e-machines  the playbooks against machines with systemd that it makes itself: minutes
@@ -38,7 +40,7 @@ DAEMONS := nginx haproxy keepalived supervisor
 # and Spin, with a compiler for what it makes of the model in tests/spin.
 TEST_PACKAGES := chromium fonts-dejavu-core prometheus perl spin gcc
 # What `make vm` needs besides; nothing of it starts by itself.
-MACHINES_PACKAGES := debootstrap systemd-container openssh-client
+MACHINES_PACKAGES := debootstrap systemd-container openssh-client lintian vagrant
 VM_PACKAGES := qemu-system-x86 seabios busybox-static cpio kmod
 
 .PHONY: help setup check test unit e2e sim demo bench vm e2e-machines deb clean
@@ -132,7 +134,8 @@ unit: $(TESTS_READY)
 
 e2e: $(TESTS_READY)
 	mkdir -p build
-	$(SUDO) $(PYTHON) -m pytest e2e -p no:xdist 2>&1 | tee build/e2e.log
+	$(SUDO) $(PYTHON) -m pytest e2e -p no:xdist $(if $(INVENTORY),--inventory $(INVENTORY)) 2>&1 \
+	    | tee build/e2e.log
 
 test: check
 	$(MAKE) --no-print-directory unit
@@ -140,7 +143,7 @@ test: check
 	tail --quiet --lines=1 build/unit.log build/e2e.log
 
 demo: $(READY)
-	$(SUDO) $(PYTHON) -m e2e.demo
+	$(SUDO) $(PYTHON) -m e2e.demo $(if $(KEEP),--keep)
 
 SEEDS ?= 1000
 LBS ?= 3

@@ -19,7 +19,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from bpf.compiler import (
     SOURCE_DIR,
@@ -45,6 +45,12 @@ __all__ = [
 _KINDS = {"xdp": ProgramKind.XDP, "tc": ProgramKind.TC}
 
 
+class Maps(Protocol):
+    """Who has maps by name."""
+
+    def fd(self, name: str) -> int: ...
+
+
 class LoadedObject:
     """One compiled source: its maps are in the kernel, its programs are loaded when asked for.
 
@@ -52,7 +58,7 @@ class LoadedObject:
     maps and programs live as long as this object; what is pinned or attached lives on.
     """
 
-    def __init__(self, image: Image, maps: PinnedMaps) -> None:
+    def __init__(self, image: Image, maps: Maps) -> None:
         self._image = image
         self._fds = {name: os.dup(maps.fd(name)) for name in image.maps}
         self._programs: dict[tuple[str, ProgramFlag], int] = {}

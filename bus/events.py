@@ -60,6 +60,18 @@ class QuorumEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberEvent:
+    """`quorum.member_added.` and `quorum.member_removed.`: who agrees with whom has changed."""
+
+    name: str
+    """The LB's; empty if it has not been heard yet."""
+    address: str
+    """Its entry, `host:port`."""
+    members: Whole
+    """How many there are now."""
+
+
+@dataclass(frozen=True, slots=True)
 class TableEvent:
     """`table.committed.`"""
 

@@ -41,6 +41,8 @@ class Hello:
     weight: Signed
     services: tuple[NodeService, ...]
     """What the agent's file names; empty: every service of the LB, on the port the LB says."""
+    backup: bool = False
+    """It is to serve only where too few others do."""
 
 
 @dataclass(frozen=True, slots=True)

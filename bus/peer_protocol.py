@@ -14,6 +14,7 @@ whatever matters is said again with the next beat.
     leader       Go            Vote           you lead next: my lease is over
     follower     ViewReport    Beat           what my health process sees
     follower     OrderAsked    OrderAnswered  an operator wants this; repeated until answered
+    follower     MemberAsked   OrderAnswered  likewise, of the list of members
 
 A `Version` is (term, epoch), in this order: of two tables the one with the larger version is the
 newer, and two with the same version are the same.
@@ -33,7 +34,7 @@ from msgspec import Meta
 from bus.codec import MalformedMessage, UnknownVersion, from_json, to_json
 from bus.orders import Asked
 from bus.states import LocalView, NodeTable
-from bus.words import LARGEST_PROMISE_MS, Duration, Signed, Stored, Whole
+from bus.words import LARGEST_PROMISE_MS, Duration, Entry, MemberChange, Signed, Stored, Whole
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,6 +46,7 @@ class Version:
 
 
 NO_VERSION = Version(0, 0)
+PortOrNone = Annotated[int, Meta(ge=0, le=65_535)]
 Promise = Annotated[int, Meta(ge=0, le=LARGEST_PROMISE_MS)]
 
 
@@ -97,6 +99,8 @@ class MemberSeen:
     """Why it may hold no VIPs; empty: it may."""
     staged: str = ""
     """A digest of the services and VIPs of its file; empty: not known."""
+    late: bool = False
+    """Whether its verdicts on nodes do not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,8 @@ class Ack:
     """The sender only votes."""
     staged: str = ""
     """A digest of the services and VIPs of its file."""
+    late: bool = False
+    """The sender's health process is silent, or was held up a moment ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +199,15 @@ class OrderAnswered:
     """
 
 
+@dataclass(frozen=True, slots=True)
+class MemberAsked:
+    sender: str
+    id: str
+    change: MemberChange
+    address: Entry
+    """The entry, `host:port`, of whom it is about."""
+
+
 PeerMessage = (
     PreVote
     | Vote
@@ -205,6 +220,7 @@ PeerMessage = (
     | ViewReport
     | OrderAsked
     | OrderAnswered
+    | MemberAsked
 )
 
 # --------------------------------------------------------------------------- on the wire
@@ -227,6 +243,8 @@ class PeerHead:
     """The name of the message's type."""
     node_health: dict[str, str] = field(default_factory=dict)
     """By key, what the sender's file says in `[node_health]`."""
+    port: PortOrNone = 0
+    """Where the sender listens for such messages; 0: it does not say."""
 
 
 _KINDS: dict[str, type[PeerMessage]] = {kind.__name__: kind for kind in get_args(PeerMessage)}
@@ -238,10 +256,11 @@ def encode_peer(
     boot: str,
     number: int,
     node_health: dict[str, str] | None = None,
+    port: int = 0,
 ) -> tuple[bytes, bytes]:
     """The two frames of a message."""
-    kind = type(message).__name__
-    head = PeerHead(PEER_FORMAT, cluster, message.sender, boot, number, kind, node_health or {})
+    kind, health = type(message).__name__, node_health or {}
+    head = PeerHead(PEER_FORMAT, cluster, message.sender, boot, number, kind, health, port)
     return to_json(head), to_json(message)
 
 

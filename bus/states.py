@@ -23,12 +23,14 @@ from bus.words import (
     Affinity,
     Duration,
     Encapsulation,
+    Entry,
     IPv4,
     LowPort,
     Mode,
     NodeState,
     NoFlow,
     OnNodeDown,
+    Percent,
     Port,
     PortCount,
     Protocol,
@@ -60,6 +62,8 @@ class ServiceState:
     state: NodeState
     reason: str = ""
     """As for a node; empty in the table, which is about what to do, not why."""
+    banned_for_ms: Duration = 0
+    """Likewise: what was left of its ban when the message was made; 0 in the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,8 @@ class NodeView:
     """DOWN or BANNED, and nothing is heard of it; False: it says that it does not serve."""
     apart: tuple[ServiceState, ...] = ()
     """Of a node that is routed to: the services that are not in its state."""
+    backup: bool = False
+    """It is to be given new flows only where too few others serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,9 @@ class LocalView:
     nodes: tuple[NodeView, ...]
     waiting_for: str = ""
     """What of this machine is missing (the private interface, ...); empty when nothing is."""
+    late: bool = False
+    """Whether the health process was held up a moment ago: it may not have noticed yet what has
+    happened meanwhile."""
 
 
 # --------------------------------------------------------------------------- health: state.checks.
@@ -157,6 +166,7 @@ class NodeObservation:
     load: float
     silent: bool = False
     apart: tuple[ServiceState, ...] = ()
+    backup: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +207,10 @@ class TableService:
     """Nodes serve each of its ports on the same port; then `node_port` is the first."""
     affinity_group: str = ""
     """Services of one group send a client to the same node; empty: it belongs to none."""
+    slow_start_ms: Duration = 0
+    """For so long the weight of a node that has become routable rises; 0: it is whole at once."""
+    min_healthy: Percent = 50
+    """Of its nodes that are no backups: where fewer serve, the backups do too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +228,8 @@ class TableNode:
     drain is over: its flows are better ended than kept."""
     apart: tuple[ServiceState, ...] = ()
     """Of a node that is routed to: the services that are not in its state."""
+    backup: bool = False
+    """It is to be given new flows only where too few others serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +239,24 @@ class Ban:
     node: str
     remaining_ms: Duration
     fails: Whole
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """How much of its weight a node has at one service, where that may be less than all of it.
+
+    `remaining_ms` counts from when the message was made.
+    """
+
+    node: str
+    service: str
+    percent: Percent
+    """What the ring gives it."""
+    level: Percent
+    """How far its slow start has come; `percent` is that beside the service's other nodes, or 0
+    for a backup where enough others serve."""
+    remaining_ms: Duration
+    """Of its slow start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +300,16 @@ class SnatSlice:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One of the LBs that agree with one another."""
+
+    address: Entry
+    """Its entry, `host:port`, as it was written when it became a member."""
+    name: str = ""
+    """Its own name; empty until the leader has heard it."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeTable:
     """The one replicated register: what all LBs agree on. `(term, epoch)` orders its versions."""
 
@@ -282,6 +326,11 @@ class NodeTable:
     """What operators want; `nodes` are as these say."""
     beneath: tuple[TableNode, ...] = ()
     """Those nodes that are otherwise than without the orders, as they would be then."""
+    members: tuple[Member, ...] = ()
+    """The LBs whose votes count. None: an LB that decides alone, or a table of an older Gale."""
+    parts: tuple[Part, ...] = ()
+    """The nodes in slow start, and the backups that are not needed, service by service; all others
+    have their whole weight."""
 
     def __post_init__(self) -> None:
         check_words(self.hash_seed)
@@ -289,6 +338,8 @@ class NodeTable:
             raise ValueError("a node is listed twice")
         if len({service.name for service in self.services}) != len(self.services):
             raise ValueError("a service is listed twice")
+        if len({member.address for member in self.members}) != len(self.members):
+            raise ValueError("a member is listed twice")
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,12 +383,22 @@ class QuorumMember:
     """A digest of the services and VIPs of its file; empty: it has none, or that is not known."""
     trouble: str = ""
     """Why this LB does not hear what it says, or how its numbers differ from this LB's."""
+    late: bool = False
+    """Whether its verdicts on nodes do not count: its health process is silent or was held up."""
 
 
 @dataclass(frozen=True, slots=True)
 class VipHolder:
     address: str
     holder: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Applicant:
+    """An LB of this cluster's name that speaks to this one and is no member."""
+
+    name: str
+    address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +423,10 @@ class QuorumState:
     """What came on the quorum's port and was not heard, by reason."""
     agreed: str = ""
     """The digest of the services and VIPs that all LBs go by; empty: there is no table yet."""
+    is_member: bool = True
+    """Whether this LB's vote counts, as far as it knows."""
+    applicants: tuple[Applicant, ...] = ()
+    """Who could be added by its name."""
 
 
 # --------------------------------------------------------------------------- dataplane

@@ -18,6 +18,7 @@ from typing import Any
 from bus.events import (
     ConfigEvent,
     DataplaneEvent,
+    MemberEvent,
     NodeEvent,
     OrderEvent,
     ProcessEvent,
@@ -62,6 +63,8 @@ class Topic(StrEnum):
     QUORUM_LOST = "quorum.lost."
     QUORUM_REGAINED = "quorum.regained."
     QUORUM_PEER_REFUSED = "quorum.peer_refused."
+    QUORUM_MEMBER_ADDED = "quorum.member_added."
+    QUORUM_MEMBER_REMOVED = "quorum.member_removed."
     CONFIG_STAGED = "config.staged."
     CONFIG_COMMITTED = "config.committed."
     TABLE_COMMITTED = "table.committed."
@@ -97,6 +100,8 @@ PAYLOADS: dict[Topic, type[Any]] = {
     Topic.QUORUM_LOST: QuorumEvent,
     Topic.QUORUM_REGAINED: QuorumEvent,
     Topic.QUORUM_PEER_REFUSED: QuorumEvent,
+    Topic.QUORUM_MEMBER_ADDED: MemberEvent,
+    Topic.QUORUM_MEMBER_REMOVED: MemberEvent,
     Topic.CONFIG_STAGED: ConfigEvent,
     Topic.CONFIG_COMMITTED: ConfigEvent,
     Topic.TABLE_COMMITTED: TableEvent,
@@ -135,6 +140,8 @@ PUBLISHES: dict[str, tuple[Topic, ...]] = {
         Topic.QUORUM_LOST,
         Topic.QUORUM_REGAINED,
         Topic.QUORUM_PEER_REFUSED,
+        Topic.QUORUM_MEMBER_ADDED,
+        Topic.QUORUM_MEMBER_REMOVED,
         Topic.CONFIG_STAGED,
         Topic.CONFIG_COMMITTED,
         Topic.TABLE_COMMITTED,

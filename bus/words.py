@@ -62,10 +62,16 @@ such a field calls `check_words` when it is made."""
 Duration = Annotated[int, Meta(ge=0, le=LONGEST_MS)]
 """Milliseconds that somebody will wait for."""
 Weight = Annotated[int, Meta(ge=0, le=LARGEST_WEIGHT)]
+Percent = Annotated[int, Meta(ge=0, le=100)]
 Port = Annotated[int, Meta(ge=1, le=65_535)]
 LowPort = Annotated[int, Meta(ge=0, le=1_023)]
 """A port below 1024, or how many of them; 0: none."""
 PortCount = Annotated[int, Meta(ge=0, le=65_536)]
+_PORT = "(?:6553[0-4]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3})"
+"""The one after it is a port too."""
+ENTRY = rf"[^\s:]{{1,253}}:{_PORT}"
+Entry = Annotated[str, Meta(pattern=rf"\A{ENTRY}\Z")]
+"""A machine of a list, `host:port`."""
 IPv4 = Annotated[str, Meta(pattern=rf"\A{IPV4}\Z")]
 
 
@@ -84,6 +90,13 @@ class Mode(StrEnum):
     L2 = "l2"
     L3 = "l3"
     L4 = "l4"
+
+
+class MemberChange(StrEnum):
+    """What an operator may want of the list of LBs that agree with one another."""
+
+    ADD = "add"
+    REMOVE = "remove"
 
 
 class Protocol(StrEnum):

@@ -163,6 +163,7 @@ class Service(Table):
     on_node_down: NodeDown | None = None
     no_flow: NoFlow = "reset"
     min_healthy: Percentage | None = None
+    slow_start_ms: Annotated[int, duration(0, DAY_MS)] = Field(default=0, alias="slow_start")
 
     @property
     def port(self) -> int:

@@ -53,11 +53,13 @@ class LoadBalancer(Table):
 class Node(Table):
     """`[node]`: this machine. `manage_network`: the agent may prepare it for direct return.
 
-    `unwrap`: where the packets of mode l3 are taken out of their outer header.
+    `backup`: it is given new flows only where too few of the others serve. `unwrap`: where the
+    packets of mode l3 are taken out of their outer header.
     """
 
     name: Name = Field(default_factory=lambda: socket.gethostname())
     weight: Annotated[int, whole(1, 1000)] = 1
+    backup: Boolean = False
     manage_network: Boolean = True
     unwrap: UnwrapHook = "tc"
 

@@ -47,8 +47,10 @@ def shown(value: Any) -> str:
 
 def duration_text(duration_ms: int) -> str:
     """The shortest way to write a duration: 5000 is `5s`."""
+    if not duration_ms:
+        return "0s"
     for unit in ("h", "m", "s"):
-        if duration_ms and duration_ms % _UNIT_MS[unit] == 0:
+        if duration_ms % _UNIT_MS[unit] == 0:
             return f"{duration_ms // _UNIT_MS[unit]}{unit}"
     return f"{duration_ms}ms"
 

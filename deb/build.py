@@ -1,8 +1,9 @@
 """Stage the files of each package, and have dpkg-deb pack them.
 
 Everything is made below a build directory from the checkout alone, but for what pip fetches. A
-package has no file that its forerunner would have to be asked about: supervisord's files and the
-shared ones are replaced by an upgrade, and /etc/gale is the administrator's.
+package has no file that its forerunner would have to be asked about, but for the rotation of logs:
+supervisord's files and the shared ones are replaced by an upgrade, and /etc/gale is the
+administrator's.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ PACKAGES = (
         "Gale forwards packets in the kernel, by XDP and TC, and decides in small\n"
         "supervised processes where they go. This package has what load\n"
         "balancers and nodes share.",
+        recommends="logrotate",
     ),
     Package(
         "gale-lb",
@@ -234,6 +236,7 @@ def _completion(stage: Path) -> None:
 def _shared(stage: Path) -> None:
     _write(stage / "usr/lib/sysusers.d/gale.conf", (HERE / "common/sysusers.conf").read_text())
     _write(stage / "usr/lib/tmpfiles.d/gale.conf", (HERE / "common/tmpfiles.conf").read_text())
+    _write(stage / "etc/logrotate.d/gale", (HERE / "common/logrotate").read_text())
     # Where supervisord's files look for the logs, and what starts each process: beside themselves.
     (stage / "etc/supervisor/conf.d").mkdir(parents=True)
     (stage / "etc/supervisor/conf.d/log").symlink_to("/var/log/gale")
@@ -277,6 +280,9 @@ def _pack(package: Package, stage: Path, into: Path, version: str) -> Path:
         source = HERE / package.folder / script
         if source.exists():
             _write(control / script, source.read_text(), 0o755)
+    settings = [f"/{path.relative_to(stage)}\n" for path in _files(stage / "etc")]
+    if settings:
+        _write(control / "conffiles", "".join(settings))
     _write(control / "md5sums", _sums(stage))
     _write(control / "control", _control(package, stage, version))
     for directory in [stage, *(path for path in stage.rglob("*") if path.is_dir())]:

@@ -1,19 +1,24 @@
 """`make demo`: real requests through a real lab, while everything that decides is killed.
 
-1. The lab comes up: an LB, three nodes, a client.
-2. The client sends over 10,000 HTTP requests, each on a new connection, while each of the LB's four
-   processes is SIGKILLed three times. Promised: none fails, each node answers its third.
-3. By `gale`, a node is drained and enabled, another one banned and pardoned, and one service of a
+1. The lab comes up: three LBs, three nodes, a client.
+2. The client sends over 10,000 HTTP requests, each on a new connection, while each of the four
+   processes of the VIP's holder is SIGKILLed three times. Promised: none fails, each node answers
+   its third.
+3. The VIP's holder is lost as if it had no power any more (demo_holder.py). Promised: another one
+   claims the VIP within half a second, and every open connection goes on.
+4. By `gale`, a node is drained and enabled, another one banned and pardoned, and one service of a
    third is stopped (demo_nodes.py). Promised: no request fails, no open connection ends, and the
    sick service takes no other with it.
-4. A node's server is killed. Promised: requests fail for no longer than one check interval (500 ms)
+5. A node's server is killed. Promised: requests fail for no longer than one check interval (500 ms)
    and 100 ms, and the node answers again once its server is back and has passed its checks.
 
-It ends by itself in about a minute. The exit code is 0 only if every promise held.
+It ends by itself in about a minute. The exit code is 0 only if every promise held. With `--keep`
+(`make demo KEEP=1`) the lab stays up, for you to look around in.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from contextlib import nullcontext
@@ -25,9 +30,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from e2e.demo_holder import Holder, Loss
 from e2e.demo_nodes import Nodes
+from e2e.failover import the_holder
 from e2e.hosts import (
     Hosts,
+    LabHosts,
     lab_hosts,
     pid_of,
     send_signal,
@@ -41,11 +49,13 @@ from e2e.traffic import Summary, Traffic
 
 PROCESSES = ("dataplane", "health", "quorum", "api")
 ROUNDS = 3
-BETWEEN_KILLS_S = 3.0
+BETWEEN_KILLS_S = 2.5
+LBS = 3
 RATE = 290
 LEAST_REQUESTS = 10_000
 SHARE_TOLERANCE = 0.1
 FAILING_MS = 600
+GAP_MS = 500
 RIG_LAG_MS = 100
 ATTEMPTS = 3
 NOTES_SHOWN = 8
@@ -55,7 +65,7 @@ NOTES_SHOWN = 8
 class Board:
     """What is shown while it runs."""
 
-    hosts: Hosts
+    hosts: LabHosts
     requests: Traffic | None = None
     kills: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PROCESSES})
     """Per process, after how many seconds it served again, kill by kill."""
@@ -117,7 +127,12 @@ def run(board: Board) -> list[Promise]:
             break
         board.note(f"the client itself lagged {control.largest_lag_ms:.0f} ms; once more")
     promises = control_promises(board.hosts, control, board)
-    return [*promises, *node_promises(board), *server_promises(board)]
+    return [
+        *promises,
+        *holder_promises(board),
+        *node_promises(board),
+        *server_promises(board),
+    ]
 
 
 def control_phase(board: Board) -> Summary:
@@ -139,12 +154,12 @@ def requests_of(board: Board) -> Traffic:
 
 
 def kill_everything_that_decides(board: Board) -> None:
-    lb = board.hosts.lbs[0]
     for _ in range(ROUNDS):
         for process in PROCESSES:
+            lb = the_holder(board.hosts)
             pid = send_signal(board.hosts, lb, f"gale:{process}", "KILL")
             killed_at = time.monotonic()
-            board.note(f"SIGKILL of gale:{process} (pid {pid})")
+            board.note(f"SIGKILL of gale:{process} on {lb} (pid {pid})")
             again = partial(serves_again, board.hosts, lb, process, pid, killed_at)
             wait_for(again, f"{process} to serve again")
             seconds = time.monotonic() - killed_at
@@ -178,6 +193,36 @@ def control_promises(hosts: Hosts, seen: Summary, board: Board) -> list[Promise]
             even,
         ),
     ]
+
+
+def holder_promises(board: Board) -> list[Promise]:
+    """A client that lagged itself measured no gap."""
+    for _ in range(ATTEMPTS):
+        seen = lose_the_holder(board)
+        if seen.lag_ms <= RIG_LAG_MS:
+            break
+        board.note(f"the client itself lagged {seen.lag_ms:.0f} ms; once more")
+    return [
+        Promise(
+            f"the VIP's holder lost: answers again within {GAP_MS} ms",
+            f"nobody answered for {seen.gap_ms:.0f} ms; {seen.failed} requests under way failed",
+            seen.gap_ms <= GAP_MS,
+        ),
+        Promise(
+            "… and every open connection goes on",
+            f"{seen.alive} of {seen.of}",
+            seen.alive == seen.of,
+        ),
+    ]
+
+
+def lose_the_holder(board: Board) -> Loss:
+    board.requests = requests = traffic(board.hosts, RATE)
+    try:
+        wait_for(lambda: requests.results, "the first answer")
+        return Holder(board.hosts, requests, board.note).lose()
+    finally:
+        requests.stop()
 
 
 def node_promises(board: Board) -> list[Promise]:
@@ -257,12 +302,15 @@ def show_summary(console: Console, promises: list[Promise]) -> None:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m e2e.demo", description="Gale, shown at work.")
+    parser.add_argument("--keep", action="store_true", help="leave the lab up afterwards")
+    keep: bool = parser.parse_args().keep
     console = Console()
     begin = time.monotonic()
+    say = partial(console.print, style="dim", highlight=False, soft_wrap=True)
     try:
-        with lab_hosts(
-            Plan(), partial(console.print, style="dim", highlight=False, soft_wrap=True)
-        ) as hosts:
+        with lab_hosts(Plan(lbs=LBS), say, keep=keep) as hosts:
+            show_addresses(console, hosts)
             board = Board(hosts, log=None if console.is_terminal else console)
             show = Live(board, console=console, refresh_per_second=5)
             with show if console.is_terminal else nullcontext():
@@ -274,7 +322,15 @@ def main() -> int:
     held = all(promise.held for promise in promises)
     verdict = "Everything held" if held else "Not everything held"
     console.print(f"{verdict}, in {time.monotonic() - begin:.0f} s.")
+    if keep:
+        show_addresses(console, hosts)
+        console.print("The lab is up; .venv/bin/gale lab down ends it.")
     return 0 if held else 1
+
+
+def show_addresses(console: Console, hosts: LabHosts) -> None:
+    addresses = [hosts.lab.api_url(lb) for lb in hosts.lbs]
+    console.print(f"The consoles: {'  '.join(addresses)}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

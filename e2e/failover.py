@@ -184,20 +184,35 @@ def resigned(hosts: LabHosts, lb: str) -> Iterator[None]:
 def outage(hosts: LabHosts, fault: Fault, *, lasts_s: float = 5.0, kind: str = "udp") -> Outage:
     """The present holder has that fault for so long; what a client sees."""
     lb = the_holder(hosts)
-    client = probing(hosts, kind)
+    return watched(
+        probing(hosts, kind),
+        fault(hosts, lb),
+        lasts_s=lasts_s,
+        has_moved=lambda: any(each != lb for each in holders(hosts)),
+        until_steady=lambda: the_holder(hosts),
+    )
+
+
+def watched(
+    client: Probing,
+    fault: AbstractContextManager[None],
+    *,
+    lasts_s: float,
+    has_moved: Callable[[], bool],
+    until_steady: Callable[[], object],
+) -> Outage:
+    """What a prober sees of a fault that lasts for so long, and at least until the VIP has moved.
+
+    `until_steady` returns when the fault is healed.
+    """
     try:
         time.sleep(SETTLED_S)
         begin_ms = time.monotonic() * 1000
-        with fault(hosts, lb):
-            wait_for(
-                lambda: [each for each in holders(hosts) if each != lb],
-                "another LB to hold the VIP",
-                timeout_s=30,
-            )
-            left_s = begin_ms / 1000 + lasts_s - time.monotonic()
-            time.sleep(max(0.0, left_s))
+        with fault:
+            wait_for(has_moved, "another machine to hold the VIP", timeout_s=30)
+            time.sleep(max(0.0, begin_ms / 1000 + lasts_s - time.monotonic()))
             healed_ms = time.monotonic() * 1000
-        the_holder(hosts)
+        until_steady()
         time.sleep(SETTLED_S)
     finally:
         seen = client.stop()

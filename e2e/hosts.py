@@ -115,16 +115,17 @@ class LabHosts:
 
 @contextmanager
 def lab_hosts(
-    lab_plan: Plan, say: Callable[[str], None], extra: Path | None = None
+    lab_plan: Plan, say: Callable[[str], None], extra: Path | None = None, *, keep: bool = False
 ) -> Iterator[LabHosts]:
-    """A lab for as long as the block lasts; nobody else's meanwhile."""
+    """A lab for as long as the block lasts, and nobody else's meanwhile; or, kept, for longer."""
     with exclusive(say):
         lab = Lab(lab_plan)
         try:
             lab.up(say, extra)
             yield LabHosts(lab)
         finally:
-            down(say)
+            if not keep:
+                down(say)
 
 
 def wait_for(

@@ -6,14 +6,22 @@ long a gap is, the benchmarks measure.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 
-from e2e.hosts import Hosts, lab_hosts, pid_of, send_signal, traffic, wait_for
+from e2e.conftest import MachinesOf
+from e2e.hosts import (
+    Hosts,
+    events,
+    newest_event,
+    pid_of,
+    send_signal,
+    traffic,
+    wait_for,
+)
 from e2e.lab import Plan
 from e2e.traffic import Summary
 
@@ -38,8 +46,8 @@ pytestmark = pytest.mark.timeout(LAB_S)
 
 
 @pytest.fixture(scope="module")
-def hosts() -> Iterator[Hosts]:
-    with lab_hosts(Plan(lbs=3, nodes=2), lambda text: print(text, file=sys.stderr)) as machines:
+def hosts(machines_of: MachinesOf) -> Iterator[Hosts]:
+    with machines_of(Plan(lbs=3, nodes=2)) as machines:
         yield machines
 
 
@@ -131,6 +139,7 @@ def well(hosts: Hosts) -> Iterator[None]:
         hosts.set_cut(lb, cut=False)
 
 
+@pytest.mark.anywhere
 def test_all_know_all_and_one_holds_the_vip(hosts: Hosts) -> None:
     leader = agreed(hosts)
     one_table(hosts)
@@ -147,6 +156,7 @@ def test_all_know_all_and_one_holds_the_vip(hosts: Hosts) -> None:
         assert not state["rejected"]
 
 
+@pytest.mark.anywhere
 def test_equal_tables_are_equal_choices(hosts: Hosts) -> None:
     """The loaded programs of all LBs choose the same node for the same flow."""
     agreed(hosts)
@@ -163,6 +173,7 @@ def test_equal_tables_are_equal_choices(hosts: Hosts) -> None:
     assert all(each == first for each in answers.values())
 
 
+@pytest.mark.anywhere
 def test_a_killed_leader_is_replaced_and_comes_back_as_a_follower(hosts: Hosts) -> None:
     leader = agreed(hosts)
     requests = traffic(hosts, rate=50)
@@ -213,6 +224,7 @@ def test_two_that_do_not_hear_each_other_cost_one_change_at_most(
     assert healed["term"] - before["term"] <= 2
 
 
+@pytest.mark.anywhere
 def test_a_leader_that_stands_still_leads_no_more_when_it_goes_on(hosts: Hosts) -> None:
     leader = agreed(hosts)
     send_signal(hosts, leader, "gale:quorum", "STOP")
@@ -223,6 +235,7 @@ def test_a_leader_that_stands_still_leads_no_more_when_it_goes_on(hosts: Hosts) 
     assert agreed(hosts) == successor
 
 
+@pytest.mark.anywhere
 def test_a_rolling_restart_moves_the_vip_and_loses_no_table(hosts: Hosts) -> None:
     for lb in hosts.lbs:
         requests = traffic(hosts, rate=50)
@@ -235,6 +248,7 @@ def test_a_rolling_restart_moves_the_vip_and_loses_no_table(hosts: Hosts) -> Non
         are_of_one_move(requests.stop())
 
 
+@pytest.mark.anywhere
 def test_handed_over_is_the_lead_and_the_vip(hosts: Hosts) -> None:
     leader = agreed(hosts)
     requests = traffic(hosts, rate=50)
@@ -248,6 +262,20 @@ def test_handed_over_is_the_lead_and_the_vip(hosts: Hosts) -> None:
     assert done.stdout == f"handed over: {successor} leads\n"
 
 
+@pytest.mark.anywhere
+def test_a_stopped_lb_hands_over_and_is_a_member_again_when_started(hosts: Hosts) -> None:
+    leader = agreed(hosts)
+    requests = traffic(hosts, rate=50)
+    wait_for(lambda: requests.results, "the first answer")
+    hosts.supervisorctl(leader, "stop", "gale:*")
+    successor = agreed(hosts, *others(hosts, leader), without=leader)
+    assert holder(hosts, successor) != leader
+    hosts.supervisorctl(leader, "start", "gale:*")
+    all_serve(hosts)
+    are_of_one_move(requests.stop())
+
+
+@pytest.mark.anywhere
 def test_all_start_together_after_all_were_killed(hosts: Hosts) -> None:
     agreed(hosts)
     before = quorum(hosts, hosts.lbs[0])
@@ -264,3 +292,47 @@ def test_all_start_together_after_all_were_killed(hosts: Hosts) -> None:
     requests = traffic(hosts, rate=50)
     wait_for(lambda: len(requests.results) > 20, "answers")
     assert not requests.stop().failures
+
+
+def members(hosts: Hosts, lb: str) -> set[str]:
+    state = quorum(hosts, lb)
+    return {member["name"] for member in state["members"]} if state is not None else set()
+
+
+def applicants(hosts: Hosts, lb: str) -> set[str]:
+    state = quorum(hosts, lb)
+    return {each["name"] for each in state["applicants"]} if state is not None else set()
+
+
+def changed(hosts: Hosts, lb: str, change: str, whom: str) -> None:
+    """Change the members, and see that all of them go by it."""
+    before = newest_event(hosts, lb)
+    done = hosts.run(lb, "gale", "quorum", change, whom)
+    assert done.returncode == 0, done.stderr
+    topic = "quorum.member_added." if change == "add" else "quorum.member_removed."
+    wait_for(lambda: events(hosts, lb, topic, before), topic)
+
+
+def test_one_is_removed_and_one_is_added_while_requests_run(hosts: Hosts) -> None:
+    """The one that comes has an empty disk, as a new machine has."""
+    leader = agreed(hosts)
+    one, other = others(hosts, leader)
+    requests = traffic(hosts, rate=50)
+    wait_for(lambda: requests.results, "the first answer")
+    refused = hosts.run(one, "gale", "quorum", "remove", leader)
+    assert refused.returncode == 1
+    assert "leads: `gale handover` there first" in refused.stderr
+    changed(hosts, one, "remove", other)
+    wait_for(lambda: members(hosts, one) == members(hosts, leader) == {leader, one}, "two members")
+    wait_for(lambda: (state := quorum(hosts, other)) and not state["is_member"], "it knows")
+    hosts.supervisorctl(other, "stop", "gale:quorum")
+    hosts.run(other, "sh", "-c", 'rm "$GALE_STATE_DIR/quorum.state"')
+    hosts.supervisorctl(other, "start", "gale:quorum")
+    wait_for(lambda: other in applicants(hosts, one), "it knocks")
+    changed(hosts, one, "add", other)
+    wait_for(lambda: members(hosts, one) == members(hosts, other) == set(hosts.lbs), "three again")
+    one_table(hosts)
+    are_of_one_move(requests.stop())
+    hosts.supervisorctl(one, "restart", "gale:quorum")
+    agreed(hosts)
+    assert members(hosts, one) == set(hosts.lbs), "kept over restarts"

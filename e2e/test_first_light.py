@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from e2e.hosts import Hosts, node_states, traffic, wait_for
 from e2e.lab import plan
 
@@ -22,6 +24,7 @@ print("echoed")
 """
 
 
+@pytest.mark.anywhere
 def test_every_request_is_answered_and_every_node_gets_its_share(hosts: Hosts) -> None:
     requests = traffic(hosts, rate=400)
     wait_for(lambda: len(requests.results) >= REQUESTS, f"{REQUESTS} answers", timeout_s=60)

@@ -104,9 +104,10 @@ def test_at_the_deadline_of_a_drain_its_connections_end(hosts: Hosts, lb: str) -
         all_up(hosts, lb)
 
 
+@pytest.mark.anywhere
 def test_a_node_is_banned_and_pardoned(hosts: Hosts, lb: str) -> None:
     all_up(hosts, lb)
-    victim = hosts.nodes[2]
+    victim = hosts.nodes[-1]
     requests = traffic(hosts, rate=100)
     gale(hosts, lb, "node", "ban", victim)
     wait_for(lambda: node(hosts, lb, victim)["share"] == 0, "the ring to name others")
@@ -116,6 +117,22 @@ def test_a_node_is_banned_and_pardoned(hosts: Hosts, lb: str) -> None:
     gale(hosts, lb, "node", "pardon", victim)
     wait_for(lambda: victim in answers_from_now_on(requests), f"an answer of {victim}")
     nothing_lost(requests.stop())
+
+
+@pytest.mark.anywhere
+def test_a_stopped_agent_takes_its_node_out_and_a_started_one_brings_it_back(
+    hosts: Hosts, lb: str
+) -> None:
+    all_up(hosts, lb)
+    victim = hosts.nodes[0]
+    requests = traffic(hosts, rate=100)
+    hosts.supervisorctl(victim, "stop", "gale-node:*")
+    wait_for(lambda: node(hosts, lb, victim)["share"] == 0, "the ring to name others")
+    assert victim not in answers_from_now_on(requests)
+    hosts.supervisorctl(victim, "start", "gale-node:*")
+    wait_for(lambda: victim in answers_from_now_on(requests), f"an answer of {victim}")
+    nothing_lost(requests.stop())
+    assert node(hosts, lb, victim)["fails"] == 0
 
 
 def test_a_weight_changes_the_shares(hosts: Hosts, lb: str) -> None:

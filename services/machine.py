@@ -59,6 +59,12 @@ def all_addresses() -> list[Address]:
                     found += _read(message, names)
 
 
+def network_addresses() -> list[str]:
+    """Those that others may reach this machine by: none of its loopback, where a node has the VIP.
+    Raises OSError."""
+    return [each.address for each in all_addresses() if each.scope != _SCOPE_HOST]
+
+
 def boot_id() -> str:
     """Of this start of the kernel: whose monotonic clock, and whose network, a file speaks of."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

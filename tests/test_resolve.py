@@ -42,12 +42,12 @@ def test_a_name_that_is_unknown_says_so_and_is_asked_for_again(
     answers = [None, None, "10.0.0.7", None]
     asked = []
 
-    def scripted(name: str) -> str:
+    def scripted(name: str, _interfaces: list[str] | None) -> list[str]:
         asked.append(name)
         answer = answers.pop(0) if answers else None
         if answer is None:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return answer
+        return [answer]
 
     monkeypatch.setattr(resolve_module, "resolve", scripted)
     monkeypatch.setattr(resolve_module, "RETRY_S", 0.01)
@@ -62,16 +62,67 @@ def test_a_name_that_is_unknown_says_so_and_is_asked_for_again(
     resolver.want(())
 
 
+def test_its_own_name_is_the_address_that_it_asks_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve_module, "resolve", lambda *_: ["10.0.0.7"])
+    here: list[str | None] = ["10.0.0.9"]
+    resolver = Resolver(lambda: None, lambda: here[0], "LB-0.local")
+    resolver.want(("lb-0.local", "lb-1.local"))
+    assert resolver.address("lb-0.local.") == "10.0.0.9"
+    here[0] = "10.0.0.10"
+    assert resolver.address("lb-0.local") == "10.0.0.10"
+    eventually(lambda: resolver.address("lb-1.local") == "10.0.0.7")
+    resolver.want(())
+
+
+def test_of_several_addresses_the_one_in_use_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [["10.0.0.1", "10.0.0.2"], ["10.0.0.2", "10.0.0.1"], ["10.0.0.2", "10.0.0.3"]]
+    seen: list[str | None] = []
+
+    def scripted(name: str, _interfaces: list[str] | None) -> list[str]:
+        seen.append(resolver.address(name))
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    monkeypatch.setattr(resolve_module, "resolve", scripted)
+    monkeypatch.setattr(resolve_module, "REFRESH_S", 0.01)
+    resolver = Resolver(lambda: None)
+    resolver.want(("lb.example",))
+    eventually(lambda: len(seen) > 4)
+    assert seen[:4] == [None, "10.0.0.1", "10.0.0.1", "10.0.0.2"]
+    resolver.want(())
+
+
+def test_a_name_whose_address_is_in_doubt_is_asked_for_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = ["10.0.0.1"]
+    asked: list[list[str] | None] = []
+
+    def scripted(_name: str, interfaces: list[str] | None) -> list[str]:
+        asked.append(interfaces)
+        return list(now)
+
+    monkeypatch.setattr(resolve_module, "resolve", scripted)
+    resolver = Resolver(lambda: None, lambda: "10.0.0.9")
+    resolver.want(("lb.example",))
+    eventually(lambda: resolver.address("lb.example") == "10.0.0.1")
+    now[:] = ["10.0.0.2"]
+    resolver.ask_again("lb.example")
+    resolver.ask_again("unknown.example")
+    eventually(lambda: resolver.address("lb.example") == "10.0.0.2")
+    assert asked == [["10.0.0.9"], ["10.0.0.9"]]
+    resolver.want(())
+
+
 @pytest.mark.parametrize(
     "error", [UnicodeError("label\ntoo long"), RuntimeError("no"), KeyError(), OSError(5, "io")]
 )
 def test_whatever_a_resolver_raises_is_that_names_failure(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def scripted(name: str) -> str:
+    def scripted(name: str, _interfaces: list[str] | None) -> list[str]:
         if name == "bad.example":
             raise error
-        return "10.0.0.7"
+        return ["10.0.0.7"]
 
     monkeypatch.setattr(resolve_module, "resolve", scripted)
     woken = Event()
@@ -98,7 +149,7 @@ def test_a_thread_that_has_died_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(resolve_module, "RETRY_S", "no number")
     resolver = Resolver(lambda: None)
     assert resolver.alive
-    monkeypatch.setattr(resolve_module, "resolve", lambda _: [])
+    monkeypatch.setattr(resolve_module, "resolve", lambda *_: ["10.0.0.7"])
     monkeypatch.setattr(resolve_module, "REFRESH_S", "no number")
     resolver.want(("lb.example",))
     eventually(lambda: not resolver.alive)
@@ -114,9 +165,10 @@ def test_a_local_name_is_found_by_multicast() -> None:
                 f"{host.split('.')[0]}._gale._tcp.local.",
                 port=7070,
                 server=f"{host}.",
-                addresses=[socket.inet_aton("10.81.0.10")],
+                # The first is what a machine's own responder tells on the loopback.
+                addresses=[socket.inet_aton(each) for each in ("127.0.0.1", "10.81.0.10")],
             )
         )
-        assert resolve(host, ["127.0.0.1"]) == "10.81.0.10"
+        assert resolve(host, ["127.0.0.1"]) == ["10.81.0.10"]
     finally:
         answerer.close()

@@ -15,6 +15,8 @@
 #include "maps.h"
 #include "ctx.h"
 
+#define MOVING_TICKS TICKS_PER_SECOND /* long enough for a client to send again */
+
 static __always_inline struct floating_key ipv4_key(__be32 address)
 {
 	return (struct floating_key){ .address = { 0, 0, bpf_htonl(0xffff), address } };
@@ -40,6 +42,16 @@ static __always_inline int is_of_side(const struct vip_claim *claim, int directi
 static __always_inline int is_held(const struct vip_claim *claim)
 {
 	return bpf_ktime_get_ns() < claim->until;
+}
+
+/* Whether another LB may know flows of this VIP that are not known here: it holds the VIP, or did
+ * until a moment ago, and what it opened last is still on its way here.
+ */
+static __always_inline int may_be_known_elsewhere(__be32 address, __u32 now)
+{
+	struct vip_claim *claim = claim_of(address);
+
+	return claim && (!is_held(claim) || (__s32)(now - claim->moved) < MOVING_TICKS);
 }
 
 /* ICMP that is about no flow; undecided where no floating address is meant. Nobody but a ping's

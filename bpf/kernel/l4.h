@@ -11,6 +11,7 @@
 #include "ports.h"
 #include "stateless.h"
 #include "icmp.h"
+#include "claims.h"
 #include "rate.h"
 #include "tcp.h"
 #include "vlan.h"
@@ -159,11 +160,13 @@ static __always_inline struct decision open_l4(context_t *ctx, struct packet *pa
 }
 
 static __always_inline struct decision answer_no_flow(struct packet *packet,
-						      const struct service *service)
+						      const struct service *service, __u32 now)
 {
 	if (!is_tcp(packet) || packet->icmp_error || (packet->tcp_flags & TCP_FLAG_RST) ||
 	    (service->flags & SERVICE_NO_RESET))
 		return decide(REASON_drop_no_flow);
+	if (may_be_known_elsewhere(packet->key.daddr, now))
+		return decide(REASON_drop_moving_flow);
 	packet->answer = ANSWER_RESET;
 	return decide(REASON_no_flow_reset);
 }
@@ -452,7 +455,7 @@ static __always_inline struct decision forward_l4(context_t *ctx, struct packet 
 		if (is_answer_of_node(packet))
 			return decide(REASON_pass_not_for_service);
 		if (!is_opening(packet))
-			return answer_no_flow(packet, service);
+			return answer_no_flow(packet, service, now);
 		decision = open_l4(ctx, packet, service, own, &place, now, &sending);
 		if (is_decided(decision))
 			return decision;

@@ -71,7 +71,8 @@
 	REASON(drop_fragment_clash, "a first fragment that would take another datagram's place")   \
 	REASON(drop_not_claimed, "asks for a floating address that this LB does not hold now")     \
 	REASON(drop_rival, "another MAC address claims a floating address that this LB holds")     \
-	REASON(drop_rewrite_failed, "the kernel refused to rewrite the packet")
+	REASON(drop_rewrite_failed, "the kernel refused to rewrite the packet")                    \
+	REASON(drop_moving_flow, "of no flow here; its VIP is another LB's, or was a moment ago")
 
 #define GALE_REASON_NAME(name, text) REASON_##name,
 enum reason { GALE_REASONS(GALE_REASON_NAME) REASON_COUNT };

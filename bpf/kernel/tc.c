@@ -18,7 +18,10 @@
 int gale_tc_public(struct __sk_buff *ctx)
 {
 	struct packet packet = {};
-	enum reason reason = handle(ctx, &packet, DIRECTION_REQUEST);
+	enum reason reason;
+
+	show_entry(ctx, HOOK_TC_PUBLIC);
+	reason = handle(ctx, &packet, DIRECTION_REQUEST);
 
 #ifdef GALE_ONE_ARM
 	if (reason == REASON_pass_not_for_service || reason == REASON_pass_icmp_other ||
@@ -27,12 +30,13 @@ int gale_tc_public(struct __sk_buff *ctx)
 		reason = handle(ctx, &packet, DIRECTION_REPLY);
 	}
 #endif
-	return finish(&packet, HOOK_TC_PUBLIC, reason);
+	return finish(ctx, &packet, HOOK_TC_PUBLIC, reason);
 }
 
 int gale_tc_private(struct __sk_buff *ctx)
 {
 	struct packet packet = {};
 
-	return finish(&packet, HOOK_TC_PRIVATE, handle(ctx, &packet, DIRECTION_REPLY));
+	show_entry(ctx, HOOK_TC_PRIVATE);
+	return finish(ctx, &packet, HOOK_TC_PRIVATE, handle(ctx, &packet, DIRECTION_REPLY));
 }

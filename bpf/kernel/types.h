@@ -180,7 +180,7 @@ struct floating_key {
 struct vip_claim {
 	__u64 until; /* ns of the monotonic clock; from then on this LB does not answer for it */
 	__u32 sides;
-	__u32 padding;
+	__u32 moved; /* in ticks; when this LB began, or ceased, to answer for it */
 };
 
 /* Another MAC address that said that it has what this LB claims. */

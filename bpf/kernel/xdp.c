@@ -20,7 +20,8 @@ int gale_xdp_public(struct xdp_md *ctx)
 {
 	struct packet packet = {};
 
-	return finish(&packet, HOOK_XDP_PUBLIC, handle(ctx, &packet, DIRECTION_REQUEST));
+	show_entry(ctx, HOOK_XDP_PUBLIC);
+	return finish(ctx, &packet, HOOK_XDP_PUBLIC, handle(ctx, &packet, DIRECTION_REQUEST));
 }
 
 /* Only with reply_hook = "xdp". */
@@ -28,5 +29,6 @@ int gale_xdp_reply(struct xdp_md *ctx)
 {
 	struct packet packet = {};
 
-	return finish(&packet, HOOK_XDP_PRIVATE, handle(ctx, &packet, DIRECTION_REPLY));
+	show_entry(ctx, HOOK_XDP_PRIVATE);
+	return finish(ctx, &packet, HOOK_XDP_PRIVATE, handle(ctx, &packet, DIRECTION_REPLY));
 }

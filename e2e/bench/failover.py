@@ -18,7 +18,6 @@ A run whose client was late itself by more than 25 ms has measured the machine, 
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -29,8 +28,8 @@ from e2e import failover
 from e2e.bench.report import Line, Result
 from e2e.bench.samples import Goal, Sample, at_most, turns
 from e2e.bench.vrrp import Routers, routers
-from e2e.failover import SETTLED_S, Outage
-from e2e.hosts import LabHosts, lab_hosts, wait_for
+from e2e.failover import Outage, watched
+from e2e.hosts import LabHosts, lab_hosts
 from e2e.lab import Plan
 
 GALE, FAST, SLOW = "Gale", "keepalived, 0.1 s", "keepalived, 1 s"
@@ -104,29 +103,13 @@ _KEEPALIVEDS: dict[str, Callable[[Routers, str], AbstractContextManager[None]]] 
 
 
 def _outage(made: Routers, fault: str) -> Outage:
-    """As `failover.outage`, of routers."""
     name = made.holder()
-    client = made.probing()
-    try:
-        time.sleep(SETTLED_S)
-        begin_ms = time.monotonic() * 1000
-        with _KEEPALIVEDS[fault](made, name):
-            wait_for(
-                lambda: [each for each in made.holders() if each != name],
-                "the other router to have the VIP",
-                timeout_s=30,
-            )
-            time.sleep(max(0.0, begin_ms / 1000 + LAST_S - time.monotonic()))
-            healed_ms = time.monotonic() * 1000
-        made.holder()
-        time.sleep(SETTLED_S)
-    finally:
-        seen = client.stop()
-    return Outage(
-        gap_ms=seen.longest_ms(begin_ms, healed_ms - 100),
-        heal_gap_ms=seen.longest_ms(healed_ms),
-        lost=seen.sent - seen.answered,
-        lag_ms=seen.lag_ms,
+    return watched(
+        made.probing(),
+        _KEEPALIVEDS[fault](made, name),
+        lasts_s=LAST_S,
+        has_moved=lambda: any(each != name for each in made.holders()),
+        until_steady=made.holder,
     )
 
 

@@ -108,7 +108,9 @@ class Routers:
             check=False,
         )
         pid, vrrp = (self._directory / f"{name}.{kind}.pid" for kind in ("main", "vrrp"))
-        words = ["keepalived", "--dont-fork", "--vrrp", f"--use-file={place}"]
+        for of_before in (pid, vrrp):  # of one that was killed, and that nobody may have waited for
+            of_before.unlink(missing_ok=True)
+        words = ["keepalived", "--dont-fork", "--log-console", "--vrrp", f"--use-file={place}"]
         words += [f"--pid={pid}", f"--vrrp_pid={vrrp}"]
         log = (self._directory / f"{name}.log").open("ab")
         self._running[name] = subprocess.Popen(

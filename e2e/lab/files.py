@@ -215,10 +215,16 @@ def lb_config(lab: Plan, machine: str, overlay: Table) -> Table:
 
 def _quorum_addresses(lab: Plan) -> list[Table]:
     return [
-        {"ip": lab.links(voter)[-1].address, "port": plan.QUORUM_PORT}
-        | ({"name": voter} if lab.keys else {})
+        _place(lab, voter) | {"port": plan.QUORUM_PORT} | ({"name": voter} if lab.keys else {})
         for voter in lab.voters
     ]
+
+
+def _place(lab: Plan, machine: str) -> Table:
+    """How the others are told where a machine is, on the private network."""
+    if lab.names:
+        return {"hostname": f"{machine}.local"}
+    return {"ip": lab.links(machine)[-1].address}
 
 
 def _write_witness(lab: Plan, overlay: Table) -> None:
@@ -282,7 +288,7 @@ def replies_by_xdp(lab: Plan, overlay: Table) -> bool:
 
 
 def node_config(lab: Plan, machine: str, served: tuple[Service, ...]) -> Table:
-    lbs: list[Table] = [{"ip": lab.links(lb)[1].address, "port": 7070} for lb in lab.lb_names]
+    lbs: list[Table] = [_place(lab, lb) | {"port": 7070} for lb in lab.lb_names]
     if lab.keys:
         lbs = [each | {"name": lb} for each, lb in zip(lbs, lab.lb_names, strict=True)]
     return {

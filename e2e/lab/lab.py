@@ -358,17 +358,16 @@ class Lab:
                 {
                     "name": machine,
                     "addresses": [link.address for link in self.plan.links(machine)],
-                    "api": self._api_url(machine),
+                    "api": self.api_url(machine) if plan.is_lb(machine) else None,
                     "processes": self._process_states(machine),
                 }
                 for machine in self.plan.machines
             ],
         }
 
-    def _api_url(self, machine: str) -> str | None:
-        if not plan.is_lb(machine):
-            return None
-        return f"http://127.0.0.1:{self.plan.api_port(machine)}/"
+    def api_url(self, lb: str) -> str:
+        """Of its console, and of its API, on the host."""
+        return f"http://127.0.0.1:{self.plan.api_port(lb)}/"
 
     def _process_states(self, machine: str) -> dict[str, str]:
         if not plan.supervised(machine):

@@ -109,6 +109,8 @@ class Plan:
     for all further LBs. None: veth/veth."""
     keys: bool = False
     """Whether the machines know one another by keys."""
+    names: bool = False
+    """Load balancers are named in the files, and found by multicast DNS on the private network."""
     floating: bool = True
     """The VIP is of all LBs together. False: each has its own public address for one, as where the
     configuration names no virtual IPs, and decides alone."""

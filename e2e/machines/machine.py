@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from e2e.machines.root import USER
+from e2e.machines.root import USER, add_server
 
 RUN_DIR = Path("/run/gale-machines")
 WIRE = "gale-wire"
@@ -85,10 +85,15 @@ class Machine:
 
     # ------------------------------------------------------------------ boot and end
 
-    def boot(self, public_key: str) -> None:
-        """Returns when sshd answers."""
+    def make(self, public_key: str) -> None:
+        """Its disk, as a freshly installed machine has it."""
         self._lay_root(public_key)
+
+    def boot(self) -> None:
+        """Returns when sshd answers. What is on the disk is there again, and nothing else is."""
         self._lay_cable()
+        (self.home / "bpf").mkdir(exist_ok=True)
+        call("mount", "-t", "bpf", "-o", "mode=0700", "bpf", self.home / "bpf")
         words = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot"]
         words += ["--console=read-only", f"--machine={self.name}", f"--directory={self.root}"]
         words += [f"--network-namespace-path=/run/netns/{self.namespace}", "--capability=all"]
@@ -109,11 +114,10 @@ class Machine:
             time.sleep(0.2)
 
     def _lay_root(self, public_key: str) -> None:
-        for name in ("upper", "work", "root", "bpf"):
+        for name in ("upper", "work", "root"):
             (self.home / name).mkdir(parents=True)
         options = f"lowerdir={self.lower},upperdir={self.home}/upper,workdir={self.home}/work"
         call("mount", "-t", "overlay", "-o", options, "overlay", self.root)
-        call("mount", "-t", "bpf", "-o", "mode=0700", "bpf", self.home / "bpf")
         (self.root / "etc" / "hostname").write_text(f"{self.name}\n")
         (self.root / "etc" / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.name}\n")
         # No way to a mirror: what was known when the root was made is as new as it gets.
@@ -125,10 +129,7 @@ class Machine:
         for path in (home, home / "authorized_keys"):
             os.chown(path, owner.st_uid, owner.st_gid)
         if self.serves:
-            unit = "/etc/systemd/system/hello.service"
-            (
-                self.root / f"etc/systemd/system/multi-user.target.wants/{Path(unit).name}"
-            ).symlink_to(unit)
+            add_server(self.root)
 
     def _lay_cable(self) -> None:
         call("ip", "netns", "add", self.namespace)
@@ -144,7 +145,8 @@ class Machine:
         call(*inside, "ethtool", "-K", "eth0", "gro", "on")
 
     def kill(self) -> None:
-        """As if its power were cut."""
+        """As if its power were cut: its card, what its kernel has and its processes end at once."""
+        call("ip", "-n", WIRE, "link", "delete", self.name, check=False)
         if self._process is not None:
             first = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
             for pid in first.split():
@@ -152,15 +154,20 @@ class Machine:
                     os.kill(int(pid), signal.SIGKILL)
             self._process.wait()
             self._process = None
+        call("ip", "netns", "delete", self.namespace, check=False)
+        call("umount", "--lazy", self.home / "bpf", check=False)
 
     def clear(self) -> None:
         """End it, and remove all that was made for it."""
         self.kill()
-        call("ip", "-n", WIRE, "link", "delete", self.name, check=False)
-        call("ip", "netns", "delete", self.namespace, check=False)
-        for path in (self.root, self.home / "bpf"):
-            call("umount", "--lazy", path, check=False)
+        call("umount", "--lazy", self.root, check=False)
         shutil.rmtree(self.home, ignore_errors=True)
+
+    @property
+    def mac(self) -> str:
+        """Of its card, as long as it runs."""
+        shown = call("ip", "-n", self.namespace, "-o", "link", "show", "dev", "eth0").stdout
+        return shown.partition("link/ether ")[2].split()[0]
 
     # ------------------------------------------------------------------ what is done there
 

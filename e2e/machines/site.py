@@ -7,6 +7,8 @@ playbook changed is read from its recap.
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import re
 import subprocess
 import sys
@@ -15,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.lab.plan import CHECKOUT_DIR
-from e2e.machines.machine import RUN_DIR, Machine, call, on_wire, wire
-from e2e.machines.root import USER
+from e2e.machines.machine import PREFIX, RUN_DIR, WIRE, Machine, call, on_wire, wire
+from e2e.machines.root import PORTS, USER
+from e2e.traffic import Traffic, load_words
 
 KEY = RUN_DIR / "key"
 KEYS = RUN_DIR / "keys"
 INVENTORY = RUN_DIR / "hosts.ini"
+VIP = f"{PREFIX}.100"
 RECAP = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.M)
 SSH = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-q")
 Say = Callable[[str], None]
@@ -38,6 +42,11 @@ class Site:
     nodes: tuple[Machine, ...]
 
     @property
+    def ports(self) -> dict[str, int]:
+        """The service of each mode. A machine that is LB and node cannot unwrap what l3 wraps."""
+        return PORTS if self.nodes != self.lbs else {"l4": PORTS["l4"]}
+
+    @property
     def machines(self) -> tuple[Machine, ...]:
         return tuple({machine.name: machine for machine in (*self.lbs, *self.nodes)}.values())
 
@@ -48,7 +57,12 @@ class Site:
         words += ["--extra-vars", f"gale_package_dir={packages} gale_keys_from={KEYS}"]
         words += ["--extra-vars", f"gale_common_keygen={Path(program).with_name('gale')}", *options]
         done = subprocess.run(
-            on_wire(*words), cwd=CHECKOUT_DIR, capture_output=True, text=True, check=False
+            on_wire(*words),
+            cwd=CHECKOUT_DIR,
+            env=os.environ | {"ANSIBLE_PIPELINING": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode != 0:
             raise DeployError("\n".join(done.stdout.splitlines()[-30:]) + done.stderr)
@@ -69,7 +83,8 @@ def site(lower: Path, lbs: int, nodes: int, say: Say) -> Iterator[Site]:
         try:
             for machine in made.machines:
                 say(f"booting {machine.name}")
-                machine.boot(KEY.with_suffix(".pub").read_text())
+                machine.make(KEY.with_suffix(".pub").read_text())
+                machine.boot()
             _write_inventory(made)
             yield made
         finally:
@@ -79,6 +94,8 @@ def site(lower: Path, lbs: int, nodes: int, say: Say) -> Iterator[Site]:
 
 
 def _write_inventory(made: Site) -> None:
+    """The inventory, and what its machines share beside it, as on a real network."""
+
     def lines(machines: Sequence[Machine]) -> str:
         return "".join(
             f"{each.name} ansible_host={each.address} gale_host={each.name}.local\n"
@@ -89,9 +106,21 @@ def _write_inventory(made: Site) -> None:
         f"[gale_lbs]\n{lines(made.lbs)}[gale_nodes]\n{lines(made.nodes)}[all:vars]\n"
         f"ansible_user={USER}\nansible_ssh_private_key_file={KEY}\n"
         f"ansible_ssh_common_args={' '.join(SSH)}\n"
-        "gale_lb_interface_public=eth0\ngale_lb_interface_private=eth0\n"
-        "gale_lb_checks_timeout=2s\n"
     )
+    services = "".join(
+        f'[[services]]\nname = "{mode}"\nport = {port}\nmode = "{mode}"\n'
+        for mode, port in made.ports.items()
+    )
+    shared = {
+        "gale_virtual_ip": VIP,
+        "gale_keys": True,
+        "gale_lb_interface_public": "eth0",
+        "gale_lb_interface_private": "eth0",
+        "gale_lb_checks_timeout": "2s",
+        "gale_lb_extra": services,
+    }
+    (RUN_DIR / "group_vars").mkdir()
+    (RUN_DIR / "group_vars" / "all.json").write_text(json.dumps(shared))
 
 
 def clear() -> None:
@@ -102,8 +131,26 @@ def clear() -> None:
         RUN_DIR.rmdir()
 
 
-def fetch(address: str) -> str:
-    """What the service on an LB answers; empty when it does not."""
-    words = ["curl", "--silent", "--max-time", "2", f"http://{address}:8080/"]
+def fetch(port: int) -> str:
+    """What the service on the VIP answers; empty when it does not."""
+    words = ["curl", "--silent", "--max-time", "2", f"http://{VIP}:{port}/"]
     done = subprocess.run(on_wire(*words), capture_output=True, text=True, check=False)
     return done.stdout.strip()
+
+
+def requests(rate: float, port: int) -> Traffic:
+    """Requests to the VIP, each on a connection of its own, from now until `stop`."""
+    pipe = subprocess.PIPE
+    words = on_wire(*load_words(VIP, rate, port))
+    return Traffic(subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True))
+
+
+@contextlib.contextmanager
+def by_way_of(lb: Machine) -> Iterator[None]:
+    """What this machine sends to the VIP goes to this LB, whoever holds it, during the block."""
+    entry = [VIP, "dev", "wire"]
+    call("ip", "-n", WIRE, "neigh", "replace", *entry, "lladdr", lb.mac, "nud", "permanent")
+    try:
+        yield
+    finally:
+        call("ip", "-n", WIRE, "neigh", "delete", *entry)

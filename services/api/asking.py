@@ -57,9 +57,7 @@ def _table_service(service: dict[str, Any]) -> dict[str, Any]:
 
     It is read here by the very type that the dataplane reads it by.
     """
-    known = {
-        field.name: _whole(service[field.name]) for field in _FIELDS if field.name in service
-    }
+    known = {field.name: _whole(service[field.name]) for field in _FIELDS if field.name in service}
     try:
         written = to_json(known)
     except TypeError as error:

@@ -1,11 +1,17 @@
-"""What an operator may ask of the quorum by HTTP: to hand over, to commit, to go on alone."""
+"""What an operator may ask of the quorum by HTTP: to hand over, to commit, to go on alone, and who
+its members are. A change of the members is one by one: see `services.quorum.membership`.
+"""
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+import uuid
+from typing import Annotated
+
+from fastapi import FastAPI, Path
 from pydantic import BaseModel
 
 from bus import topics
+from bus.words import MemberChange
 from services.api import guard
 from services.api.source import Commands
 
@@ -28,6 +34,17 @@ class Committed(BaseModel):
     agreed: str
 
 
+class Changed(BaseModel):
+    """All that agree go by this."""
+
+    member: str
+    """As it was asked for."""
+    change: str
+
+
+Who = Annotated[str, Path(description="Its name, its host, or `HOST:PORT`.", max_length=300)]
+
+
 def add_cluster(app: FastAPI, source: Commands) -> None:
     @app.post("/v1/handover", responses=guard.CHANGING)
     async def handover(_caller: guard.MayChange) -> HandedOver:
@@ -43,3 +60,19 @@ def add_cluster(app: FastAPI, source: Commands) -> None:
     async def commit(_caller: guard.MayChange) -> Committed:
         """Have the services and VIPs hold that a majority has staged; the leader alone can."""
         return Committed(**await source.command(topics.QUORUM, "commit", {}))
+
+    @app.post("/v1/quorum/members/{member}/add", responses=guard.CHANGING)
+    async def add(member: Who, _caller: guard.MayChange) -> Changed:
+        """Have the LB be a member; answers when all go by it. 409: why not."""
+        return await _change(source, MemberChange.ADD, member)
+
+    @app.post("/v1/quorum/members/{member}/remove", responses=guard.CHANGING)
+    async def remove(member: Who, _caller: guard.MayChange) -> Changed:
+        """Have the LB be a member no more; answers when all go by it. 409: why not."""
+        return await _change(source, MemberChange.REMOVE, member)
+
+
+async def _change(source: Commands, change: MemberChange, member: str) -> Changed:
+    asked = {"id": uuid.uuid4().hex, "change": change.value, "member": member}
+    await source.command(topics.QUORUM, "member", asked)
+    return Changed(member=member, change=change.value)

@@ -55,7 +55,14 @@ ASKING = answers(403, 409, 503, 504)
 
 PASSING = frozenset(
     (
-        *("age_ms", "observed_ms", "heard_ms", "lease_remaining_ms", "banned_for_ms"),
+        *(
+            "age_ms",
+            "observed_ms",
+            "heard_ms",
+            "lease_remaining_ms",
+            "banned_for_ms",
+            "slow_start_ms",
+        ),
         *("load", "checks_passed", "packets_in", "bytes_in", "packets_out", "bytes_out", "flows"),
         "flows_now",
         *("conntrack_established", "conntrack_half_open", "remaining_ms"),

@@ -6,7 +6,8 @@ no event (its position in the stream is on disk) and at worst the streams that w
 
 **In**: states and events of dataplane, health and quorum (`topics.SUBSCRIBES`), the command
 `reload`, HTTP. **Out**: `process.started.` on the bus, the public stream at `<run>/events.ipc` (and
-at `bus.events` when configured), commands to the dataplane on behalf of `/v1/flows`.
+at `bus.events` when configured), commands to the dataplane on behalf of `/v1/flows`; on a machine
+without avahi, what its name in the LBs' list stands for (`local_name`).
 
 **Start.** For `SETTLE_MS` it only lets things arrive: the bus's replays, and the subscribers of its
 previous life, who reconnect by themselves and whose subscriptions take effect only when they are
@@ -52,6 +53,7 @@ from services.api.guard import Guard, Token
 from services.api.journal import Journal
 from services.api.limits import Connections
 from services.api.listener import Endpoint, Listener
+from services.api.local_name import LocalName
 from services.api.metrics import Scrape
 from services.api.position import PositionFile
 from services.api.problems import refusal
@@ -133,7 +135,8 @@ class ApiProcess:
                 loop.add_reader(int(polled.getsockopt(zmq.FD)), self._pump)
             self._pump()
             ticking = asyncio.create_task(self._tick())
-            await asyncio.gather(ticking, *(listener.run() for listener in self._listeners))
+            naming = LocalName(lambda: self._config).run(self._stops_within)
+            await asyncio.gather(ticking, naming, *(each.run() for each in self._listeners))
             for polled in self._polled:
                 loop.remove_reader(int(polled.getsockopt(zmq.FD)))
         _log.info("stopped", process=topics.API)

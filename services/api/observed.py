@@ -7,6 +7,8 @@ node. Ages and remainders in it are right at the moment for which it is put toge
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bus.states import LocalChecks, LocalView, NodeChecks, NodeObservation, NodesState, NodeView
 
 
@@ -48,5 +50,11 @@ def observation(
         checks_bad_total=checks.bad_total if checks is not None else 0,
         load=checks.load if checks is not None else 0.0,
         silent=node.silent,
-        apart=node.apart,
+        apart=tuple(
+            replace(each, banned_for_ms=max(0, each.banned_for_ms - view_age_ms))
+            if each.banned_for_ms
+            else each
+            for each in node.apart
+        ),
+        backup=node.backup,
     )

@@ -36,6 +36,7 @@ from bus.topics import Topic
 from bus.words import NodeState
 from services.api.fold import Fold
 
+IDLE_BACKUP = "it is a backup, and enough of the others serve"
 ONLY_AGREED = "as agreed by the quorum: this LB has not heard of it"
 
 SERVING = frozenset({NodeState.UP, NodeState.SUSPECT})
@@ -95,6 +96,13 @@ class SeatShape:
     flows: int
     """Begun so far."""
     flows_now: int
+    percent: int = 100
+    """Of the node's weight, what it has here: less than all of it in slow start, 0 for a backup
+    that is not needed."""
+    slow_start_ms: int = 0
+    """What is left of its slow start; 0: it is in none."""
+    banned_for_ms: int = 0
+    """What is left of the ban of this service of the node alone; 0: there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +146,8 @@ class NodeShape:
     """A drain or a ban, or else a weight; null: what the node's agent and health say decides."""
     orders: list[OrderShape]
     """All that stand."""
+    backup: bool
+    """It is given new flows only where too few of the others serve."""
     services: list[SeatShape]
 
 
@@ -187,6 +197,16 @@ class MemberShape:
     """Whether its file says other services or VIPs than are agreed on."""
     trouble: str = ""
     """Why this LB does not hear what it says, or how its numbers differ from this LB's."""
+    late: bool = False
+    """Whether its verdicts on nodes do not count: its health process is silent or was held up."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicantShape:
+    """An LB that is heard, has this one in its file, and is no member: it may be added."""
+
+    name: str
+    address: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +227,9 @@ class QuorumShape:
     """Where services and VIPs are staged that are not agreed on yet; empty: nowhere."""
     rejected: dict[str, int] = field(default_factory=dict)
     """What other machines said on the quorum's port and was not heard, by reason."""
+    is_member: bool = True
+    """Whether this LB's vote counts, as far as it knows."""
+    applicants: list[ApplicantShape] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +394,7 @@ def nodes(fold: Fold, now_ms: int) -> NodesShape | None:
         return None
     observed, committed = fold.nodes_state(now_ms), data_of(fold, Topic.STATE_TABLE)
     agreed = {node.id: node for node in committed.table.nodes} if committed is not None else {}
-    seats, orders = _Seats(fold), _orders(fold, now_ms)
+    seats, orders = _Seats(fold, now_ms), _orders(fold, now_ms)
     seen = observed.nodes if observed is not None else ()
     shapes = [_seen(node, agreed.pop(node.id, None), seats) for node in seen]
     shapes += [_only_agreed(node, seats, ages[1] or 0) for node in agreed.values()]
@@ -434,7 +457,7 @@ def services(fold: Fold, local: Local, now_ms: int) -> ServicesShape | None:
         return None
     table = committed.table
     ports = {(node.id, offer.name): offer.port for node in table.nodes for offer in node.services}
-    seats, standings = _Seats(fold), _standings(fold, table, now_ms)
+    seats, standings = _Seats(fold, now_ms), _standings(fold, table, now_ms)
     return ServicesShape(
         [_service(each, local, seats, ports, standings, age) for each in table.services], age
     )
@@ -469,6 +492,8 @@ def quorum(fold: Fold, now_ms: int) -> QuorumShape | None:
         observed_ms=age,
         staged=_staged(state),
         rejected=state.rejected,
+        is_member=state.is_member,
+        applicants=[ApplicantShape(each.name, each.address) for each in state.applicants],
     )
 
 
@@ -490,6 +515,8 @@ class _Standing:
     """Why it takes no new flows; empty: it may."""
     apart: dict[str, tuple[str, str]] = field(default_factory=dict)
     """The same of those services that are not as the node is."""
+    bans: dict[str, int] = field(default_factory=dict)
+    """What is left of those services' own bans."""
 
     def at(self, service: str) -> tuple[str, str]:
         return self.apart.get(service, (self.state, self.reason))
@@ -498,13 +525,14 @@ class _Standing:
 class _Seats:
     """The dataplane's seats with their counters, by node and by service."""
 
-    def __init__(self, fold: Fold) -> None:
+    def __init__(self, fold: Fold, now_ms: int) -> None:
         dataplane = data_of(fold, Topic.STATE_DATAPLANE)
         counters = data_of(fold, Topic.STATE_COUNTERS)
         self._counted: dict[tuple[str, str], SeatCounters] = (
             {(seat.service, seat.node): seat for seat in counters.seats} if counters else {}
         )
         seats: tuple[SeatState, ...] = dataplane.seats if dataplane is not None else ()
+        self._parts = _parts(fold, now_ms)
         self.slots = sum(seat.slots for seat in seats)
         self.by_node: dict[str, list[SeatState]] = {}
         self.by_service: dict[str, list[SeatState]] = {}
@@ -524,11 +552,12 @@ class _Seats:
     def shape(self, seat: SeatState, port: int | None, standing: _Standing) -> SeatShape:
         counted = self._counted.get((seat.service, seat.node))
         state, reason = standing.at(seat.service)
+        percent, slow_start_ms = self._parts.get((seat.node, seat.service), (100, 0))
         return SeatShape(
             service=seat.service,
             node=seat.node,
             state=state,
-            reason=seat.reason or reason,
+            reason=seat.reason or reason or ("" if percent else IDLE_BACKUP),
             port=port,
             slots=seat.slots,
             share=seat.share,
@@ -539,6 +568,9 @@ class _Seats:
             bytes_out=counted.bytes_out if counted else 0,
             flows=counted.flows if counted else 0,
             flows_now=counted.flows_now if counted else 0,
+            percent=percent,
+            slow_start_ms=slow_start_ms,
+            banned_for_ms=standing.bans.get(seat.service, 0),
         )
 
     def of_node(
@@ -557,16 +589,29 @@ class _Seats:
         return [self.shape(seat, ports.get(seat.service), standing) for seat in seats]
 
 
+def _parts(fold: Fold, now_ms: int) -> dict[tuple[str, str], tuple[int, int]]:
+    """By node and service, the part that it has of its weight, and what is left of its start."""
+    received = fold.latest.get(Topic.STATE_TABLE)
+    if received is None:
+        return {}
+    passed_ms = received.content_age_ms(now_ms)
+    return {
+        (part.node, part.service): (part.percent, max(0, part.remaining_ms - passed_ms))
+        for part in received.envelope.data.table.parts
+    }
+
+
 def _standing(node: NodeObservation | TableNode, agreed: TableNode | None) -> _Standing:
     there = agreed.apart if agreed is not None else ()
     apart = {each.service: (str(node.state), _agreed_on(each.state)) for each in there}
     apart |= {each.service: (each.state, each.reason or ONLY_AGREED) for each in node.apart}
+    bans = {each.service: each.banned_for_ms for each in node.apart}
     if node.state not in SERVING:
-        return _Standing(node.state, getattr(node, "reason", ONLY_AGREED), apart)
+        return _Standing(node.state, getattr(node, "reason", ONLY_AGREED), apart, bans)
     if agreed is not None and agreed.state not in SERVING:
-        return _Standing(node.state, _agreed_on(agreed.state), apart)
+        return _Standing(node.state, _agreed_on(agreed.state), apart, bans)
     weight = agreed.weight if agreed is not None else node.weight
-    return _Standing(node.state, "" if weight else "its weight is 0", apart)
+    return _Standing(node.state, "" if weight else "its weight is 0", apart, bans)
 
 
 def _agreed_on(state: str) -> str:
@@ -592,6 +637,7 @@ def _seen(node: NodeObservation, agreed: TableNode | None, seats: _Seats) -> Nod
         flows=seats.flows(node.id),
         order=None,
         orders=[],
+        backup=node.backup,
         services=seats.of_node(node, agreed),
     )
 
@@ -615,6 +661,7 @@ def _only_agreed(node: TableNode, seats: _Seats, age: int) -> NodeShape:
         flows=seats.flows(node.id),
         order=None,
         orders=[],
+        backup=node.backup,
         services=seats.of_node(node, node),
     )
 
@@ -663,6 +710,7 @@ def _member(member: QuorumMember, agreed: str, age: int) -> MemberShape:
         why_not=list(member.why_not),
         staged=bool(member.staged and agreed and member.staged != agreed),
         trouble=member.trouble,
+        late=member.late,
     )
 
 

@@ -1,4 +1,7 @@
-"""`gale quorum`, `gale quorum recover` and `gale handover`: the LBs as one cluster.
+"""`gale quorum`, `gale quorum add|remove|recover` and `gale handover`: the LBs as one cluster.
+
+`add` and `remove` change who agrees with whom, by one LB at a time; they are done when this says so
+and are kept over restarts, whatever the files list.
 
 `recover` is for the one case in which no majority will ever come back. It is refused as long as a
 leader or another LB is heard, says what it risks, asks, and takes ten seconds in which it can still
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import time
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -40,6 +44,37 @@ def show(context: typer.Context, watch: Watch = False) -> None:
         quorum(context, watch)
 
 
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="Its name, or HOST:PORT as its own file lists it."),
+]
+
+
+@app.command()
+def add(context: typer.Context, name: Name) -> None:
+    """Have an LB be a member, which has the members in its own file and runs."""
+    _change(context, "add", name, "is a member: its vote counts")
+
+
+@app.command()
+def remove(context: typer.Context, name: Name) -> None:
+    """Have an LB be a member no more; it goes on forwarding what still comes to it."""
+    _change(context, "remove", name, "is no member any more: it may be stopped")
+
+
+def _change(context: typer.Context, change: str, name: str, done: str) -> None:
+    invocation = Invocation.of(context)
+    try:
+        path = f"/v1/quorum/members/{quote(name, safe=':')}/{change}"
+        answer = client_of(invocation).post(path, {})
+    except ApiError as error:
+        raise refused(error) from None
+    if invocation.json:
+        print_json(answer)
+    else:
+        typer.echo(f"{name} {done}")
+
+
 @app.command()
 def recover(
     context: typer.Context,
@@ -56,7 +91,7 @@ def recover(
             raise typer.Exit(NO)
         typer.echo(f"in {WAIT_S} seconds; interrupt to leave all as it is")
         time.sleep(WAIT_S)
-        client.post("/v1/quorum/recover", {})
+        client.command("/v1/quorum/recover")
     except ApiError as error:
         raise refused(error) from None
     typer.echo(AFTERWARDS.format(name=state["name"]))
@@ -66,7 +101,7 @@ def handover(context: typer.Context) -> None:
     """Have another LB take the lead and every VIP, without waiting for this one to fall silent."""
     invocation = Invocation.of(context)
     try:
-        answer = client_of(invocation).post("/v1/handover", {})
+        answer = client_of(invocation).command("/v1/handover")
     except ApiError as error:
         raise refused(error) from None
     if invocation.json:

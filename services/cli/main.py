@@ -45,6 +45,7 @@ COMMANDS = {
     "handover": "services.cli.cluster:handover",
     "events": "services.cli.events:events",
     "trace": "services.cli.trace:trace",
+    "capture": "services.cli.capture:capture",
     "doctor": "services.cli.doctor:doctor",
     "support": "services.cli.support:support",
     "keygen": "services.cli.keygen:keygen",

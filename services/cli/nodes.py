@@ -45,11 +45,11 @@ def services(context: typer.Context, watch: Watch = False) -> None:
 def _services_picture(answer: dict[str, Any]) -> RenderableType:
     columns = (
         *("node", "slots#", "share#", "begun#", "packets in#", "in#", "packets out#", "out#"),
-        "nothing new because",
+        "remark",
     )
     stacked = (
         *(("node",), ("slots", "share"), ("begun",), ("packets in", "in")),
-        *(("packets out", "out"), ("nothing new because",)),
+        *(("packets out", "out"), ("remark",)),
     )
     parts: list[Any] = []
     for service in answer["services"]:
@@ -123,7 +123,7 @@ def _node_row(node: dict[str, Any]) -> list[Any]:
         span(node["observed_ms"]),
         node["id"],
         ", ".join(order_text(order) for order in node["orders"]),
-        "; ".join([node["reason"], *_reasons_at_services(node)]),
+        "; ".join([node["reason"], *_reasons_at_services(node), *_slow_starts(node)]),
     ]
 
 
@@ -143,8 +143,31 @@ def _reasons_at_services(node: dict[str, Any]) -> list[str]:
     services: dict[str, list[str]] = {}
     for seat in node.get("services", ()):
         if seat["reason"] and seat["reason"] != node["reason"]:
-            services.setdefault(seat["reason"], []).append(seat["service"])
+            services.setdefault(_why_not(seat), []).append(seat["service"])
     return [f"at {_some(names)}: {reason}" for reason, names in services.items()]
+
+
+def _why_not(seat: dict[str, Any]) -> str:
+    """Why it takes no new flows there; of a ban of this service alone, how long it has to go."""
+    reason: str = seat["reason"]
+    banned_ms = seat["banned_for_ms"]
+    return f"{reason}, {span(banned_ms)} left" if banned_ms else reason
+
+
+def _slow_starts(node: dict[str, Any]) -> list[str]:
+    """At which services it does not have its whole weight yet."""
+    services: dict[str, list[str]] = {}
+    for seat in node.get("services", ()):
+        if said := _slow_start(seat):
+            services.setdefault(said, []).append(seat["service"])
+    return [f"at {_some(names)}: {said}" for said, names in services.items()]
+
+
+def _slow_start(seat: dict[str, Any]) -> str:
+    if not seat["slow_start_ms"] or seat["percent"] == 100:
+        return ""
+    left = span(seat["slow_start_ms"])
+    return f"slow start, {seat['percent']} % of its weight, all of it in {left}"
 
 
 def _some(names: list[str]) -> str:
@@ -162,5 +185,5 @@ def _seat_row(seat: dict[str, Any]) -> list[Any]:
         size(seat["bytes_in"]),
         count(seat["packets_out"]),
         size(seat["bytes_out"]),
-        seat["reason"],
+        _why_not(seat) or _slow_start(seat),
     ]

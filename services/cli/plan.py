@@ -122,8 +122,9 @@ def _services(config: LbConfig) -> list[dict[str, Any]]:
     """As the node table would have them."""
     from services.quorum.from_config import table_service
 
+    least = config.node_health.min_healthy
     read: list[dict[str, Any]] = orjson.loads(
-        orjson.dumps([table_service(service) for service in config.services])
+        orjson.dumps([table_service(service, least) for service in config.services])
     )
     return read
 

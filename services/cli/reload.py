@@ -54,7 +54,7 @@ def reload(
     answers = reload_all(Paths.from_environment().run_dir)
     if majority and is_whole(answers):
         try:
-            client_of(invocation).post("/v1/quorum/commit", {})
+            client_of(invocation).command("/v1/quorum/commit")
         except ApiError as error:
             raise refused(error) from None
     if invocation.json:

@@ -50,8 +50,17 @@ def _quorum_picture(answer: dict[str, Any]) -> RenderableType:
         for member in answer["members"]
         if member["trouble"]
     ]
+    troubles += [
+        Text(f"{member['name']}: its verdicts on nodes do not count, its health is late", "yellow")
+        for member in answer["members"]
+        if member["late"]
+    ]
+    applicants = [
+        Text(f"{each['name']} ({each['address']}) is no member: gale quorum add {each['name']}")
+        for each in answer["applicants"]
+    ]
     shown = table("", columns, members)
-    return Group(_quorum_line(answer), shown, *_vip_lines(answer), *troubles)
+    return Group(_quorum_line(answer), shown, *_vip_lines(answer), *troubles, *applicants)
 
 
 def _picture(status: dict[str, Any]) -> RenderableType:

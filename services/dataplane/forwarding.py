@@ -3,8 +3,8 @@
 One `Forwarding` lives from one attachment of the programs to the next; the process makes another
 when interfaces or hooks have changed, and when the flow table before the present one is empty
 and so not needed any more. It owns everything that works on the flow table, since that belongs to
-these programs' maps: the census and with it the RSTs to clients of dead nodes, the listings, and
-what traces a packet through them.
+these programs' maps: the census and with it the RSTs to clients of dead nodes, the listings, what
+traces a packet through them, and what shows packets as they go through.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from bpf.table import Table
 from bus.socket import monotonic_ms
 from bus.states import HookState, OutputState
 from services.dataplane import machine
+from services.dataplane.capturing import Capturing
 from services.dataplane.counters import Counters
 from services.dataplane.entering import Entering
 from services.dataplane.flows.census import Census, Counting, Watch
@@ -100,10 +101,10 @@ class Forwarding:
                 """As they were last seen."""
                 self.outputs: tuple[OutputState, ...] = ()
                 """Likewise."""
-            self._open_maps(cache_dir)
+            self._open_maps(cache_dir, bpf_dir)
             opened.pop_all()
 
-    def _open_maps(self, cache_dir: Path) -> None:
+    def _open_maps(self, cache_dir: Path, bpf_dir: Path) -> None:
         """Whatever this raises is a fault of ours, not of the machine."""
         bpf_objects = self.programs.objects
         bpf = bpf_objects.bpf
@@ -118,6 +119,8 @@ class Forwarding:
         self.questions = Questions()
         living = {name.decode(): table.map_fd for name, table in bpf.items()}
         self.tracing = Tracing(living, self.programs.compiled_with, cache_dir)
+        living |= bpf_objects.rings
+        self.capturing = Capturing(self.programs, living, cache_dir, bpf_dir / "capture")
         entering = self.programs.entering
         self.flows = (
             Flows(bpf_objects, self.tables, Entering(entering), self.settings.timeout)
@@ -172,12 +175,14 @@ class Forwarding:
         """Some milliseconds of work on the flow table; whether a census has been finished."""
         is_counted = self.rounds.turn(now_ms)
         self._sender.turn(now_ms)
+        self.capturing.turn(now_ms)
         return is_counted
 
     def next_ms(self, now_ms: int) -> int:
         """When there is more of it."""
         moments = [self.rounds.next_ms, now_ms if len(self.questions) else None]
         moments += [self._sender.next_ms(), self.tracing.next_ms(now_ms)]
+        moments.append(self.capturing.next_ms(now_ms))
         return min(moment for moment in moments if moment is not None)
 
     def _pass(self) -> Generator[None, None, Census]:
@@ -199,6 +204,7 @@ class Forwarding:
         """Give back what is open. Programs and maps are the kernel's."""
         self.questions.give_up()
         self.tracing.close()
+        self.capturing.close()
         if self.flows is not None:
             self.flows.close()
         self._sender.close()

@@ -1,8 +1,8 @@
 """The dataplane process: it tells the kernel where packets go, and then is not needed.
 
 In: `state.table.`, `state.quorum.` and `vip.*` of quorum, `state.view.` of health (to mask at once
-what is dead from here), netlink's notifications, the commands `flows`, `trace`, `plan` and
-`reload`, SIGHUP, SIGTERM, the clock. Out: map writes; `state.dataplane.` on change and every
+what is dead from here), netlink's notifications, the commands `flows`, `trace`, `plan`, `capture`
+and `reload`, SIGHUP, SIGTERM, the clock. Out: map writes; `state.dataplane.` on change and every
 500 ms, `state.counters.` every second, the events `dataplane.attached.`, `dataplane.degraded.`,
 `vip.contested.` and `process.started.`.
 
@@ -264,6 +264,8 @@ class DataplaneProcess:
             if isinstance(envelope.data, CommittedTable):
                 self._stale |= envelope.data.table != self._table
                 self._table = envelope.data.table
+                if self._replication is not None:
+                    self._replication.go_by(each.address for each in self._table.members)
             elif isinstance(envelope.data, LocalView):
                 self._stale |= _states(envelope.data) != _states(self._view)
                 self._view = envelope.data
@@ -304,6 +306,8 @@ class DataplaneProcess:
                 return self._list_flows(arguments)
             case "trace":
                 return self._trace(arguments)
+            case "capture" | "capture_renew" | "capture_end":
+                return self._capture(verb, arguments)
             case "plan":
                 return self._foresee(arguments)
             case "reload":
@@ -350,6 +354,18 @@ class DataplaneProcess:
         except WrongQuestion as wrong:
             raise CommandError(str(wrong)) from None
         return self._forwarding.tracing.ask(question)
+
+    def _capture(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        forwarding, now_ms = self._forwarding, monotonic_ms()
+        if forwarding is None:
+            raise CommandError(f"not forwarding yet: waiting for {self._waiting_for}")
+        match verb:
+            case "capture":
+                return forwarding.capturing.begin(arguments, forwarding.machine, now_ms)
+            case "capture_renew":
+                return forwarding.capturing.renew(arguments, now_ms)
+            case _:
+                return forwarding.capturing.end(arguments, now_ms)
 
     def _foresee(self, arguments: dict[str, Any]) -> Later:
         """What a change of the table would do; nothing of it is carried out."""
@@ -469,6 +485,7 @@ class DataplaneProcess:
 
     def _succeed(self, forwarding: Forwarding, *, old_table_is_empty: bool = False) -> bool:
         """Attach programs of another size over the present ones, which go on until then."""
+        forwarding.capturing.close()
         try:
             successor = self._attach(old_table_is_empty=old_table_is_empty)
         except (*NOT_READY, *REFUSED) as reason:

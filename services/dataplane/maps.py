@@ -132,6 +132,8 @@ class Place:
     identity: int
     state: NodeState
     """The agreed one, of this service of the node."""
+    percent: int = 100
+    """Of its weight, what it takes here now."""
 
 
 @dataclass(frozen=True, slots=True)

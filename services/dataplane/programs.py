@@ -42,7 +42,7 @@ from bpf.pins import PinnedMaps
 from bpf.syscall import VerifierError
 from bus.states import HookState
 from conf import LbConfig
-from services.dataplane.machine import Machine
+from services.dataplane.machine import Interface, Machine
 from services.dataplane.maps import ENTRIES
 
 SOURCES = ("xdp.c", "tc.c")
@@ -221,6 +221,15 @@ class Programs:
         return {place: pin for place, pin in wanted.items() if pin not in self._without_xdp}
 
     @property
+    def places(self) -> dict[str, str]:
+        """By the pin of each program that is on a hook, the interface."""
+        return {pin: interface for (interface, _), pin in self._wanted.items()}
+
+    @property
+    def _flavour(self) -> attach.Flavour:
+        return "generic" if self.plan.generic_xdp else "native"
+
+    @property
     def objects(self) -> LoadedObject:
         """A loaded object that has all the maps."""
         return self._tc
@@ -228,14 +237,12 @@ class Programs:
     def attach(self, machine: Machine) -> tuple[HookState, ...]:
         """Load, attach and pin everything, or raise with the old programs still in place."""
         plan, netlink = self.plan, self._netlink
+        self._machine = machine
         tc_public = self._tc.function("gale_tc_public", "tc")
         tc_private = self._tc.function("gale_tc_private", "tc")
-        xdp = [("xdp_public", "gale_xdp_public", machine.public)]
-        if self._replies_by_xdp:
-            xdp.append(("xdp_private", "gale_xdp_reply", machine.private))
         loaded = [
             (pin, at.name, fd)
-            for pin, name, at in xdp
+            for pin, name, at in self._xdp_hooks(machine)
             if (fd := self._load_xdp(pin, name, frags=at.mtu > FRAGS_MTU)) is not None
         ]
         self._maps.prepare()
@@ -255,6 +262,35 @@ class Programs:
         self.migrated = self._maps.migrated
         self._maps.commit()
         return self.hooks()
+
+    def _xdp_hooks(self, machine: Machine) -> list[tuple[str, str, Interface]]:
+        """Pin, function and interface of each XDP program that is wanted."""
+        wanted = [("xdp_public", "gale_xdp_public", machine.public)]
+        if self._replies_by_xdp:
+            wanted.append(("xdp_private", "gale_xdp_reply", machine.private))
+        return wanted
+
+    def takes_pieces(self, machine: Machine) -> bool:
+        """Whether an XDP program here must know of frames in pieces."""
+        return any(at.mtu > FRAGS_MTU for _, _, at in self._xdp_hooks(machine))
+
+    def put_on(self, xdp: LoadedObject | None = None, tc: LoadedObject | None = None) -> None:
+        """After `attach`: these programs over the same maps in the place of the ordinary ones; and
+        without any, the ordinary ones again. Each takes its place in one step.
+
+        They have been loaded, for frames in pieces if `takes_pieces`. Raises what attaching raises.
+        """
+        netlink, flavour = self._netlink, self._flavour
+        for pin in ("tc_private", "tc_public"):
+            if pin in self.places:
+                fd = (tc or self._tc).function(f"gale_{pin}", "tc")
+                attach.attach_tc(netlink, self.places[pin], fd, self._pins / pin)
+        for pin, name, at in self._xdp_hooks(self._machine):
+            if pin not in self.places:
+                continue
+            pieces = self.takes_pieces(self._machine) if xdp else at.mtu > FRAGS_MTU
+            fd = (xdp or self._xdp).function(name, "xdp", frags=pieces)
+            attach.attach_xdp(netlink, at.name, fd, self._pins / pin, flavour)
 
     def _write_chained(self) -> None:
         settings = self.objects.bpf[b"settings"]
@@ -276,9 +312,8 @@ class Programs:
             return None
 
     def _attach_xdp(self, pin: str, interface: str, fd: int) -> None:
-        flavour: attach.Flavour = "generic" if self.plan.generic_xdp else "native"
         try:
-            attach.attach_xdp(self._netlink, interface, fd, self._pins / pin, flavour)
+            attach.attach_xdp(self._netlink, interface, fd, self._pins / pin, self._flavour)
             self._without_xdp.pop(pin, None)
         except attach.NativeXdpUnsupported as reason:
             self._without_xdp[pin] = f"{reason}; TC takes its packets"

@@ -1,7 +1,7 @@
 """Keys between the LBs where they tell one another of their flows: who may connect, and with what.
 
 Where keys are used, an LB is known by the name that its key stands for, which is that of its entry
-in `load_balancer_quorum.addresses`; its address says nothing then. Keys are read again once a
+among the members; its address says nothing then. Keys are read again once a
 second. If they have changed, or nothing was heard of an LB for a while, the connection to it is
 made anew with the next one of its keys: libzmq does not try again where a handshake was refused.
 """
@@ -21,7 +21,7 @@ from conf import Endpoint
 
 
 class ReplicaKeys:
-    """The door of the process's context, and the keys of the LBs of the list."""
+    """The door of the process's context, and the keys of the members."""
 
     def __init__(
         self,
@@ -32,12 +32,18 @@ class ReplicaKeys:
     ) -> None:
         self._known = KeyDirectory(directory, (keys.LBS,))
         self._door = tcp.Door(context, self._known, rejected)
-        self._names = {peer.host: peer.key_name for peer in peers}
-        self._hosts = {name: host for host, name in self._names.items()}
+        self._names: dict[str, str] = {}
+        self._hosts: dict[str, str] = {}
+        self.expect(peers)
         self._guarded: Pair | None = None
         self._attempts: Counter[str] = Counter()
         self.has_changed = False
         """Whether other keys hold since `refresh` was called before."""
+
+    def expect(self, peers: Iterable[Endpoint]) -> None:
+        """From now on these are the LBs."""
+        self._names = {peer.host: peer.key_name for peer in peers}
+        self._hosts = {name: host for host, name in self._names.items()}
 
     @property
     def socket(self) -> zmq.Socket[bytes]:

@@ -4,9 +4,10 @@ In: the ring of notes, what the other LBs say, the seats of the plan. Out: recor
 follow this LB; records of those that it follows, entered into the table. What is said when is
 decided in `flows.replica`, which is pure; the words are `bus.replica_protocol`.
 
-One ROUTER takes the followers, on the replication port of this LB's own entry in
-`load_balancer_quorum.addresses`; a DEALER goes to each other entry. Only these addresses are heard,
-or, where keys are used, only their keys (`replica_keys`).
+One ROUTER takes the followers, on the replication port of this LB's own entry among the members; a
+DEALER goes to each other entry. Only these addresses are heard, or, where keys are used, only their
+keys (`replica_keys`). The members are those of the agreed table, and those that
+`load_balancer_quorum.addresses` lists until one says it (`go_by`).
 
 **Turn.** Read notes; tell what is due; hear followers; hear tellers and enter what they tell; parts
 of the table for who needs them; comparisons last. All of that takes no more than some milliseconds
@@ -25,8 +26,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from secrets import token_hex
 from typing import Any
@@ -50,7 +52,7 @@ from bus.replica_protocol import (
 )
 from bus.socket import monotonic_ms
 from bus.states import ReplicaPeer
-from conf import LbConfig
+from conf import Endpoint, LbConfig
 from services.dataplane.flows.records import RANGES, WIRE, add_digests
 from services.dataplane.flows.replica import (
     HELLO_FIRST,
@@ -63,7 +65,7 @@ from services.dataplane.flows.replica import (
 from services.dataplane.flows.told import Flows
 from services.dataplane.maps import Seat
 from services.dataplane.replica_keys import ReplicaKeys
-from services.machine import all_addresses
+from services.machine import all_addresses, own_address
 from services.process import Loop
 from services.resolve import Resolver
 
@@ -99,6 +101,12 @@ class _Peer:
     renew_ms: int = 0
 
 
+def _endpoint(entry: str) -> Endpoint:
+    """Of a member that the file does not list; what it is was checked when it was added."""
+    host, _, port = entry.rpartition(":")
+    return Endpoint.model_construct(ip=host, port=int(port))
+
+
 def _number(address: str) -> int:
     return int.from_bytes(blake2b(address.encode(), digest_size=8).digest(), "little") or 1
 
@@ -113,8 +121,13 @@ class Replication:
         self._context = context
         self._config = config
         self._loop = loop
-        self._resolver = Resolver(loop.signals.wake)
-        self._resolver.want(tuple(peer.host for peer in config.quorum.addresses))
+        self._resolver = Resolver(
+            loop.signals.wake,
+            partial(own_address, config.local.net_interface_private),
+            f"{config.local.name}.local",
+        )
+        self._listed = config.quorum.addresses
+        self._resolver.want(tuple(peer.host for peer in self._listed))
         self._ring: int | None = None
         self._me = Teller(config.quorum.name, config.local.name, token_hex(8))
         self._log = Log(WIRE.itemsize)
@@ -126,7 +139,7 @@ class Replication:
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         loop.watch(self._router)
         self._bound = ""
-        self._settle_ms = now_ms
+        self._settle_ms = self._ask_ms = now_ms
         self._lost_ms = now_ms - LOSS_PAUSE_MS
         self._work: list[Generator[None, None, None]] = []
         self._worst_ms = 0
@@ -142,6 +155,19 @@ class Replication:
 
     # ------------------------------------------------------------------ who, and where
 
+    def go_by(self, members: Iterable[str]) -> None:
+        """These, by their entries, are the members that are agreed on; none: the file says it."""
+        known = {str(peer): peer for peer in self._config.quorum.addresses}
+        agreed = tuple(known.get(entry) or _endpoint(entry) for entry in members)
+        listed = agreed or self._config.quorum.addresses
+        if listed == self._listed:
+            return
+        self._listed = listed
+        self._resolver.want(tuple(peer.host for peer in listed))
+        if self._keys is not None:
+            self._keys.expect(listed)
+        self._settle_ms = 0
+
     def _settle(self, flows: Flows, now_ms: int) -> None:
         """Once a second: find this LB in its list, bind, connect."""
         if now_ms < self._settle_ms:
@@ -151,7 +177,7 @@ class Replication:
             self._wait_for(lacking)
             return
         quorum = self._config.quorum
-        found = [(self._resolver.address(peer.host), peer) for peer in quorum.addresses]
+        found = [(self._resolver.address(peer.host), peer) for peer in self._listed]
         places = {
             address: quorum.replication_port_of(peer)
             for address, peer in found
@@ -164,6 +190,10 @@ class Replication:
             return
         own = next((address for address in places if address in machine), None)
         if own is None:
+            if now_ms >= self._ask_ms:
+                self._ask_ms = now_ms + RENEW_MS
+                for peer in quorum.addresses:
+                    self._resolver.ask_again(peer.host)
             self._wait_for("an address of this machine that load_balancer_quorum.addresses lists")
         elif self._bind(f"tcp://{own}:{places[own]}"):
             self._connect(flows, own, places, now_ms)
@@ -194,6 +224,8 @@ class Replication:
         rekeyed = self._keys is not None and self._keys.has_changed
         for address, peer in list(self._peers.items()):
             if address not in places or now_ms >= peer.renew_ms or rekeyed:
+                if address in self._hosts:
+                    self._resolver.ask_again(self._hosts[address])
                 self._disconnect(self._peers.pop(address))
         for address, port in places.items():
             if address == own or address in self._peers:

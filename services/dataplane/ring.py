@@ -28,11 +28,17 @@ depends on the slot alone. So no flow of another node moves; what a second death
 that second node had; and a node that comes back finds exactly its own slots. Slots stand for nodes
 in proportion to their weights, so the walk divides what is orphaned by weight too. A walk is as
 long as there are dead for each living: 2 ms with half of 1,000 nodes dead.
+
+**A part of its weight.** A node in slow start has the first slots of its own, in an order that no
+percentage changes, and lends the others. What is orphaned goes, by the walk, to those slots as to
+any: so with p per cent it has what a weight of p per cent would give it, and when p rises, slots
+move to it and to nobody else, each of them once. Two nodes that rise at a time may pass slots of
+the lent ones on to one another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -50,6 +56,9 @@ TOLERANCE = 0.019
 
 _WALK_FACTOR = 40_503
 """Scatters neighbouring slots over the strides of `masked`; any large odd number does."""
+
+_PART_FACTOR = 25_717
+"""Scatters a node's own slots over the order in which it gets them; likewise."""
 
 Ring = NDArray[np.int32]
 _Numbers = NDArray[np.int64]
@@ -80,9 +89,14 @@ def build(members: Sequence[Member], seed: int, service: str) -> Ring:
     return np.array(takers, np.int32)[owner]
 
 
-def masked(ring: Ring, dead: Iterable[int]) -> Ring:
-    """The ring without the members `dead`: only their slots change, all to NOBODY if none lives."""
+def masked(ring: Ring, dead: Iterable[int], percents: Mapping[int, int] | None = None) -> Ring:
+    """The ring without the members `dead`, and with those in `percents` at so much of their slots.
+
+    Only slots that are lent change; all to NOBODY if no member lives.
+    """
     gone = np.isin(ring, np.fromiter(dead, np.int32))
+    if percents:
+        gone |= _lent(ring, percents)
     result = ring.copy()
     if gone.all():
         result[:] = NOBODY
@@ -96,6 +110,19 @@ def masked(ring: Ring, dead: Iterable[int]) -> Ring:
         result[orphans[found]] = ring[here[found]]
         orphans, here, strides = orphans[~found], here[~found], strides[~found]
     return result
+
+
+def _lent(ring: Ring, percents: Mapping[int, int]) -> NDArray[np.bool_]:
+    """The slots that members lend who have only so many per cent of theirs, 1 slot at least."""
+    kept = np.bincount(ring, minlength=max(percents) + 1)
+    for member, percent in percents.items():
+        kept[member] = max(1, int(kept[member]) * percent // 100)
+    in_turn = np.lexsort((np.arange(SLOTS) * _PART_FACTOR % SLOTS, ring))
+    member_of = ring[in_turn]
+    place = np.arange(SLOTS) - np.searchsorted(member_of, member_of)
+    lent = np.zeros(SLOTS, np.bool_)
+    lent[in_turn] = place >= kept[member_of]
+    return lent
 
 
 def _permutation(key: bytes, node_id: str) -> tuple[int, int]:

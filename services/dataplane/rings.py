@@ -3,7 +3,8 @@
 **Rings** are built from all nodes that the table lists for a service, and those that take no new
 flows are masked (see `ring`): a node that dies, drains or comes back moves its own slots and no
 other. Masked are those not UP or SUSPECT in the table, those that are DOWN or BANNED as seen from
-here, and those that could not get a seat.
+here, and those that could not get a seat. A node in slow start has as many per cent of its own
+slots as the table says, and lends the others.
 
 **Sharing.** What a slot names does not depend on the service: services of the same nodes have the
 same ring, and those of one `affinity_group` one that is seeded by the group's name, so a client's
@@ -107,8 +108,8 @@ def _groups(
     built: dict[RingName, BuiltRing],
 ) -> Iterable[_Group]:
     """Services of the same nodes whose seats lie alike, the largest group first."""
-    masks: dict[tuple[RingName, tuple[bool, ...]], ring.Ring] = {}
-    groups: dict[tuple[RingName, tuple[bool, ...], tuple[int, ...]], _Group] = {}
+    masks: dict[tuple[RingName, tuple[int, ...]], ring.Ring] = {}
+    groups: dict[tuple[RingName, tuple[int, ...], tuple[int, ...]], _Group] = {}
     for name, number in ids.items():
         own = [place for place in placed[name] if place.node.weight > 0]
         group_name = own[0].service.affinity_group if own else ""
@@ -116,20 +117,26 @@ def _groups(
         before = kernel.built.get(members)
         if members not in built:
             built[members] = _build(before, own, seed, group_name)
-        rests = tuple([place.identity not in seats.takers for place in own])
+        parts = tuple([place.percent if place.identity in seats.takers else 0 for place in own])
         offsets = tuple([seats.seat_of.get(place.identity, NO_SEAT) - number for place in own])
         offsets = tuple([max(0, offset) for offset in offsets])
-        key = (members, rests, offsets)
+        key = (members, parts, offsets)
         group = groups.get(key)
         if group is None:
-            mask = masks.get((members, rests))
+            mask = masks.get((members, parts))
             if mask is None:
-                mask = ring.masked(built[members].ring, np.flatnonzero(rests))
-                masks[members, rests] = mask
+                mask = ring.masked(built[members].ring, *_lenders(parts))
+                masks[members, parts] = mask
             group = groups[key] = _Group(_content(mask, offsets))
         group.ids.append(number)
         group.names.append(name)
     return sorted(groups.values(), key=lambda group: -len(group.ids))
+
+
+def _lenders(percents: tuple[int, ...]) -> tuple[list[int], dict[int, int]]:
+    """Which members lend all of their slots, and which have only so many per cent of them."""
+    dead = [index for index, percent in enumerate(percents) if percent == 0]
+    return dead, {index: each for index, each in enumerate(percents) if 0 < each < 100}
 
 
 def _content(mask: ring.Ring, offsets: tuple[int, ...]) -> SeatRing:

@@ -98,6 +98,7 @@ def places(table: NodeTable, ids: Mapping[str, int]) -> dict[str, list[Place]]:
     """
     services = {each.name: each for each in table.services if each.name in ids}
     found: dict[str, list[Place]] = {name: [] for name in services}
+    parts = {(part.node, part.service): part.percent for part in table.parts}
     for node in table.nodes:
         named = {own.name: own.port for own in node.services if own.name in services}
         apart = states_apart(node)
@@ -106,7 +107,8 @@ def places(table: NodeTable, ids: Mapping[str, int]) -> dict[str, list[Place]]:
             port = named.get(name, service.node_port)
             place = 0 if service.keeps_port and service.mode is Mode.L4 else port
             state = apart.get(name, node.state)
-            found[name].append(Place(service, node, place, seat_identity(name, node.id), state))
+            identity, percent = seat_identity(name, node.id), parts.get((node.id, name), 100)
+            found[name].append(Place(service, node, place, identity, state, percent))
     return found
 
 
@@ -132,6 +134,7 @@ def plan_seats(
         for place in placed
         if place.state in SERVING
         and place.node.weight > 0
+        and place.percent > 0
         and place.node.id not in deaths
         and (place.service.name, place.node.id) not in sick
         and place.identity in seat_of

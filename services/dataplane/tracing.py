@@ -12,9 +12,7 @@ would: what XDP passes on, TC sees. Nothing living is changed by either (bpf/tra
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -22,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bpf.compiler import CompileError
-from bpf.syscall import VerifierError
 from bpf.trace import Bucket, Run, TracePrograms
 from bus.commands import CommandError, Later
 from bus.words import Protocol
@@ -31,6 +27,7 @@ from services.dataplane.counters import reasons
 from services.dataplane.flows.listing import Seated
 from services.dataplane.flows.record import FlowState, ticks
 from services.dataplane.kernel import Settings
+from services.dataplane.loading import Loading
 from services.dataplane.maps import NO_SEAT, KernelState, Service
 from services.dataplane.trace import (
     PASS,
@@ -50,8 +47,6 @@ MOST_WAITING = 32
 """Questions at a time; whoever asks then is to ask again."""
 POLL_MS = 20
 _OVER = (FlowState.FREE, FlowState.TCP_TIME_WAIT, FlowState.TCP_RESET)
-_REFUSED = (CompileError, VerifierError, OSError, ValueError)
-"""Reasons of the machine, of which the operator should read."""
 _KEY_BYTES = 14
 
 
@@ -85,7 +80,7 @@ class Tracing:
         self._defines = defines
         self._cache_dir = cache_dir
         self._waiting: deque[tuple[Question, Later]] = deque()
-        self._loading: _Loading | None = None
+        self._loading: Loading[TracePrograms] | None = None
         self._programs: TracePrograms | None = None
         self._reasons = reasons()
         self._names = list(self._reasons)
@@ -95,10 +90,13 @@ class Tracing:
         if len(self._waiting) >= MOST_WAITING:
             raise CommandError(f"{MOST_WAITING} traces wait: ask again")
         if self._programs is None and self._loading is None:
-            self._loading = _Loading(self._living, self._defines, self._cache_dir)
+            self._loading = Loading("trace", self._living, self._load)
         later = Later()
         self._waiting.append((question, later))
         return later
+
+    def _load(self, living: Mapping[str, int]) -> TracePrograms:
+        return TracePrograms(living, self._defines, self._cache_dir)
 
     @property
     def is_asked(self) -> bool:
@@ -118,8 +116,8 @@ class Tracing:
             if self._loading is None or not self._loading.is_done:
                 return False
             loading, self._loading = self._loading, None
-            if isinstance(loading.result, _REFUSED):
-                self._refuse(f"the programs of trace: {loading.result}")
+            if loading.refusal:
+                self._refuse(f"the programs of trace: {loading.refusal}")
                 return True
             self._programs = loading.take()
         question, later = self._waiting.popleft()
@@ -254,48 +252,3 @@ def _interface_name(ifindex: int) -> str:
     with contextlib.suppress(OSError):
         return socket.if_indextoname(ifindex)
     return f"interface {ifindex}"
-
-
-class _Loading:
-    """The programs on their way, in a thread."""
-
-    def __init__(
-        self, living: Mapping[str, int], defines: Mapping[str, str | int], cache_dir: Path
-    ) -> None:
-        # Who lent them may give them up meanwhile.
-        own = {name: os.dup(fd) for name, fd in living.items()}
-        self.result: TracePrograms | BaseException | None = None
-        self._lock = threading.Lock()
-        self._is_wanted = True
-        arguments = (own, defines, cache_dir)
-        threading.Thread(target=self._load, args=arguments, daemon=True, name="trace").start()
-
-    def _load(self, own: dict[str, int], defines: Mapping[str, str | int], cache_dir: Path) -> None:
-        result: TracePrograms | BaseException
-        try:
-            result = TracePrograms(own, defines, cache_dir)
-        except BaseException as error:
-            result = error  # raised again where somebody sees it
-        for fd in own.values():
-            os.close(fd)
-        with self._lock:
-            if self._is_wanted:
-                self.result = result
-            elif isinstance(result, TracePrograms):
-                result.close()
-
-    @property
-    def is_done(self) -> bool:
-        return self.result is not None
-
-    def take(self) -> TracePrograms:
-        if isinstance(self.result, BaseException):
-            raise self.result
-        assert self.result is not None, "it is done"
-        return self.result
-
-    def abandon(self) -> None:
-        with self._lock:
-            self._is_wanted = False
-            if isinstance(self.result, TracePrograms):
-                self.result.close()

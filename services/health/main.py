@@ -72,6 +72,9 @@ SETTLE_MS = 1_000
 GAP_MS = 50
 POLL_MS = 100
 LAG_MS = 100
+LATE_PART = 4
+"""Held up for this part of `checks_timeout`, this LB says so to the others, as `late`, until it has
+had a whole `checks_timeout` to see how its nodes are."""
 """A turn later than this was late; less is the ordinary business of a machine."""
 CHECKS_SHARE = 100
 LAG_SAID_MS = 10_000
@@ -130,6 +133,7 @@ class HealthProcess:
         self._publish_from_ms = self._republish_ms = self._settle_ms = self._checks_ms = now_ms
         self._undrained = 0
         self._lag_said_ms, self._unsaid_lag_ms = now_ms - LAG_SAID_MS, 0
+        self._late, self._late_until_ms = False, now_ms
         self._offender_said_ms = now_ms - OFFENDER_SAID_MS
         self._loop = Loop()
         adopted = self._adopt(now_ms)
@@ -165,6 +169,7 @@ class HealthProcess:
         if lag_ms > LAG_MS:
             self._registry.lagged(lag_ms, now_ms)
             self._say_lag(lag_ms, now_ms)
+        self._note_lateness(lag_ms, now_ms)
         self._publisher.serve()
         self._commands.serve(self._command)
         if self._loop.signals.take_reload():
@@ -201,6 +206,13 @@ class HealthProcess:
         if now_ms >= self._lag_said_ms + LAG_SAID_MS:
             _log.warning("was late, so deadlines are extended", lag_ms=self._unsaid_lag_ms)
             self._lag_said_ms, self._unsaid_lag_ms = now_ms, 0
+
+    def _note_lateness(self, lag_ms: int, now_ms: int) -> None:
+        timeout_ms = self._config.node_health.checks_timeout_ms
+        if lag_ms >= timeout_ms // LATE_PART:
+            self._late_until_ms = now_ms + timeout_ms
+        self._view_changed |= self._late != (now_ms < self._late_until_ms)
+        self._late = now_ms < self._late_until_ms
 
     def _drain(self) -> bool:
         """Read all that agents have sent; False if that would take too long for one turn."""
@@ -263,7 +275,8 @@ class HealthProcess:
         self._events.clear()
         if self._view_changed:
             waiting_for = self._disk_trouble or self._listener.waiting_for
-            self._publisher.publish(Topic.STATE_VIEW, self._registry.view(now_ms, waiting_for))
+            view = self._registry.view(now_ms, waiting_for, late=self._late)
+            self._publisher.publish(Topic.STATE_VIEW, view)
             self._view_changed = False
         else:
             self._publisher.repeat(Topic.STATE_VIEW)

@@ -85,6 +85,7 @@ class KeptNode:
     was_up: bool = True
     apart: tuple[KeptService, ...] = ()
     pardoned_epoch: Stored = 0
+    backup: bool = False
 
 
 class Send(NamedTuple):
@@ -122,6 +123,8 @@ class Node:
     last_seen_ms: int
     lag_mark_ms: int
     """The registry's total lag then; what has come since extends the node's deadline."""
+    backup: bool = False
+    """It is to serve only where too few others do, which the quorum sees to."""
     fails: int = 0
     fading_from_ms: int = 0
     """UP: since when it has served towards the next failure's being forgotten."""

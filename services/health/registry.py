@@ -344,9 +344,9 @@ class Registry:
             self._close(node, connection)
 
     def _describe(self, node: Node, hello: Hello, now_ms: int) -> None:
-        if node.weight != hello.weight:
+        if (node.weight, node.backup) != (hello.weight, hello.backup):
             self._output.view_changed = self._output.keep = True
-        node.weight = hello.weight
+        node.weight, node.backup = hello.weight, hello.backup
         node.named = hello.services
         self._serve(node, self._served(hello.services, node.prepared), now_ms)
 
@@ -1060,6 +1060,7 @@ class Registry:
             reason=f"banned after {kept.fails} failures" if banned_ms > 0 else reason,
             last_seen_ms=now_ms,
             lag_mark_ms=self._lag_total_ms,
+            backup=kept.backup,
             fails=0 if kept.state is BANNED and banned_ms <= 0 else kept.fails,
             passed=self.policy.checks_before_routing if routed else 0,
             was_up=kept.was_up,
@@ -1092,6 +1093,7 @@ class Registry:
                 silent=node.silent,
                 was_up=node.was_up,
                 pardoned_epoch=node.pardoned_epoch,
+                backup=node.backup,
                 apart=tuple(
                     KeptService(
                         service=name,
@@ -1128,7 +1130,7 @@ class Registry:
         output, self._output = self._output, Output()
         return output
 
-    def view(self, now_ms: int, waiting_for: str = "") -> LocalView:
+    def view(self, now_ms: int, waiting_for: str = "", *, late: bool = False) -> LocalView:
         """What this LB has decided of its nodes, as a new version: for when that has changed."""
         self._version += 1
         return LocalView(
@@ -1145,11 +1147,23 @@ class Registry:
                     fails=node.fails,
                     banned_for_ms=self._banned_for_ms(node, now_ms),
                     silent=node.silent,
-                    apart=_apart(node),
+                    apart=self._apart(node, now_ms),
+                    backup=node.backup,
                 )
                 for node in self._nodes.values()
             ),
             waiting_for=waiting_for,
+            late=late,
+        )
+
+    def _apart(self, node: Node, now_ms: int) -> tuple[ServiceState, ...]:
+        """The services of a node that is routed to which are not in its state."""
+        if not node.apart or node.state not in ROUTED:
+            return ()
+        return tuple(
+            ServiceState(name, each.state, each.reason, self._banned_for_ms(each, now_ms))
+            for name, each in sorted(node.apart.items())
+            if each.state is not UP
         )
 
     def checks(self, now_ms: int) -> LocalChecks:
@@ -1183,6 +1197,7 @@ def _kept_of(node: TableNode) -> KeptNode:
         fails=0,
         ban_remaining_ms=0,
         silent=node.silent,
+        backup=node.backup,
         apart=tuple(KeptService(each.service, DOWN, "", 0, 0) for each in node.apart),
     )
 
@@ -1197,17 +1212,6 @@ def _adopted(kept: KeptService, now_ms: int) -> Standing:
         since_ms=now_ms,
         fails=0 if kept.state is BANNED and not banned else kept.fails,
         ban_until_ms=now_ms + kept.ban_remaining_ms,
-    )
-
-
-def _apart(node: Node) -> tuple[ServiceState, ...]:
-    """The services of a node that is routed to which are not in its state."""
-    if not node.apart or node.state not in ROUTED:
-        return ()
-    return tuple(
-        ServiceState(name, standing.state, standing.reason)
-        for name, standing in sorted(node.apart.items())
-        if standing.state is not UP
     )
 
 

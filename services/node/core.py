@@ -167,10 +167,11 @@ class AgentConfig:
     weight: int
     lbs: tuple[str, ...]
     named: tuple[CheckPlan, ...]
+    backup: bool = False
 
     def hello(self, boot: str) -> Hello:
         services = tuple(NodeService(plan.service, plan.port) for plan in self.named)
-        return Hello(NODE_VERSION, self.name, boot, self.weight, services)
+        return Hello(NODE_VERSION, self.name, boot, self.weight, services, self.backup)
 
 
 class Send(NamedTuple):

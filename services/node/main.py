@@ -293,6 +293,7 @@ class AgentProcess:
         if now_ms < self._suspect_from_ms.get(lb, now_ms):
             return
         self._suspect_from_ms[lb] = now_ms + SUSPECT_MS
+        self._resolver.ask_again(self._endpoints[lb].host)
         plan = CheckPlan(f"load balancer {lb}", place.port, CheckKind.TCP)
         self._suspected[plan] = lb, now_ms
         self._prober.probe(plan, place.address, now_ms)
@@ -430,6 +431,7 @@ def _core_config(config: NodeConfig) -> AgentConfig:
     return AgentConfig(
         name=config.node.name,
         weight=config.node.weight,
+        backup=config.node.backup,
         lbs=tuple(str(endpoint) for endpoint in config.load_balancer.addresses),
         named=tuple(
             CheckPlan(

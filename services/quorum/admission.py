@@ -24,6 +24,11 @@ All are counted; the first of each sender and reason within `SAID_MS` is also to
 A message that was overtaken on another connection of the same sender counts as replayed: whatever
 matters is said again.
 
+**Who asks to be a member.** An LB whose file lists this one, and which is none, is heard knocking:
+its name and where it listens are kept for `APPLICANT_MS`, of `MOST_APPLICANTS` at the most, so that
+an operator can call it by its name. Nothing else that it says is read. A stranger may lie about its
+name, not about its address; so an operator is shown both.
+
 Where keys are used, it is not the address that counts but whom the key of the connection stands
 for: then that name is what stands for an address in all of this.
 """
@@ -39,6 +44,10 @@ from bus.words import one_line
 
 SAID_MS = 60_000
 MOST_REMEMBERED = 256
+MOST_APPLICANTS = 16
+APPLICANT_MS = 5_000
+LONGEST_KNOCK = 4_096
+"""Bytes of the head of a stranger's message."""
 FORMER_STARTS = 64
 MOST_KEYS = 32
 """Of `[node_health]` there are far fewer."""
@@ -89,6 +98,8 @@ class Admission:
         """Members that are heard though their numbers differ, for the caller to take."""
         self._node_health: dict[str, str] = {}
         self._enforce = False
+        self._applicants: OrderedDict[str, tuple[str, int]] = OrderedDict()
+        """By entry, the name of who knocks, and when it was last heard."""
 
     def expect(self, entries: dict[str, str]) -> None:
         """By the address that a connection may come from, or by its key's name, whose it is."""
@@ -102,6 +113,32 @@ class Admission:
 
     def is_listed(self, address: str) -> bool:
         return address in self._entries
+
+    def knock(self, address: str, raw: bytes, now_ms: int) -> None:
+        """A message with this head came from an address that is no member's."""
+        if len(raw) > LONGEST_KNOCK:
+            return
+        try:
+            head = decode_peer_head(raw)
+        except MalformedMessage:
+            return
+        is_one = head.cluster == self._cluster and head.port and head.sender
+        if not is_one or one_line(head.sender, 64) != head.sender:
+            return
+        entry = f"{address}:{head.port}"
+        self._applicants[entry] = head.sender, now_ms
+        self._applicants.move_to_end(entry)
+        if len(self._applicants) > MOST_APPLICANTS:
+            self._applicants.popitem(last=False)
+
+    def applicants(self, now_ms: int) -> dict[str, str]:
+        """By entry, the names of those that knock and are no members."""
+        members = set(self._entries.values())
+        return {
+            entry: name
+            for entry, (name, heard_ms) in self._applicants.items()
+            if now_ms < heard_ms + APPLICANT_MS and entry not in members
+        }
 
     def refuse_stranger(self, address: str, now_ms: int) -> None:
         """A message came from an address, or with a key, that is no member's."""

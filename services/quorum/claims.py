@@ -5,6 +5,10 @@ below the number that stands there, and this process alone writes it: so if it s
 this LB ceases to claim by itself, and nobody has to notice first. A VIP and its SNAT addresses are
 one unit: they have the same instant, in one system call.
 
+Beside it stands when this LB last began or ceased to claim. For a second from then on the programs
+answer no TCP of unknown flows with RST: the flow may be one that the former holder opened last, and
+that is still on its way here. Its client sends again.
+
 Every floating address of the configuration stands in the map, also while this LB does not claim it:
 that is how the programs know whose question they must not leave to the host's stack. The map is the
 dataplane's, which may replace it by another (a detach, say), so the pin is opened for every write,
@@ -24,6 +28,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from struct import Struct
@@ -47,6 +52,8 @@ ASKED_IN_PUBLIC, ASKED_IN_PRIVATE = 1, 2
 KEY_BYTES = 16
 _CLAIM = Struct("=QII")
 _NS_PER_MS = 1_000_000
+_TICK_SHIFT = 26
+"""Nanoseconds to the ticks of the programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,8 @@ class Claims:
         self._until_ms: dict[str, int] = {}
         self._written_ms: dict[str, int] = {}
         """By VIP, until when the kernel answers for it."""
+        self._moved_ms: dict[str, int] = {}
+        """By VIP, when that began, or ended."""
         self._inode: int | None = None
         """Of the pin whose map has all addresses and no other ones; None: that is not known."""
         self._events: list[tuple[Topic, VipEvent]] = []
@@ -129,17 +138,23 @@ class Claims:
             if map_shape(fd)[:3] != (MapType.HASH, KEY_BYTES, _CLAIM.size):
                 self._wait(f"{self._pin}: this map is of another version of Gale", now_ms)
                 return
-            self._fill(fd)
+            self._fill(fd, now_ms)
         finally:
             os.close(fd)
         self.waiting_for = ""
         self._compare(told, now_ms)
 
-    def _fill(self, fd: int) -> None:
+    def _fill(self, fd: int, now_ms: int) -> None:
+        for vip in self._vips:
+            claimed = self._written_ms.get(vip, 0) > now_ms
+            if claimed != (self._until_ms.get(vip, 0) > now_ms):
+                self._moved_ms[vip] = now_ms
         keys, values = bytearray(), bytearray()
         for address, (vip, side) in self._unit.items():
             keys += _key(address)
-            values += _CLAIM.pack(self._until_ms.get(vip, 0) * _NS_PER_MS, side, 0)
+            until_ns = self._until_ms.get(vip, 0) * _NS_PER_MS
+            moved = (self._moved_ms.get(vip, 0) * _NS_PER_MS >> _TICK_SHIFT) % 2**32
+            values += _CLAIM.pack(until_ns, side, moved)
         if keys:
             write_entries(fd, bytes(keys), bytes(values))
         inode = self._pin.stat().st_ino
@@ -193,6 +208,7 @@ def _unit(config: TableConfig) -> dict[str, tuple[str, int]]:
     return unit
 
 
+@lru_cache(maxsize=1 << 14)
 def _key(address: str) -> bytes:
     """An address in the words of IPv6 (RFC 4291, 2.5.5.2)."""
     parsed = ip_address(address)

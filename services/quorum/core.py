@@ -5,12 +5,13 @@
     ownership    which LB is to hold which VIP
     leases       who may claim a VIP at this moment
     orders       what operators want of nodes
+    membership   who the LBs are that agree
     table        how what the LBs see becomes the next table
 
 This module puts them together. The shell hands in what happened (`report`, `receive`, `stand`,
-`reconfigure`, `order`, `stored`, `tick`) with the monotonic time, and takes what to do about it
-(`take`). Each `Ready` is worked off in the order of its fields: **persist, publish, claim, send,
-answer**.
+`reconfigure`, `order`, `change_members`, `stored`, `tick`) with the monotonic time, and takes what
+to do about it (`take`). Each `Ready` is worked off in the order of its fields: **persist, publish,
+claim, send, answer**.
 
     `persist`     write this hard state and fsync it, then call `stored` with its number. It may
                   take as long as it likes: beats, and answers that promise nothing new, go on
@@ -20,7 +21,7 @@ answer**.
     `claims`      until when this LB may claim which VIPs; None: as before. A claim that ends is in
                   the kernel before the message that lets another LB have it.
     `sends`       to whom, what
-    `answers`     to orders that were asked for here
+    `answers`     to orders, and changes of the members, that were asked for here
 
 So a table is proposed, stored by a majority, and only then committed: what was published was on
 this disk before, and a process killed between any two instructions starts again with what it
@@ -34,13 +35,20 @@ the dataplane is right from the first message on. In a cluster a stored table ma
 overtaken, so a restarted LB publishes nothing before it has heard a leader, and the dataplane goes
 on by its maps.
 
+**Who is no member** (not yet, or not any more, by the newest table it has) hears the members and
+takes the tables that they send it, forwards by them, asks nobody to elect it and holds nothing. One
+that was removed is sent the table that says so for `PARTING_MS`, by a leader that counts it for
+nothing; what it says meanwhile is looked at for what it gives up, and for whether it knows.
+
 **Quorum lost.** Who hears no leader keeps the table as it is: the dataplane forwards by it and
 masks what dies meanwhile. Leases lapse by themselves. `state` says so, and `quorum.lost.` is
 published.
 
 **Failure.** Without reports (the health process is down) the nodes stay as they are. A health
 process that has just started is believed where it names a node and not where it is silent, until it
-has `settled`: `2 * checks_timeout` after its boot was first heard, when its own grace is over. A
+has `settled`: `2 * checks_timeout` after its boot was first heard, when its own grace is over.
+**A late LB**, whose health process has been silent for `OLD_VIEW_MS`, or says that it was held up
+(`LocalView.late`), says so with every answer, and its verdicts do not count, unless all are late. A
 blank LB commits nothing before the first report: if it lost its file, the rings in the kernel are
 better than an empty table. When the disk does not answer the table stands still and `waiting_for`
 says so; a leader whose disk has not answered for as long as a promise lasts gives up its lead.
@@ -49,10 +57,10 @@ says so; a leader whose disk has not answered for as long as a promise lasts giv
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from bus.events import ConfigEvent, OrderEvent, QuorumEvent, TableEvent
+from bus.events import ConfigEvent, MemberEvent, OrderEvent, QuorumEvent, TableEvent
 from bus.orders import Asked
 from bus.peer_protocol import (
     NO_VERSION,
@@ -60,6 +68,7 @@ from bus.peer_protocol import (
     Beat,
     Go,
     Grant,
+    MemberAsked,
     MemberSeen,
     OrderAnswered,
     OrderAsked,
@@ -74,17 +83,20 @@ from bus.peer_protocol import (
 from bus.states import (
     CommittedTable,
     LocalView,
+    Member,
     NodeTable,
     QuorumMember,
     QuorumState,
     VipHolder,
 )
 from bus.topics import Topic
-from bus.words import NodeState, Role
+from bus.words import MemberChange, NodeState, Role
 from services.quorum.election import Election, Outgoing
 from services.quorum.leases import Granted, Held
+from services.quorum.membership import Changes, Circumstances, find, gone_and_come, named
 from services.quorum.orders import Answer, Desk, is_over, new_orders
 from services.quorum.ownership import Standing, assign, fit
+from services.quorum.parts import next_step_ms, step_gap_ms
 from services.quorum.register import Dated, Register, version_of
 from services.quorum.staged import agreed, digest, next_config, same_config
 from services.quorum.table import (
@@ -99,15 +111,21 @@ from services.quorum.timing import Timing
 
 WAITING_FOR_VIEW = "the first view of the health process"
 WAITING_FOR_LEADER = "a leader: no majority of the LBs is heard"
+WAITING_TO_BE_MEMBER = "being a member: `gale quorum add` on one that is"
 RESEND_MS = 100
 """A table or a view that was not acknowledged for so long is sent again."""
 MEMBERS_MS = 250
 """So often at least the leader tells how it sees the members."""
+OLD_VIEW_MS = 2_000
+"""A health process that has said nothing for so long, though it repeats itself twice a second,
+speaks for nobody."""
 SILENT_REPORT_MS = 1_000
 """For so long the report of an LB that is not heard counts."""
 ALONE_CLAIM_MS = 10_000
 """A quorum of one claims its VIPs for so long ahead: nobody waits for the end of its lease, and so
 they outlast a restart of its process."""
+PARTING_MS = 2_000
+"""For so long an LB that was removed is told so."""
 UNKNOWN = Standing(eligible=False, fitness=0)
 
 
@@ -139,14 +157,14 @@ class QuorumConfig:
     timing: Timing
     checks_timeout_ms: int
     others: tuple[str, ...] = ()
-    """The entries of the other members."""
+    """The other entries of the list: the other members, until a table says who they are."""
     slot_reuse_ms: int = SLOT_REUSE_MS
     """How long the SNAT slot of an LB that left is given to nobody."""
     witness: bool = False
     """This machine only votes: it leads nobody, holds nothing and has no slots."""
 
 
-Event = TableEvent | QuorumEvent | ConfigEvent | OrderEvent
+Event = TableEvent | QuorumEvent | ConfigEvent | OrderEvent | MemberEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +213,21 @@ class _Peer:
     standing: Standing = UNKNOWN
     why_not: tuple[str, ...] = ()
     staged: str = ""
+    late: bool = False
     witness: bool | None = None
     """Whether it only votes; None: it has not answered this LB yet."""
     table_sent: Version = NO_VERSION
     table_sent_ms: int = 0
+
+
+@dataclass(slots=True)
+class _Parting:
+    """An LB that was removed: it is to hear of it."""
+
+    name: str
+    until_ms: int
+    accepted: Version = NO_VERSION
+    sent_ms: int | None = None
 
 
 @dataclass(slots=True)
@@ -208,6 +237,8 @@ class _View:
     boot: str
     view: LocalView
     made_ms: int
+    heard_ms: int
+    """When the health process was heard last."""
     sent_ms: int | None = None
 
 
@@ -238,16 +269,20 @@ class Quorum:
         if self._alone:
             self._register.committed = kept
             self._register.committed_version = version_of(kept)
+        others = tuple(each for each in self._members_in_force() if each != config.address)
         self._election = Election(
-            config.name, config.others, config.timing, self._register, boot, draw, now_ms
+            config.name, others, config.timing, self._register, boot, draw, now_ms
         )
-        self._election.only_votes = config.witness
         blank = not (self._alone or stored.joined)
         vote = None if blank else stored.vote
         self._election.restore(stored.term, vote, stored.promise_ms, now_ms, blank=blank)
         self._boot = boot
         self._granted, self._held = Granted(), Held(boot)
-        self._peers = {address: _Peer() for address in config.others}
+        self._heard: dict[str, _Heard] = {}
+        self._peers: dict[str, _Peer] = {}
+        self._parting: dict[str, _Parting] = {}
+        """By entry, the LBs that were removed a moment ago."""
+        self._go_by_members(now_ms)
         self._standing = Standing(eligible=not config.witness, fitness=0)
         self._why_not: tuple[str, ...] = ("it only votes",) if config.witness else ()
         self._staged = "" if config.witness else digest(config.table)
@@ -271,12 +306,15 @@ class Quorum:
         self._events: list[tuple[Topic, Event]] = []
         self._outbox: list[Outgoing] = []
         self._claims: dict[str, int] = {}
-        self._heard: dict[str, _Heard] = {}
         self._own_view: _View | None = None
         self._by_majority = False
         """Whether the next table need not wait for every LB's file."""
         self._departed: dict[str, int] = {}
-        self._desk = Desk()
+        self._desk, self._changes = Desk(), Changes()
+        self._members_since_ms = now_ms
+        """When this LB began to lead, or the members changed last under it."""
+        self._stepped_ms = now_ms
+        """When this LB, as the leader, has last given more to the nodes in slow start."""
         self._stale = True
         """Whether something has come that the newest table does not know of."""
         self._circumstances: tuple[object, ...] = ()
@@ -299,10 +337,15 @@ class Quorum:
         """This LB's health process saw its nodes like this `age_ms` ago."""
         own, made_ms = self._own_view, now_ms - age_ms
         if own is None or own.boot != boot or view.version > own.view.version:
-            self._own_view = _View(boot, view, made_ms)
+            self._own_view = _View(boot, view, made_ms, now_ms)
             self._take_report(self._config.name, boot, view, now_ms, made_ms)
             self._send_view(None, now_ms)
             self._propose(now_ms)
+
+    def hear_health(self, now_ms: int) -> None:
+        """This LB's health process has said that its last view holds."""
+        if self._own_view is not None:
+            self._own_view.heard_ms = now_ms
 
     def stand(self, why_not: tuple[str, ...], fitness: int, now_ms: int) -> None:
         """Why this LB may hold no VIPs (nothing: it may), and how well it would if nobody may."""
@@ -347,12 +390,39 @@ class Quorum:
         self._take_orders(now_ms)
         self._after(now_ms)
 
+    def change_members(self, number: str, change: MemberChange, address: str, now_ms: int) -> None:
+        """An operator wants this LB to be a member, or to be none; answered as an order is.
+
+        Raises ValueError, in words, if nothing can come of it.
+        """
+        if self._alone:
+            raise ValueError("this LB decides alone: its file lists no others")
+        if self._election.leader is None:
+            raise ValueError("no leader is heard: nothing can be agreed on")
+        self._changes.ask(number, change, address, None, now_ms)
+        self._stale = True
+        self._after(now_ms)
+
+    def entry_of(self, who: str, others: Mapping[str, str]) -> str:
+        """The entry of whoever an operator calls so, among the members and then `others`.
+
+        Raises ValueError, in words.
+        """
+        told = {address: each.name for address, each in self._leaders_members.items()}
+        known = {address: peer.name or told.get(address, "") for address, peer in self._voters()}
+        known[self._config.address] = self._config.name
+        return find(who, known, others)
+
     def receive(self, peer: str, message: PeerMessage, now_ms: int) -> None:
         """A member, known by its address, says this."""
+        if peer in self._parting:
+            self._hear_parting(peer, message)
+            return
         known = self._peers.get(peer)
         if known is None or message.sender == self._config.name:
             self.faults["stranger" if known is None else "our name"] += 1
             return
+        self._stale |= known.name != message.sender
         known.name, known.heard_ms = message.sender, now_ms
         handle: dict[type[PeerMessage], Callable[..., None]] = {
             PreVote: self._election.pre_vote,
@@ -366,6 +436,7 @@ class Quorum:
             ViewReport: self._on_view,
             OrderAsked: self._on_order_asked,
             OrderAnswered: self._on_order_answered,
+            MemberAsked: self._on_member_asked,
         }
         handle[type(message)](peer, message, now_ms)
         self._after(now_ms)
@@ -388,6 +459,7 @@ class Quorum:
             if not heard.settled and now_ms >= heard.first_ms + self._settle_ms:
                 heard.settled = self._stale = True
         self._desk.tick(now_ms)
+        self._changes.tick(now_ms)
         self._election.tick(now_ms)
         if self._writing is not None:
             since_ms = now_ms - self._writing_since_ms
@@ -413,9 +485,11 @@ class Quorum:
             reuse_ms = self._config.slot_reuse_ms
             due += [since_ms + reuse_ms for since_ms in self._departed.values()]
             due += self._deadlines()
-        orders_ms = self._desk.next_due_ms()
-        if orders_ms is not None:
-            due.append(orders_ms)
+            due += self._steps()
+        on = not self._leads and self._leaders_entry() is not None
+        for desk in (self._desk, self._changes):
+            if (waiting_ms := desk.next_due_ms(passes_on=on)) is not None:
+                due.append(waiting_ms)
         return min(due, default=None)
 
     def stall(self, reason: str) -> None:
@@ -507,6 +581,7 @@ class Quorum:
             members=self._members_seen(now_ms),
             waiting_for=self._waiting_for(leader),
             agreed=self._agreed,
+            is_member=self._is_member,
         )
 
     # ------------------------------------------------------------------ messages
@@ -551,6 +626,7 @@ class Quorum:
             self._standing.fitness,
             self._config.witness,
             self._staged,
+            self._is_late(now_ms),
         )
         self._outbox.append(Outgoing(leader, ack, self._election.term_mark))
 
@@ -563,6 +639,8 @@ class Quorum:
         known.witness = message.witness
         self._stale |= known.staged != message.staged
         known.staged = message.staged
+        self._stale |= known.late != message.late
+        known.late = message.late
         known.why_not = message.why
         standing = Standing(not message.why, message.fitness)
         self._stale |= known.standing != standing
@@ -592,6 +670,91 @@ class Quorum:
 
     def _on_order_answered(self, _peer: str, message: OrderAnswered, _now_ms: int) -> None:
         self._desk.answered(message.id, message.refusal)
+        self._changes.answered(message.id, message.refusal)
+
+    def _on_member_asked(self, peer: str, message: MemberAsked, now_ms: int) -> None:
+        if self._leads:
+            self._changes.ask(message.id, message.change, message.address, peer, now_ms)
+            self._stale = True
+
+    # ------------------------------------------------------------------ who the members are
+
+    def _members_in_force(self) -> tuple[str, ...]:
+        """Their entries, by the newest table that this LB has; by the list until one says it."""
+        accepted = self._register.accepted
+        if self._alone or accepted is None or not accepted.table.members:
+            return (self._config.address, *self._config.others)
+        return tuple(member.address for member in accepted.table.members)
+
+    @property
+    def _is_member(self) -> bool:
+        return self._config.address in self._members_in_force()
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Whom this LB is to hear and speak to, itself among them; the agreed ones come first."""
+        members = self._members_in_force()
+        return tuple(dict.fromkeys((*members, *self._peers, *self._parting)))
+
+    def _voters(self) -> list[tuple[str, _Peer]]:
+        """The other members; `_peers` of one that is none are also those that it might join."""
+        members = frozenset(self._members_in_force())
+        return [(address, peer) for address, peer in self._peers.items() if address in members]
+
+    def _go_by_members(self, now_ms: int) -> None:
+        """The newest table may say that others agree than before."""
+        members, own = self._members_in_force(), self._config.address
+        others = tuple(each for each in members if each != own)
+        is_member = own in members
+        heard = set(others) if is_member else {*others, *self._config.others}
+        for address in self._peers.keys() - heard if self._leads else ():
+            name = self._peers[address].name
+            self._parting[address] = _Parting(name, now_ms + PARTING_MS)
+        for address in heard & self._parting.keys():
+            del self._parting[address]
+        if heard != self._peers.keys():
+            for address in self._peers.keys() - heard:
+                self._heard.pop(self._peers[address].name, None)
+            self._peers = {each: self._peers.get(each) or _Peer() for each in sorted(heard)}
+        for address in self._register.held.keys() - set(others):
+            del self._register.held[address]
+        self._election.change_members(others, now_ms)
+        self._election.only_votes = self._config.witness or not is_member
+        if not is_member and self._held.until_ms:
+            self._give_up(now_ms)
+
+    def _may_change_members(self, now_ms: int) -> bool:
+        """Whether all is over that was promised before this LB led by the members as they are."""
+        election = self._election
+        longest_ms = max(election.promise_ms, election.timing.promise_ms)
+        return election.has_lease(now_ms) and now_ms >= self._members_since_ms + longest_ms
+
+    def _next_members(self, base: NodeTable, now_ms: int) -> tuple[Member, ...]:
+        """Those of the table after `base`."""
+        if self._alone:
+            return ()
+        members = base.members or tuple(Member(each) for each in sorted(self._members_in_force()))
+        names = {address: peer.name for address, peer in self._peers.items()}
+        members = named(members, {**names, self._config.address: self._config.name})
+        if not base.epoch or base.term != self._election.term or not self._register.is_settled():
+            return members
+        own = self._config.address
+        answering = {each for each in self._peers if self._is_alive(each, now_ms)} | {own}
+        how = Circumstances(own, frozenset(answering), self._may_change_members(now_ms))
+        return self._changes.next_members(members, base.epoch, how)
+
+    def _hear_parting(self, address: str, message: PeerMessage) -> None:
+        """It counts for nothing any more."""
+        if isinstance(message, Release):
+            self._granted.release(message)
+        elif isinstance(message, Ack):
+            self._parting[address].accepted = message.accepted
+
+    def _tell_members(self, before: tuple[Member, ...], after: tuple[Member, ...]) -> None:
+        gone, come = gone_and_come(before, after)
+        for topic, whom in ((Topic.QUORUM_MEMBER_REMOVED, gone), (Topic.QUORUM_MEMBER_ADDED, come)):
+            for each in whom:
+                self._events.append((topic, MemberEvent(each.name, each.address, len(after))))
 
     # ------------------------------------------------------------------ inside
 
@@ -614,7 +777,7 @@ class Quorum:
             majority = self._election.majority
             if self._register.count(self._election.term, majority):
                 self._beat_due_ms = now_ms
-        self._publish_committed()
+        self._publish_committed(now_ms)
         self._propose(now_ms)
         self._pass_orders_on(now_ms)
         if self._leads and not self._alone and now_ms >= self._beat_due_ms:
@@ -623,6 +786,7 @@ class Quorum:
     def _begin_to_lead(self, reason: str, unknown_ms: int, now_ms: int) -> None:
         self._register.held.clear()
         self._granted.begin(now_ms, unknown_ms)
+        self._members_since_ms = now_ms
         self._held.give_up(now_ms)
         self._tell_regained()
         self._leader = self._config.name
@@ -645,6 +809,8 @@ class Quorum:
         self._events.append((topic, event))
         self._state_version += 1
         self._desk.lead_ended()
+        self._changes.lead_ended()
+        self._parting.clear()
 
     def _tell_regained(self) -> None:
         """There is a leader again, after it was told that there was none."""
@@ -676,13 +842,34 @@ class Quorum:
                 told,
             )
             self._outbox.append(Outgoing(address, beat, election.term_mark))
+        self._send_to_parting(seq, now_ms)
+
+    def _send_to_parting(self, seq: int, now_ms: int) -> None:
+        """Beats with the table by which they are members no more, until they are known to have it
+        and to know that it is committed.
+        """
+        election, held = self._election, self._register.accepted
+        for address, each in list(self._parting.items()):
+            if held is None or now_ms >= each.until_ms:
+                del self._parting[address]
+                continue
+            lacks = each.accepted != held.version
+            due = each.sent_ms is None or now_ms >= each.sent_ms + RESEND_MS
+            table = held.at(now_ms) if lacks and due else None
+            if table is not None:
+                each.sent_ms = now_ms
+            beat = Beat(
+                *(self._config.name, election.term, seq, election.timing.promise_ms),
+                *(self._register.committed_version, held.version, table, None),
+            )
+            self._outbox.append(Outgoing(address, beat, election.term_mark))
 
     def _members_to_tell(self, now_ms: int) -> tuple[MemberSeen, ...] | None:
         """How the leader sees all of them, when that has changed, or was told long ago."""
         seen = tuple(
             MemberSeen(
                 *(each.name, each.address, each.alive, each.term, each.epoch, each.why_not),
-                each.staged,
+                *(each.staged, each.late),
             )
             for each in self._members_seen(now_ms)
             if each.name
@@ -734,6 +921,7 @@ class Quorum:
     def _accept(self, table: NodeTable, now_ms: int) -> None:
         if self._register.accept(table, now_ms):
             self._election.table_changed()
+            self._go_by_members(now_ms)
 
     def _next_persist(self, now_ms: int) -> Persist | None:
         """One write at a time; the next one has whatever came meanwhile."""
@@ -747,7 +935,7 @@ class Quorum:
         state = HardState(election.term, election.vote, table, election.promise_ms, joined)
         return Persist(election.mark, state)
 
-    def _publish_committed(self) -> None:
+    def _publish_committed(self, now_ms: int) -> None:
         before = self._register.committed
         held = self._register.take_committed()
         if held is None:
@@ -762,6 +950,11 @@ class Quorum:
             self._note_config(table)
         self._tell_orders(before.table if before is not None else None, table)
         self._desk.committed(table)
+        members = before.table.members if before is not None else ()
+        if {each.address for each in members} != {each.address for each in table.members}:
+            self._members_since_ms = now_ms
+        self._tell_members(members, table.members)
+        self._changes.committed(table.members)
         self._table_version += 1
         self._state_version += 1
         self._unpublished = True
@@ -783,8 +976,11 @@ class Quorum:
             return
         base = accepted.at(now_ms) if accepted is not None else self._first(term)
         circumstances = self._circumstances_of(base, now_ms)
-        if not (self._stale or inherited) and circumstances == self._circumstances:
+        step = any(now_ms >= at_ms for at_ms in self._steps())
+        if not (self._stale or inherited or step) and circumstances == self._circumstances:
             return
+        if step:
+            self._stepped_ms = now_ms
         self._stale, self._circumstances = False, circumstances
         config = self._next_config(base, now_ms)
         merged = merge(
@@ -797,6 +993,8 @@ class Quorum:
             released=self._released(base, now_ms),
             renew=not self._alone,
             orders=self._desk.next_orders(base, self._known_nodes(base)),
+            voters=self._next_members(base, now_ms),
+            step=step,
         )
         if (merged.term, merged.epoch) != (base.term, base.epoch):
             self._accept(merged, now_ms)
@@ -828,14 +1026,17 @@ class Quorum:
         """What the first table of a cluster is made of: that of this LB from when it was alone."""
         if self._inherited is None:
             return bootstrap(term, self._hash_seed)
-        return replace(self._inherited, term=term, epoch=0)
+        return replace(self._inherited, term=term, epoch=0, members=())
 
     def _circumstances_of(self, base: NodeTable, now_ms: int) -> tuple[object, ...]:
         """What may change the next table without a message: merging ten thousand nodes is dear."""
         alive = tuple(self._is_alive(address, now_ms) for address in self._peers)
         free = tuple(self._granted.is_free(vip.address, now_ms) for vip in base.vip_owners)
         self._desk.over = frozenset(order.id for order in base.orders if is_over(order))
-        return (alive, self._silent(now_ms), free, self._released(base, now_ms), self._desk.over)
+        changing = self._changes.wants_to_change and self._may_change_members(now_ms)
+        released = self._released(base, now_ms)
+        late = self._late(now_ms)
+        return (alive, self._silent(now_ms), late, free, released, self._desk.over, changing)
 
     def _silent(self, now_ms: int) -> frozenset[str]:
         return frozenset(
@@ -846,12 +1047,25 @@ class Quorum:
 
     def _reports(self, now_ms: int) -> dict[str, Report]:
         """What those see that are heard."""
-        silent = self._silent(now_ms)
-        return {
+        silent, late = self._silent(now_ms), self._late(now_ms)
+        reports = {
             lb: Report(heard.view, heard.settled, now_ms - heard.newest_ms)
             for lb, heard in self._heard.items()
             if lb not in silent
         }
+        return {lb: report for lb, report in reports.items() if lb not in late} or reports
+
+    def _is_late(self, now_ms: int) -> bool:
+        """Whether what this LB's health process said last is not to be relied on."""
+        own = self._own_view
+        if own is None or self._alone:
+            return False
+        return own.view.late or now_ms >= own.heard_ms + OLD_VIEW_MS
+
+    def _late(self, now_ms: int) -> frozenset[str]:
+        """For the leader: whose verdicts do not count."""
+        late = {peer.name for peer in self._peers.values() if peer.late}
+        return frozenset(late | {self._config.name} if self._is_late(now_ms) else late)
 
     def _members(self, base: NodeTable) -> list[str]:
         """The LBs that have slots: those that have answered, and before them those that had one."""
@@ -860,6 +1074,9 @@ class Quorum:
         spoken = {self._config.name, *known}
         size = len(forwarding) + 1
         had = sorted({held.owner for held in base.snat_slices} - spoken)
+        names = {member.name for member in base.members}
+        if names and "" not in names:
+            had = [lb for lb in had if lb in names]
         return sorted(spoken | set(had[: max(0, size - len(spoken))]))
 
     def _alive(self, now_ms: int) -> dict[str, Standing]:
@@ -897,17 +1114,26 @@ class Quorum:
 
     def _pass_orders_on(self, now_ms: int) -> None:
         """Orders that wait go to the leader, and the answers to whoever asked."""
-        for address, peer in self._peers.items():
-            if not self._leads and peer.name == self._election.leader:
-                for number, asked in self._desk.to_pass_on(now_ms):
-                    message = OrderAsked(self._config.name, number, asked)
-                    self._outbox.append(Outgoing(address, message, 0))
-        for answer in self._desk.take_answers():
+        address, name = self._leaders_entry(), self._config.name
+        if not self._leads and address is not None:
+            passed: list[PeerMessage] = [
+                OrderAsked(name, *order) for order in self._desk.to_pass_on(now_ms)
+            ]
+            passed += [MemberAsked(name, *each) for each in self._changes.to_pass_on(now_ms)]
+            self._outbox += [Outgoing(address, message, 0) for message in passed]
+        for answer in self._desk.take_answers() + self._changes.take_answers():
             if answer.asker is None:
                 self._desk.answers.append(answer)
             else:
                 reply = OrderAnswered(self._config.name, answer.id, answer.refusal)
                 self._outbox.append(Outgoing(answer.asker, reply, 0))
+
+    def _leaders_entry(self) -> str | None:
+        """Of another LB that leads, if it is known."""
+        leader = self._election.leader
+        if leader is None:
+            return None
+        return next((entry for entry, peer in self._peers.items() if peer.name == leader), None)
 
     def _known_nodes(self, base: NodeTable) -> Iterator[str]:
         yield from (node.id for node in base.nodes)
@@ -924,6 +1150,14 @@ class Quorum:
             for order in held.table.orders
             if order.remaining_ms is not None and order.id not in self._desk.over
         ]
+
+    def _steps(self) -> list[int]:
+        """When nodes in slow start are to be given more; nothing if there are none."""
+        held = self._register.accepted
+        wait_ms = next_step_ms(held.table) if held is not None else None
+        if held is None or wait_ms is None:
+            return []
+        return [max(held.as_of_ms + wait_ms, self._stepped_ms + step_gap_ms(held.table))]
 
     def _tell_orders(self, before: NodeTable | None, table: NodeTable) -> None:
         """On this LB's stream; one that has just started does not know which ones are new."""
@@ -1016,7 +1250,10 @@ class Quorum:
         config, held = self._config, self._register.committed
         epoch = held.version.epoch if held else 0
         term, why_not = self._election.term, self._why_not
-        own = QuorumMember(config.name, config.address, True, term, epoch, 0, why_not, self._staged)
+        own = QuorumMember(
+            *(config.name, config.address, True, term, epoch, 0, why_not, self._staged),
+            late=self._is_late(now_ms),
+        )
         return (own, *(self._member(address, now_ms) for address in sorted(self._peers)))
 
     def _member(self, address: str, now_ms: int) -> QuorumMember:
@@ -1025,17 +1262,20 @@ class Quorum:
         heard_ms = now_ms - peer.heard_ms if peer.heard_ms is not None else 0
         alive = peer.heard_ms is not None and heard_ms < SILENT_REPORT_MS
         name, term, epoch, why_not = peer.name, peer.term, peer.accepted.epoch, peer.why_not
-        told, staged = self._leaders_members.get(address), peer.staged
+        told, staged, late = self._leaders_members.get(address), peer.staged, peer.late
         if not self._leads and told is not None and self._election.leader is not None:
             term, epoch, why_not, staged = told.term, told.epoch, told.why, told.staged
-            name, alive = told.name, told.alive
+            name, alive, late = told.name, told.alive, told.late
             heard_ms = min(heard_ms, now_ms - self._leaders_members_ms)
         silent_ms = heard_ms if alive else 0
-        return QuorumMember(name, address, alive, term, epoch, silent_ms, why_not, staged)
+        seen = (name, address, alive, term, epoch, silent_ms, why_not, staged)
+        return QuorumMember(*seen, late=late)
 
     def _waiting_for(self, leader: str | None) -> str:
         if self._stalled:
             return self._stalled
+        if not self._is_member:
+            return WAITING_TO_BE_MEMBER
         if leader is None:
             return WAITING_FOR_LEADER
         return WAITING_FOR_VIEW if self._register.committed is None else ""

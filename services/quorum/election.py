@@ -159,7 +159,8 @@ class Election:
         """Set when it becomes leader, for the caller to take."""
         self.is_blank = False
         self.only_votes = False
-        """A witness asks who would elect it, to learn what the others have, and goes no further."""
+        """A witness, or who is no member, asks who would elect it, to learn what the others have,
+        and goes no further."""
         self._boot = boot
         self._tableless: dict[str, int] = {}
         """Of the members that told a blank LB that they have no table: the largest term."""
@@ -194,6 +195,21 @@ class Election:
         self._deadline_ms = self._promised_until_ms + self._timeout_ms(0)
         if not self._others:
             self._deadline_ms = now_ms
+
+    def change_members(self, others: tuple[str, ...], now_ms: int) -> None:
+        """From now on these are the other members: whoever is none counts for nothing.
+
+        The lease that the promises of before made lasts: until it is over this LB, whose promises
+        count by either list, votes for nobody.
+        """
+        if others == self._others:
+            return
+        self._promised_until_ms = max(self._promised_until_ms, self.lease_until_ms(now_ms))
+        self._others = others
+        self._votes &= set(others)
+        for known in (self._heard_ms, self._promised_ms, self._tableless):
+            for peer in known.keys() - set(others):
+                del known[peer]
 
     # ------------------------------------------------------------------ time
 
@@ -265,7 +281,8 @@ class Election:
     def chosen(self, message: Go, now_ms: int) -> None:
         """The leader has resigned for the sake of this LB."""
         is_leader = message.term == self.term and message.sender == self.leader
-        if self.role is Role.FOLLOWER and is_leader and not self.is_blank:
+        can_lead = not self.is_blank and not self.only_votes
+        if self.role is Role.FOLLOWER and is_leader and can_lead:
             self._resigned, self._resigned_left_ms = message.sender, message.left_ms
             self._reason = f"{message.sender} handed over"
             self._ask_for_votes(Cause.CHOSEN, now_ms)
@@ -294,7 +311,8 @@ class Election:
         """Its own vote counts once it is on the disk."""
         is_stored = self._durable_mark >= self._vote_mark
         votes = len(self._votes) + is_stored
-        return self.role is Role.CANDIDATE and is_stored and votes >= self.majority
+        has_enough = is_stored and votes >= self.majority
+        return self.role is Role.CANDIDATE and has_enough and not self.only_votes
 
     def _lead(self, reason: str, now_ms: int) -> None:
         self.leader = self.name
@@ -344,7 +362,7 @@ class Election:
         self._reply(peer, message.term, message.accepted, granted, self.term_mark)
 
     def vote_reply(self, peer: str, message: VoteReply, now_ms: int) -> None:
-        if message.boot == self._boot and not message.has_table:
+        if peer in self._others and message.boot == self._boot and not message.has_table:
             self._tableless[peer] = max(self._tableless.get(peer, 0), message.term)
         elif message.has_table:
             self._tableless.pop(peer, None)
@@ -354,7 +372,8 @@ class Election:
         is_pre = bool(message.boot)
         asked = self.term + is_pre
         wanted = Role.PRE_CANDIDATE if is_pre else Role.CANDIDATE
-        if self.role is wanted and message.asked == asked and message.granted:
+        counts = message.granted and peer in self._others
+        if self.role is wanted and message.asked == asked and counts:
             self._votes.add(peer)
             self._count_votes(now_ms)
 
@@ -411,6 +430,8 @@ class Election:
         if message.term > self.term:
             self._adopt(message.term, now_ms)
         if self.role is not Role.LEADER or message.term != self.term:
+            return False
+        if peer not in self._others:
             return False
         for seq, sent_ms, until_ms in self._sent:
             if seq == message.seq:

@@ -5,12 +5,15 @@
     its public interface has no carrier, or only for a moment   nothing would arrive
     the programs are not attached, or nobody has said so yet    nothing would be forwarded
     it sees fewer than half of the nodes the table calls UP     what arrived would go nowhere
-    its flow table is not yet what the others' are              living connections would be reset
+    its flow table is not yet what the others' are, and it      living connections would be reset
+    holds no VIP
     an operator has handed over from here                       it is about to be stopped
     it only votes                                               it forwards nothing
 
 What once was attached stays so when the dataplane process dies: the kernel goes on. So a process
-that falls silent takes no eligibility away; one that has not been heard at all gives none.
+that falls silent takes no eligibility away; one that has not been heard at all gives none. And the
+flows of a VIP go through its holder: no other LB knows more of them, so that a dataplane process
+which has only just started again is no reason to move the VIP.
 
 `fitness` is for the case that no LB is eligible: the leader then grants to the fittest, since
 somebody doubtful answers more than nobody.
@@ -73,13 +76,13 @@ class Eligibility:
         seen = {node.id for node in view.nodes if node.state in UP} if view else set()
         self._agreed, self._seen = len(agreed), len(agreed & seen)
 
-    def verdict(self, now_ms: int) -> Verdict:
-        """As things stand."""
+    def verdict(self, now_ms: int, *, holds: bool = False) -> Verdict:
+        """As things stand. `holds`: this LB holds a VIP now."""
         if self._witness:
             return Verdict(("it only votes",), 0)
         link, programs, nodes = self._link(now_ms), self._programs(), self._nodes()
         leaving = "an operator has handed over from it" if self.leaving else ""
-        flows = self._flows()
+        flows = self._flows() if not holds else ""
         why = tuple(each for each in (link, programs, nodes, flows, leaving) if each)
         reached = 40 * self._seen // self._agreed if self._agreed else 40
         fitness = 200 * (not leaving) + 100 * (not link) + 50 * (not programs) + reached

@@ -52,9 +52,15 @@ class Service(Shape):
     def keeps_port(self) -> bool: ...
     @property
     def affinity_group(self) -> str | None: ...
+    @property
+    def slow_start_ms(self) -> int: ...
+    @property
+    def min_healthy(self) -> int | None: ...
 
 
-def table_service(service: Service) -> TableService:
+def table_service(service: Service, min_healthy: int) -> TableService:
+    """`min_healthy`: per cent, of a service that does not say it."""
+    own = service.min_healthy
     down = service.on_node_down
     return TableService(
         name=service.name,
@@ -72,4 +78,6 @@ def table_service(service: Service) -> TableService:
         ports=service.ports.size,
         keeps_port=service.keeps_port,
         affinity_group=service.affinity_group or "",
+        slow_start_ms=service.slow_start_ms,
+        min_healthy=min_healthy if own is None else own,
     )

@@ -1,6 +1,6 @@
 """The quorum process: the shell around `core`, and how this LB agrees with the others.
 
-In: what other LBs say (`peers`), `state.view.` of health, the commands `reload` and `order`,
+In: what other LBs say (`peers`), `state.view.` of health, the commands of `_command`,
 SIGHUP, SIGTERM, the clock. Out: messages to other LBs, `state.table.` and `state.quorum.` on every
 change and every 500 ms (the latter before half of the lease it tells of is over, so that a reader
 who subtracts its age finds one left), the events `quorum.*`, `vip.*`, `table.committed.`,
@@ -20,9 +20,11 @@ stored table at once. Killed at any point, it loses nothing that it published; w
 dataplane goes on forwarding by the last table, and masks by health's view what dies meanwhile. Told
 to end, it first gives up what it holds, so that another LB need not wait for its silence.
 
-**Several LBs.** The list of the file says who they are. Until this machine's own entry is found (an
-interface may come later, a name be resolved later) the core stands in nobody's way: it counts all
-entries as others, reaches none of them, and says what it waits for.
+**Several LBs.** The agreed table says who they are (`membership`), and the list of the file until
+there is one. Both may write an LB otherwise: entries of one address are one, by the table's. Until
+this machine's own entry is found (an interface may come later, a name be resolved later) the core
+stands in nobody's way: it counts all entries as others, reaches none of them, and says what it
+waits for.
 
 An unreadable state directory or a full disk belongs to the machine, not to the file: said once in
 the log and in `waiting_for`, tried again every second.
@@ -32,11 +34,13 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import secrets
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -49,16 +53,17 @@ from bus.keys import KeyDirectory
 from bus.orders import LONGEST_TEXT, Asked
 from bus.socket import monotonic_ms
 from bus.states import (
+    Applicant,
     DataplaneState,
     LocalView,
     NodeTable,
     QuorumState,
 )
 from bus.topics import Topic
-from bus.words import Role
+from bus.words import ENTRY, MemberChange, Role
 from conf import LbConfig, Paths, load_lb
 from services import process
-from services.machine import boot_id
+from services.machine import boot_id, own_address
 from services.process import Bus, Loop
 from services.quorum import realtime
 from services.quorum.carrier import Carrier
@@ -155,9 +160,10 @@ class QuorumProcess:
             self._boot,
             self._loop.signals.wake,
             KeyDirectory(config.security.keys, (keys.LBS,)) if config.security.keys else None,
+            partial(own_address, config.local.net_interface_private),
         )
-        names = {str(each): each.key_name for each in config.quorum.addresses}
-        self._peers.expect(self._listed, names)
+        self._entries: tuple[str, ...] = ()
+        self._expect_members()
         self._judge_by(config)
         for refused in self._unrealtime:
             _log.warning("the kernel does not allow", what=refused)
@@ -165,38 +171,55 @@ class QuorumProcess:
     def run(self) -> None:
         """Until SIGTERM."""
         self._loop.watch(*self._peers.sockets, *self._bus.sockets)
+        every = dict.fromkeys((*self._peers.sockets, *self._bus.sockets), 0)
+        ready: dict[Any, int] = every
         while not self._loop.signals.stopping:
-            self._step(monotonic_ms())
-            self._loop.wait(self._wait_ms(monotonic_ms()))
+            self._step(monotonic_ms(), ready)
+            ready = self._loop.wait(self._wait_ms(monotonic_ms()))
         self._resign(monotonic_ms())
         _log.info("stopped", process=topics.QUORUM)
         self._peers.close()
         self._bus.close()
 
-    def _step(self, now_ms: int) -> None:
-        """Drain the input, then look at the clock, then do what the core says."""
+    def _step(self, now_ms: int, ready: dict[Any, int]) -> None:
+        """Drain the input, then look at the clock, then do what the core says.
+
+        `ready` has the sockets that something has come in by. A turn comes with every beat and its
+        answers, so the others are not asked.
+        """
         late_ms = self._loop.late_ms(now_ms)
         if late_ms > LATE_MS:
             self._core.lagged(late_ms)
         self._settle(now_ms)
-        self._hear(now_ms)
-        self._publisher.serve()
-        self._commands.serve(self._command)
+        if self._more or any(socket in ready for socket in self._peers.sockets):
+            self._hear(now_ms)
+        if self._publisher.poll_socket in ready:
+            self._publisher.serve()
+        if self._commands.socket in ready:
+            self._commands.serve(self._command)
         if self._loop.signals.take_reload():
             self._reload()
+        if self._subscriber.socket in ready:
+            self._hear_sisters(now_ms)
+        self._look_at_disk(now_ms)
+        self._stand(now_ms)
+        self._core.tick(now_ms)
+        self._work_off(now_ms)
+        self._expect_members()
+        self._claims.tick(self._told, now_ms)
+        self._publish_events(self._claims.take())
+        self._publish_states(now_ms)
+
+    def _hear_sisters(self, now_ms: int) -> None:
+        """The other processes of this LB."""
         for envelope in self._subscriber.receive():
             if isinstance(envelope.data, LocalView):
                 self._view = envelope
                 self._report(now_ms)
             elif isinstance(envelope.data, DataplaneState):
                 self._eligibility.dataplane(envelope.data)
-        self._look_at_disk(now_ms)
-        self._stand(now_ms)
-        self._core.tick(now_ms)
-        self._work_off(now_ms)
-        self._claims.tick(self._told, now_ms)
-        self._publish_events(self._claims.take())
-        self._publish_states(now_ms)
+        if any(head.topic is Topic.STATE_VIEW for head in self._subscriber.repeated):
+            self._core.hear_health(now_ms)
 
     @property
     def _told(self) -> Told:
@@ -212,7 +235,7 @@ class QuorumProcess:
         self._eligibility.carrier(up=self._carrier.is_up(), now_ms=now_ms)
         view = self._view.data if self._view is not None else None
         self._eligibility.nodes(view, self._table)
-        verdict = self._eligibility.verdict(now_ms)
+        verdict = self._eligibility.verdict(now_ms, holds=bool(self._claims.held))
         self._core.stand(verdict.why, verdict.fitness, now_ms)
         if self._handover is not None:
             self._go_on_handing_over(self._handover, now_ms)
@@ -221,7 +244,7 @@ class QuorumProcess:
 
     def _new_core(self, now_ms: int, own: str = "") -> Quorum:
         """`own` is this LB's entry. Empty in a cluster: not known yet, and it speaks to nobody."""
-        others = tuple(sorted(self._listed.keys() - {own}))
+        others = self._others(own)
         config = core_config(self._config, own, others)
         draw = random.SystemRandom().random
         stored = self._stored
@@ -232,6 +255,24 @@ class QuorumProcess:
         self._peers.node_health = numbers
         enforce = config.quorum.enforce_single_configuration
         self._peers.admission.judge_by(numbers, enforce=enforce)
+
+    def _others(self, own: str) -> tuple[str, ...]:
+        """The file's other entries; those that are this machine are not, however it writes them."""
+        mine = self._peers.aliases | {own} if own else {own}
+        return tuple(sorted(self._listed.keys() - mine))
+
+    def _expect_members(self) -> None:
+        """Hear, and be connected to, those that the core goes by; the file lists who was first."""
+        entries = self._core.entries if self._listed else ()
+        if entries == self._entries:
+            return
+        self._entries = entries
+        names = {str(each): each.key_name for each in self._config.quorum.addresses}
+        places: dict[str, tuple[str, int]] = {}
+        for entry in filter(None, entries):
+            port = int(entry.rpartition(":")[2])
+            places[entry] = self._listed.get(entry) or (host_of(entry), port)
+        self._peers.expect(places, {entry: names.get(entry, host_of(entry)) for entry in places})
 
     def _settle(self, now_ms: int) -> None:
         if not self._listed:
@@ -363,7 +404,14 @@ class QuorumProcess:
             else member
             for member in state.members
         )
-        return replace(state, waiting_for=waiting_for, rejected=refused, members=members)
+        applicants = self._peers.admission.applicants(now_ms) if self._listed else {}
+        return replace(
+            state,
+            waiting_for=waiting_for,
+            rejected=refused,
+            members=members,
+            applicants=tuple(Applicant(name, entry) for entry, name in applicants.items()),
+        )
 
     def _wait_ms(self, now_ms: int) -> int:
         if self._more:
@@ -398,7 +446,9 @@ class QuorumProcess:
             return self._commit_staged(monotonic_ms())
         if verb == "recover":
             return self._recover(monotonic_ms())
-        known = "reload, handover, order, commit, recover"
+        if verb == "member":
+            return self._change_members(arguments)
+        known = "reload, handover, order, commit, recover, member"
         raise CommandError(f"unknown command: {verb}; quorum knows: {known}")
 
     def _commit_staged(self, now_ms: int) -> dict[str, Any]:
@@ -428,6 +478,29 @@ class QuorumProcess:
         self._report(now_ms)
         return {"members": 1}
 
+    def _change_members(self, arguments: dict[str, Any]) -> Later:
+        """Answered when all go by the changed list; `member` is a name, a host, or an entry."""
+        number, who = arguments.get("id"), arguments.get("member")
+        now_ms = monotonic_ms()
+        if not isinstance(number, str) or not 0 < len(number) <= LONGEST_TEXT:
+            raise CommandError("not a change of the members: it has no id")
+        try:
+            change = MemberChange(arguments.get("change", ""))
+            address = self._entry_of(str(who), change, now_ms)
+            self._core.change_members(number, change, address, now_ms)
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        return self._orders.setdefault(number, Later())
+
+    def _entry_of(self, who: str, change: MemberChange, now_ms: int) -> str:
+        """Raises ValueError, in words."""
+        others = self._peers.admission.applicants(now_ms)
+        if change is MemberChange.REMOVE:
+            return self._core.entry_of(who, {})
+        if re.fullmatch(ENTRY, who):
+            return who
+        return self._core.entry_of(who, dict.fromkeys(self._listed, "") | others)
+
     def _hand_over(self, now_ms: int) -> Later:
         """Give up the lead and every VIP; answered when another LB has them."""
         if not self._listed:
@@ -456,6 +529,7 @@ class QuorumProcess:
             return
         self._eligibility.leaving = False
         self._handover = None
+        self._commands.serve(self._command)
 
     def _order(self, arguments: dict[str, Any]) -> Later:
         number = arguments.get("id")
@@ -474,8 +548,8 @@ class QuorumProcess:
         if config is not None:
             self._config = config
             self._judge_by(config)
-            others = tuple(sorted(self._listed.keys() - {self._own}))
-            self._core.reconfigure(core_config(config, self._own, others), monotonic_ms())
+            new = core_config(config, self._own, self._others(self._own))
+            self._core.reconfigure(new, monotonic_ms())
             self._claims.configure(core_config(config).table, monotonic_ms())
         return answer
 
@@ -505,7 +579,9 @@ def _load(storage: Storage) -> tuple[HardState, str]:
 def core_config(config: LbConfig, own: str = "", others: tuple[str, ...] = ()) -> QuorumConfig:
     """The file as the core reads it; `own` and `others` are entries of its list of LBs."""
     vips = tuple(FloatingVip(vip.address, vip.snat_addresses) for vip in config.virtual_ips)
-    services = tuple(table_service(service) for service in config.services)
+    services = tuple(
+        table_service(service, config.node_health.min_healthy) for service in config.services
+    )
     flows = config.dataplane
     idle_ms = (flows.tcp_established_ms, flows.tcp_closing_ms, flows.tcp_time_wait_ms, flows.udp_ms)
     return QuorumConfig(
@@ -531,6 +607,10 @@ def _listed(config: LbConfig) -> dict[str, tuple[str, int]]:
     """Host and port of each member; none: a quorum of one."""
     addresses = config.quorum.addresses
     return {str(each): (each.host, each.port) for each in addresses} if addresses[1:] else {}
+
+
+def host_of(entry: str) -> str:
+    return entry.rpartition(":")[0]
 
 
 def _lasting(state: QuorumState) -> QuorumState:

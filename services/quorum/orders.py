@@ -236,13 +236,13 @@ class Desk:
                     number, f"the load balancers have not agreed on it within {WAIT_MS} ms"
                 )
 
-    def next_due_ms(self) -> int | None:
-        """When `tick` or `to_pass_on` has something to do."""
+    def next_due_ms(self, *, passes_on: bool) -> int | None:
+        """When `tick`, or `to_pass_on` where that is possible, has something to do."""
         due = [each.since_ms + WAIT_MS for each in self._waiting.values()]
         due += [
             each.sent_ms + RESEND_MS
             for each in self._waiting.values()
-            if each.sent_ms is not None and each.asker is None
+            if passes_on and each.sent_ms is not None and each.asker is None
         ]
         return min(due, default=None)
 

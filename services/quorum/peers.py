@@ -60,25 +60,34 @@ class Peers:
         boot: str,
         wake: Callable[[], None],
         known: KeyDirectory | None = None,
+        source: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`known`: where keys are used; then nobody else may be the context's `tcp.Door`."""
+        """`known`: where keys are used; then nobody else may be the context's `tcp.Door`.
+
+        `source`: this LB's private address, which names are asked for from.
+        """
         self._context, self._cluster, self._boot = context, cluster, boot
         self.admission = Admission(cluster, name)
         self.own = ""
-        """This LB's entry, once it is known."""
+        """This LB's entry, once it is known: the first of those that are this machine."""
+        self.aliases: frozenset[str] = frozenset()
+        """All entries that are this machine at this port: a file may write it otherwise."""
         self.waiting_for = ""
         self.node_health: dict[str, str] = {}
         """What this LB's file says in `[node_health]`; goes with every message."""
         self.dropped = 0
         """Messages that a peer's full queue, or its absence, has cost."""
-        self._resolver = Resolver(wake)
+        self._resolver = Resolver(wake, source, f"{name}.local")
         self._listed: dict[str, tuple[str, int]] = {}
         """By entry: host and port."""
         self._bound: str | None = None
         self._number = 0
         self._links: dict[str, _Link] = {}
         self._settle_ms = 0
+        self._ask_ms = 0
         self._discarding = False
+        self._knock = b""
+        """The first frame of the last stranger's message."""
         self._keys = known
         self._key_names: dict[str, str] = {}
         self._own_keys: Pair | None = None
@@ -121,9 +130,13 @@ class Peers:
         self._settle_ms = now_ms + SETTLE_MS
         if self._keys is not None and not self._has_keys(self._keys):
             return
-        places = {entry: self._resolver.address(host) for entry, (host, _) in self._listed.items()}
+        resolved = {
+            entry: self._resolver.address(host) for entry, (host, _) in self._listed.items()
+        }
+        places = self._distinct(resolved)
         own = self._find_own(places)
         if own is None:
+            self._ask_again(now_ms)
             return
         address, port = places[own] or "", self._listed[own][1]
         if not self._bind(f"tcp://{address}:{port}"):
@@ -131,12 +144,32 @@ class Peers:
         if own != self.own:
             _log.info("this LB is a member of the quorum", entry=own, cluster=self._cluster)
         self.own, self.waiting_for = own, ""
+        here = address, port
+        self.aliases = frozenset(
+            entry for entry, place in resolved.items() if (place, self._listed[entry][1]) == here
+        )
         others = {entry: place for entry, place in places.items() if entry != own}
         if self._keys is not None:
             self.admission.expect({self._key_names[entry]: entry for entry in others})
         else:
             self.admission.expect({place: entry for entry, place in others.items() if place})
         self._connect(address, others, now_ms)
+
+    def _ask_again(self, now_ms: int) -> None:
+        """This LB is at none of the names' addresses, so some name has another by now."""
+        if now_ms >= self._ask_ms:
+            self._ask_ms = now_ms + RENEW_MS
+            for host, _ in self._listed.values():
+                self._resolver.ask_again(host)
+
+    def _distinct(self, resolved: dict[str, str | None]) -> dict[str, str | None]:
+        """Of entries that mean the same machine the first: two lists may write it otherwise."""
+        first: dict[tuple[str, int], str] = {}
+        for entry, place in resolved.items():
+            if place is not None:
+                first.setdefault((place, self._listed[entry][1]), entry)
+        kept = set(first.values())
+        return {entry: place for entry, place in resolved.items() if place is None or entry in kept}
 
     def _has_keys(self, known: KeyDirectory) -> bool:
         """Go by the keys as they are now; False: this LB has none of its own."""
@@ -225,6 +258,8 @@ class Peers:
             if link is not None and link.endpoint == endpoint and now_ms < link.renew_ms:
                 continue
             attempt = 0 if link is None else link.attempt + 1
+            if attempt:
+                self._resolver.ask_again(self._listed[entry][0])
             if link is not None:
                 self._links.pop(entry).close()
             credentials = self._credentials(entry, attempt)
@@ -240,7 +275,8 @@ class Peers:
         """Never waits."""
         link = self._links.get(entry)
         self._number += 1
-        head = self._cluster, self._boot, self._number, self.node_health
+        port = self._listed[self.own][1] if self.own in self._listed else 0
+        head = self._cluster, self._boot, self._number, self.node_health, port
         frames = encode_peer(message, *head)
         if link is None or not link.send(frames):
             self.dropped += 1
@@ -257,6 +293,8 @@ class Peers:
                 return heard, True
             if frames is None:
                 self.admission.refuse_stranger(address, now_ms)
+                if self._door is None:
+                    self.admission.knock(address, self._knock, now_ms)
             elif frames and (admitted := self.admission.admit(address, frames, now_ms)):
                 heard.append(admitted)
                 if (link := self._links.get(admitted[0])) is not None:
@@ -276,7 +314,7 @@ class Peers:
         address = self._sender(first)
         more = first.more
         if not self.admission.is_listed(address):
-            self._discarding = more
+            self._discarding, self._knock = more, first.bytes
             return address, None
         frames = [first.bytes]
         while more and len(frames) <= MOST_PARTS:

@@ -36,6 +36,8 @@ knows no node for some milliseconds; taking that for "all gone" would empty ever
 report settles, an LB is an elector only for the nodes it names, and a node without electors stays
 as it is. No reports at all change no node: the LB goes on forwarding with what it knew.
 
+**Slow start**: what part of its weight a node has that has just come, see `parts`.
+
 **Orders** of operators come last: see `orders`. How the nodes stand without them is kept beside
 them, so that the next table can be made of that.
 
@@ -51,8 +53,8 @@ the slot may meet a new owner of that port.
 Below 1024 a slice has its share of 600-1023, whole on the LB's own address, in slots of 53 ports on
 shared ones: clients that come from a reserved port (rresvport goes down from 1023) keep to one.
 
-**Epoch.** It rises by one when the content changes and never otherwise. The time left of a ban is
-no content: it passes by itself.
+**Epoch.** It rises by one when the content changes and never otherwise. The time left of a ban, or
+of a slow start, is no content: it passes by itself.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ from bus.orders import Order
 from bus.states import (
     Ban,
     LocalView,
+    Member,
     NodeService,
     NodeTable,
     NodeView,
@@ -79,6 +82,7 @@ from bus.states import (
 from bus.words import Mode, NodeState
 from services.quorum.orders import carried_out, new_orders
 from services.quorum.ownership import Standing, assign
+from services.quorum.parts import next_parts
 
 SLOTS = 8
 SLOT_PORTS = 7_808
@@ -143,12 +147,15 @@ def merge(
     released: frozenset[str] = frozenset(),
     renew: bool = False,
     orders: tuple[Order, ...] | None = None,
+    voters: tuple[Member, ...] | None = None,
+    step: bool = False,
 ) -> NodeTable:
     """The table after `previous`; `previous` with its bans brought up to date if all is the same.
 
     `members` are the LBs that have slots, `owners` who is to hold each VIP (None: the members, in
     turn); `released` those whose slots may be reused. `renew`: another term makes another table.
-    `orders`: what operators want from now on; None: what they wanted before.
+    `orders`: what operators want from now on; `voters`: who agrees. None: as before. `step`: it is
+    time for the nodes in slow start to be given more.
     """
     present = sorted(set(members))
     if owners is None:
@@ -165,8 +172,10 @@ def merge(
         bans=bans,
         orders=orders,
         beneath=beneath,
+        parts=next_parts(previous, nodes, config.services, step=step),
         vip_owners=_vip_owners(config.vips, owners),
         snat_slices=_assign_slices(previous.snat_slices, _shared(config), present, released),
+        members=previous.members if voters is None else voters,
     )
     same_term = previous.term == term or not renew
     if same_content(previous, merged) and previous.epoch > 0 and same_term:
@@ -175,14 +184,15 @@ def merge(
 
 
 def same_content(one: NodeTable, other: NodeTable) -> bool:
-    """Whether both say the same: all but term, epoch and the time left of bans and orders."""
+    """Whether both say the same: all but term, epoch and the time left of bans, orders, starts."""
     return _content(one) == _content(other)
 
 
 def _content(table: NodeTable) -> NodeTable:
     bans = tuple(replace(ban, remaining_ms=0) for ban in table.bans)
     orders = tuple(_without_time(order) for order in table.orders)
-    return replace(table, term=0, epoch=0, bans=bans, orders=orders)
+    parts = tuple(replace(p, level=0, remaining_ms=0) for p in table.parts if p.percent < 100)
+    return replace(table, term=0, epoch=0, bans=bans, orders=orders, parts=parts)
 
 
 def _without_time(order: Order) -> Order:
@@ -190,9 +200,9 @@ def _without_time(order: Order) -> Order:
 
 
 def aged(table: NodeTable, elapsed_ms: int) -> NodeTable:
-    """The same table `elapsed_ms` later: its bans and orders have less time left."""
+    """The same table `elapsed_ms` later: its bans, orders, slow starts have less time left."""
     timed = any(order.remaining_ms is not None for order in table.orders)
-    if elapsed_ms <= 0 or not (table.bans or timed):
+    if elapsed_ms <= 0 or not (table.bans or table.parts or timed):
         return table
     bans = tuple(
         replace(ban, remaining_ms=max(0, ban.remaining_ms - elapsed_ms)) for ban in table.bans
@@ -203,7 +213,10 @@ def aged(table: NodeTable, elapsed_ms: int) -> NodeTable:
         else replace(order, remaining_ms=max(0, order.remaining_ms - elapsed_ms))
         for order in table.orders
     )
-    return replace(table, bans=bans, orders=orders)
+    parts = tuple(
+        replace(part, remaining_ms=max(0, part.remaining_ms - elapsed_ms)) for part in table.parts
+    )
+    return replace(table, bans=bans, orders=orders, parts=parts)
 
 
 # --------------------------------------------------------------------------- nodes
@@ -284,7 +297,16 @@ def _describe(
     else:
         said = routing[0] if routing else opinions[0][0]
         services = _prepared_for_all(said.services, routing)
-        node = TableNode(said.id, said.name, said.address, state, said.weight, services, silent)
+        node = TableNode(
+            id=said.id,
+            name=said.name,
+            address=said.address,
+            state=state,
+            weight=said.weight,
+            services=services,
+            silent=silent,
+            backup=said.backup,
+        )
         if any(seen.apart for seen in routing):
             node = _with_services_apart(node, [seen for seen, _ in opinions], unheard, before)
     # The same object where nothing changed: then comparing ten thousand nodes costs nothing.
@@ -440,6 +462,9 @@ def changes(before: NodeTable | None, after: NodeTable) -> tuple[str, ...]:
     lines += _set_changes(
         "vip", {v.address: v for v in old.vip_owners}, {v.address: v for v in after.vip_owners}
     )
+    lines += _set_changes(
+        "member", {m.address: m for m in old.members}, {m.address: m for m in after.members}
+    )
     if old.snat_slices != after.snat_slices:
         lines.append(f"snat slices {len(old.snat_slices)} -> {len(after.snat_slices)}")
     return tuple(lines)
@@ -463,7 +488,18 @@ def _node_changes(old: NodeTable, new: NodeTable) -> Iterable[str]:
             yield f"{label} {'fell silent' if after.silent else 'is heard again'}"
         elif before != after:
             yield f"{label} described anew"
+    yield from _part_changes(old, new)
     yield from _order_changes(old, new)
+
+
+def _part_changes(old: NodeTable, new: NodeTable) -> Iterable[str]:
+    was = {(part.node, part.service): part.percent for part in old.parts}
+    now = {(part.node, part.service): part.percent for part in new.parts}
+    names = {node.id: node.name for node in new.nodes}
+    for key in sorted(was.keys() | now.keys()):
+        before, after = was.get(key, 100), now.get(key, 100)
+        if before != after and key[0] in names:
+            yield f"{key[1]} at {names[key[0]]}: {after} % of its weight"
 
 
 def _order_changes(old: NodeTable, new: NodeTable) -> Iterable[str]:

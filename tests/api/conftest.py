@@ -174,6 +174,8 @@ def _answer(verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
             return {"leader": "lb-1"}
         case "recover":
             return {"members": 1}
+        case "member":
+            return {"agreed": True}
         case "commit":
             return {"agreed": "5a17"}
     raise CommandError(f"unknown command: {verb}")

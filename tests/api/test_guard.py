@@ -127,7 +127,7 @@ def a_node() -> NodeShape:
 
 def test_a_tag_is_of_what_is_decided() -> None:
     node = a_node()
-    counted = [replace(seat, packets_in=99, flows=7) for seat in node.services]
+    counted = [replace(seat, packets_in=99, flows=7, slow_start_ms=3) for seat in node.services]
     passing = replace(node, observed_ms=77, banned_for_ms=5, load=0.9, services=counted)
     assert etag(passing) == etag(node)
     for changed in (

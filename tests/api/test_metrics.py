@@ -7,7 +7,7 @@ from dataclasses import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from bus import topics
-from bus.states import QuorumMember, SeatCounters
+from bus.states import QuorumMember, SeatCounters, ServiceState
 from bus.topics import Topic
 from bus.words import NodeState
 from services.api.fold import Fold
@@ -84,8 +84,9 @@ def full() -> Fold:
     unfit = QuorumMember("lb-0", "10.81.0.10:8081", True, 3, 1, 0, ("no carrier",))
     counted = SeatCounters("default", NODE, 1, 2, 3, 4, 5, 7.5)
     unheard = SeatCounters("default", node_id("node-1"), 0, 0, 0, 0, 0)
+    apart = node(apart=(ServiceState("echo", NodeState.BANNED, "", 5_000),))
     for source, topic, data in (
-        (topics.HEALTH, Topic.STATE_VIEW, view(node())),
+        (topics.HEALTH, Topic.STATE_VIEW, view(apart)),
         (topics.HEALTH, Topic.STATE_CHECKS, checks(node(), unknown_kind=4)),
         (
             topics.DATAPLANE,
@@ -156,6 +157,13 @@ def test_values_and_labels() -> None:
 def test_a_node_that_never_took_a_port_has_no_rest() -> None:
     rests = [labels for name, labels in scraped(full()) if name == "gale_snat_port_rest_seconds"]
     assert [dict(labels)["node"] for labels in rests] == [NODE]
+
+
+def test_only_a_service_that_goes_its_own_way_has_a_state_of_its_own() -> None:
+    found = {key: value for key, value in scraped(full()).items() if "node_service" in key[0]}
+    assert found == {
+        sample("gale_node_service_state", service="echo", node=NODE, state="banned"): 1
+    }
 
 
 def test_a_node_is_in_exactly_one_state() -> None:

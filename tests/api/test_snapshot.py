@@ -11,8 +11,10 @@ from bus import topics
 from bus.states import (
     CommittedTable,
     NodeTable,
+    Part,
     QuorumMember,
     SeatCounters,
+    ServiceState,
 )
 from bus.topics import Topic
 from bus.words import NodeState
@@ -97,6 +99,42 @@ def test_a_node_with_its_share_of_all_rings() -> None:
         ("default", 8080, 0.4),
         ("echo", None, 1.0),
     ]
+
+
+def test_a_node_in_slow_start_says_what_it_has_and_for_how_long() -> None:
+    starting = (Part(node_id("node-0"), "default", 30, 30, 6_000),)
+    committed = table("node-0", "node-1")
+    fold = fold_with(
+        view=view(node(), node("node-1")),
+        table=replace(committed, table=replace(committed.table, parts=starting)),
+        dataplane=dataplane(seat("node-0", 30, 130), seat("node-1", 100, 130)),
+    )
+    shown = [(at.percent, at.slow_start_ms) for n in nodes_of(fold, 2_500) for at in n.services]
+    assert shown == [(30, 3_500), (100, 0)]
+    offered = snapshot.services(fold, LOCAL, 2_500)
+    assert offered is not None
+    assert [at.percent for at in offered.services[0].nodes] == [30, 100]
+
+
+def test_the_ban_of_one_service_runs_down() -> None:
+    banned = ServiceState("default", NodeState.BANNED, "banned after 3 failures", 50_000)
+    fold = fold_with(view=view(node(apart=(banned,))), dataplane=dataplane(seat("node-0", 0, 100)))
+    (shown,) = nodes_of(fold, 20_000)
+    assert (shown.banned_for_ms, shown.services[0].banned_for_ms) == (0, 30_000)
+    assert nodes_of(fold, 60_000)[0].services[0].banned_for_ms == 0
+
+
+def test_a_backup_that_is_not_needed_says_so() -> None:
+    committed = table("node-0")
+    idle = replace(committed.table, parts=(Part(node_id("node-0"), "default", 0, 100, 0),))
+    fold = fold_with(
+        view=view(node(backup=True)),
+        table=replace(committed, table=idle),
+        dataplane=dataplane(seat("node-0", 0, 100)),
+    )
+    (shown,) = nodes_of(fold)
+    assert shown.backup
+    assert [at.reason for at in shown.services] == [snapshot.IDLE_BACKUP]
 
 
 def test_why_a_node_takes_no_new_flows_at_a_service() -> None:

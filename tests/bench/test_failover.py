@@ -58,6 +58,7 @@ def test_only_gale_has_goals_and_faults_stand_together() -> None:
 
 # --------------------------------------------------------------------------- what was seen
 
+PERIOD_MS = 5
 SEEN = Seen(1000, 940, 0.5, (Gap(5_000.0, 200.0, 39), Gap(9_050.0, 110.0, 21)))
 
 
@@ -157,7 +158,8 @@ def test_a_silence_is_one_gap_as_long_as_it_was(server: Server) -> None:
     server.wait_for_more()
     seen = client.stop()
     longest = max(seen.gaps, key=lambda gap: gap.ms)
-    allowance_ms = 50 + 2 * seen.lag_ms
-    assert abs(longest.ms - (end_ms - begin_ms)) < allowance_ms
-    assert abs(longest.from_ms - begin_ms) < allowance_ms
+    silence_ms = end_ms - begin_ms
+    # Who holds up this process, or the server's thread, makes the gap longer, and never shorter.
+    assert silence_ms - 2 * PERIOD_MS < longest.ms < 3 * silence_ms + 2 * seen.lag_ms
+    assert begin_ms - 2 * PERIOD_MS - seen.lag_ms < longest.from_ms < end_ms
     assert sum(gap.lost for gap in seen.gaps) == seen.sent - seen.answered

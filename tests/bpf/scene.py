@@ -295,10 +295,14 @@ class Scene:
         table = self.programs.table("addresses")
         table[address(text)] = table.Leaf(flags=flags, **fields)
 
-    def claim(self, text: str, until_ns: int, sides: int = PUBLIC_SIDE) -> None:
-        """A floating address, and until when this LB answers for it."""
+    def claim(
+        self, text: str, until_ns: int, sides: int = PUBLIC_SIDE, moved_ticks: int = 0
+    ) -> None:
+        """A floating address, until when this LB answers for it, and when that last changed."""
         table = self.programs.table("claims")
-        table[floating(table, text)] = table.Leaf(until=until_ns, sides=sides)
+        table[floating(table, text)] = table.Leaf(
+            until=until_ns, sides=sides, moved=moved_ticks & 0xFFFFFFFF
+        )
 
     def rival(self, text: str) -> Any:
         """Who else was heard to claim it; None: nobody."""

@@ -46,6 +46,7 @@ from tests.bpf.scene import (
     is_xdp,
     least_bytes,
     mac,
+    now_ticks,
 )
 
 HOOKS = [*REQUEST_HOOKS, *REPLY_HOOKS]
@@ -439,6 +440,30 @@ def test_forwarding_asks_for_no_claim(scene: Scene, until: int) -> None:
     scene.claim(SNAT, until, PRIVATE_SIDE)
     Connection(scene).establish()
     scene.expect("tc_public", tcp(CLIENT, (VIP, SERVICE[1] + 1)), "drop_no_service")
+
+
+# --------------------------------------------------------------------------- a VIP that moves
+
+
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+@pytest.mark.parametrize(
+    ("until", "moved_ago", "reason"),
+    [
+        (FOR_EVER, 1_000, "no_flow_reset"),
+        (FOR_EVER, 17, "no_flow_reset"),
+        (FOR_EVER, 10, "drop_moving_flow"),
+        (FOR_EVER, -1, "drop_moving_flow"),
+        (0, 1_000, "drop_moving_flow"),
+    ],
+)
+def test_what_may_be_known_elsewhere_is_not_reset(
+    scene: Scene, hook: str, until: int, moved_ago: int, reason: str
+) -> None:
+    """The quorum's clock is finer than the programs', and may be ahead of it by a tick."""
+    scene.service("l4")
+    scene.claim(VIP, until, moved_ticks=now_ticks() - moved_ago)
+    scene.expect(hook, tcp(CLIENT, SERVICE, "PA", b"data", seq=5000, ack=700), reason)
+    scene.expect(hook, tcp(CLIENT, SERVICE, "R"), "drop_no_flow")
 
 
 # --------------------------------------------------------------------------- rivals

@@ -63,6 +63,7 @@ NODE = NodeShape(
     flows=2,
     order=None,
     orders=[],
+    backup=False,
     services=[SEAT],
 )
 SERVICE = ServiceShape(

@@ -192,6 +192,32 @@ def test_nodes_say_why_one_is_not_routed_to_at_some_services(api: LocalApi, gale
     assert row.endswith(f" passed its checks; at a: {far}; at b, d, e and 2 more services: {full}")
 
 
+def test_nodes_say_how_long_one_service_is_banned_yet(api: LocalApi, gale: Gale) -> None:
+    node = ANSWERS["/v1/nodes"]["nodes"][0] | {"state": "up", "reason": "passed its checks"}
+    seat = node["services"][0] | {"reason": "banned after 3 failures", "banned_for_ms": 40_000}
+    node["services"] = [seat]
+    api.paths["/v1/nodes"] = {"nodes": [node], "observed_ms": 1}
+    row = " ".join(row_of(gale("nodes").stdout, "node-1"))
+    assert row.endswith("; at default: banned after 3 failures, 40.0 s left")
+
+
+def test_nodes_say_where_one_is_in_slow_start(api: LocalApi, gale: Gale) -> None:
+    node = ANSWERS["/v1/nodes"]["nodes"][0] | {"state": "up", "reason": "passed its checks"}
+    seat = node["services"][0] | {"state": "up", "reason": ""}
+    starts = {"a": (30, 21_000), "b": (100, 21_000), "c": (100, 0)}
+    node["services"] = [
+        seat | {"service": name, "percent": percent, "slow_start_ms": left_ms}
+        for name, (percent, left_ms) in starts.items()
+    ]
+    api.paths["/v1/nodes"] = {"nodes": [node], "observed_ms": 1}
+    said = "slow start, 30 % of its weight, all of it in 21.0 s"
+    row = " ".join(row_of(gale("nodes").stdout, "node-1"))
+    assert row.endswith(f" passed its checks; at a: {said}")
+    service = ANSWERS["/v1/services"]["services"][0] | {"nodes": node["services"][:1]}
+    api.paths["/v1/services"] = {"services": [service], "observed_ms": 1}
+    assert gale("services").stdout.rstrip().endswith(f" {said}")
+
+
 def test_status_says_what_is_not_served(gale: Gale) -> None:
     said = "  not served: node n-9@10.81.0.29 at web: all 65,535 seats are taken"
     assert said in gale("status").stdout.splitlines()

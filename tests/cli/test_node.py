@@ -109,6 +109,9 @@ def test_the_token_of_the_configuration_is_sent(
     token.write_text("s3cret\n")
     assert gale("node", "ban", ID).exit_code == 0
     assert desk.posted[-1][2]["Authorization"] == "Bearer s3cret"
+    desk.paths["/v1/handover"] = {"leader": "lb-1"}
+    assert gale("handover").exit_code == 0
+    assert desk.posted[-1][2]["Authorization"] == "Bearer s3cret"
 
 
 @pytest.mark.parametrize("number", ["x", "-1", "1.5", ""])

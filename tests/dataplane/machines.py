@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import zmq
 
@@ -402,17 +402,27 @@ def _serve(accepted: socket.socket, address: str) -> None:
             accepted.sendall(data)
 
 
+def defines(
+    entries: int = 8192, half_open: int = 8192, old_buckets: int = 1
+) -> dict[str, str | int]:
+    """What a process with these sizes compiles its programs with."""
+    plan = ProgramPlan("pub0", "priv0", False, False, entries, half_open)
+    return plan.defines | {"FLOW_BUCKETS": plan.flow_buckets, "OLD_FLOW_BUCKETS": old_buckets}
+
+
 def compile_for(
-    entries: int = 8192, half_open: int = 8192, old_buckets: int = 1, *, traced: bool = False
+    entries: int = 8192,
+    half_open: int = 8192,
+    old_buckets: int = 1,
+    *,
+    besides: Literal["", "GALE_TRACE", "GALE_CAPTURE"] = "",
 ) -> None:
     """What a process with these sizes will ask for: so its start takes no time of the test's.
 
-    `traced`: what its first trace will ask for.
+    `besides`: the variant that its first trace or capture will ask for, instead.
     """
-    plan = ProgramPlan("pub0", "priv0", False, False, entries, half_open)
-    sizes = {"FLOW_BUCKETS": plan.flow_buckets, "OLD_FLOW_BUCKETS": old_buckets}
-    asked = {"GALE_TRACE": 1} if traced else {}
-    fill_cache(SOURCES, plan.defines | sizes | asked, IMAGES)
+    asked = {besides: 1} if besides else {}
+    fill_cache(SOURCES, defines(entries, half_open, old_buckets) | asked, IMAGES)
 
 
 @contextlib.contextmanager

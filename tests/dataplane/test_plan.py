@@ -17,6 +17,7 @@ from bus.states import (
     NodeService,
     NodeTable,
     NodeView,
+    Part,
     ServiceState,
     SnatSlice,
     TableNode,
@@ -271,7 +272,11 @@ def expected_slots(wanted: NodeTable, local: LocalView | None, name: str) -> lis
         if states_apart(member).get(name, member.state) is not UP or member.id in dead
     }
     members = [ring.Member(member.id, member.weight) for member in serving]
-    slots = ring.masked(ring.build(members, wanted.hash_seed, ""), resting)
+    percent = {part.node: part.percent for part in wanted.parts if part.service == name}
+    rising = {i: percent[each.id] for i, each in enumerate(serving) if each.id in percent}
+    parts = {i: own for i, own in rising.items() if i not in resting and own < 100}
+    resting |= {i for i, own in rising.items() if own == 0}
+    slots = ring.masked(ring.build(members, wanted.hash_seed, ""), resting, parts)
     identities = [seat_identity(name, member.id) for member in serving]
     return [0 if index == ring.NOBODY else identities[index] for index in slots.tolist()]
 
@@ -307,7 +312,15 @@ def tables(draw: st.DrawFn) -> NodeTable:
         service(name, port, node_port=8080, mode=draw(modes), snat_addresses=draw(snat))
         for name, port in zip(sorted(draw(names_of)), fronts, strict=False)
     ]
-    return replace(table(nodes, offered, seed=draw(st.integers(1, 2))), snat_slices=SLICES)
+    percents = st.sampled_from([None, None, 0, 30, 100])
+    drawn = {(each.id, own): draw(percents) for each in nodes for own in ("web", "dns")}
+    parts = tuple(
+        Part(number, name, part, part, 0)
+        for (number, name), part in drawn.items()
+        if part is not None
+    )
+    wanted = table(nodes, offered, seed=draw(st.integers(1, 2)))
+    return replace(wanted, snat_slices=SLICES, parts=parts)
 
 
 SICK_HERE = replace(
@@ -441,6 +454,37 @@ def test_whoever_is_not_up_takes_nothing_and_returns_to_the_very_slots(state: No
     assert gone in {value.identity for value in kernel.seats.values()}
     run(kernel, resting.after, everyone)
     assert kernel.slots("web") == slots
+
+
+def test_a_node_in_slow_start_has_more_of_its_own_slots_with_each_step() -> None:
+    kernel = Kernel()
+    everyone = table([node(i) for i in range(4)], [service("web"), service("dns", 53)])
+    rising = seat_identity("web", node(1).id)
+    gone = table([node(i, DOWN if i == 1 else UP) for i in range(4)], everyone.services)
+    state, before, shares = run(kernel, EMPTY, gone).after, kernel.slots("web"), []
+    for percent in (10, 50, 100):
+        parts = (Part(node(1).id, "web", percent, percent, 0),)
+        state = run(kernel, state, replace(everyone, parts=parts)).after
+        after = kernel.slots("web")
+        assert {new for old, new in zip(before, after, strict=True) if old != new} == {rising}
+        before = after
+        shares.append(after.count(rising) / ring.SLOTS)
+    assert shares == pytest.approx([0.1 / 3.1, 0.5 / 3.5, 0.25], rel=0.06)
+    whole = kernel.slots("dns").count(seat_identity("dns", node(1).id))
+    assert whole == pytest.approx(ring.SLOTS / 4, rel=0.02)
+
+
+def test_a_backup_that_is_not_needed_takes_nothing_and_keeps_its_seat() -> None:
+    kernel = Kernel()
+    wanted = table(node(i) for i in range(3))
+    idle = replace(wanted, parts=(Part(node(1).id, "web", 0, 100, 0),))
+    first = run(kernel, EMPTY, idle)
+    spare = seat_identity("web", node(1).id)
+    assert spare not in kernel.slots("web")
+    assert {value.identity: value.up for value in kernel.seats.values()}[spare] is False
+    run(kernel, first.after, wanted)
+    assert spare in kernel.slots("web")
+    assert {value.identity: value.up for value in kernel.seats.values()}[spare] is True
 
 
 def test_local_opinions_that_mask_and_those_that_do_not() -> None:

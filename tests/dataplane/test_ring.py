@@ -205,14 +205,16 @@ def test_extreme_weights() -> None:
     assert slots[0] >= SLOTS - 40
 
 
-def test_1000_nodes_are_built_in_100_ms() -> None:
-    members = equal_members(1000)
-    took = []
-    for _ in range(3):
-        start = process_time()
-        build(members, 1, "s")
-        took.append(process_time() - start)
-    assert min(took) <= 0.1
+def test_1000_nodes_cost_hardly_more_than_100() -> None:
+    """50 ms against 40 on the machine where this was written: the slots are what costs."""
+    took: dict[int, list[float]] = {100: [], 1000: []}
+    for _ in range(5):
+        for count, spent in took.items():
+            members = equal_members(count)
+            start = process_time()
+            build(members, 1, "s")
+            spent.append(process_time() - start)
+    assert min(took[1000]) <= 4 * min(took[100])
 
 
 # --------------------------------------------------------------------------- masking
@@ -272,3 +274,36 @@ def test_masking_leaves_its_argument_alone() -> None:
     copy = ring.copy()
     masked(ring, {0})
     assert (ring == copy).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 20), seeds, st.data())
+def test_a_rising_part_moves_slots_to_that_node_and_no_other(
+    count: int, seed: int, data: st.DataObject
+) -> None:
+    ring = build(equal_members(count), seed, "s")
+    dead = data.draw(st.sets(st.integers(0, count - 1), max_size=count - 1))
+    rising = data.draw(st.sampled_from(sorted(set(range(count)) - dead)))
+    low, high = sorted(data.draw(st.tuples(st.integers(1, 100), st.integers(1, 100))))
+    before, after = masked(ring, dead, {rising: low}), masked(ring, dead, {rising: high})
+    assert set(after[before != after].tolist()) <= {rising}
+    assert (masked(ring, dead, {rising: 100}) == masked(ring, dead)).all()
+
+
+@pytest.mark.parametrize("percent", [10, 50, 90])
+def test_a_part_is_that_part_of_its_weight(percent: int) -> None:
+    ring = build(equal_members(10), 4, "s")
+    slots = np.bincount(masked(ring, (), {3: percent, 5: percent}), minlength=10)
+    fair = SLOTS / (8 + 2 * percent / 100)
+    assert slots[[3, 5]] == pytest.approx(fair * percent / 100, rel=0.08)
+    assert np.delete(slots, [3, 5]) == pytest.approx(fair, rel=0.08)
+
+
+def test_who_is_alone_has_every_slot_whatever_its_part() -> None:
+    ring = build(equal_members(3), 4, "s")
+    assert (masked(ring, {0, 2}, {1: 10}) == 1).all()
+
+
+def test_the_smallest_part_is_a_slot() -> None:
+    ring = build(equal_members(2000), 4, "s")
+    assert (masked(ring, (), dict.fromkeys(range(10), 1)) == 4).any()

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(400)
 
 @pytest.fixture
 def lb() -> Iterator[Site]:
-    compile_for(traced=True)
+    compile_for(besides="GALE_TRACE")
     with site() as made:
         yield made
 

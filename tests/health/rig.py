@@ -76,7 +76,12 @@ class Rig:
     def collect(self) -> None:
         output = self.registry.take_output()
         decided = tuple(
-            replace(node, banned_for_ms=0) for node in self.registry.view(self.now_ms).nodes
+            replace(
+                node,
+                banned_for_ms=0,
+                apart=tuple(replace(each, banned_for_ms=0) for each in node.apart),
+            )
+            for node in self.registry.view(self.now_ms).nodes
         )
         # A reader is told of nothing else: what changes without that word is never seen.
         assert output.view_changed or decided == self.decided
@@ -159,10 +164,10 @@ class Agent:
     def connect(self) -> None:
         self.connection = b"\0%d" % next(_connections)
 
-    def hello(self, version: int = NODE_VERSION, weight: int = 1) -> None:
+    def hello(self, version: int = NODE_VERSION, weight: int = 1, *, backup: bool = False) -> None:
         if not self.connection:
             self.connect()
-        message = Hello(version, self.name, self.boot, weight, self.services)
+        message = Hello(version, self.name, self.boot, weight, self.services, backup)
         self.rig.raw(self.connection, encode_node(message), self.address)
 
     def make_beat(

@@ -77,7 +77,9 @@ def test_a_pause_of_the_health_process_takes_nobody_down() -> None:
         health.send_signal(signal.SIGSTOP)
         time.sleep(2 * TIMEOUT_MS / 1_000)
         health.send_signal(signal.SIGCONT)
+        eventually(lambda: (view := at.look()) and view.late, "it says that it was held up")
         keeps_up(at, 2 * TIMEOUT_MS / 1_000)
+        eventually(lambda: (view := at.look()) and not view.late, "it has had time")
 
 
 def test_who_did_not_listen_does_not_accuse() -> None:

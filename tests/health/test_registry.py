@@ -1230,3 +1230,17 @@ def test_an_empty_registry_waits_for_nothing() -> None:
     registry = Registry(POLICY, START_MS)
     registry.tick(START_MS + 1_000_000)
     assert registry.next_due_ms() is None
+
+
+def test_that_a_node_is_a_backup_is_told_and_kept() -> None:
+    rig = Rig()
+    agent = Agent(rig)
+    agent.hello(backup=True)
+    agent.beat()
+    assert [node.backup for node in rig.decided] == [True]
+    rig.restart()
+    rig.collect()
+    assert [node.backup for node in rig.decided] == [True]
+    agent.connect()
+    agent.hello(backup=False)
+    assert [node.backup for node in rig.decided] == [False]

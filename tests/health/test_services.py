@@ -178,6 +178,10 @@ def test_a_service_that_fails_again_and_again_is_banned_alone() -> None:
     assert states(agent) == (UP, UP, BANNED)
     assert rig.events[-1][0] is Topic.NODE_BANNED
     assert (rig.events[-1][1].service, rig.events[-1][1].banned_for_ms) == ("b", 60_000)
+    left_ms = [
+        rig.registry.view(rig.now_ms + ms).nodes[0].apart[0].banned_for_ms for ms in (0, 20_000)
+    ]
+    assert 59_000 < left_ms[0] == left_ms[1] + 20_000
     for _ in range(3):
         other.say_sick("b")
         recover(other)

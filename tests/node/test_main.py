@@ -99,10 +99,10 @@ def test_hup_reads_the_file_again_and_a_bad_one_changes_nothing() -> None:
         assert at.state() is NodeState.UP
         at.write_node_file()
         at.node_file.write_text(
-            at.node_file.read_text().replace('"node-0"', '"node-0"\nweight = 7')
+            at.node_file.read_text().replace('"node-0"', '"node-0"\nweight = 7\nbackup = true')
         )
         agent.send_signal(signal.SIGHUP)
-        eventually(lambda: (node := at.node()) and node.weight == 7)
+        eventually(lambda: (node := at.node()) and node.weight == 7 and node.backup)
         assert Topic.NODE_DOWN not in at.topics()
 
 

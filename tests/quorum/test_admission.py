@@ -15,7 +15,15 @@ from bus.peer_protocol import (
     PreVote,
     encode_peer,
 )
-from services.quorum.admission import FORMER_STARTS, MOST_REMEMBERED, SAID_MS, Admission
+from services.quorum.admission import (
+    APPLICANT_MS,
+    FORMER_STARTS,
+    LONGEST_KNOCK,
+    MOST_APPLICANTS,
+    MOST_REMEMBERED,
+    SAID_MS,
+    Admission,
+)
 
 ENTRY, PLACE = "10.0.0.2:8081", "10.0.0.2"
 OTHER_ENTRY, OTHER_PLACE = "lb-2.example:8081", "10.0.0.3"
@@ -172,3 +180,37 @@ def test_a_member_that_is_no_longer_expected_is_a_stranger() -> None:
     assert not heard.is_listed(PLACE)
     assert heard.admit(PLACE, frames(replace(HEAD, number=2)), 0) is None
     assert heard.admit(OTHER_PLACE, frames(), 0), "the name is free again"
+
+
+def test_who_knocks_is_known_by_name_and_place_for_a_while() -> None:
+    heard = admission()
+    knock = frames(replace(HEAD, sender="lb-3", port=8090))[0]
+    heard.knock("203.0.113.5", knock, 0)
+    assert heard.applicants(APPLICANT_MS - 1) == {"203.0.113.5:8090": "lb-3"}
+    assert heard.applicants(APPLICANT_MS) == {}
+    heard.expect({"203.0.113.5": "203.0.113.5:8090"})
+    assert heard.applicants(0) == {}, "it is a member"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        frames(replace(HEAD, cluster="other", port=8090))[0],
+        frames(replace(HEAD, port=0))[0],
+        frames(replace(HEAD, sender="two\nlines", port=8090))[0],
+        frames(replace(HEAD, sender="x" * LONGEST_KNOCK, port=8090))[0],
+    ],
+)
+def test_what_is_no_knock_is_nothing(raw: bytes) -> None:
+    heard = admission()
+    heard.knock("203.0.113.5", raw, 0)
+    assert heard.applicants(0) == {}
+
+
+def test_many_that_knock_take_no_more_room_than_some() -> None:
+    heard = admission()
+    for number in range(3 * MOST_APPLICANTS):
+        heard.knock(f"203.0.113.{number}", frames(replace(HEAD, port=8090))[0], 0)
+    assert len(heard.applicants(0)) == MOST_APPLICANTS

@@ -36,6 +36,8 @@ class Kernel:
         self.directory = directory
         self.pin = directory / "maps" / "claims"
         self.pin.parent.mkdir(parents=True)
+        self.moved: dict[bytes, int] = {}
+        """Ticks, as they were when this was read last."""
 
     def make(self, kind: MapType = MapType.HASH, value_bytes: int = 16) -> None:
         key_bytes = 16 if kind is MapType.HASH else 4
@@ -50,7 +52,7 @@ class Kernel:
             for at in range(0, len(keys), 16):
                 value = lookup_entry(fd, keys[at : at + 16], 16)
                 assert value is not None
-                assert value[12:] == bytes(4)
+                self.moved[keys[at : at + 16]] = int.from_bytes(value[12:], "little")
                 until, side = int.from_bytes(value[:8], "little"), value[8]
                 found[keys[at : at + 16]] = (until, side)
         os.close(fd)
@@ -148,6 +150,24 @@ def test_a_process_that_was_stopped_tells_that_it_had_lost_what_it_regains(kerne
     claims.take()
     claims.claim({VIP: 6_112}, TOLD, 6_000)
     assert [topic for topic, *_ in told(claims)] == [Topic.VIP_LOST, Topic.VIP_ACQUIRED]
+
+
+def test_when_it_moved_stands_beside_it(kernel: Kernel) -> None:
+    kernel.make()
+    claims = claims_of(kernel)
+
+    def moved_at(until_ms: dict[str, int], now_ms: int) -> tuple[int, int]:
+        claims.claim(until_ms, TOLD, now_ms)
+        kernel.holds()
+        return kernel.moved[key(VIP)], kernel.moved[key(OTHER)]
+
+    def tick(ms: int) -> int:
+        return ms * NS >> 26
+
+    assert moved_at({VIP: 9_112}, 9_000) == (tick(9_000), 0)
+    assert moved_at({VIP: 9_512}, 9_100) == (tick(9_000), 0)
+    assert moved_at({OTHER: 9_700}, 9_500) == (tick(9_500), tick(9_500))
+    assert moved_at({OTHER: 20_000}, 19_000) == (tick(9_500), tick(19_000))
 
 
 def test_a_claim_that_is_over_when_it_comes_is_none(kernel: Kernel) -> None:

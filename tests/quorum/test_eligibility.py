@@ -114,6 +114,14 @@ def test_who_leaves_and_who_lacks_flows_and_who_only_votes() -> None:
     assert Eligibility("pub0", witness=True).verdict(0).why == ("it only votes",)
 
 
+def test_the_holders_own_flows_are_those_that_count() -> None:
+    """Its dataplane process has started again, and has not yet heard the others."""
+    made = well()
+    made.dataplane(replace(dataplane(True), synced=False))
+    assert made.verdict(0, holds=True).eligible
+    assert made.verdict(0, holds=False).why == ("it does not have the other LBs' flows yet",)
+
+
 def test_of_those_that_are_not_eligible_the_better_is_fitter() -> None:
     blind, cut, leaving = well(), well(), well()
     blind.nodes(sees(a=UP), table_of("abc"))

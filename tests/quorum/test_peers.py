@@ -186,7 +186,7 @@ def test_names_are_resolved_and_followed(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {"a.example": machines.place(0), "b.example": machines.place(1)}
-    monkeypatch.setattr("services.resolve.resolve", lambda name: names[name])
+    monkeypatch.setattr("services.resolve.resolve", lambda name, _: [names[name]])
     listed = {f"{name}:{machines.port}": (name, machines.port) for name in names}
     first, second = (machines.start(number, listed) for number in range(2))
     entry = f"b.example:{machines.port}"

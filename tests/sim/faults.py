@@ -35,6 +35,8 @@ class Faults:
     handovers: bool = False
     ineligible: bool = False
     reloads: bool = False
+    membership: bool = False
+    """LBs are added to the cluster and removed from it."""
 
     def words(self) -> str:
         drawn = [name for name in self.__slots__ if getattr(self, name) not in (False, 0.0)]
@@ -66,4 +68,5 @@ def draw(random: Random) -> Faults:
         handovers=some(),
         ineligible=some(),
         reloads=some(),
+        membership=some(),
     )

@@ -151,6 +151,38 @@ MUTANTS = (
         "        self.until_ms.clear()\n",
         "                self.given_up[vip] = self._least, now_ms + LARGEST_PROMISE_MS\n",
     ),
+    Mutant(
+        "a leader forgets the lease of before the members changed",
+        "election.py",
+        "max(self._promised_until_ms, self.lease_until_ms(now_ms))\n",
+        "self._promised_until_ms\n",
+    ),
+    Mutant(
+        "a change of the members holds once it is committed",
+        "core.py",
+        "        accepted = self._register.accepted\n        if self._alone or accepted is None",
+        "        accepted = self._register.committed\n        if self._alone or accepted is None",
+    ),
+    Mutant(
+        "whoever was removed still promises",
+        "election.py",
+        "        if peer not in self._others:\n            return False\n",
+        "",
+    ),
+    Mutant(
+        "any number of members may change at once",
+        "membership.py",
+        "                return tuple(sorted([*kept, *added], key=lambda member: member.address))\n"
+        "        return members\n",
+        "                members = tuple(sorted([*kept, *added], key=lambda each: each.address))\n"
+        "        return members\n",
+    ),
+    Mutant(
+        "a removal is made though too few would answer",
+        "membership.py",
+        "    if answering < needed:\n",
+        "    if answering < 0:\n",
+    ),
 )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from random import Random
 
+from bus.words import MemberChange
 from services.quorum.core import Quorum
 from tests.sim.faults import Faults, draw
 from tests.sim.world import Machine, ViolationError, World, healed
@@ -52,8 +53,9 @@ class Schedule:
 
     def forgot_too_much(self) -> bool:
         """So many have lost their disk that nobody may vote: an operator has to say what to do."""
-        blank = sum(not machine.disk.joined for machine in self.world.machines.values())
-        size = len(self.world.machines)
+        members = self.world.members()
+        blank = sum(not self.world.machines[name].disk.joined for name in members)
+        size = len(members)
         return size - blank < size // 2 + 1 and 0 < blank < size
 
     def _plan(self) -> None:
@@ -77,6 +79,7 @@ class Schedule:
         kinds += [self._hand_over] * faults.handovers
         kinds += [self._change_eligible] * faults.ineligible
         kinds += [self._reload] * faults.reloads
+        kinds += [self._change_members] * (5 * faults.membership)
         return kinds
 
     # ------------------------------------------------------------------ events
@@ -109,8 +112,8 @@ class Schedule:
 
     def _others_know(self, machine: Machine) -> bool:
         """Only one disk at a time may be lost: no agreement survives the loss of a majority."""
-        others = [each for each in self.world.machines.values() if each is not machine]
-        return bool(others) and all(other.disk.joined for other in others)
+        others = self.world.members() - {machine.name}
+        return bool(others) and all(self.world.machines[each].disk.joined for each in others)
 
     def _come_back(self, machine: Machine) -> None:
         if machine.core is None:
@@ -144,6 +147,18 @@ class Schedule:
     def _reload(self, machine: Machine) -> None:
         machine.services = not machine.services
         self.world.act(machine, lambda core, now: core.reconfigure(self.world.config(machine), now))
+
+    def _change_members(self, machine: Machine) -> None:
+        """Anybody is asked to have anybody added or removed."""
+        whom, number = self.random.choice(list(self.world.machines)), str(self.random.random())
+        is_there = whom in self.world.members()
+        change = MemberChange.REMOVE if is_there else MemberChange.ADD
+
+        def ask(core: Quorum, now: int) -> None:
+            with contextlib.suppress(ValueError):
+                core.change_members(number, change, whom, now)
+
+        self.world.act(machine, ask)
 
     def _other(self, machine: Machine) -> str:
         return self.random.choice([name for name in self.world.machines if name != machine.name])

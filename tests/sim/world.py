@@ -101,7 +101,10 @@ class World:
         self.blocked: set[tuple[str, str]] = set()
         """Links, from whom to whom, that carry nothing."""
         self.timing = Timing()
-        self.machines = {f"lb-{number}": self._machine(f"lb-{number}") for number in range(size)}
+        self.listed = tuple(f"lb-{number}" for number in range(size))
+        """Those that are members at first; two more might join them."""
+        there = size + 2 * (faults.membership and size > 1)
+        self.machines = {f"lb-{number}": self._machine(f"lb-{number}") for number in range(there)}
         self.committed: dict[tuple[int, int], NodeTable] = {}
         self.leaders: dict[int, str] = {}
         self.steps = 0
@@ -126,7 +129,7 @@ class World:
     # ------------------------------------------------------------------ machines
 
     def config(self, machine: Machine) -> QuorumConfig:
-        others = tuple(name for name in self.machines if name != machine.name)
+        others = tuple(name for name in self.listed if name != machine.name)
         services = (WEB, ECHO) if machine.services else (WEB,)
         vips = tuple(FloatingVip(vip) for vip in VIPS)
         table = TableConfig(services, vips)
@@ -304,9 +307,21 @@ class World:
     def claims(self, machine: Machine, vip: str) -> bool:
         return machine.claims.get(vip, 0.0) > self.now_ms
 
+    def members(self) -> frozenset[str]:
+        """Whose votes count by the newest table that anybody has."""
+        held = [each.disk.table for each in self.machines.values() if each.disk.table is not None]
+        newest = max(held, key=version, default=None)
+        listed = newest.members if newest is not None else ()
+        return frozenset(each.address for each in listed) or frozenset(self.listed)
+
     def is_well(self) -> bool:
         """One has a lease, all that run have its table, and every VIP is claimed."""
-        running = [machine for machine in self.machines.values() if machine.core is not None]
+        members = self.members()
+        running = [
+            machine
+            for machine in self.machines.values()
+            if machine.core is not None and machine.name in members
+        ]
         leaders = [machine for machine in running if self.has_lease(machine)]
         if len(leaders) != 1:
             return False

@@ -1,0 +1,47 @@
+"""`gale quorum add|remove`: what is sent to the API, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from services.api.snapshot import ApplicantShape
+from tests.cli.conftest import Gale
+from tests.cli.local_api import QUORUM, LocalApi
+
+PATH = "/v1/quorum/members/lb-3"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("add", "lb-3 is a member: its vote counts"),
+        ("remove", "lb-3 is no member any more: it may be stopped"),
+    ],
+)
+def test_a_change_is_done_when_it_says_so(
+    api: LocalApi, gale: Gale, change: str, said: str
+) -> None:
+    answer = {"member": "lb-3", "change": change}
+    api.paths[f"{PATH}/{change}"] = answer
+    assert gale("quorum", change, "lb-3").stdout.strip() == said
+    assert json.loads(gale("--json", "quorum", change, "lb-3").stdout) == answer
+    assert [path for path, _ in api.sent] == [f"{PATH}/{change}"] * 2
+
+
+def test_a_refusal_is_told_with_its_reason(api: LocalApi, gale: Gale) -> None:
+    api.paths[f"{PATH}/remove"] = lambda handler, _: handler.send_json(
+        {"title": "Conflict", "detail": "lb-3 leads"}, 409
+    )
+    result = gale("quorum", "remove", "lb-3")
+    assert result.exit_code == 1
+    assert "lb-3 leads" in result.stderr
+
+
+def test_who_knocks_is_shown_with_what_lets_it_in(api: LocalApi, gale: Gale) -> None:
+    knocks = [ApplicantShape("lb-3", "10.81.0.13:8090")]
+    api.paths["/v1/quorum"] = asdict(replace(QUORUM, applicants=knocks))
+    shown = gale("quorum").stdout
+    assert "lb-3 (10.81.0.13:8090) is no member: gale quorum add lb-3" in shown
