@@ -133,7 +133,7 @@ def _going_on(
         if part.service in taken.get(part.node, ()):
             whole_ms = slow_ms[part.service]
             left_ms = min(part.remaining_ms, whole_ms)
-            own = level(left_ms, whole_ms) if step else part.level
+            own = level(left_ms, whole_ms) if step else max(FIRST, part.level)
             if own < 100:
                 found[part.node, part.service] = (own, left_ms)
     return found

@@ -311,3 +311,10 @@ def test_a_slow_start_goes_on_under_another_leader() -> None:
     assert parts() == {"c": 40}
     cluster.until(lambda: parts() == {"c": 90}, SLOW_MS)
     assert 8_000 <= cluster.now_ms - begun_ms < 9_100
+
+
+def test_a_level_that_no_leader_gives_does_no_harm() -> None:
+    odd = replace(returned(), parts=(replace(returned().parts[0], level=0, percent=0),))
+    assert percents(merged(odd, *(seen(name, UP) for name in "abc"))) == {"c": 10}
+    alone = merged(odd, seen("a", DOWN), seen("b", DOWN), seen("c", UP))
+    assert percents(alone) == {"c": 100}
