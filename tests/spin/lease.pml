@@ -293,7 +293,9 @@ inline take_beat(i, j) {
 		k = TO(j, i);
 		link[k].ack = true;
 		link[k].ack_term = lb[j].term;
-		link[k].ack_has_table = lb[j].acc_term == of_acc_term && lb[j].acc_epoch == of_epoch;
+		/* An answer says which table is stored, and the leader compares that with its own. */
+		link[k].ack_has_table =
+			lb[j].acc_term == lb[i].acc_term && lb[j].acc_epoch == lb[i].acc_epoch;
 		link[k].ack_is_void = false;
 		lb[j].asked = true;
 		lb[j].asked_ago = 0;
@@ -401,6 +403,7 @@ inline reassign(i, j) {
 	lb[i].acc_owner = j;
 	lb[i].committed = false;
 	lb[i].holds = BIT(i);
+	lb[i].beaten = false; /* the proposal goes at once */
 	for (n : 1 .. 2) {
 		k = TO(OTHER(i, n), i);
 		link[k].ack_has_table = false

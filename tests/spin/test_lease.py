@@ -42,9 +42,8 @@ class Case:
 
 COMPLETE = (
     Case(promise=2),
-    Case(epochs=1),
+    Case(epochs=1, handovers=1),
     Case(crashes=1),
-    Case(handovers=1),
 )
 FAULTS = {
     "NO_PROMISE": Case(),
