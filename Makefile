@@ -130,11 +130,13 @@ check: $(READY)
 
 unit: $(TESTS_READY)
 	mkdir -p build
-	$(SUDO) $(PYTHON) -m pytest tests -n $$(nproc) 2>&1 | tee build/unit.log
+	# One more than there are CPUs: half of the tests wait for something most of the time.
+	$(SUDO) $(PYTHON) -m pytest tests -n $$(( $$(nproc) + 1 )) --dist worksteal --durations 25 \
+	    2>&1 | tee build/unit.log
 
 e2e: $(TESTS_READY)
 	mkdir -p build
-	$(SUDO) $(PYTHON) -m pytest e2e -p no:xdist $(if $(INVENTORY),--inventory $(INVENTORY)) 2>&1 \
+	$(SUDO) $(PYTHON) -m pytest e2e -p no:xdist --durations 25 $(if $(INVENTORY),--inventory $(INVENTORY)) 2>&1 \
 	    | tee build/e2e.log
 
 test: check
