@@ -41,7 +41,8 @@ SOURCE_DIR = Path(str(files("bpf"))) / "kernel"
 _STUBS = SOURCE_DIR.parent / "stubs"
 _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 _IMAGE_FORMAT = 2
-_IMAGES_KEPT = 64
+_IMAGES_KEPT = 256
+"""Those that were used last; one has up to a quarter of a megabyte."""
 
 SIZES = {"flows": "FLOW_BUCKETS", "old_flows": "OLD_FLOW_BUCKETS", "ring": "RING_MAP_ENTRIES"}
 """Maps that are declared with one entry, and the -D that says how many they really have: bcc makes
@@ -193,9 +194,12 @@ def _digest(text: str, flags: list[str]) -> str:
 
 def _cached(place: Path) -> Image | None:
     try:
-        return _image_from_json(place.read_text())
+        image = _image_from_json(place.read_text())
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    with contextlib.suppress(OSError):
+        os.utime(place)
+    return image
 
 
 def _keep(place: Path, text: str) -> None:
@@ -204,8 +208,8 @@ def _keep(place: Path, text: str) -> None:
         beside = place.with_suffix(f".{os.getpid()}")
         beside.write_text(text)
         beside.rename(place)
-        by_age = sorted(place.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
-        for outdated in by_age[:-_IMAGES_KEPT]:
+        by_use = sorted(place.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        for outdated in by_use[:-_IMAGES_KEPT]:
             outdated.unlink()
 
 

@@ -160,7 +160,10 @@ PUBLISHES: dict[str, tuple[Topic, ...]] = {
 
 SUBSCRIBES: dict[str, dict[str, tuple[Topic, ...]]] = {
     HEALTH: {QUORUM: (Topic.STATE_TABLE,)},
-    QUORUM: {HEALTH: (Topic.STATE_VIEW,), DATAPLANE: (Topic.STATE_DATAPLANE,)},
+    QUORUM: {
+        HEALTH: (Topic.STATE_VIEW,),
+        DATAPLANE: (Topic.STATE_DATAPLANE, Topic.VIP_CONTESTED),
+    },
     DATAPLANE: {
         QUORUM: (Topic.STATE_TABLE, Topic.STATE_QUORUM, Topic.VIP_ACQUIRED, Topic.VIP_LOST),
         HEALTH: (Topic.STATE_VIEW,),

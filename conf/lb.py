@@ -38,6 +38,7 @@ from conf.values import (
     Name,
     NodeDown,
     NoFlow,
+    OnQuorumLoss,
     OuterPrefix,
     Percentage,
     Port,
@@ -115,6 +116,7 @@ class Quorum(Table):
         default=60, alias="election_jitter"
     )
     witness: Annotated[Boolean, NEEDS_RESTART] = False
+    on_quorum_loss: OnQuorumLoss = "lapse"
     announce: Announce = "arp"
     announce_command: AbsolutePath | None = None
     replication_port: Port | None = None

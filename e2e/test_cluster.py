@@ -7,6 +7,7 @@ long a gap is, the benchmarks measure.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -204,6 +205,54 @@ def test_a_minority_follows_nobody_says_so_and_comes_back(hosts: Hosts) -> None:
 
 
 @pytest.mark.parametrize("both_ways", [False, True], ids=["one-way", "partial"])
+def test_the_last_holder_goes_on_alone_if_it_is_told_to(hosts: Hosts) -> None:
+    """And what was `on_quorum_loss = "lapse"` again lapses at once."""
+    agreed(hosts)
+    lb = wait_for(lambda: holder(hosts, hosts.lbs[0]), "a holder of the VIP")
+    with loses_quorum(hosts, lb, "hold"):
+        lost = wait_for(partial(quorum_lost, hosts, lb), "quorum lost")
+        assert lost["lease_remaining_ms"] == 0
+        wait_for(lambda: claims_vip(hosts, lb), "the last holder to go on")
+        requests = traffic(hosts, rate=50)
+        wait_for(lambda: len(requests.results) > 100, "answers")
+        assert not requests.stop().failures
+        set_on_quorum_loss(hosts, lb, "lapse")
+        wait_for(lambda: not claims_vip(hosts, lb), "its claim to end")
+    agreed(hosts)
+
+
+@contextmanager
+def loses_quorum(hosts: Hosts, lb: str, then: str) -> Iterator[None]:
+    """The other LBs' quorum processes are gone, for as long as the block lasts."""
+    set_on_quorum_loss(hosts, lb, then)
+    for other in others(hosts, lb):
+        hosts.supervisorctl(other, "stop", "gale:quorum")
+    try:
+        yield
+    finally:
+        set_on_quorum_loss(hosts, lb, "lapse")
+        for other in others(hosts, lb):
+            hosts.supervisorctl(other, "start", "gale:quorum")
+
+
+def set_on_quorum_loss(hosts: Hosts, lb: str, value: str) -> None:
+    path = hosts.environment(lb)["GALE_CONFIG"]
+    lines = [
+        line
+        for line in hosts.run(lb, "cat", path).stdout.splitlines()
+        if not line.startswith("on_quorum_loss")
+    ]
+    place = lines.index("[load_balancer_quorum]") + 1
+    text = "\n".join([*lines[:place], f'on_quorum_loss = "{value}"', *lines[place:], ""])
+    assert hosts.run(lb, "tee", path, stdin=text).returncode == 0
+    assert hosts.run(lb, "gale", "reload").returncode == 0
+
+
+def claims_vip(hosts: Hosts, lb: str) -> bool:
+    claims = hosts.api(lb, "/v1/status")["dataplane"]["claims"]
+    return any(each["address"] == hosts.vip() and each["held"] for each in claims)
+
+
 def test_two_that_do_not_hear_each_other_cost_one_change_at_most(
     hosts: Hosts, both_ways: bool
 ) -> None:

@@ -62,6 +62,8 @@ class Told:
 
     lb: str
     term: int
+    why: str = "this LB holds the lease"
+    """Of a VIP that is claimed."""
 
 
 class Claims:
@@ -189,7 +191,7 @@ class Claims:
         for vip in self._written_ms.keys() - held.keys():
             self._tell(Topic.VIP_LOST, vip, told, "given up")
         for vip in held.keys() - self._written_ms.keys():
-            self._tell(Topic.VIP_ACQUIRED, vip, told, "this LB holds the lease")
+            self._tell(Topic.VIP_ACQUIRED, vip, told, told.why)
         self._written_ms = held
 
     def _tell(self, topic: Topic, vip: str, told: Told, reason: str) -> None:

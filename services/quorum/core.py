@@ -544,6 +544,11 @@ class Quorum:
         return self._election.role
 
     @property
+    def has_leader(self) -> bool:
+        """Whether this LB leads, or hears who does."""
+        return self._leads or self._election.leader is not None
+
+    @property
     def state_version(self) -> int:
         """Rises with most of what changes in `state`."""
         return self._state_version

@@ -72,6 +72,7 @@ from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
 from services.quorum.eligibility import Eligibility
 from services.quorum.from_config import table_service
 from services.quorum.health_numbers import node_health
+from services.quorum.holding import Circumstances, Holding
 from services.quorum.orders import Answer
 from services.quorum.peers import Peers
 from services.quorum.storage import NewerFormatError, Storage, Writer
@@ -85,6 +86,7 @@ LOOK_MS = 100
 HANDOVER_MS = 1_500
 """For so long a handover is tried; whoever asks for one waits for two seconds."""
 HANDING_OVER_MS = 10
+WITHOUT_A_MAJORITY = "no majority is heard, and this LB held it last (on_quorum_loss)"
 LATE_MS = 10
 """A turn later than this was late: beats may be waiting for it."""
 
@@ -141,6 +143,11 @@ class QuorumProcess:
         self._eligibility = Eligibility(config.local.net_interface_public, witness=witness)
         self._table: NodeTable | None = None
         self._handover: Handover | None = None
+        self._holding = Holding()
+        self._leased: dict[str, int] = {}
+        """What the core has allowed to claim last, each until when."""
+        self._is_able = False
+        """Whether nothing but a missing majority speaks against this LB as a holder."""
         self._published: QuorumState | None = None
         self._state_version = 0
         self._looked_at: tuple[object, ...] = ()
@@ -206,6 +213,7 @@ class QuorumProcess:
         self._core.tick(now_ms)
         self._work_off(now_ms)
         self._expect_members()
+        self._hold_on(now_ms)
         self._claims.tick(self._told, now_ms)
         self._publish_events(self._claims.take())
         self._publish_states(now_ms)
@@ -218,12 +226,15 @@ class QuorumProcess:
                 self._report(now_ms)
             elif isinstance(envelope.data, DataplaneState):
                 self._eligibility.dataplane(envelope.data)
+            elif envelope.topic is Topic.VIP_CONTESTED:
+                self._holding.contested(envelope.data.address)
         if any(head.topic is Topic.STATE_VIEW for head in self._subscriber.repeated):
             self._core.hear_health(now_ms)
 
     @property
     def _told(self) -> Told:
-        return Told(self._config.local.name, self._core.term)
+        told = Told(self._config.local.name, self._core.term)
+        return replace(told, why=WITHOUT_A_MAJORITY) if self._holding.held else told
 
     def _report(self, now_ms: int) -> None:
         if self._view is not None:
@@ -237,6 +248,7 @@ class QuorumProcess:
         self._eligibility.nodes(view, self._table)
         verdict = self._eligibility.verdict(now_ms, holds=bool(self._claims.held))
         self._core.stand(verdict.why, verdict.fitness, now_ms)
+        self._is_able = verdict.eligible
         if self._handover is not None:
             self._go_on_handing_over(self._handover, now_ms)
 
@@ -319,11 +331,34 @@ class QuorumProcess:
                 self._retry_ms = now_ms
                 self._write(now_ms)
             if ready.claims is not None:  # before anybody hears what they rest on
-                self._claims.claim(ready.claims, self._told, now_ms)
+                self._leased = ready.claims
+                self._holding.leased(ready.claims)
+                self._claim(now_ms)
             self._publish(ready)
             self._send(ready)
             for answer in ready.answers:
                 self._answer(answer)
+
+    def _claim(self, now_ms: int) -> None:
+        until_ms = dict(self._leased)
+        for vip, held_ms in self._holding.held.items():
+            until_ms[vip] = max(until_ms.get(vip, 0), held_ms)
+        self._claims.claim(until_ms, self._told, now_ms)
+
+    def _hold_on(self, now_ms: int) -> None:
+        """Without a majority: what this LB goes on to claim, if the file wants it to."""
+        if not self._listed:
+            return
+        owners = self._table.vip_owners if self._table is not None else ()
+        name = self._config.local.name
+        circumstances = Circumstances(
+            enabled=self._config.quorum.on_quorum_loss == "hold",
+            has_leader=self._core.has_leader,
+            able=self._is_able,
+            owned=frozenset(vip.address for vip in owners if vip.owner == name),
+        )
+        if self._holding.look(circumstances, now_ms):
+            self._claim(now_ms)
 
     def _send(self, ready: Ready) -> None:
         for each in ready.sends:
@@ -423,6 +458,7 @@ class QuorumProcess:
             self._core.next_due_ms(),
             self._claims.next_due_ms(),
             self._eligibility.next_due_ms(),
+            self._holding.next_due_ms(),
         )
         for next_ms in moments:
             if next_ms is not None:

@@ -247,15 +247,17 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(cache: Cache) -> None:
     cache.compile()
 
 
-def test_the_cache_keeps_only_a_few_images(cache: Cache) -> None:
+def test_the_cache_keeps_the_images_that_were_used_last(cache: Cache) -> None:
     cache.compile()
     (image,) = cache.images()
-    for number in range(100):
+    os.utime(image, (0, 0))
+    cache.without_compiler()
+    for number in range(300):
         other = image.with_name(f"{number}.json")
         other.write_text("{}")
-        os.utime(other, (number, number))
+        os.utime(other, (1 + number, 1 + number))
     cache.compile(entries=5)
-    assert len(cache.images()) == 64
+    assert len(cache.images()) == 256
     cache.without_compiler(entries=4)
     cache.without_compiler(entries=5)
 
