@@ -204,7 +204,6 @@ def test_a_minority_follows_nobody_says_so_and_comes_back(hosts: Hosts) -> None:
     assert holder(hosts, leader) == new_holder, "nothing moves back by itself"
 
 
-@pytest.mark.parametrize("both_ways", [False, True], ids=["one-way", "partial"])
 def test_the_last_holder_goes_on_alone_if_it_is_told_to(hosts: Hosts) -> None:
     """And what was `on_quorum_loss = "lapse"` again lapses at once."""
     agreed(hosts)
@@ -253,6 +252,7 @@ def claims_vip(hosts: Hosts, lb: str) -> bool:
     return any(each["address"] == hosts.vip() and each["held"] for each in claims)
 
 
+@pytest.mark.parametrize("both_ways", [False, True], ids=["one-way", "partial"])
 def test_two_that_do_not_hear_each_other_cost_one_change_at_most(
     hosts: Hosts, both_ways: bool
 ) -> None:
