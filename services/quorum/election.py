@@ -143,7 +143,9 @@ class Election:
         """
         self.name, self._others = name, others
         self._register = register
-        self._configured = self.timing = timing
+        self._configured = self.timing = self._wanted_timing = timing
+        self._timing_mark = 0
+        """Of the record that the wanted timing needs."""
         self._draw = draw
         self.role = Role.FOLLOWER
         self.term, self.vote = 0, None  # type: int, str | None
@@ -238,6 +240,8 @@ class Election:
     def durable(self, mark: int, now_ms: int) -> None:
         """The hard state of that number, or a newer one, is on the disk."""
         self._durable_mark = max(self._durable_mark, mark)
+        if self._durable_mark >= self._timing_mark:
+            self.timing = self._wanted_timing
         self._count_votes(now_ms)
 
     @property
@@ -293,6 +297,8 @@ class Election:
         self.vote, self.leader = self.name, None
         self._votes = set()
         self._joined()
+        if self._others:
+            self.promise_ms = max(self.promise_ms, self.timing.promise_ms)
         self._vote_mark = self._change()
         self._deadline_ms = now_ms + self._timeout_ms(self.timing.promise_ms)
         accepted = version_of(self._register.accepted)
@@ -510,7 +516,21 @@ class Election:
 
     def configure(self, timing: Timing) -> None:
         self._configured = timing
-        self.timing = timing.slower(self._factor)
+        self._go_by(timing.slower(self._factor))
+
+    def _go_by(self, timing: Timing) -> None:
+        """At once; or, where it promises more than is on record, when that is on the disk.
+
+        An LB that has led, and starts again, votes for nobody until all is over that it may have
+        granted: it must find there how long that was.
+        """
+        self._wanted_timing = timing
+        known_ms = max(self.promise_ms, self.timing.promise_ms)
+        if not self._others or timing.promise_ms <= known_ms:
+            self.timing = timing
+        else:
+            self.promise_ms = timing.promise_ms
+            self._timing_mark = self._change()
 
     def _note_leader(self, name: str, now_ms: int) -> None:
         if name == self._last_leader:
@@ -529,4 +549,4 @@ class Election:
 
     def _slow_down(self, factor: int, now_ms: int) -> None:
         self._factor, self._factor_since_ms = factor, now_ms
-        self.timing = self._configured.slower(factor)
+        self._go_by(self._configured.slower(factor))

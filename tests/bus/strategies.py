@@ -32,11 +32,13 @@ RANGES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (words.Signed, st.integers(-(2**62), 2**62)),
     (words.Word, st.integers(0, 2**64 - 1)),
     (words.Duration, st.integers(0, 316_224_000_000)),
+    (words.Percent, st.integers(0, 100)),
     (words.Weight, st.integers(0, 1_000)),
     (words.Port, st.integers(1, 65_535)),
     (words.PortCount, st.integers(0, 65_536)),
     (words.LowPort, st.integers(0, 1_023)),
     (words.IPv4, st.ip_addresses(v=4).map(str)),
+    (words.Entry, st.integers(1, 65_534).map(lambda port: f"lb-{port % 7}.local:{port}")),
 ]
 
 
@@ -118,7 +120,12 @@ def _an_order(found: dict[str, Any]) -> dict[str, Any]:
 def _each_once(found: dict[str, Any]) -> dict[str, Any]:
     nodes = {node.id: node for node in found["nodes"]}
     services = {service.name: service for service in found["services"]}
-    return found | {"nodes": tuple(nodes.values()), "services": tuple(services.values())}
+    members = {member.address: member for member in found["members"]}
+    return found | {
+        "nodes": tuple(nodes.values()),
+        "services": tuple(services.values()),
+        "members": tuple(members.values()),
+    }
 
 
 def heads(topic: Topic) -> st.SearchStrategy[Head]:

@@ -212,8 +212,10 @@ def one_of_each(kind: Any) -> Any:
     by_range = {1: (words.Whole, words.Signed, words.Word, words.Duration)}
     if kind == words.IPv4:
         return "10.0.0.1"
+    if kind == words.Entry:
+        return "lb-0.local:8081"
     ports = (words.Port, words.PortCount, words.LowPort)
-    if kind in (*by_range[1], words.Weight, *ports):
+    if kind in (*by_range[1], words.Percent, words.Weight, *ports):
         return 1
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind, include_extras=True)
@@ -307,6 +309,8 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
 FREE = {
     # For people: what an agent's hello says, events, and the members of the quorum.
     ("Hello", "weight"),
+    ("Applicant", "address"),
+    ("MemberEvent", "address"),
     ("NodeEvent", "address"),
     ("VipEvent", "address"),
     ("VipHolder", "address"),
