@@ -20,7 +20,6 @@ import httpx
 import orjson
 import pytest
 import zmq
-from hypothesis import HealthCheck, settings
 
 from bus import topics
 from bus.commands import (
@@ -79,12 +78,6 @@ PLANNED = {
     "flows_hit": 4,
     "changes_nothing": False,
 }
-
-# How long an example takes says more of what else the machine does than of the code.
-settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("any machine")
 
 STATES: dict[str, Callable[[], tuple[Topic, Any]]] = {
     topics.HEALTH: lambda: (Topic.STATE_VIEW, view(node())),

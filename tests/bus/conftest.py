@@ -17,15 +17,8 @@ from typing import Any
 
 import pytest
 import zmq
-from hypothesis import HealthCheck, settings
 
 TIMEOUT_S = 30
-
-# How long an example takes says more of what else the machine does than of the code.
-settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("any machine")
 
 Lines = list[dict[str, Any]]
 

@@ -111,7 +111,11 @@ def test_a_payload_without_one_of_its_fields_is_refused(
     frames = encode(envelope)
     body = orjson.loads(frames[2])
     fields = dataclasses.fields(PAYLOADS[envelope.topic])
-    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    required = [
+        field.name
+        for field in fields
+        if field.default is field.default_factory is dataclasses.MISSING
+    ]
     missing = data.draw(st.sampled_from(required))
     del body[missing]
     with pytest.raises(MalformedMessage, match=re.escape(missing)):
