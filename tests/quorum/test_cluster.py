@@ -219,6 +219,28 @@ def test_whoever_was_chosen_waits_for_the_leases_of_a_slower_leader() -> None:
     assert new._granted.is_free(VIP, made.now_ms + left_ms)
 
 
+def test_slower_timing_is_used_once_a_start_would_find_it_on_the_disk() -> None:
+    """An LB that led by it, and starts again, waits for as long as it may have granted."""
+    made = led("lb-0", "lb-1", "lb-2")
+    leader = made.leader()
+    assert leader is not None
+    core, election = made.cores[leader], made.cores[leader]._election
+    assert election.promise_ms == election.timing.promise_ms, "its vote has stored it"
+    usual_ms = election.timing.promise_ms
+    election._slow_down(4, made.now_ms)
+    assert election.timing.promise_ms == usual_ms
+    ready = core.take(made.now_ms)
+    assert ready is not None
+    assert ready.persist is not None
+    assert ready.persist.state.promise_ms == 4 * usual_ms
+    assert election.timing.promise_ms == usual_ms
+    core.stored(ready.persist.mark, made.now_ms)
+    assert election.timing.promise_ms == 4 * usual_ms
+    election._slow_down(1, made.now_ms)
+    assert election.timing.promise_ms == usual_ms, "less than is on record needs no new one"
+    assert election.promise_ms == 4 * usual_ms, "what was granted may still last"
+
+
 @pytest.mark.parametrize("how", ["hands over", "hears of a larger term", "its disk hangs"])
 def test_who_led_elects_nobody_while_what_it_granted_lasts(how: str) -> None:
     """The third LB has not heard the leader for long, and its promise is over."""
