@@ -377,7 +377,7 @@ def test_one_is_removed_and_one_is_added_while_requests_run(hosts: Hosts) -> Non
     hosts.supervisorctl(other, "stop", "gale:quorum")
     hosts.run(other, "sh", "-c", 'rm "$GALE_STATE_DIR/quorum.state"')
     hosts.supervisorctl(other, "start", "gale:quorum")
-    wait_for(lambda: other in applicants(hosts, one), "it knocks")
+    wait_for(lambda: other in applicants(hosts, one), "it knocks", PATIENCE_S)
     changed(hosts, one, "add", other)
     wait_for(lambda: members(hosts, one) == members(hosts, other) == set(hosts.lbs), "three again")
     one_table(hosts)

@@ -70,7 +70,6 @@ class Holding:
         """Another machine claims it. While there is a leader that is the leader's business."""
         if self._leaderless_ms is not None:
             self._contested.add(vip)
-            self._due_ms = self._leaderless_ms
 
     def look(self, now: Circumstances, now_ms: int) -> bool:
         """Whether `held` is other than it was, or has to be told again."""
@@ -79,19 +78,27 @@ class Holding:
             self._contested.clear()
         elif self._leaderless_ms is None:
             self._leaderless_ms = now_ms
-            self._due_ms = now_ms + LEADERLESS_MS
         wanted = self._wanted(now, now_ms)
-        if wanted == self._held.keys() and (not wanted or now_ms < (self._due_ms or 0)):
+        is_due = self._due_ms is not None and now_ms >= self._due_ms
+        if wanted == self._held.keys() and not (wanted and is_due):
+            if not wanted:
+                self._due_ms = self._begins_ms(now, now_ms)
             return False
         self._held = dict.fromkeys(wanted, now_ms + CLAIM_MS)
-        self._due_ms = now_ms + RENEW_MS
+        self._due_ms = now_ms + RENEW_MS if wanted else None
         return True
 
     def next_due_ms(self) -> int | None:
-        """When to look again, if nothing happens before; None: never."""
-        if self._leaderless_ms is None or not self._claimed:
-            return None
+        """When to look again, if nothing happens before; None: never. Always after the last look,
+        since whoever waits for a moment that has passed turns without an end.
+        """
         return self._due_ms
+
+    def _begins_ms(self, now: Circumstances, now_ms: int) -> int | None:
+        if self._leaderless_ms is None or not now.enabled or not self._claimed:
+            return None
+        begins_ms = self._leaderless_ms + LEADERLESS_MS
+        return begins_ms if begins_ms > now_ms else None
 
     def _wanted(self, now: Circumstances, now_ms: int) -> set[str]:
         since_ms = self._leaderless_ms

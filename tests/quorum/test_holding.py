@@ -98,3 +98,18 @@ def test_who_hears_a_leader_in_time_never_begins() -> None:
     made.look(LOST, BEGINS_MS)
     assert not made.look(LOST, BEGINS_MS + LEADERLESS_MS - 1)
     assert made.held == {}
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"enabled": False}, {"able": False}, {"owned": frozenset[str]()}]
+)
+def test_it_never_waits_for_a_moment_that_has_passed(change: dict[str, object]) -> None:
+    """The process has real-time priority: one that turns without an end stops the machine."""
+    made = lost()
+    now = replace(LOST, **change)  # type: ignore[arg-type]
+    for now_ms in range(LOST_MS, BEGINS_MS + 3 * RENEW_MS, 7):
+        if now_ms > BEGINS_MS + RENEW_MS:
+            made.contested(VIP)
+        made.look(now, now_ms)
+        due_ms = made.next_due_ms()
+        assert due_ms is None or due_ms > now_ms
