@@ -374,6 +374,7 @@ def test_one_is_removed_and_one_is_added_while_requests_run(hosts: Hosts) -> Non
     changed(hosts, one, "remove", other)
     wait_for(lambda: members(hosts, one) == members(hosts, leader) == {leader, one}, "two members")
     wait_for(lambda: (state := quorum(hosts, other)) and not state["is_member"], "it knows")
+    wait_for(partial(quorum_lost, hosts, other), "nobody to speak to it any more", PATIENCE_S)
     hosts.supervisorctl(other, "stop", "gale:quorum")
     hosts.run(other, "sh", "-c", 'rm "$GALE_STATE_DIR/quorum.state"')
     hosts.supervisorctl(other, "start", "gale:quorum")
