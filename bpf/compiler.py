@@ -21,6 +21,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
@@ -164,11 +165,35 @@ def _compiled(
         return [answer.image() for answer in _compile_all(texts, flags)]
     places = {text: cache_dir / f"{_digest(text, flags)}.json" for text in texts}
     images = {text: image for text in texts if (image := _cached(places[text]))}
-    missing = [text for text in texts if text not in images]
-    for text, answer in zip(missing, _compile_all(missing, flags), strict=True):
-        images[text] = answer.image()
-        _keep(places[text], answer.text)
+    with _alone_with([places[text] for text in texts if text not in images]):
+        missing = []
+        for text in places.keys() - images.keys():
+            if image := _cached(places[text]):
+                images[text] = image
+            else:
+                missing.append(text)
+        for text, answer in zip(missing, _compile_all(missing, flags), strict=True):
+            images[text] = answer.image()
+            _keep(places[text], answer.text)
     return [images[text] for text in texts]
+
+
+@contextlib.contextmanager
+def _alone_with(places: Sequence[Path]) -> Iterator[None]:
+    """Whoever wants the same images meanwhile waits for these, instead of compiling them too."""
+    locks = [place.with_suffix(".lock") for place in sorted(places)]
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            for lock in locks:
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context(lock.open("w"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            for lock in locks:
+                with contextlib.suppress(OSError):
+                    lock.unlink()
 
 
 def _compile_all(texts: Sequence[str], flags: list[str]) -> list[_Answer]:

@@ -6,11 +6,15 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bpf import compiler
 from bpf.loader import (
     SOURCE_DIR,
     CompileError,
@@ -260,6 +264,26 @@ def test_the_cache_keeps_the_images_that_were_used_last(cache: Cache) -> None:
     assert len(cache.images()) == 256
     cache.without_compiler(entries=4)
     cache.without_compiler(entries=5)
+
+
+def test_several_that_want_the_same_compile_it_once(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[int] = []
+    really = compiler._compile_all
+
+    def counted(texts: Sequence[str], flags: list[str]) -> list[Any]:
+        compiled.append(len(texts))
+        return really(texts, flags)
+
+    monkeypatch.setattr(compiler, "_compile_all", counted)
+    threads = [threading.Thread(target=cache.compile) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(compiled) == [0, 0, 1]
+    assert len(cache.images()) == 1, "no lock is left behind"
 
 
 def test_what_will_be_wanted_can_be_compiled_beforehand(cache: Cache) -> None:
