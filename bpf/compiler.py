@@ -166,12 +166,10 @@ def _compiled(
     places = {text: cache_dir / f"{_digest(text, flags)}.json" for text in texts}
     images = {text: image for text in texts if (image := _cached(places[text]))}
     with _alone_with([places[text] for text in texts if text not in images]):
-        missing = []
-        for text in places.keys() - images.keys():
-            if image := _cached(places[text]):
-                images[text] = image
-            else:
-                missing.append(text)
+        images |= {
+            text: image for text in texts if text not in images and (image := _cached(places[text]))
+        }
+        missing = [text for text in texts if text not in images]
         for text, answer in zip(missing, _compile_all(missing, flags), strict=True):
             images[text] = answer.image()
             _keep(places[text], answer.text)

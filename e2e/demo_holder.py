@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from e2e.failover import holders, the_holder
 from e2e.held import hold
 from e2e.hosts import LabHosts, wait_for
+from e2e.replicas import flows_of, is_level
 from e2e.traffic import Summary, Traffic
 
 IDLE, MOVING = 100, 20
@@ -73,17 +74,9 @@ class Holder:
 
     def _wait_until_known_to_others(self, lb: str) -> None:
         def known() -> bool:
-            try:
-                replicas = self._hosts.api(lb, "/v1/status")["dataplane"]["replicas"]
-            except (OSError, TypeError):
-                return False
-            level = [peer for peer in replicas if peer["standing"] == "level" and peer["follows"]]
             others = [each for each in self._hosts.lbs if each != lb]
-            return len(level) == len(others) and all(map(self._has_the_flows, others))
+            return is_level(self._hosts, lb) and all(
+                flows_of(self._hosts, each) >= IDLE + MOVING for each in others
+            )
 
         wait_for(known, "the other load balancers to know the flows", PATIENCE_S)
-
-    def _has_the_flows(self, lb: str) -> bool:
-        samples = self._hosts.metrics(lb, "gale_conntrack_entries")
-        known = sum(each.value for each in samples if each.labels["table"] == "established")
-        return known >= IDLE + MOVING

@@ -54,12 +54,6 @@ class Hosts(Protocol):
 
     def start_supervisord(self, who: str) -> None: ...
 
-    def set_cut(self, who: str, *, cut: bool) -> None:
-        """Cut every cable of a machine silently, the carrier stays up; or heal them."""
-
-    def cut_way(self, sender: str, receiver: str) -> None:
-        """Have nothing from the one machine reach the other; healing either mends it."""
-
     def api(self, lb: str, path: str) -> Any:
         """GET of an LB's API; raises OSError while it is down."""
 
@@ -100,9 +94,11 @@ class LabHosts:
         self.lab.start_supervisord(who)
 
     def set_cut(self, who: str, *, cut: bool) -> None:
+        """Cut every cable of a machine silently, the carrier stays up; or heal them."""
         self.lab.set_cut(who, cut=cut)
 
     def cut_way(self, sender: str, receiver: str) -> None:
+        """Have nothing from the one machine reach the other; healing either mends it."""
         self.lab.cut_way(sender, receiver)
 
     def api(self, lb: str, path: str) -> Any:
@@ -140,6 +136,16 @@ def wait_for(
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {timeout_s:g} s for {what}")
         time.sleep(every_s)
+
+
+def read_config(hosts: Hosts, lb: str) -> str:
+    return hosts.run(lb, "cat", hosts.environment(lb)["GALE_CONFIG"]).stdout
+
+
+def write_config(hosts: Hosts, lb: str, text: str) -> None:
+    """The file is another; nobody is told."""
+    done = hosts.run(lb, "tee", hosts.environment(lb)["GALE_CONFIG"], stdin=text)
+    assert done.returncode == 0, done.stderr
 
 
 def pid_of(hosts: Hosts, who: str, process: str) -> int:

@@ -89,13 +89,6 @@ class InventoryHosts:
     def start_supervisord(self, who: str) -> None:
         self.run(who, "systemctl", "restart", "supervisor")
 
-    def set_cut(self, who: str, *, cut: bool) -> None:
-        if cut:
-            raise NotImplementedError(f"the cables of {who} are out of reach")
-
-    def cut_way(self, sender: str, receiver: str) -> None:
-        raise NotImplementedError(f"the way from {sender} to {receiver} is out of reach")
-
     def api(self, lb: str, path: str) -> Any:
         return json.loads(self._get(lb, path))
 

@@ -16,7 +16,16 @@ from typing import Any
 import pytest
 
 from e2e import whole
-from e2e.hosts import Hosts, LabHosts, lab_hosts, pid_of, verdicts, wait_for
+from e2e.hosts import (
+    Hosts,
+    LabHosts,
+    lab_hosts,
+    pid_of,
+    read_config,
+    verdicts,
+    wait_for,
+    write_config,
+)
 from e2e.lab import Plan
 from e2e.lab.files import toml_text
 
@@ -42,12 +51,11 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHosts]:
 
 def restart(hosts: Hosts, lb: str, *changes: tuple[str, str]) -> None:
     """Start the dataplane anew with another configuration; returns once it is ready."""
-    path = hosts.environment(lb)["GALE_CONFIG"]
-    text = hosts.run(lb, "cat", path).stdout
+    text = read_config(hosts, lb)
     for pattern, replacement in changes:
         text, count = re.subn(pattern, replacement, text)
         assert count == 1, pattern
-    hosts.run(lb, "tee", path, stdin=text)
+    write_config(hosts, lb, text)
     before = pid_of(hosts, lb, "gale:dataplane")
     hosts.supervisorctl(lb, "restart", "gale:dataplane")
 

@@ -7,7 +7,15 @@ from functools import partial
 
 import pytest
 
-from e2e.hosts import Hosts, pid_of, send_signal, traffic, wait_for
+from e2e.hosts import (
+    Hosts,
+    pid_of,
+    read_config,
+    send_signal,
+    traffic,
+    wait_for,
+    write_config,
+)
 
 PROCESSES = ("dataplane", "health", "quorum", "api")
 BAD_LINE = 'clients_port = "eighty"'
@@ -16,19 +24,13 @@ BAD_LINE = 'clients_port = "eighty"'
 @pytest.fixture
 def bad_line_number(hosts: Hosts, lb: str) -> Iterator[int]:
     """The LB's configuration with one wrong line, for as long as the test lasts."""
-    path = hosts.environment(lb)["GALE_CONFIG"]
-    good = hosts.run(lb, "cat", path).stdout
+    good = read_config(hosts, lb)
     lines = good.splitlines()
     index = next(i for i, line in enumerate(lines) if line.startswith("clients_port"))
     lines[index] = BAD_LINE
-    write(hosts, lb, "\n".join(lines) + "\n")
+    write_config(hosts, lb, "\n".join(lines) + "\n")
     yield index + 1
-    write(hosts, lb, good)
-
-
-def write(hosts: Hosts, lb: str, text: str) -> None:
-    done = hosts.run(lb, "tee", hosts.environment(lb)["GALE_CONFIG"], stdin=text)
-    assert done.returncode == 0, done.stderr
+    write_config(hosts, lb, good)
 
 
 def pids(hosts: Hosts, lb: str) -> list[int]:

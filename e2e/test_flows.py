@@ -187,7 +187,7 @@ class Fate:
 
 
 @contextmanager
-def cut(hosts: Hosts, lb: str, node: str) -> Iterator[float]:
+def cut(hosts: LabHosts, lb: str, node: str) -> Iterator[float]:
     """A node without its network, for as long as the block lasts; when that began, time of day."""
     hosts.set_cut(node, cut=True)
     try:
@@ -215,7 +215,7 @@ def resets(held: Held, numbers: set[int]) -> list[float]:
     return [ended[number].at_ms for number in numbers]
 
 
-def test_clients_of_a_node_that_is_cut_and_comes_back(hosts: Hosts, lb: str) -> None:
+def test_clients_of_a_node_that_is_cut_and_comes_back(hosts: LabHosts, lb: str) -> None:
     """UDP goes on elsewhere, TCP is told by a RST, who has not asked anything too; `keep` keeps."""
 
     def attempt() -> Fate:

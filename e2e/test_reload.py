@@ -21,10 +21,12 @@ from e2e.hosts import (
     Hosts,
     LabHosts,
     lab_hosts,
+    read_config,
     traffic,
     verdicts,
     wait_for,
     with_steady_rig,
+    write_config,
 )
 from e2e.lab import Plan
 from e2e.lab.files import toml_text
@@ -79,10 +81,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHosts]:
 
 def reload(hosts: Hosts, lb: str, services: list[Service]) -> None:
     """Give the LB these services; returns once they are agreed."""
-    path = hosts.environment(lb)["GALE_CONFIG"]
-    config = tomllib.loads(hosts.run(lb, "cat", path).stdout)
-    done = hosts.run(lb, "tee", path, stdin=toml_text(config | {"services": services}))
-    assert done.returncode == 0, done.stderr
+    config = tomllib.loads(read_config(hosts, lb))
+    write_config(hosts, lb, toml_text(config | {"services": services}))
     hosts.supervisorctl(lb, "signal", "HUP", "gale:*")
     wanted = {(one["name"], one["port"], one.get("mode", "l4")) for one in services}
 

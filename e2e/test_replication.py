@@ -13,8 +13,9 @@ from contextlib import ExitStack
 import pytest
 
 from e2e.held import Held, hold
-from e2e.hosts import Hosts, lab_hosts, wait_for
+from e2e.hosts import Hosts, LabHosts, lab_hosts, wait_for
 from e2e.lab import Plan
+from e2e.replicas import flows_of, is_level
 
 IDLE, MOVING = 200, 20
 PATIENCE_S = 60.0
@@ -22,7 +23,7 @@ DOWNLOAD = "200m.bin"
 
 
 @pytest.fixture(scope="module")
-def hosts() -> Iterator[Hosts]:
+def hosts() -> Iterator[LabHosts]:
     with lab_hosts(Plan(lbs=3), lambda text: print(text, file=sys.stderr)) as machines:
         yield machines
 
@@ -37,23 +38,8 @@ def holder_of(hosts: Hosts, asked: str) -> str | None:
     return holder
 
 
-def is_level(hosts: Hosts, lb: str, others: set[str]) -> bool:
-    """Whether these LBs' flows are known at that one, and its own are told to them."""
-    try:
-        replicas = hosts.api(lb, "/v1/status")["dataplane"]["replicas"]
-    except (OSError, TypeError):
-        return False
-    level = {peer["name"] for peer in replicas if peer["standing"] == "level" and peer["follows"]}
-    return others <= level
-
-
-def all_level(hosts: Hosts, lbs: set[str]) -> bool:
-    return all(is_level(hosts, lb, lbs - {lb}) for lb in lbs)
-
-
-def flows_of(hosts: Hosts, lb: str) -> int:
-    established = hosts.metrics(lb, "gale_conntrack_entries")
-    return int(sum(s.value for s in established if s.labels["table"] == "established"))
+def all_level(hosts: Hosts) -> bool:
+    return all(is_level(hosts, lb) for lb in hosts.lbs)
 
 
 def alive(held: Held, count: int) -> None:
@@ -61,10 +47,10 @@ def alive(held: Held, count: int) -> None:
     assert held.ask() == count
 
 
-def death_of_holder(hosts: Hosts, flows: int) -> str:
+def death_of_holder(hosts: LabHosts, flows: int) -> str:
     """Cut it off once the others have the flows; its name, when another one holds the VIP."""
     lbs = set(hosts.lbs)
-    wait_for(lambda: all_level(hosts, lbs), "all to be level", PATIENCE_S)
+    wait_for(lambda: all_level(hosts), "all to be level", PATIENCE_S)
     dead = wait_for(lambda: holder_of(hosts, hosts.lbs[0]), "somebody to hold the VIP", PATIENCE_S)
     others = sorted(lbs - {dead})
     wait_for(
@@ -79,7 +65,7 @@ def death_of_holder(hosts: Hosts, flows: int) -> str:
     return str(dead)
 
 
-def test_connections_outlive_their_load_balancers(hosts: Hosts) -> None:
+def test_connections_outlive_their_load_balancers(hosts: LabHosts) -> None:
     """Idle ones, ones that move data, and a download with its hash; twice in a row."""
     with ExitStack() as opened:
         idle = opened.enter_context(hold(hosts, count=IDLE))
@@ -103,9 +89,9 @@ def test_connections_outlive_their_load_balancers(hosts: Hosts) -> None:
         alive(moving, MOVING)
 
 
-def test_a_dataplane_process_that_dies_on_a_standby_loses_nothing(hosts: Hosts) -> None:
+def test_a_dataplane_process_that_dies_on_a_standby_loses_nothing(hosts: LabHosts) -> None:
     with hold(hosts, count=IDLE) as held:
-        wait_for(lambda: all_level(hosts, set(hosts.lbs)), "all to be level", PATIENCE_S)
+        wait_for(lambda: all_level(hosts), "all to be level", PATIENCE_S)
         for lb in hosts.lbs:
             hosts.supervisorctl(lb, "signal", "KILL", "gale:dataplane")
         death_of_holder(hosts, IDLE)

@@ -93,8 +93,8 @@ from bus.topics import Topic
 from bus.words import MemberChange, NodeState, Role
 from services.quorum.election import Election, Outgoing
 from services.quorum.leases import Granted, Held
-from services.quorum.membership import Changes, Circumstances, find, gone_and_come, named
-from services.quorum.orders import Answer, Desk, is_over, new_orders
+from services.quorum.membership import Changes, Circumstances, Wish, find, gone_and_come, named
+from services.quorum.orders import Desk, is_over, new_orders
 from services.quorum.ownership import Standing, assign, fit
 from services.quorum.parts import next_step_ms, step_gap_ms
 from services.quorum.register import Dated, Register, version_of
@@ -108,6 +108,7 @@ from services.quorum.table import (
     merge,
 )
 from services.quorum.timing import Timing
+from services.quorum.waiting import Answer
 
 WAITING_FOR_VIEW = "the first view of the health process"
 WAITING_FOR_LEADER = "a leader: no majority of the LBs is heard"
@@ -311,6 +312,7 @@ class Quorum:
         """Whether the next table need not wait for every LB's file."""
         self._departed: dict[str, int] = {}
         self._desk, self._changes = Desk(), Changes()
+        self._queues = self._desk.waiting, self._changes.waiting
         self._members_since_ms = now_ms
         """When this LB began to lead, or the members changed last under it."""
         self._stepped_ms = now_ms
@@ -386,7 +388,7 @@ class Quorum:
 
     def order(self, number: str, asked: Asked, now_ms: int) -> None:
         """An operator wants this; `number` names the command. It is answered in `Ready.answers`."""
-        self._desk.ask(number, asked, None, now_ms)
+        self._desk.waiting.ask(number, asked, None, now_ms)
         self._take_orders(now_ms)
         self._after(now_ms)
 
@@ -399,7 +401,7 @@ class Quorum:
             raise ValueError("this LB decides alone: its file lists no others")
         if self._election.leader is None:
             raise ValueError("no leader is heard: nothing can be agreed on")
-        self._changes.ask(number, change, address, None, now_ms)
+        self._changes.waiting.ask(number, Wish(change, address), None, now_ms)
         self._stale = True
         self._after(now_ms)
 
@@ -458,8 +460,8 @@ class Quorum:
         for heard in self._heard.values():
             if not heard.settled and now_ms >= heard.first_ms + self._settle_ms:
                 heard.settled = self._stale = True
-        self._desk.tick(now_ms)
-        self._changes.tick(now_ms)
+        for queue in self._queues:
+            queue.tick(now_ms)
         self._election.tick(now_ms)
         if self._writing is not None:
             since_ms = now_ms - self._writing_since_ms
@@ -487,8 +489,8 @@ class Quorum:
             due += self._deadlines()
             due += self._steps()
         on = not self._leads and self._leaders_entry() is not None
-        for desk in (self._desk, self._changes):
-            if (waiting_ms := desk.next_due_ms(passes_on=on)) is not None:
+        for queue in self._queues:
+            if (waiting_ms := queue.next_due_ms(passes_on=on)) is not None:
                 due.append(waiting_ms)
         return min(due, default=None)
 
@@ -670,16 +672,17 @@ class Quorum:
 
     def _on_order_asked(self, peer: str, message: OrderAsked, now_ms: int) -> None:
         if self._leads:  # else its sender will hear of who does, and asks there
-            self._desk.ask(message.id, message.asked, peer, now_ms)
+            self._desk.waiting.ask(message.id, message.asked, peer, now_ms)
             self._take_orders(now_ms)
 
     def _on_order_answered(self, _peer: str, message: OrderAnswered, _now_ms: int) -> None:
-        self._desk.answered(message.id, message.refusal)
-        self._changes.answered(message.id, message.refusal)
+        for queue in self._queues:
+            queue.answer(message.id, message.refusal)
 
     def _on_member_asked(self, peer: str, message: MemberAsked, now_ms: int) -> None:
         if self._leads:
-            self._changes.ask(message.id, message.change, message.address, peer, now_ms)
+            wish = Wish(message.change, message.address)
+            self._changes.waiting.ask(message.id, wish, peer, now_ms)
             self._stale = True
 
     # ------------------------------------------------------------------ who the members are
@@ -813,8 +816,8 @@ class Quorum:
         event = QuorumEvent(self._election.term, self._leader, None, reason)
         self._events.append((topic, event))
         self._state_version += 1
-        self._desk.lead_ended()
-        self._changes.lead_ended()
+        for queue in self._queues:
+            queue.lead_ended()
         self._parting.clear()
 
     def _tell_regained(self) -> None:
@@ -1038,7 +1041,7 @@ class Quorum:
         alive = tuple(self._is_alive(address, now_ms) for address in self._peers)
         free = tuple(self._granted.is_free(vip.address, now_ms) for vip in base.vip_owners)
         self._desk.over = frozenset(order.id for order in base.orders if is_over(order))
-        changing = self._changes.wants_to_change and self._may_change_members(now_ms)
+        changing = bool(self._changes.waiting.unwritten) and self._may_change_members(now_ms)
         released = self._released(base, now_ms)
         late = self._late(now_ms)
         return (alive, self._silent(now_ms), late, free, released, self._desk.over, changing)
@@ -1122,11 +1125,14 @@ class Quorum:
         address, name = self._leaders_entry(), self._config.name
         if not self._leads and address is not None:
             passed: list[PeerMessage] = [
-                OrderAsked(name, *order) for order in self._desk.to_pass_on(now_ms)
+                OrderAsked(name, *order) for order in self._desk.waiting.to_pass_on(now_ms)
             ]
-            passed += [MemberAsked(name, *each) for each in self._changes.to_pass_on(now_ms)]
+            passed += [
+                MemberAsked(name, number, wish.change, wish.address)
+                for number, wish in self._changes.waiting.to_pass_on(now_ms)
+            ]
             self._outbox += [Outgoing(address, message, 0) for message in passed]
-        for answer in self._desk.take_answers() + self._changes.take_answers():
+        for answer in [each for queue in self._queues for each in queue.take_answers()]:
             if answer.asker is None:
                 self._desk.answers.append(answer)
             else:

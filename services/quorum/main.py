@@ -73,11 +73,11 @@ from services.quorum.eligibility import Eligibility
 from services.quorum.from_config import table_service
 from services.quorum.health_numbers import node_health
 from services.quorum.holding import Circumstances, Holding
-from services.quorum.orders import Answer
 from services.quorum.peers import Peers
 from services.quorum.storage import NewerFormatError, Storage, Writer
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig
 from services.quorum.timing import Timing
+from services.quorum.waiting import Answer
 
 REPUBLISH_MS = 500
 RETRY_MS = 1_000
@@ -142,6 +142,8 @@ class QuorumProcess:
         witness = config.quorum.witness
         self._eligibility = Eligibility(config.local.net_interface_public, witness=witness)
         self._table: NodeTable | None = None
+        self._owned: frozenset[str] = frozenset()
+        """The VIPs that this table gives to this LB."""
         self._handover: Handover | None = None
         self._holding = Holding()
         self._leased: dict[str, int] = {}
@@ -178,8 +180,7 @@ class QuorumProcess:
     def run(self) -> None:
         """Until SIGTERM."""
         self._loop.watch(*self._peers.sockets, *self._bus.sockets)
-        every = dict.fromkeys((*self._peers.sockets, *self._bus.sockets), 0)
-        ready: dict[Any, int] = every
+        ready: dict[Any, int] = dict.fromkeys((*self._peers.sockets, *self._bus.sockets), 0)
         while not self._loop.signals.stopping:
             self._step(monotonic_ms(), ready)
             ready = self._loop.wait(self._wait_ms(monotonic_ms()))
@@ -349,13 +350,11 @@ class QuorumProcess:
         """Without a majority: what this LB goes on to claim, if the file wants it to."""
         if not self._listed:
             return
-        owners = self._table.vip_owners if self._table is not None else ()
-        name = self._config.local.name
         circumstances = Circumstances(
             enabled=self._config.quorum.on_quorum_loss == "hold",
             has_leader=self._core.has_leader,
             able=self._is_able,
-            owned=frozenset(vip.address for vip in owners if vip.owner == name),
+            owned=self._owned,
         )
         if self._holding.look(circumstances, now_ms):
             self._claim(now_ms)
@@ -400,7 +399,9 @@ class QuorumProcess:
 
     def _publish(self, ready: Ready) -> None:
         if ready.committed is not None:
-            self._table = ready.committed.table
+            self._table = table = ready.committed.table
+            name = self._config.local.name
+            self._owned = frozenset(vip.address for vip in table.vip_owners if vip.owner == name)
             self._publisher.publish(Topic.STATE_TABLE, ready.committed)
         self._publish_events([*self._claims.take(), *ready.events])
 
@@ -549,9 +550,8 @@ class QuorumProcess:
         return self._handover.answer
 
     def _go_on_handing_over(self, handover: Handover, now_ms: int) -> None:
-        owners = self._table.vip_owners if self._table is not None else ()
-        holds = [vip.address for vip in owners if vip.owner == self._config.local.name]
-        trouble = f"still holds {', '.join(holds)}: no other LB may" if holds else ""
+        holds = ", ".join(sorted(self._owned))
+        trouble = f"still holds {holds}: no other LB may" if holds else ""
         if self._core.role is Role.LEADER and not trouble:
             try:
                 _log.info("handed over", to=self._core.hand_over(now_ms))

@@ -22,9 +22,8 @@ the new one not counted, since nobody knows yet that it does; to remove the lead
 hand over first; an eighth member; and to come down to one, which is another way of deciding
 (`gale quorum recover`, or a list with nobody in it).
 
-Asked for anywhere, a change is passed on to the leader, and again every `RESEND_MS`, as an order
-is. It is answered when its table is committed, at once where the list is so already, and refused
-after `WAIT_MS`, though it may yet come about.
+Asked for anywhere, a change waits, is passed on to the leader and answered as an order is
+(`waiting`): at once where the list is so already.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from dataclasses import dataclass, replace
 
 from bus.states import Member
 from bus.words import MemberChange
-from services.quorum.orders import RESEND_MS, WAIT_MS, Answer
+from services.quorum.waiting import Queue
 
 MOST_MEMBERS = 7
 
@@ -90,38 +89,28 @@ def why_not(change: MemberChange, address: str, members: frozenset[str], now: Ci
     return ""
 
 
-@dataclass(slots=True)
-class _Waiting:
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """An operator's: that the LB of this entry be a member, or none."""
+
     change: MemberChange
     address: str
-    asker: str | None
-    since_ms: int
-    epoch: int | None = None
-    """Of the table into which this LB, as the leader, has written it."""
-    sent_ms: int | None = None
 
     def is_so(self, members: Iterable[Member]) -> bool:
         there = self.address in {member.address for member in members}
         return there is (self.change is MemberChange.ADD)
 
+    def made(self, members: tuple[Member, ...]) -> tuple[Member, ...]:
+        kept = [member for member in members if member.address != self.address]
+        added = [Member(self.address)] if self.change is MemberChange.ADD else []
+        return tuple(sorted([*kept, *added], key=lambda member: member.address))
+
 
 class Changes:
-    """The changes that wait to be agreed on, at the LB that was asked and at the leader."""
+    """The changes that wait to be agreed on."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, _Waiting] = {}
-        self._answers: list[Answer] = []
-
-    def ask(
-        self, number: str, change: MemberChange, address: str, asker: str | None, now_ms: int
-    ) -> None:
-        """`number`: the id of the operator's command; `asker`: who passed it on; None: nobody."""
-        if number not in self._waiting:
-            self._waiting[number] = _Waiting(change, address, asker, now_ms)
-
-    @property
-    def wants_to_change(self) -> bool:
-        return any(each.epoch is None for each in self._waiting.values())
+        self.waiting: Queue[Wish] = Queue()
 
     def next_members(
         self, members: tuple[Member, ...], epoch: int, now: Circumstances
@@ -130,72 +119,22 @@ class Changes:
 
         `members` are those of a committed table.
         """
-        for number, each in list(self._waiting.items()):
-            if each.is_so(members):
-                self._answer(number, "")
-                continue
-            if each.epoch is not None:
-                continue
-            addresses = frozenset(member.address for member in members)
-            if refusal := why_not(each.change, each.address, addresses, now):
-                self._answer(number, refusal)
+        self.committed(members)
+        addresses = frozenset(member.address for member in members)
+        for number, each in self.waiting.unwritten:
+            wish = each.asked
+            if refusal := why_not(wish.change, wish.address, addresses, now):
+                self.waiting.answer(number, refusal)
             elif now.may_change:
                 each.epoch = epoch + 1
-                kept = [member for member in members if member.address != each.address]
-                added = [Member(each.address)] if each.change is MemberChange.ADD else []
-                return tuple(sorted([*kept, *added], key=lambda member: member.address))
+                return wish.made(members)
         return members
 
     def committed(self, members: tuple[Member, ...]) -> None:
         """All LBs go by a table with these members."""
-        for number, each in list(self._waiting.items()):
-            if each.is_so(members):
-                self._answer(number, "")
-
-    def lead_ended(self) -> None:
-        for each in self._waiting.values():
-            each.epoch = None
-
-    def answered(self, number: str, refusal: str) -> None:
-        """The leader says what has become of it."""
-        if number in self._waiting:
-            self._answer(number, refusal)
-
-    def to_pass_on(self, now_ms: int) -> list[tuple[str, MemberChange, str]]:
-        """What to send to the leader, which is another LB, now: id, change, entry."""
-        due = [
-            (number, each)
-            for number, each in self._waiting.items()
-            if each.asker is None and (each.sent_ms is None or now_ms >= each.sent_ms + RESEND_MS)
-        ]
-        for _, each in due:
-            each.sent_ms = now_ms
-        return [(number, each.change, each.address) for number, each in due]
-
-    def tick(self, now_ms: int) -> None:
-        for number, each in list(self._waiting.items()):
-            if now_ms >= each.since_ms + WAIT_MS:
-                self._answer(
-                    number, f"the load balancers have not agreed on it within {WAIT_MS} ms"
-                )
-
-    def next_due_ms(self, *, passes_on: bool) -> int | None:
-        """When `tick`, or `to_pass_on` where that is possible, has something to do."""
-        waiting = self._waiting.values()
-        due = [each.since_ms + WAIT_MS for each in waiting]
-        due += [
-            each.sent_ms + RESEND_MS
-            for each in waiting
-            if passes_on and each.sent_ms is not None and each.asker is None
-        ]
-        return min(due, default=None)
-
-    def take_answers(self) -> list[Answer]:
-        answers, self._answers = self._answers, []
-        return answers
-
-    def _answer(self, number: str, refusal: str) -> None:
-        self._answers.append(Answer(number, self._waiting.pop(number).asker, refusal))
+        for number, each in self.waiting.items():
+            if each.asked.is_so(members):
+                self.waiting.answer(number, "")
 
 
 def named(members: tuple[Member, ...], names: Mapping[str, str]) -> tuple[Member, ...]:

@@ -23,11 +23,9 @@ reset, unless the service has `on_node_down = "keep"`. It stays so until it is e
 
 An order outlives its node: one that is drained and then switched off for a week comes back drained.
 
-**The desk** keeps the orders that wait to be agreed, at the LB that was asked and at the leader.
-The leader writes them into the next table; who was asked passes them on to the leader and again
-every `RESEND_MS`, since the leader may change. Each is known by the id of its command, which the
-table keeps too, so that none is carried out twice. It is answered when the table is committed;
-after `WAIT_MS` without that it is refused, though it may yet be carried out.
+**The desk** keeps the orders that wait to be agreed (`waiting`). The leader writes them into the
+next table. Each is known by the id of its command, which the table keeps too, so that none is
+carried out twice.
 """
 
 from __future__ import annotations
@@ -39,11 +37,9 @@ from enum import StrEnum
 from bus.orders import Asked, Order, OrderKind
 from bus.states import NodeTable, ServiceState, TableNode
 from bus.words import NodeState
+from services.quorum.waiting import Answer, Queue
 
 RECORD_MS = 3_600_000
-RESEND_MS = 100
-WAIT_MS = 1_500
-"""Less than the two seconds for which a command's sender waits."""
 MOST_ORDERS = 4_096
 
 
@@ -149,51 +145,25 @@ def _stands_for_ms(asked: Asked) -> int | None:
 # --------------------------------------------------------------------------- the desk
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """To an order that was asked for; `refusal` empty: all LBs go by it."""
-
-    id: str
-    asker: str | None
-    """The address of the LB that passed it on; None: it was asked for here."""
-    refusal: str
-
-
-@dataclass(slots=True)
-class _Waiting:
-    asked: Asked
-    asker: str | None
-    since_ms: int
-    epoch: int | None = None
-    """Of the table into which this LB, as the leader, has written it."""
-    sent_ms: int | None = None
-
-
 class Desk:
     """The orders that wait to be agreed on."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, _Waiting] = {}
-        self._answers: list[Answer] = []
+        self.waiting: Queue[Asked] = Queue()
         self.answers: list[Answer] = []
         """To commands that were given to this LB: for the shell."""
         self.over: frozenset[str] = frozenset()
         """The orders of the agreed table whose time is over, as the last table was made."""
 
-    def ask(self, number: str, asked: Asked, asker: str | None, now_ms: int) -> None:
-        """`number`: the id of the operator's command."""
-        if number not in self._waiting:
-            self._waiting[number] = _Waiting(asked, asker, now_ms)
-
     def next_orders(self, table: NodeTable, known: Iterable[str]) -> tuple[Order, ...]:
         """For the leader: the orders of the table after this one. `known`: the nodes there are."""
         orders = tuple(order for order in table.orders if not _is_spent(order))
-        waiting = [(n, each) for n, each in self._waiting.items() if each.epoch is None]
+        waiting = self.waiting.unwritten
         there = {order.id for order in orders}
         nodes = frozenset(known) if waiting else frozenset()
         for number, each in waiting:
             if number not in there and (refusal := _why_not(each.asked, orders, nodes)):
-                self._answer(number, refusal)
+                self.waiting.answer(number, refusal)
                 continue
             each.epoch = table.epoch + 1
             if number not in there:
@@ -201,57 +171,12 @@ class Desk:
                 orders = following(orders, order)
         return orders
 
-    def lead_ended(self) -> None:
-        """What was written into a table that may never be committed has to be asked for again."""
-        for each in self._waiting.values():
-            each.epoch = None
-
     def committed(self, table: NodeTable) -> None:
         """All LBs go by this table."""
         there = {order.id for order in table.orders}
-        for number, each in list(self._waiting.items()):
+        for number, each in self.waiting.items():
             if number in there or (each.epoch is not None and each.epoch <= table.epoch):
-                self._answer(number, "")
-
-    def answered(self, number: str, refusal: str) -> None:
-        """The leader says what has become of an order that was passed on to it."""
-        if number in self._waiting:
-            self._answer(number, refusal)
-
-    def to_pass_on(self, now_ms: int) -> list[tuple[str, Asked]]:
-        """What to send to the leader, which is another LB, now."""
-        due = [
-            (number, each)
-            for number, each in self._waiting.items()
-            if each.asker is None and (each.sent_ms is None or now_ms >= each.sent_ms + RESEND_MS)
-        ]
-        for _, each in due:
-            each.sent_ms = now_ms
-        return [(number, each.asked) for number, each in due]
-
-    def tick(self, now_ms: int) -> None:
-        for number, each in list(self._waiting.items()):
-            if now_ms >= each.since_ms + WAIT_MS:
-                self._answer(
-                    number, f"the load balancers have not agreed on it within {WAIT_MS} ms"
-                )
-
-    def next_due_ms(self, *, passes_on: bool) -> int | None:
-        """When `tick`, or `to_pass_on` where that is possible, has something to do."""
-        due = [each.since_ms + WAIT_MS for each in self._waiting.values()]
-        due += [
-            each.sent_ms + RESEND_MS
-            for each in self._waiting.values()
-            if passes_on and each.sent_ms is not None and each.asker is None
-        ]
-        return min(due, default=None)
-
-    def take_answers(self) -> list[Answer]:
-        answers, self._answers = self._answers, []
-        return answers
-
-    def _answer(self, number: str, refusal: str) -> None:
-        self._answers.append(Answer(number, self._waiting.pop(number).asker, refusal))
+                self.waiting.answer(number, "")
 
 
 def _is_spent(order: Order) -> bool:

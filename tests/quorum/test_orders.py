@@ -15,9 +15,10 @@ from bus.states import NodeTable, NodeView, ServiceState
 from bus.topics import Topic
 from bus.words import NodeState
 from services.quorum.core import BLANK, HardState, Quorum, QuorumConfig
-from services.quorum.orders import RECORD_MS, RULES, WAIT_MS, Answer, Desk, following
+from services.quorum.orders import RECORD_MS, RULES, Desk, following
 from services.quorum.storage import Storage
 from services.quorum.table import Report, aged, bootstrap, merge
+from services.quorum.waiting import WAIT_MS, Answer
 from tests.quorum.views import ECHO, WEB, quorum_config, seen, table_config, view, work_off
 
 UP, SUSPECT, DRAINING = NodeState.UP, NodeState.SUSPECT, NodeState.DRAINING
@@ -478,10 +479,10 @@ def test_an_order_without_a_majority_is_refused_after_a_while() -> None:
 
 def test_what_a_former_leader_wrote_is_written_again_by_the_next() -> None:
     desk = Desk()
-    desk.ask("1", asked(DRAIN), None, 0)
+    desk.waiting.ask("1", asked(DRAIN), None, 0)
     (given,) = desk.next_orders(bootstrap(1, 7), [NODE])
     assert desk.next_orders(bootstrap(1, 7), [NODE]) == ()
-    desk.lead_ended()
+    desk.waiting.lead_ended()
     assert desk.next_orders(bootstrap(1, 7), [NODE]) == (given,)
 
 

@@ -44,9 +44,9 @@ from services.health.model import KeptNode, Policy
 from services.health.registry import Registry
 from services.node.core import Agent, AgentConfig
 from services.quorum.core import BLANK, HardState, Quorum, QuorumConfig
-from services.quorum.orders import WAIT_MS
 from services.quorum.table import TableConfig, aged
 from services.quorum.timing import Timing
+from services.quorum.waiting import WAIT_MS
 from tests.sim.world import ViolationError
 
 TIMEOUT_MS = 1_000
