@@ -27,9 +27,13 @@
  * When a flow began is told as its age, which takes a while to come, so two LBs may differ by some
  * ticks: what differs by more than a second are two flows. Of a replica nobody knows whom the
  * client's packets come from (`last_hop`): until one comes here, replies go by the kernel's routes.
+ *
+ * It is a program for TC, though no device ever has it: to run one for XDP more than once, the
+ * kernel first gives that a place of its own in the path of all packets, and takes it away again,
+ * and waits for all CPUs each time: some tens of milliseconds for every batch.
  */
-#define GALE_XDP
 #include <linux/bpf.h>
+#include <linux/pkt_cls.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
@@ -291,7 +295,7 @@ static __always_inline enum replica_outcome take_record(const struct replica *re
 	return enter(replica, own, draft, now);
 }
 
-int gale_replica(struct xdp_md *ctx)
+int gale_replica(struct __sk_buff *ctx)
 {
 	struct settings *own;
 	struct replica *replica;
@@ -303,10 +307,10 @@ int gale_replica(struct xdp_md *ctx)
 	cursor = replica_cursor.lookup(&zero);
 	draft = replica_draft.lookup(&zero);
 	if (!own || !cursor || !draft)
-		return XDP_ABORTED;
+		return TC_ACT_SHOT;
 	number = (*cursor)++;
 	replica = replicas.lookup(&number);
 	if (replica)
 		replica->outcome = take_record(replica, own, draft, ticks_now());
-	return XDP_DROP;
+	return TC_ACT_SHOT;
 }

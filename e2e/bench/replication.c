@@ -4,7 +4,7 @@
  */
 #include "replica.c"
 
-int bench_open(struct xdp_md *ctx)
+int bench_open(struct __sk_buff *ctx)
 {
 	struct settings *own;
 	struct replica *replica;
@@ -18,19 +18,19 @@ int bench_open(struct xdp_md *ctx)
 	cursor = replica_cursor.lookup(&zero);
 	draft = replica_draft.lookup(&zero);
 	if (!own || !cursor || !draft)
-		return XDP_ABORTED;
+		return TC_ACT_SHOT;
 	number = (*cursor)++;
 	replica = replicas.lookup(&number);
 	if (!replica)
-		return XDP_ABORTED;
+		return TC_ACT_SHOT;
 	replica->outcome = take_record(replica, own, draft, ticks_now());
 	place = find_flow(&replica->request.key, own);
 	if (replica->outcome != REPLICA_ENTERED || !place.flow)
-		return XDP_DROP;
+		return TC_ACT_SHOT;
 	other = flow_at(place.flow->other, 0);
 	place.flow->flags = 0;
 	if (other)
 		other->flags = 0;
 	tell(&place, own, NOTE_OPENED);
-	return XDP_DROP;
+	return TC_ACT_SHOT;
 }

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpf.loader import LoadedObject
-from bpf.syscall import run_program, xdp_context
+from bpf.syscall import run_program, tc_context
 from services.dataplane.flows.replica import NOTHING, Progress
 
 PROGRAM = "gale_replica"
@@ -38,7 +38,7 @@ class Entering:
     """Raises `VerifierError` when the kernel refuses the program."""
 
     def __init__(self, loaded: LoadedObject, program: str = PROGRAM) -> None:
-        self._program = loaded.function(program, "xdp")
+        self._program = loaded.function(program, "tc")
         self._cursor = loaded.bpf[b"replica_cursor"]
         self._progress = loaded.bpf[b"replica_progress"]
         batch = loaded.bpf[b"replicas"]
@@ -65,7 +65,7 @@ class Entering:
         done = 0
         while done < count:
             try:
-                run_program(self._program, _FRAME, xdp_context(_FRAME, _LOOPBACK), count - done)
+                run_program(self._program, _FRAME, tc_context(_LOOPBACK, _LOOPBACK), count - done)
             except InterruptedError:
                 done = self._cursor[0].value
             else:
