@@ -216,7 +216,12 @@ def _once(body: bytes, receive: Receive) -> Receive:
 
 
 class _Tagged:
-    """Sends on, with an ETag for a whole answer that has none."""
+    """Sends on, with an ETag for a whole answer that has none.
+
+    After each part the others have their turn. uvicorn takes in what is sent to somebody who has
+    gone without ever waiting, so an answer that has no end and never waits either would hold the
+    whole process, and not even be told that nobody is there any more.
+    """
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -235,3 +240,4 @@ class _Tagged:
                 head["headers"] = [*head["headers"], (b"etag", tag)]
             await self._send(head)
         await self._send(message)
+        await asyncio.sleep(0)

@@ -175,6 +175,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     yield made
     made.server.should_exit = True
     made.thread.join(TIMEOUT_S)
+    assert not made.thread.is_alive(), "an answer goes on for somebody who has gone"
 
 
 HEAD = b"POST /size HTTP/1.1\r\nHost: lb\r\nContent-Length: 10\r\n\r\n"
