@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bus.orders import OrderKind
-from bus.words import Duration, NodeState, Weight, Whole
+from bus.words import Duration, Entry, NodeState, Protocol, Weight, Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,34 @@ class DataplaneEvent:
     interface: str
     flavour: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NatFlow:
+    """One flow, as both sides see it. Each end is `address:port`."""
+
+    protocol: Protocol
+    client: Entry
+    vip: Entry
+    """What the client asked for."""
+    snat: Entry
+    """As whom the node sees the client; the client itself where its address is kept."""
+    node: Entry
+    """Who was asked, behind the VIP."""
+    service: str
+    """Empty, like the next: it is not known any more."""
+    node_id: str
+    began_ms: Whole
+    """Unix time of the flow's first packet, to within 0.1 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowsEvent:
+    """`flow.opened.` and `flow.closed.`, where `[log] nat` is on: what became of flows of late."""
+
+    flows: tuple[NatFlow, ...]
+    left_out: Whole
+    """How many more there were since the event before, which nobody had room for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
 """The bus's sockets: how a state or an event of one process reaches the others.
 
 **Publisher** (XPUB). A *state* topic keeps its last value, an *event* is kept among the last
-`KEPT_EVENTS`; both are sent again to whoever subscribes, so starting order does not matter and a
-restarted subscriber is right within milliseconds. The socket runs in libzmq's manual mode: a
-subscription takes effect only when `serve` accepts it, and the replay follows in the same breath,
-so no live message can overtake what belongs before it.
+`KEPT_EVENTS`, as far as `KEPT_EVENT_BYTES` go; both are sent again to whoever subscribes, so
+starting order does not matter and a restarted subscriber is right within milliseconds. The socket
+runs in libzmq's manual mode: a subscription takes effect only when `serve` accepts it, and the
+replay follows in the same breath, so no live message can overtake what belongs before it.
 
 **Numbers.** `boot` is random per publisher and start; `seq` counts within it:
 
@@ -68,6 +68,7 @@ from bus.codec import (
 from bus.topics import Topic
 
 KEPT_EVENTS = 1024
+KEPT_EVENT_BYTES = 4 * 1024 * 1024
 HIGH_WATER_MARK = 2 * KEPT_EVENTS
 """Room for a whole replay, with as much again for what happens meanwhile."""
 LONGEST_SUBSCRIPTION = 256
@@ -165,7 +166,8 @@ class Publisher:
         self._host = host
         self._event_seq = 0
         self._retained: dict[Topic, tuple[Head, list[bytes]]] = {}
-        self._events: deque[list[bytes]] = deque(maxlen=KEPT_EVENTS)
+        self._events: deque[list[bytes]] = deque()
+        self._event_bytes = 0
         self._publisher = PublisherSocket(context, path)
 
     @property
@@ -183,9 +185,15 @@ class Publisher:
         self._event_seq += 1
         envelope = Envelope(self._head(topic, self._event_seq, 0), data)
         frames = encode(envelope)
-        self._events.append(frames)
+        self._keep(frames)
         self._publisher.send(frames)
         return envelope
+
+    def _keep(self, frames: list[bytes]) -> None:
+        self._events.append(frames)
+        self._event_bytes += sum(map(len, frames))
+        while len(self._events) > KEPT_EVENTS or self._event_bytes > KEPT_EVENT_BYTES:
+            self._event_bytes -= sum(map(len, self._events.popleft()))
 
     def _publish_state(self, topic: Topic, data: Any) -> Envelope:
         last = self._retained.get(topic)

@@ -18,6 +18,7 @@ from typing import Any
 from bus.events import (
     ConfigEvent,
     DataplaneEvent,
+    FlowsEvent,
     MemberEvent,
     NodeEvent,
     OrderEvent,
@@ -70,11 +71,18 @@ class Topic(StrEnum):
     TABLE_COMMITTED = "table.committed."
     DATAPLANE_ATTACHED = "dataplane.attached."
     DATAPLANE_DEGRADED = "dataplane.degraded."
+    FLOW_OPENED = "flow.opened."
+    FLOW_CLOSED = "flow.closed."
     PROCESS_STARTED = "process.started."
 
     @property
     def is_state(self) -> bool:
         return self.value.startswith("state.")
+
+    @property
+    def is_bulky(self) -> bool:
+        """Large, and many: a log keeps their numbers longer than it keeps their data."""
+        return self.is_state or self.value.startswith("flow.")
 
 
 PAYLOADS: dict[Topic, type[Any]] = {
@@ -107,6 +115,8 @@ PAYLOADS: dict[Topic, type[Any]] = {
     Topic.TABLE_COMMITTED: TableEvent,
     Topic.DATAPLANE_ATTACHED: DataplaneEvent,
     Topic.DATAPLANE_DEGRADED: DataplaneEvent,
+    Topic.FLOW_OPENED: FlowsEvent,
+    Topic.FLOW_CLOSED: FlowsEvent,
     Topic.PROCESS_STARTED: ProcessEvent,
 }
 """What travels under each topic."""
@@ -153,6 +163,8 @@ PUBLISHES: dict[str, tuple[Topic, ...]] = {
         Topic.DATAPLANE_ATTACHED,
         Topic.DATAPLANE_DEGRADED,
         Topic.VIP_CONTESTED,
+        Topic.FLOW_OPENED,
+        Topic.FLOW_CLOSED,
         Topic.PROCESS_STARTED,
     ),
     API: (Topic.PROCESS_STARTED,),

@@ -22,7 +22,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from bus.words import CLOCK_DRIFT_PERCENT, LARGEST_PROMISE_MS
 from conf.lines import Key
-from conf.log import Log
+from conf.log import LbLog
 from conf.security import Security
 from conf.table import NEEDS_RESTART, Endpoint, Finding, Table, endpoint_findings
 from conf.values import (
@@ -229,7 +229,7 @@ class LbConfig(Table):
     virtual_ips: tuple[VirtualIp, ...] = ()
     services: tuple[Service, ...] = Field(default=(), validate_default=True)
     security: Security = Security()
-    log: Log = Log()
+    log: LbLog = LbLog()
     bus: Bus = Bus()
     dataplane: Dataplane = Dataplane()
 

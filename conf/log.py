@@ -1,9 +1,11 @@
-"""`[log]`, the same table in both files: how and how much the processes say."""
+"""`[log]`: how and how much the processes say; on an LB, of flows too."""
 
 from __future__ import annotations
 
-from conf.table import Table
-from conf.values import LogFormat, LogLevel
+from typing import Annotated
+
+from conf.table import NEEDS_RESTART, Table
+from conf.values import Boolean, LogFormat, LogLevel
 
 
 class Log(Table):
@@ -11,3 +13,9 @@ class Log(Table):
 
     format: LogFormat = "logfmt"
     level: LogLevel = "info"
+
+
+class LbLog(Log):
+    """`[log]` of an LB. `nat`: each flow's client, SNAT address and node as events."""
+
+    nat: Annotated[Boolean, NEEDS_RESTART] = False

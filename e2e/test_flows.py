@@ -70,7 +70,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHosts]:
         print(text, file=sys.stderr)
 
     extra = tmp_path_factory.mktemp("flows") / "extra.toml"
-    extra.write_text(toml_text({"services": SERVICES}))
+    extra.write_text(toml_text({"services": SERVICES, "log": {"nat": True}}))
     with lab_hosts(Plan(), say, extra) as machines:
         yield machines
 
@@ -338,6 +338,40 @@ def test_a_port_below_1024_stays_below(hosts: Hosts, lb: str) -> None:
         snat_port = port_of(flow_of(hosts, lb, held)["snat"])
         assert snat_port in ports
         assert snat_port < 1024
+
+
+# --------------------------------------------------------------------------- the NAT log
+
+
+def nat_log(hosts: Hosts, lb: str, topic: str, since: str, held: Held) -> list[dict[str, Any]]:
+    """What it says of the flow that is held."""
+    told = [flow for event in events(hosts, lb, topic, since) for flow in event["data"]["flows"]]
+    return [flow for flow in told if port_of(flow["client"]) == held.ports[0]]
+
+
+def test_the_nat_log_says_whose_connection_a_node_saw(hosts: Hosts, lb: str) -> None:
+    """The lab's file has `[log] nat = true`, with a single LB, which tells no other of flows."""
+    since = newest_event(hosts, lb)
+    begun_ms = time.time() * 1e3
+    with hold(hosts) as held:
+        wait_for(lambda: nat_log(hosts, lb, "flow.opened.", since, held), "its opening to be told")
+        (opened,) = nat_log(hosts, lb, "flow.opened.", since, held)
+        flow = flow_of(hosts, lb, held)
+        shown = hosts.run(held.nodes[0], "ss", "-Htn", "state", "established", "sport", "= :9000")
+        assert opened["snat"] in {line.split()[-1] for line in shown.stdout.splitlines()}
+    for name in ("client", "snat", "node"):
+        assert opened[name] == flow[name]
+    assert opened["vip"] == f"{hosts.vip()}:{ECHO_PORT}"
+    assert (opened["service"], opened["node_id"].split("@")[0]) == ("echo", held.nodes[0])
+    assert begun_ms - 1_000 < opened["began_ms"] < begun_ms + 60_000
+    wait_for(lambda: nat_log(hosts, lb, "flow.closed.", since, held), "its end to be told")
+    (closed,) = nat_log(hosts, lb, "flow.closed.", since, held)
+    assert abs(closed.pop("began_ms") - opened.pop("began_ms")) < 1_000
+    assert closed == opened
+    printed = hosts.run(lb, "gale", "events").stdout
+    assert (
+        f"{opened['client']} to {opened['vip']}, as {opened['snat']} to {opened['node']}" in printed
+    )
 
 
 # --------------------------------------------------------------------------- the LB forgets

@@ -29,6 +29,7 @@ HOUR_MS = 3_600_000
         ("orders that stand", f"{orders.MOST_ORDERS:,} |"),
         ("who spoke on the quorum's port", f"{admission.MOST_REMEMBERED} |"),
         ("events", f"{socket.KEPT_EVENTS:,} of each process"),
+        ("events", f"{socket.KEPT_EVENT_BYTES >> 20} MiB"),
     ],
 )
 def test_a_row_of_what_is_remembered(row: str, says: str) -> None:

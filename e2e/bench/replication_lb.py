@@ -35,6 +35,7 @@ from services.dataplane.flows.table import FlowTable, TablePair
 from services.dataplane.flows.told import Flows
 from services.dataplane.kernel import Kernel
 from services.dataplane.maps import Seat
+from services.dataplane.noting import Noting
 from services.dataplane.replication import Replication
 from services.dataplane.words import address_word, port_word
 from services.process import Loop
@@ -70,9 +71,10 @@ class End:
         config = _config(address, other)
         context: zmq.Context[Any] = zmq.Context()
         self._replication = Replication(context, config, self._loop, monotonic_ms())
-        self._replication.attached(self._flows)
+        self._noting = Noting(self._loop, self._replication, None, monotonic_ms())
+        self._noting.attached(self._flows)
         seat = Seat(IDENTITY, 0, NODE, NODE_PORT, SEAT, True, False, False, None)
-        self._replication.seats({SEAT: seat})
+        self._noting.name({SEAT: seat}, {})
         self._base = int(address.rsplit(".", 1)[1]) << 24
         self._opened = 0
         self._generating_s = 0.0
@@ -89,10 +91,10 @@ class End:
         while not self._loop.signals.stopping:
             self._generate()
             now_ms = monotonic_ms()
-            self._replication.turn(now_ms)
+            self._noting.turn(now_ms)
             if self._rate:
                 self._lags_ms.append(self._replication.lag_ms(now_ms))
-            wait_ms = max(0, self._replication.next_ms(now_ms) - monotonic_ms())
+            wait_ms = max(0, self._noting.next_ms(now_ms) - monotonic_ms())
             if self._left:
                 wait_ms = min(wait_ms, max(0, int(1_000 * (self._due_s - time.monotonic()))))
             self._loop.wait(wait_ms)

@@ -1,10 +1,10 @@
 """The event log on disk, for the next life of the API process: a restart makes no hole in it.
 
-`<run>/events.journal`, one public message a line, as it goes out (states without their data: they
-are superseded by the time that anybody reads this). A message is written *before* it is sent, so
-whoever was sent a number can ask the next life what followed it. The file lies in the run directory
-(a tmpfs): like the log in memory it is a window on what happened lately, and need not survive the
-machine. It is written anew, as a whole, when it is `SLACK` lines longer than the log.
+`<run>/events.journal`, one public message a line, as it goes out (states and the NAT log without
+their data: they would be too large). A message is written *before* it is sent, so whoever was sent
+a number can ask the next life what followed it. The file lies in the run directory (a tmpfs): like
+the log in memory it is a window on what happened lately, and need not survive the machine. It is
+written anew, as a whole, when it is `SLACK` lines longer than the log.
 
 **Failures.** A line that makes no sense ends what is read: the last one, half-written when the
 process was killed, was never sent; any other is damage, said once, and what follows is lost. A
@@ -134,7 +134,7 @@ class Journal:
 
 
 def _line(entry: Entry) -> bytes:
-    return (replace(entry, data=None) if entry.topic.is_state else entry).body + b"\n"
+    return (replace(entry, data=None) if entry.topic.is_bulky else entry).body + b"\n"
 
 
 def _append(path: Path, content: bytes) -> None:

@@ -157,7 +157,7 @@ class _Live:
                     continue
                 happened = log.after(place)
                 place = log.end
-                events = (server_sent(each) for each in happened if not each.topic.is_state)
+                events = (server_sent(each) for each in happened if not each.topic.is_bulky)
                 yield b"".join(events) + self._encoded
         finally:
             self._watching -= 1

@@ -12,9 +12,11 @@ is handed in (`journal.py`) and comes first, under its own boots and numbers: wh
 followed `(boot, seq)` of any life that is kept gets the rest of that one and then the later ones,
 without a hole. A place in the log is counted over all lives (`at`).
 
-**Memory.** The last `KEPT_MESSAGES` stay. States are large and each one replaces the one before,
-so together they may take `KEPT_STATE_BYTES`: beyond that, the oldest lose their data (`data` null,
-`superseded` true) and keep their numbers. Events keep their data as long as they are in the log.
+**Memory.** The last `KEPT_MESSAGES` stay. States are large and each one replaces the one before;
+the NAT log's events (`flow.*`) are large too, and its readers write down what they want to keep. So
+together these may take `KEPT_BULKY_BYTES`: beyond that, the oldest lose their data (`data` null,
+`superseded` true) and keep their numbers. All others keep their data as long as they are in the
+log.
 
 Pure: no clock, no socket.
 """
@@ -33,12 +35,12 @@ from bus.topics import Topic
 
 STREAM_VERSION = 1
 KEPT_MESSAGES = 8192
-KEPT_STATE_BYTES = 8 * 1024 * 1024
+KEPT_BULKY_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One public message. `data` None: a state too old to be worth its memory."""
+    """One public message. `data` None: a bulky one, too old to be worth its memory."""
 
     seq: int
     topic_seq: int
@@ -98,9 +100,9 @@ class EventLog:
             life.last_seq = entry.seq
         self._own = self._lives[boot] = _Life(len(self._entries), 0)
         self._entries = deque(self._entries)
-        self._state_places: deque[int] = deque()
-        """The states that still have their data, oldest first."""
-        self._state_bytes = 0
+        self._bulky_places: deque[int] = deque()
+        """The bulky ones that still have their data, oldest first."""
+        self._bulky_bytes = 0
 
     @property
     def last_seq(self) -> int:
@@ -128,9 +130,9 @@ class EventLog:
             topic=topic,
             data=orjson.dumps(envelope.data),
         )
-        if topic.is_state:
-            self._state_places.append(self.end)
-            self._state_bytes += len(entry.data or b"")
+        if topic.is_bulky:
+            self._bulky_places.append(self.end)
+            self._bulky_bytes += len(entry.data or b"")
         self._entries.append(entry)
         self._trim()
         return entry
@@ -154,10 +156,10 @@ class EventLog:
         return list(islice(self._entries, skipped, skipped + limit))
 
     def _trim(self) -> None:
-        while self._state_bytes > KEPT_STATE_BYTES and len(self._state_places) > 1:
-            self._empty(self._state_places[0])
+        while self._bulky_bytes > KEPT_BULKY_BYTES and len(self._bulky_places) > 1:
+            self._empty(self._bulky_places[0])
         while len(self._entries) > KEPT_MESSAGES:
-            if self._state_places and self._state_places[0] == self._forgotten:
+            if self._bulky_places and self._bulky_places[0] == self._forgotten:
                 self._empty(self._forgotten)
             left = self._entries.popleft()
             self._forgotten += 1
@@ -167,6 +169,6 @@ class EventLog:
     def _empty(self, at: int) -> None:
         index = at - self._forgotten
         entry = self._entries[index]
-        self._state_bytes -= len(entry.data or b"")
+        self._bulky_bytes -= len(entry.data or b"")
         self._entries[index] = replace(entry, data=None)
-        self._state_places.popleft()
+        self._bulky_places.popleft()

@@ -11,6 +11,7 @@ Tables show events; `--json` shows states too: with `--follow` one object per li
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from operator import itemgetter
 from typing import Annotated, Any
@@ -116,8 +117,11 @@ class _Printer:
     def write(self, message: dict[str, Any]) -> None:
         if self._as_json:
             typer.echo(orjson.dumps(message).decode())
+        elif message["topic"].startswith("flow.") and message["data"]:
+            for line in _flow_lines(message):
+                self._console.print(line)
         elif not message["topic"].startswith("state."):
-            self._console.print(_line(message))
+            self._console.print(_line(message, _words(message["topic"], message["data"])))
 
     def _was_shown(self, message: dict[str, Any]) -> bool:
         origin = message.get("origin")
@@ -131,16 +135,33 @@ class _Printer:
         return False
 
 
-def _line(message: dict[str, Any]) -> Text:
+def _line(message: dict[str, Any], words: str) -> Text:
     at = datetime.fromtimestamp(message["time_ms"] / 1_000)
     line = Text(f"{at:%Y-%m-%d %H:%M:%S}.{message['time_ms'] % 1_000:03d}  ")
     topic = message["topic"]
     line.append(f"{topic.rstrip('.'):<20}", STATE_STYLES.get(topic.split(".")[1], "bold"))
-    return line.append(f"  {message['host']}  {_words(topic, message['data'] or {})}")
+    return line.append(f"  {message['host']}  {words}")
 
 
-def _words(topic: str, data: dict[str, Any]) -> str:
+def _flow_lines(message: dict[str, Any]) -> Iterator[Text]:
+    """A line for each flow; the client first, since that is who is looked for."""
+    data = message["data"]
+    for flow in data["flows"]:
+        began = datetime.fromtimestamp(flow["began_ms"] / 1_000)
+        owner = f"{flow['service']} at {flow['node_id']}" if flow["node_id"] else "node unknown"
+        yield _line(
+            message,
+            f"{flow['protocol']} {flow['client']} to {flow['vip']}, as {flow['snat']} to"
+            f" {flow['node']} ({owner}), began {began:%H:%M:%S.%f}"[:-3],
+        )
+    if data["left_out"]:
+        yield _line(message, f"and {data['left_out']} more, which found no room")
+
+
+def _words(topic: str, data: dict[str, Any] | None) -> str:
     """The event in a sentence; one this program does not know, by its fields."""
+    if data is None:
+        return "what it said is no longer kept"
     try:
         if topic.startswith("node."):
             previous = f"{data['previous']} -> " if data["previous"] else ""

@@ -121,7 +121,7 @@ def _parts(
         client = Client(config.local.api_port)
         for name, place in API.items():
             yield name, partial(_asked, client, place)
-        yield "events.json", partial(_asked, client, "/v1/events?since=oldest:0")
+        yield "events.json", partial(_events, client)
         yield "metrics.txt", lambda: client.text("/metrics")
     found = {file.resolve() for each in logs if each.is_dir() for file in each.glob("*.log")}
     for log in sorted(found):
@@ -130,6 +130,13 @@ def _parts(
 
 def _asked(client: Client, place: str) -> str:
     return _json(client.get(place))
+
+
+def _events(client: Client) -> str:
+    """All but those of the NAT log, which name clients."""
+    page = client.get("/v1/events?since=oldest:0")
+    kept = [each for each in page["events"] if not each["topic"].startswith("flow.")]
+    return _json(page | {"events": kept})
 
 
 def _json(value: Any) -> str:

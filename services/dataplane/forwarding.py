@@ -127,7 +127,7 @@ class Forwarding:
             if entering is not None
             else None
         )
-        """What replication needs; None where there is no other LB."""
+        """What replication and the NAT log need; None where there is neither."""
         self._resets = Resets()
 
     @property

@@ -4,7 +4,7 @@ In: `state.table.`, `state.quorum.` and `vip.*` of quorum, `state.view.` of heal
 what is dead from here), netlink's notifications, the commands `flows`, `trace`, `plan`, `capture`
 and `reload`, SIGHUP, SIGTERM, the clock. Out: map writes; `state.dataplane.` on change and every
 500 ms, `state.counters.` every second, the events `dataplane.attached.`, `dataplane.degraded.`,
-`vip.contested.` and `process.started.`.
+`vip.contested.`, `flow.*` and `process.started.`.
 
 **Start.** The publisher's lock comes first (a second copy waits there). Then the interfaces: if
 one is missing the process waits and says so. Then the programs (`programs` keeps the old ones
@@ -89,9 +89,11 @@ from services.dataplane.fronts import service_identity
 from services.dataplane.kernel import MAX_SERVICES, Settings
 from services.dataplane.maps import EMPTY, NO_SEAT, Facts, KernelState, ServiceRemoval, snat_ports
 from services.dataplane.mode_change import Waits, modes_in_force, modes_of_nodes
+from services.dataplane.nat_log import NatLog
 from services.dataplane.netdev import DeviceMonitor
 from services.dataplane.netlink import NextHopMonitor
 from services.dataplane.nexthop import NextHop
+from services.dataplane.noting import Noting
 from services.dataplane.path_mtu import PathMtu
 from services.dataplane.plan import Plan, make_plan
 from services.dataplane.programs import ProgramPlan, rings_for
@@ -187,6 +189,10 @@ class DataplaneProcess:
         self._replication = (
             Replication(self._bus.context, config, self._loop, now_ms) if plan.replicates else None
         )
+        nat_log = NatLog(self._publisher.publish) if plan.logs_nat else None
+        self._noting = (
+            Noting(self._loop, self._replication, nat_log, now_ms) if plan.notes_flows else None
+        )
 
     # ------------------------------------------------------------------ the loop
 
@@ -233,8 +239,8 @@ class DataplaneProcess:
         if self._forwarding is not None:
             self._plan(self._forwarding, now_ms)
             self._work(self._forwarding, now_ms)
-        if self._replication is not None:
-            self._replication.turn(now_ms)
+        if self._noting is not None:
+            self._noting.turn(now_ms)
         if self._forwarding is not None:
             self._count(self._forwarding, now_ms)
         self._publish_state(now_ms)
@@ -253,8 +259,8 @@ class DataplaneProcess:
                 moments.append(self._modes_due_ms)
             if self._stale and self._table is not None:
                 moments.append(now_ms)
-            if self._replication is not None:
-                moments.append(self._replication.next_ms(now_ms))
+            if self._noting is not None:
+                moments.append(self._noting.next_ms(now_ms))
         return max(0, min(moments) - now_ms)
 
     # ------------------------------------------------------------------ in
@@ -538,8 +544,8 @@ class DataplaneProcess:
         is_other = present.ifindexes != held.ifindexes or forwarding.xdp_in_pieces != in_pieces
         if is_other or lost:
             _log.warning("interfaces or hooks have changed, attaching again", lost=lost)
-            if self._replication is not None:
-                self._replication.detached()
+            if self._noting is not None:
+                self._noting.detached()
             forwarding.close()
             self._forwarding = None
             self._stale = True
@@ -583,8 +589,8 @@ class DataplaneProcess:
         self._watch(plan.addresses, now_ms)
         self._seat_states = plan.states()
         self._name_seats(plan)
-        if self._replication is not None:
-            self._replication.seats(plan.after.seats)
+        if self._noting is not None:
+            self._noting.name(plan.after.seats, self._names)
         self._tell_left_out(frozenset((*plan.refused, *without_place)))
         self._moved_slots += plan.moved_slots
         self._snat_ports = snat_ports(self._held)
@@ -659,16 +665,16 @@ class DataplaneProcess:
             chained=forwarding.programs.chained,
             states=len(forwarding.settings.timeout),
             by_tc=self._is_by_tc,
-            notes=self._replication is not None,
+            notes=self._noting is not None,
         )
 
-    # ------------------------------------------------------------------ replication
+    # ------------------------------------------------------------------ who reads the notes
 
     def _hand_over_flows(self, forwarding: Forwarding) -> None:
         """Other programs may be attached by now, over other maps."""
-        if self._replication is not None and forwarding.flows is not None:
-            self._replication.attached(forwarding.flows)
-            self._replication.seats(self._held.seats)
+        if self._noting is not None and forwarding.flows is not None:
+            self._noting.attached(forwarding.flows)
+            self._noting.name(self._held.seats, self._names)
 
     # ------------------------------------------------------------------ housekeeping
 

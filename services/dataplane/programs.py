@@ -72,6 +72,8 @@ class ProgramPlan:
     """How many of them half-open flows may take."""
     replicates: bool = False
     """There are other LBs, which are told of flows and tell of theirs."""
+    logs_nat: bool = False
+    """What becomes of flows is told as events."""
 
     @classmethod
     def from_config(cls, config: LbConfig) -> ProgramPlan:
@@ -83,12 +85,18 @@ class ProgramPlan:
             conntrack_entries=config.dataplane.conntrack_entries,
             half_open_entries=config.dataplane.half_open_entries,
             replicates=len(config.quorum.addresses) > 1 and not config.quorum.witness,
+            logs_nat=config.log.nat,
         )
+
+    @property
+    def notes_flows(self) -> bool:
+        """The programs note what becomes of flows, for somebody reads it."""
+        return self.replicates or self.logs_nat
 
     @property
     def sources(self) -> tuple[str, ...]:
         """What is to be compiled."""
-        return (*SOURCES, ENTERING) if self.replicates else SOURCES
+        return (*SOURCES, ENTERING) if self.notes_flows else SOURCES
 
     @property
     def one_arm(self) -> bool:

@@ -1,16 +1,16 @@
 """The shell of flow replication: sockets to the other LBs, the notes' ring, the table.
 
-In: the ring of notes, what the other LBs say, the seats of the plan. Out: records to those that
-follow this LB; records of those that it follows, entered into the table. What is said when is
-decided in `flows.replica`, which is pure; the words are `bus.replica_protocol`.
+In: what has become of flows (`noting`), what the other LBs say. Out: records to those that follow
+this LB; records of those that it follows, entered into the table. What is said when is decided in
+`flows.replica`, which is pure; the words are `bus.replica_protocol`.
 
 One ROUTER takes the followers, on the replication port of this LB's own entry among the members; a
 DEALER goes to each other entry. Only these addresses are heard, or, where keys are used, only their
 keys (`replica_keys`). The members are those of the agreed table, and those that
 `load_balancer_quorum.addresses` lists until one says it (`go_by`).
 
-**Turn.** Read notes; tell what is due; hear followers; hear tellers and enter what they tell; parts
-of the table for who needs them; comparisons last. All of that takes no more than some milliseconds
+**Turn.** Hear followers; tell what is due; hear tellers and enter what they tell; parts of the
+table for who needs them; comparisons last. All of that takes no more than some milliseconds
 at once, since this process masks dead nodes in between.
 
 **Bounds.** The log (`replica.LOG_BYTES`) and what credits allow. A follower that does not read is
@@ -53,7 +53,7 @@ from bus.replica_protocol import (
 from bus.socket import monotonic_ms
 from bus.states import ReplicaPeer
 from conf import Endpoint, LbConfig
-from services.dataplane.flows.records import RANGES, WIRE, add_digests
+from services.dataplane.flows.records import RANGES, WIRE, Wire, add_digests
 from services.dataplane.flows.replica import (
     HELLO_FIRST,
     Following,
@@ -63,7 +63,6 @@ from services.dataplane.flows.replica import (
     Telling,
 )
 from services.dataplane.flows.told import Flows
-from services.dataplane.maps import Seat
 from services.dataplane.replica_keys import ReplicaKeys
 from services.machine import all_addresses, own_address
 from services.process import Loop
@@ -81,8 +80,6 @@ SETTLE_MS = 1_000
 COMPARE_MS = 60_000
 COMPARED_AGE_TICKS = 150
 """Ten seconds: what is younger may still be on its way."""
-LOSS_PAUSE_MS = 5_000
-"""Between two snapshots because of lost notes."""
 
 _log = structlog.get_logger()
 
@@ -117,7 +114,7 @@ class Replication:
     def __init__(
         self, context: zmq.Context[Any], config: LbConfig, loop: Loop, now_ms: int
     ) -> None:
-        """`loop`: the process's, which wakes for these sockets and for the ring of notes."""
+        """`loop`: the process's, which wakes for these sockets."""
         self._context = context
         self._config = config
         self._loop = loop
@@ -128,7 +125,6 @@ class Replication:
         )
         self._listed = config.quorum.addresses
         self._resolver.want(tuple(peer.host for peer in self._listed))
-        self._ring: int | None = None
         self._me = Teller(config.quorum.name, config.local.name, token_hex(8))
         self._log = Log(WIRE.itemsize)
         self._tellings: dict[bytes, Telling] = {}
@@ -140,7 +136,6 @@ class Replication:
         loop.watch(self._router)
         self._bound = ""
         self._settle_ms = self._ask_ms = now_ms
-        self._lost_ms = now_ms - LOSS_PAUSE_MS
         self._work: list[Generator[None, None, None]] = []
         self._worst_ms = 0
         self.counts: Counter[str] = Counter()
@@ -263,28 +258,27 @@ class Replication:
         elif not self._sync.is_synced:
             self._sync.begin(monotonic_ms())
         self._flows = flows
-        self._watch_ring(None)
 
     def detached(self) -> None:
         """What was handed over is about to be closed."""
         self._flows = None
         self._work.clear()
-        self._watch_ring(None)
 
-    def _watch_ring(self, ring: int | None) -> None:
-        """While notes are held the ring is read by the clock: its fd would wake the loop often."""
-        if ring == self._ring:
+    def noted(self, records: Wire, since_ms: int) -> None:
+        """Flows as they are by now; `since_ms`: when the oldest of them came to be told."""
+        flows = self._flows
+        if flows is None:
             return
-        if self._ring is not None:
-            self._loop.poller.unregister(self._ring)
-        if ring is not None:
-            self._loop.watch(ring)
-        self._ring = ring
+        self.counts["told"] += len(records)
+        # Where the process was stopped, many are due at once: no message is longer than these.
+        for first in range(0, len(records), MOST_RECORDS):
+            part = records[first : first + MOST_RECORDS]
+            self._log.append(part.tobytes(), flows.tick, since_ms)
 
-    def seats(self, seats: Mapping[int, Seat]) -> None:
-        """The seats of the plan: nodes are known to others by their identities alone."""
-        if self._flows is not None:
-            self._flows.name_seats(seats)
+    def lost(self, notes: int) -> None:
+        """What was lost is unknown: every follower gets a snapshot."""
+        self.counts["notes_lost"] += notes
+        self._log.lose()
 
     # ------------------------------------------------------------------ the turn
 
@@ -297,7 +291,6 @@ class Replication:
         if self._keys is not None:
             self._keys.serve()
         self._settle(flows, now_ms)
-        self._note(flows, now_ms)
         self._hear_followers(now_ms)
         self._tell(flows, now_ms)
         for peer in self._peers.values():
@@ -307,30 +300,18 @@ class Replication:
         while self._work and time.monotonic() < end_s:
             if next(self._work[0], self._work) is self._work:
                 self._work.pop(0)
-        flows.rest(now_ms, is_busy=bool(self._work) or self._has_parts)
-        self._watch_ring(flows.ring_fd)
 
-    def _note(self, flows: Flows, now_ms: int) -> None:
-        if now_ms >= self._lost_ms + LOSS_PAUSE_MS:
-            self._lost_ms = now_ms
-            if lost := flows.take_lost():
-                self.counts["notes_lost"] += lost
-                self._log.lose()
-        due = flows.due(now_ms)
-        if due is not None:
-            records = flows.records_of(due)
-            self.counts["told"] += len(records)
-            # Where the process was stopped, many are due at once: no message is longer than these.
-            for first in range(0, len(records), MOST_RECORDS):
-                part = records[first : first + MOST_RECORDS]
-                self._log.append(part.tobytes(), flows.tick, due.since_ms)
+    @property
+    def is_busy(self) -> bool:
+        """There is work on the table left, which the next turn goes on with."""
+        return bool(self._work) or self._has_parts
 
     def next_ms(self, now_ms: int) -> int:
         if self._flows is None:
             return now_ms + SETTLE_MS
-        moments = [self._settle_ms, self._flows.next_ms(now_ms)]
+        moments = [self._settle_ms]
         moments += [peer.following.next_ms for peer in self._peers.values()]
-        if self._work or self._has_parts:
+        if self.is_busy:
             moments.append(now_ms)
         return min(moments)
 

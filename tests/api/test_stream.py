@@ -22,7 +22,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> EventLog:
     """A log of eight messages, with room for the data of two states."""
     size = len(orjson.dumps(STATE.data))
     monkeypatch.setattr(stream, "KEPT_MESSAGES", 8)
-    monkeypatch.setattr(stream, "KEPT_STATE_BYTES", 2 * size)
+    monkeypatch.setattr(stream, "KEPT_BULKY_BYTES", 2 * size)
     return EventLog("b")
 
 
@@ -87,10 +87,18 @@ def test_memory_of_states_is_bounded_for_ever(small: EventLog) -> None:
         assert len(held) <= 2
 
 
+def test_the_nat_log_pushes_nothing_out_but_itself_and_states(small: EventLog) -> None:
+    small.append(Topic.NODE_DOWN, EVENT)
+    for _ in range(5):
+        small.append(Topic.FLOW_OPENED, STATE)
+    bodies = [orjson.loads(entry.body) for entry in small.after(0)]
+    assert [body["data"] is None for body in bodies] == [False, True, True, True, False, False]
+
+
 def test_one_state_larger_than_the_room_is_kept(
     small: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "KEPT_STATE_BYTES", 1)
+    monkeypatch.setattr(stream, "KEPT_BULKY_BYTES", 1)
     small.append(Topic.STATE_NODES, STATE)
     small.append(Topic.STATE_NODES, STATE)
     assert [entry.data is None for entry in small.after(0)] == [True, False]

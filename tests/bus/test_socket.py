@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import zmq
 
-from bus import topics
+from bus import socket, topics
 from bus.codec import (
     BUS_VERSION,
     Envelope,
@@ -102,6 +102,19 @@ def test_the_log_keeps_the_last_1024_events(start: Start) -> None:
     publisher.order(events=KEPT_EVENTS + 10)
     lines = start("subscriber").expect(is_event(KEPT_EVENTS + 10))
     assert events(lines) == list(range(11, KEPT_EVENTS + 11))
+
+
+def test_large_events_are_kept_as_far_as_there_is_memory(
+    context: Context, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "KEPT_EVENT_BYTES", 50_000)
+    publisher = Publisher(context, topics.publisher_path(run_dir, SOURCE), SOURCE, "lb-0")
+    large = replace(EVENT, adopted="x" * 20_000)
+    for event in (large, large, large, EVENT):
+        publisher.publish(Topic.PROCESS_STARTED, event)
+    subscriber = Subscriber(context, run_dir, {SOURCE: (Topic.PROCESS_STARTED,)})
+    got = receive(subscriber, [publisher], lambda got: len(got) == 3)
+    assert [envelope.seq for envelope in got] == [2, 3, 4]
 
 
 def test_early_subscriber_waits_for_its_publisher(start: Start) -> None:

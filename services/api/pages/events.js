@@ -1,4 +1,4 @@
-// The event log: what was kept, then what happens.
+// The event log: what was kept, then what happens. The NAT log is not for watching.
 
 import { $, element } from "./dom.js";
 
@@ -30,7 +30,7 @@ export async function catchUp() {
 export function showEvent(message) {
   last = `${message.boot}:${message.seq}`;
   const origin = `${message.source} ${message.origin.boot} ${message.origin.seq}`;
-  if (message.topic.startsWith("state.") || seen.has(origin)) return;
+  if (/^(state|flow)\./.test(message.topic) || seen.has(origin)) return;
   seen.add(origin);
   const at = new Date(message.time_ms);
   const line = element("li", {}, element("time", { dateTime: at.toISOString(), textContent: at.toLocaleTimeString() }),

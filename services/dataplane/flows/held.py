@@ -30,10 +30,27 @@ class Due:
     places: NDArray[np.intp]
     is_old: NDArray[np.bool_]
     """In the table before this one."""
-    closes: NDArray[np.bool_]
-    """What is told is an end; otherwise, a life."""
+    kinds: NDArray[np.uint8]
+    """`OPENED`, `CLOSED` or `RENEWED`."""
     since_ms: int
     """When the oldest of them came to be told."""
+
+    @property
+    def closes(self) -> NDArray[np.bool_]:
+        """What is told is an end; otherwise, a life."""
+        closes: NDArray[np.bool_] = self.kinds == CLOSED
+        return closes
+
+    @property
+    def only_opened(self) -> Due:
+        return self._only(self.kinds == OPENED)
+
+    @property
+    def only_closed(self) -> Due:
+        return self._only(self.closes)
+
+    def _only(self, chosen: NDArray[np.bool_]) -> Due:
+        return Due(self.places[chosen], self.is_old[chosen], self.kinds[chosen], self.since_ms)
 
 
 class Held:
@@ -68,7 +85,7 @@ class Held:
         return Due(
             places=(words & _PLACE).astype(np.intp),
             is_old=(words >> _OLD_SHIFT) & _BYTE != 0,
-            closes=(words >> _KIND_SHIFT) & _BYTE == CLOSED,
+            kinds=((words >> _KIND_SHIFT) & _BYTE).astype(np.uint8),
             since_ms=min(due_ms for due_ms, _ in taken),
         )
 

@@ -25,6 +25,7 @@ from services.dataplane.flows.record import REQUEST, FlowState, Records, ticks, 
 from services.dataplane.flows.records import (
     CLOSED,
     LIVING,
+    WIRE,
     SeatIndex,
     Wire,
     from_wire,
@@ -111,7 +112,7 @@ class Flows:
 
     def records_of(self, due: Due) -> Wire:
         """What these flows are by now, where that is what was noted of them."""
-        parts = []
+        parts = [np.zeros(0, WIRE)]
         for is_old in (True, False):
             chosen = due.is_old == is_old
             if chosen.any():
