@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from bpf.clock import TICK_SHIFT, ticks, ticks_of_ms
-from bpf.compiler import SOURCE_DIR
+from bpf.loader import SOURCE_DIR
 
 
 def test_the_shift_is_the_headers() -> None:
