@@ -135,7 +135,7 @@ class NoFlow(StrEnum):
 
 
 class NodeState(StrEnum):
-    """Where a node stands in the registry (services/health/registry.py has the transitions)."""
+    """Where a node stands in the registry (services/health/standing.py has the transitions)."""
 
     PROBATION = "probation"
     UP = "up"

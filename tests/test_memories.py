@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bus import socket
-from services.health import main, peer_faults, registry
+from services.health import deadlines, door, main, peer_faults, roster
 from services.quorum import admission, orders, table
 
 PAGE = (Path(__file__).parents[1] / "docs" / "operating.md").read_text()
@@ -17,11 +17,11 @@ HOUR_MS = 3_600_000
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ("a node that was ever up", f"{registry.MAX_NODES:,} in all"),
-        ("a node that was ever up", f"{registry.MOST_NODES_OF_ADDRESS} of one address"),
-        ("a node that was ever up", f"{registry.FORGET_MS // HOUR_MS} h after"),
-        ("a name that was never up", f"{registry.STRANGER_MS // 1_000} s after"),
-        ("connections of an agent", f"{registry.MOST_SESSIONS} a node"),
+        ("a node that was ever up", f"{roster.MAX_NODES:,} in all"),
+        ("a node that was ever up", f"{roster.MOST_NODES_OF_ADDRESS} of one address"),
+        ("a node that was ever up", f"{deadlines.FORGET_MS // HOUR_MS} h after"),
+        ("a name that was never up", f"{deadlines.STRANGER_MS // 1_000} s after"),
+        ("connections of an agent", f"{door.MOST_SESSIONS} a node"),
         ("connections of an agent", f"{main.LIMITS.of_address} of one address"),
         ("who breaks the protocol", f"{peer_faults.REMEMBERED:,} connections"),
         ("who breaks the protocol", f"{peer_faults.CUT_OFF_MS // 1_000} s after"),

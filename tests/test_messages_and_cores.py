@@ -44,7 +44,7 @@ from services.api.metrics import Scrape, exposition
 from services.api.snapshot import Local
 from services.dataplane.maps import EMPTY, Facts
 from services.dataplane.plan import make_plan
-from services.health.model import KeptNode
+from services.health.keeping import KeptNode
 from services.health.registry import Registry
 from services.node.core import Agent, AgentConfig, CheckPlan
 from services.node.direct import need_of

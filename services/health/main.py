@@ -60,7 +60,8 @@ from conf import LbConfig, Paths, load_lb
 from services import process
 from services.connections import Connections, Limits
 from services.health.listener import Listener
-from services.health.model import Happened, Policy, Send
+from services.health.outbox import Happened, Send
+from services.health.policy import Policy
 from services.health.probe import Prober
 from services.health.registry import Registry
 from services.health.statefile import NOTHING, Kept, StateFile
@@ -116,7 +117,7 @@ class HealthProcess:
         self._keys = KeyDirectory(directory, (keys.NODES,)) if directory is not None else None
         now_ms = monotonic_ms()
         self._registry = Registry(_policy(config), now_ms, self._name_of if self._keys else None)
-        rejected = self._registry.faults.rejected
+        rejected = self._registry.rejected
         self._door = Door(self._bus.context, self._keys, rejected) if self._keys else None
         self._listener = Listener(self._bus.context, self._keys)
         self._said_keys: tuple[str, ...] = ()

@@ -1,5 +1,17 @@
 """The steps between the states of nodes, and one service of a node that goes its own way. Pure.
 
+    hello ──► PROBATION ──checks_before_routing good checks──► UP ◄──serving again── DRAINING
+                 │  ▲                                        │  └──shutting down──►    │
+                 │  └──a good check──┐                       │                         │
+                 └──────────────────► DOWN ◄──missed deadline, not serving─────────────┘
+                                      │  ▲
+         too many failures of UP nodes└──┴──the ban is over── BANNED
+
+`TRANSITIONS` is the whole of what may happen; any other step raises, since it would be a mistake of
+the registry's. Not in the picture is SUSPECT: a silent node that its services cannot do without
+(`silence`) goes there from UP, back to UP when it is heard, and otherwise as from UP. What leads to
+each step stands in `judge`.
+
 A node as a whole is judged by its beats; each of its services stands as the node does unless the
 agent says that this one is not served, or the service is new to the node. Then it has a `Standing`
 of its own, which goes through the same states by the same table, with failures and bans of its own,
@@ -91,6 +103,10 @@ class Standing:
     def start_anew(self) -> None:
         """Good checks in a row have ended."""
         self.passed, self.counted_ms = 0, None
+
+    def banned_for_ms(self, now_ms: int) -> int:
+        """How long its ban still lasts; 0: it is not banned."""
+        return max(0, self.ban_until_ms - now_ms) if self.state is BANNED else 0
 
     @property
     def is_spent(self) -> bool:

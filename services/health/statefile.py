@@ -29,7 +29,7 @@ from bus.words import (
     Whole,
 )
 from services import statefile
-from services.health.model import KeptNode
+from services.health.keeping import KeptNode
 
 FILE_NAME = "health.json"
 FORMAT = 1

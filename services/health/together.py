@@ -30,6 +30,8 @@ class RecentFailures:
         """By service, and when."""
         self._were_up: Counter[str] = Counter()
         self._asked_ms = 0
+        self._taken_back: set[Failure] = set()
+        """Of those that do not count, what `add` has told before."""
 
     def add(
         self,
@@ -41,8 +43,8 @@ class RecentFailures:
     ) -> tuple[str, list[Failure]]:
         """A failure that concerns these services, the node being UP until now.
 
-        In words, with whom it came together, and the failures that do not count, of which it is
-        one; nothing, if it stands for itself. `up_now`: by service, the nodes that are UP.
+        In words, with whom it came together, and which failures, that counted until now, do not
+        count either; nothing, if it stands for itself. `up_now`: by service, the nodes that are UP.
         """
         self._forget(now_ms - window_ms)
         if not self._recent or now_ms >= self._asked_ms + window_ms:
@@ -60,7 +62,9 @@ class RecentFailures:
             if count >= 2 and 2 * count > self._were_up[name]:
                 together |= dict.fromkeys(found)
                 said = f"{count} of {self._were_up[name]} nodes of {name} failed together"
-        return said, list(together)
+        news = [each for each in together if each != failure and each not in self._taken_back]
+        self._taken_back = set(together)
+        return said, news
 
     def _forget(self, until_ms: int) -> None:
         while self._recent and self._recent[0][0] <= until_ms:

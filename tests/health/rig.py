@@ -17,21 +17,26 @@ from bus.node_protocol import (
     encode_node,
 )
 from bus.states import (
+    Ban,
     NodeObservation,
     NodeService,
+    NodeTable,
     NodeView,
+    TableNode,
+    TableService,
     states_apart,
 )
 from bus.topics import Topic
-from bus.words import Encapsulation as Encap
 from bus.words import (
+    Affinity,
     Mode,
     NodeState,
     Protocol,
     ServingStatus,
 )
+from bus.words import Encapsulation as Encap
 from services.api.observed import nodes_state
-from services.health.model import Policy
+from services.health.policy import Policy
 from services.health.registry import Registry
 
 TIMEOUT_MS = 1000
@@ -224,3 +229,18 @@ class Agent:
 
     def messages(self) -> list[NodeMessage]:
         return [message for connection, message in self.rig.sent if connection == self.connection]
+
+
+def brought_up(rig: Rig, count: int) -> list[Agent]:
+    return [Agent(rig, f"node-{i}", f"10.81.0.{20 + i}").bring_up() for i in range(count)]
+
+
+def table(*nodes: TableNode, bans: tuple[Ban, ...] = ()) -> NodeTable:
+    """What the LBs have agreed on."""
+    service = TableService("default", None, 8080, Protocol.TCP, Mode.L4, 8080, Affinity.FLOW)
+    return NodeTable(1, 7, 42, (service,), nodes, bans, (), ())
+
+
+def table_node(name: str, state: NodeState = NodeState.UP) -> TableNode:
+    services = (NodeService("default", 8080),)
+    return TableNode(f"{name}@10.81.0.20", name, "10.81.0.20", state, 1, services)

@@ -9,8 +9,7 @@ from bus.orders import Asked, Order, OrderKind
 from bus.states import Ban, NodeTable
 from bus.topics import Topic
 from bus.words import NodeState
-from tests.health.rig import NOT_SERVING, POLICY, TIMEOUT_MS, Agent, Rig
-from tests.health.test_registry import table
+from tests.health.rig import NOT_SERVING, POLICY, TIMEOUT_MS, Agent, Rig, table
 
 BANNED, DOWN, SUSPECT, UP = NodeState.BANNED, NodeState.DOWN, NodeState.SUSPECT, NodeState.UP
 

@@ -10,7 +10,7 @@ import pytest
 
 from bus.states import NodeService
 from bus.words import NodeState
-from services.health.model import KeptNode
+from services.health.keeping import KeptNode
 from services.health.statefile import NOTHING, StateFile
 
 BOOT = "1e30b1d5"

@@ -13,7 +13,7 @@ from bus.node_protocol import (
 from bus.states import NodeView
 from bus.topics import Topic
 from bus.words import NodeState
-from services.health.model import Policy
+from services.health.policy import Policy
 from services.health.registry import Registry
 from services.node.core import Agent, AgentConfig, CheckPlan
 from tests.health.rig import POLICY

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from bpf.syscall import VerifierError
 from bus.topics import Topic
 from bus.words import NodeState
-from services.health.registry import MOST_SESSIONS
+from services.health.door import MOST_SESSIONS
 from services.node.core import Activity
 from tests.health.rig import POLICY
 from tests.node.pair import LB, PLAN, Pair
@@ -124,4 +126,6 @@ def test_connections_that_were_lost_unnoticed_do_not_add_up() -> None:
         pair.connect(LB)
         pair.run(100)
     assert (pair.node.state, pair.rejected) == (UP, {})
-    assert len(pair.registry._by_connection) == MOST_SESSIONS
+    pair.registry.configure(replace(pair.policy, lb="lb-1"), pair.now_ms)
+    told = pair.registry.take_output().messages
+    assert len(told) == MOST_SESSIONS, "everybody is told of it, on each connection"

@@ -12,30 +12,30 @@ def _of(service: str, module: str, name: str, old: str, new: str) -> Mutant:
 NODE_MUTANTS = (
     _of(
         "health",
-        "registry.py",
+        "door.py",
         "a queued beat revives a dead node",
-        "        sent_ms = node.clock.sent_on_our_clock(beat.sent_ms, now_ms)\n",
-        "        sent_ms = now_ms\n",
+        "        speaker.sent_ms = speaker.clock.sent_on_our_clock(beat.sent_ms, now_ms)\n",
+        "        speaker.sent_ms = now_ms\n",
     ),
     _of(
         "health",
-        "registry.py",
+        "judge.py",
         "a node is UP a check too early",
         "        if node.passed >= self.policy.checks_before_routing:\n",
         "        if node.passed >= self.policy.checks_before_routing - 1:\n",
     ),
     _of(
         "health",
-        "registry.py",
+        "silence.py",
         "silence may empty a ring",
         "        if not needed:\n",
         "        if True:\n",
     ),
     _of(
         "health",
-        "registry.py",
+        "judge.py",
         "a view changes and nobody is told",
-        '            node.reason = "heard again"\n            self._output.view_changed = True\n',
+        '            node.reason = "heard again"\n            self._outbox.changed(keep=False)\n',
         '            node.reason = "heard again"\n',
     ),
     _of(

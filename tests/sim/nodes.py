@@ -40,7 +40,8 @@ from bus.orders import Asked, OrderKind
 from bus.states import LocalView, NodeTable, TableService
 from bus.topics import Topic
 from bus.words import Encapsulation, Mode, NodeState, Protocol, ServingStatus
-from services.health.model import KeptNode, Policy
+from services.health.keeping import KeptNode
+from services.health.policy import Policy
 from services.health.registry import Registry
 from services.node.core import Agent, AgentConfig
 from services.quorum.core import BLANK, HardState, Quorum, QuorumConfig

@@ -1,17 +1,21 @@
-"""The registry: one service of a node, and the others that must not hear of it."""
+"""Which services a node serves; and one service of a node, of which the others must not hear."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from bus.node_protocol import Heartbeat, Prepared, encode_node
 from bus.states import NodeService
 from bus.topics import Topic
-from bus.words import NodeState
+from bus.words import Mode, NodeState
 from tests.health.rig import (
     INTERVAL_MS,
     NOT_SERVING,
     POLICY,
     PROBATION_MS,
+    SERVING,
     SHUTTING_DOWN,
     TIMEOUT_MS,
     Agent,
@@ -26,7 +30,121 @@ PROBATION, UP, DRAINING, DOWN, BANNED = (
     NodeState.DOWN,
     NodeState.BANNED,
 )
+
+
+# ----------------------------------------------------------------- which, in which modes
+
 TWO = replace(POLICY, services=(offered("a", 1), offered("b", 2)))
+A_IN_L3 = (Prepared((Mode.L3, Mode.L2), ("a",)),)
+
+
+def beat_prepared(agent: Agent, prepared: tuple[Prepared, ...] | None) -> None:
+    agent.seq += 1
+    sent_ms = agent.rig.now_ms + agent.clock_offset_ms
+    beat = Heartbeat(agent.seq, sent_ms, SERVING, 0.5, "", prepared)
+    agent.deliver(encode_node(beat))
+
+
+def modes_of(rig: Rig, agent: Agent) -> dict[str, tuple[Mode, ...]]:
+    return {service.name: service.modes for service in rig.observe(agent.id).services}
+
+
+def test_named_services_stay_as_the_agent_named_them() -> None:
+    rig = Rig()
+    named = (NodeService("default", 8888),)
+    agent = Agent(rig, services=named).bring_up()
+    rig.configure(services=(offered(), offered("echo", 9000)))
+    assert rig.observe(agent.id).services == named
+
+
+def test_an_agent_that_does_not_say_is_prepared_for_all() -> None:
+    rig = Rig(TWO)
+    agent = Agent(rig).bring_up()
+    assert modes_of(rig, agent) == {"a": (), "b": ()}
+
+
+def test_what_a_node_is_prepared_for_is_in_the_view_until_it_says_otherwise() -> None:
+    rig = Rig(TWO)
+    agent = Agent(rig).bring_up()
+    rig.view_changes = 0
+    beat_prepared(agent, A_IN_L3)
+    said = {"a": (Mode.L2, Mode.L3, Mode.L4), "b": (Mode.L4,)}
+    assert modes_of(rig, agent) == said
+    assert rig.view_changes == 1
+    agent.beat()
+    beat_prepared(agent, A_IN_L3)
+    agent.connect()
+    agent.hello()
+    agent.beat()
+    assert modes_of(rig, agent) == said
+    assert rig.view_changes == 1
+    beat_prepared(agent, ())
+    assert modes_of(rig, agent) == {"a": (Mode.L4,), "b": (Mode.L4,)}
+    assert rig.view_changes == 2
+
+
+def test_the_first_beat_of_a_new_agent_decides() -> None:
+    rig = Rig(TWO)
+    agent = Agent(rig).bring_up()
+    beat_prepared(agent, ())
+    agent.restart()
+    assert modes_of(rig, agent)["a"] == (Mode.L4,)
+    agent.beat()
+    assert modes_of(rig, agent)["a"] == (), "an older agent, which does not say"
+
+
+def test_a_service_that_is_offered_later_is_prepared_when_its_node_says_so() -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    beat_prepared(agent, A_IN_L3)
+    rig.configure(services=(offered("a", 1), offered("b", 2)))
+    assert modes_of(rig, agent) == {"a": (Mode.L2, Mode.L3, Mode.L4), "b": (Mode.L4,)}
+
+
+def test_named_services_have_their_modes_and_ports() -> None:
+    rig = Rig(TWO)
+    agent = Agent(rig, services=(NodeService("b", 22), NodeService("a", 11))).bring_up()
+    beat_prepared(agent, A_IN_L3)
+    assert rig.observe(agent.id).services == (
+        NodeService("b", 22, (Mode.L4,)),
+        NodeService("a", 11, (Mode.L2, Mode.L3, Mode.L4)),
+    )
+
+
+def test_modes_survive_a_restart_until_the_agent_speaks() -> None:
+    rig = Rig(TWO)
+    speaks, mute = Agent(rig, "speaks").bring_up(), Agent(rig, "mute").bring_up()
+    beat_prepared(speaks, A_IN_L3)
+    rig.restart()
+    assert modes_of(rig, speaks) == {"a": (Mode.L2, Mode.L3, Mode.L4), "b": (Mode.L4,)}
+    assert modes_of(rig, mute) == {"a": (), "b": ()}
+    for agent in (speaks, mute):
+        agent.connect()
+        agent.hello()
+    beat_prepared(speaks, ())
+    mute.beat()
+    assert modes_of(rig, speaks) == {"a": (Mode.L4,), "b": (Mode.L4,)}
+    assert modes_of(rig, mute) == {"a": (), "b": ()}
+
+
+@pytest.mark.parametrize(
+    "prepared",
+    [
+        (Prepared((Mode.L3,), ("",)),),
+        (Prepared((Mode.L3,), ("a b",)),),
+        (Prepared((Mode.L3,), tuple(f"s{i}" for i in range(1_001))),),
+        tuple(Prepared((Mode.L3,), (f"s{i}",)) for i in range(1_001)),
+    ],
+)
+def test_what_cannot_be_prepared_is_refused(prepared: tuple[Prepared, ...]) -> None:
+    rig = Rig()
+    agent = Agent(rig).bring_up()
+    beat_prepared(agent, prepared)
+    assert rig.registry.checks(rig.now_ms).rejected == {"bad_heartbeat": 1}
+    assert modes_of(rig, agent) == {"default": ()}
+
+
+# ----------------------------------------------------------------- those that stand apart
 
 
 def states(agent: Agent) -> tuple[NodeState, NodeState, NodeState]:
