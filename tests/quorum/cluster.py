@@ -8,7 +8,9 @@ from random import Random
 
 from bus.states import LocalView
 from bus.topics import Topic
-from services.quorum.core import BLANK, Quorum, QuorumConfig
+from services.quorum.composition import QuorumConfig
+from services.quorum.core import Quorum
+from services.quorum.durable import BLANK
 from services.quorum.table import TableConfig
 from tests.quorum.views import quorum_config
 

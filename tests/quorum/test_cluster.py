@@ -9,7 +9,8 @@ import pytest
 from bus.peer_protocol import Ack, Release, Version, Vote, VoteReply
 from bus.topics import Topic
 from bus.words import NodeState, Role
-from services.quorum.core import HardState, Quorum
+from services.quorum.core import Quorum
+from services.quorum.durable import HardState
 from services.quorum.leases import Granted, Held
 from services.quorum.staged import digest
 from services.quorum.table import FloatingVip, TableConfig
@@ -39,7 +40,7 @@ def services(made: Cluster, name: str) -> list[str]:
 
 
 def holder(made: Cluster) -> list[str]:
-    return [name for name, core in made.cores.items() if core._claims]
+    return [name for name, core in made.cores.items() if core._grants.claims]
 
 
 def test_a_witness_makes_a_majority_and_never_leads_nor_holds_nor_has_a_slot() -> None:
@@ -166,7 +167,7 @@ def test_one_that_is_left_of_three_goes_on_alone_by_the_table_it_has() -> None:
     while (ready := core.take(1)) is not None:
         if ready.persist is not None:
             core.stored(ready.persist.mark, 1)
-    assert list(core._claims) == [VIP]
+    assert list(core._grants.claims) == [VIP]
 
 
 # --------------------------------------------------------------------------- releases
@@ -208,15 +209,15 @@ def test_whoever_was_chosen_waits_for_the_leases_of_a_slower_leader() -> None:
     old._election._slow_down(8, made.now_ms)
     made.run(1_000)
     left_ms = old.lease_ms(made.now_ms)
-    old._granted.grant(VIP, ack("x", 1), made.now_ms + left_ms)
+    old._grants.granted.grant(VIP, ack("x", 1), made.now_ms + left_ms)
     old.hand_over(made.now_ms)
     made.settle()
     after = made.leader()
     assert after not in (None, before)
     new = made.cores[after or ""]
     assert left_ms > 4 * new._election.timing.lease_ms
-    assert not new._granted.is_free(VIP, made.now_ms + left_ms - 1)
-    assert new._granted.is_free(VIP, made.now_ms + left_ms)
+    assert not new._grants.granted.is_free(VIP, made.now_ms + left_ms - 1)
+    assert new._grants.granted.is_free(VIP, made.now_ms + left_ms)
 
 
 def test_slower_timing_is_used_once_a_start_would_find_it_on_the_disk() -> None:

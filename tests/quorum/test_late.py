@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bus.words import NodeState
-from services.quorum.core import OLD_VIEW_MS
+from services.quorum.reports import OLD_VIEW_MS
 from tests.quorum.cluster import Cluster
 from tests.quorum.test_cluster import led
 from tests.quorum.views import seen, view

@@ -43,7 +43,9 @@ from bus.words import Encapsulation, Mode, NodeState, Protocol, ServingStatus
 from services.health.model import KeptNode, Policy
 from services.health.registry import Registry
 from services.node.core import Agent, AgentConfig
-from services.quorum.core import BLANK, HardState, Quorum, QuorumConfig
+from services.quorum.composition import QuorumConfig
+from services.quorum.core import Quorum
+from services.quorum.durable import BLANK, HardState
 from services.quorum.table import TableConfig, aged
 from services.quorum.timing import Timing
 from services.quorum.waiting import WAIT_MS
