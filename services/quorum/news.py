@@ -67,7 +67,7 @@ class News:
 
     def _tell_regained(self) -> None:
         """There is a leader again, after it was told that there was none."""
-        if self._lost and self._election.leader is not None:
+        if self._lost:
             event = QuorumEvent(
                 self._election.term, self._election.leader, None, "a leader is heard"
             )

@@ -75,8 +75,8 @@ class OwnView:
         return own.view.late or now_ms >= own.heard_ms + OLD_VIEW_MS
 
     def to_send(self, seen: tuple[str, int] | None, now_ms: int) -> ViewReport | None:
-        """For the leader, which has the view `seen` of this LB (None: it was not asked), if that is
-        not the newest one; the caller sends it.
+        """For the leader, which has the view `seen` of this LB (None: none, as far as is known),
+        if that is not the newest one; the caller sends it.
         """
         own = self._own
         if own is None or seen == (own.boot, own.view.version):
