@@ -156,6 +156,22 @@ class Judge:
             standing.ban_until_ms = now_ms + self.policy.black_list_expiry_ms
             self.step(node, name, BANNED, f"banned after {standing.fails} failures", now_ms)
 
+    def doubt(self, node: Node, now_ms: int) -> None:
+        """A node that is UP falls silent and is needed all the same: nobody's failure, but those of
+        others that fell silent with it are none either.
+        """
+        names = [service.name for service in node.services]
+        said, together = self._failures.add(
+            Failure(node.id),
+            names,
+            now_ms,
+            self.policy.checks_timeout_ms,
+            self._headcount.up,
+            doubt=True,
+        )
+        for each in together:
+            self._forgive(each, said, now_ms)
+
     def _weigh(self, failure: Failure, names: Sequence[str], fails: int, now_ms: int) -> _Verdict:
         """What becomes of a failure that concerns these services, after so many others."""
         said, together = self._failures.add(

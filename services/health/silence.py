@@ -162,6 +162,7 @@ class Silence:
         node.suspect_until_ms = now_ms + self.policy.checks_timeout_ms
         if node.state is UP:
             node.bad_total += 1
+            self._judge.doubt(node, now_ms)
             why = f"{node.silence(now_ms)}; too few others serve {', '.join(needed)}"
             self._judge.enter(node, SUSPECT, one_line(why), now_ms)
         for name in taken:
