@@ -157,8 +157,8 @@ class Judge:
             self.step(node, name, BANNED, f"banned after {standing.fails} failures", now_ms)
 
     def doubt(self, node: Node, now_ms: int) -> None:
-        """A node that is UP falls silent and is needed all the same: nobody's failure, but those of
-        others that fell silent with it are none either.
+        """A node that is UP falls silent and stays what it is, for now or because it is needed:
+        that is no failure of its own, but those of others that came with it are none either.
         """
         names = [service.name for service in node.services]
         said, together = self._failures.add(

@@ -6,7 +6,8 @@ may also be this LB's own network:
 * **Mass silence.** When more than half of a service's UP nodes (and at least two) are silent
   together, the fault is more likely here than there. They stay UP (`held`) for at most one more
   `checks_timeout`, then it is believed; those that are heard meanwhile end the hold for the rest.
-  NOT_SERVING is a node's own word and is never held. What fell silent together has not failed.
+  NOT_SERVING is a node's own word and is never held. What fell silent together has not failed,
+  also who was DOWN a moment before the others could be seen to be late.
 * **Silence alone does not empty a ring.** A silent node of which a service cannot do without
   (`min_healthy` of the nodes known for it would not be routed to) becomes SUSPECT instead of DOWN:
   it is routed to as before, and said so, until it is heard, or says NOT_SERVING, or this LB's own
@@ -124,6 +125,7 @@ class Silence:
                 continue
             if not node.held:
                 node.held = True
+                self._judge.doubt(node, now_ms)
                 node.reason = f"held for now: {why}"
                 self._outbox.changed(keep=False)
             look_again_ms = max(LOOK_AGAIN_MS, self.policy.checks_timeout_ms // 100)
@@ -162,7 +164,8 @@ class Silence:
         node.suspect_until_ms = now_ms + self.policy.checks_timeout_ms
         if node.state is UP:
             node.bad_total += 1
-            self._judge.doubt(node, now_ms)
+            if not node.held:
+                self._judge.doubt(node, now_ms)
             why = f"{node.silence(now_ms)}; too few others serve {', '.join(needed)}"
             self._judge.enter(node, SUSPECT, one_line(why), now_ms)
         for name in taken:
