@@ -1,8 +1,8 @@
 """Alert rules, each with its trouble made in the lab: it fires, and no other one.
 
-tests/api/test_prometheus.py has all of them, by invented samples. Made here are what an LB, a node
-or a flood can do in seconds. The rest take minutes, other versions, a full table or a starved
-machine.
+tests/api/test_prometheus.py has all of them, by invented samples. Made here are all but those that
+want other versions (GaleVersionsDiffer), tens of thousands of flows (GaleSnatPortsShort) or a
+starved machine (GaleBusDropped, GaleReplicationSlow).
 """
 
 from __future__ import annotations
@@ -13,20 +13,40 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from e2e.alerts import Scraped, check, scrape
-from e2e.failover import the_holder
-from e2e.hosts import LabHosts, lab_hosts, node_states, wait_for
+from e2e.failover import handed_over, quorum_paused, the_holder
+from e2e.held import hold
+from e2e.hosts import LabHosts, lab_hosts, node_states, send_signal, wait_for
 from e2e.lab import Plan
+from e2e.lab.files import toml_text
+from e2e.lab.plan import PRIVATE
 
 DATAGRAMS = 5_000
+SMALL_TABLE = {"conntrack_entries": 1024, "half_open_entries": 256}
+MANY_FLOWS = 440
+"""More than four fifths of the flows that fit into it."""
+FAILURES = 5
+"""`black_list_after_fails`, where a file does not say otherwise."""
+LEASE_CHANGES = 5
+STRANGER = """
+import sys, zmq
+stranger = zmq.Context().socket(zmq.DEALER)
+stranger.connect(sys.argv[1])
+for _ in range(50):
+    stranger.send_multipart([b"no", b"heartbeat"])
+stranger.close(linger=5000)
+stranger.context.term()
+"""
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def hosts() -> Iterator[LabHosts]:
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHosts]:
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    with lab_hosts(Plan(lbs=3), say) as machines:
+    extra = tmp_path_factory.mktemp("alerts") / "extra.toml"
+    extra.write_text(toml_text({"dataplane": SMALL_TABLE}))
+    with lab_hosts(Plan(lbs=3), say, extra) as machines:
         yield machines
 
 
@@ -108,3 +128,107 @@ def test_many_packets_are_dropped(hosts: LabHosts) -> None:
     enough = dropped(first) + DATAGRAMS * 0.9
     last = until(hosts, lambda seen: dropped(seen) >= enough, "all to be counted")
     check(last, ["GaleDrops"], first=first)
+
+
+# --------------------------------------------------------------------------- nodes
+
+
+def test_silent_nodes_are_down_or_suspect(hosts: LabHosts) -> None:
+    """Of three, two are needed: one that falls silent goes, and the second stays in doubt."""
+    silent = hosts.nodes[:2]
+    try:
+        for node in silent:
+            send_signal(hosts, node, "gale-node:agent", "STOP")
+        doubted = until(
+            hosts,
+            lambda seen: in_state(seen, "suspect") == 3 and in_state(seen, "down") == 3,
+            "one to be in doubt, and the other one down",
+        )
+        check(doubted, ["GaleNodeSuspect", "GaleNodeDown"])
+    finally:
+        for node in silent:
+            send_signal(hosts, node, "gale-node:agent", "CONT")
+
+
+def test_a_node_that_fails_again_and_again_is_banned(hosts: LabHosts) -> None:
+    node, lb = hosts.nodes[0], hosts.lbs[0]
+    for _ in range(FAILURES):
+        wait_for(
+            lambda: all(node_states(hosts, each)[node] == "up" for each in hosts.lbs),
+            f"{node} to be up",
+        )
+        hosts.lab.set_server(node, running=False)
+        wait_for(
+            lambda: all(node_states(hosts, each)[node] != "up" for each in hosts.lbs),
+            f"{node} to be down",
+        )
+        hosts.lab.set_server(node, running=True)
+    banned = until(hosts, lambda seen: in_state(seen, "banned") == 3, "it to be banned")
+    check(banned, ["GaleNodeBanned"])
+    known = hosts.api(lb, "/v1/nodes")["nodes"]
+    name = next(each["id"] for each in known if each["name"] == node)
+    assert hosts.run(lb, "gale", "node", "pardon", name).returncode == 0
+
+
+def test_a_stranger_talks_nonsense(hosts: LabHosts) -> None:
+    first = scrape(hosts)
+    lb = hosts.lbs[0]
+    refused = f'gale_rejected_messages_total{{job="gale",instance="{lb}:5555",channel="nodes"'
+    own = next(link.address for link in hosts.lab.plan.links(lb) if link.network is PRIVATE)
+    done = hosts.run(hosts.nodes[0], "python3", "-c", STRANGER, f"tcp://{own}:7070")
+    assert done.returncode == 0, done.stderr
+    last = until(
+        hosts, lambda seen: seen.sum(refused) >= first.sum(refused) + 50, "all to be counted"
+    )
+    check(last, ["GaleMessagesRefused"], first=first)
+
+
+# --------------------------------------------------------------------------- LBs
+
+
+def test_the_dataplane_and_then_the_api_are_gone(hosts: LabHosts) -> None:
+    holder = the_holder(hosts)
+    lb = next(each for each in hosts.lbs if each != holder)
+    age = f'gale_control_age_seconds{{job="gale",instance="{lb}:5555",process="dataplane"'
+    try:
+        hosts.supervisorctl(lb, "stop", "gale:dataplane")
+        silent = until(hosts, lambda seen: seen.sum(age) > 10, "it to be silent for ten seconds")
+        check(silent, ["GaleProcessSilent", "GaleNotReady"])
+        hosts.supervisorctl(lb, "stop", "gale:api")
+        gone = until(hosts, lambda seen: seen.sum("up{") == 2, "nobody to answer")
+        check(gone, ["GaleUnreachable"])
+    finally:
+        for process in ("dataplane", "api"):
+            hosts.supervisorctl(lb, "start", f"gale:{process}")
+
+
+def test_a_leader_stands_still_and_another_one_leads(hosts: LabHosts) -> None:
+    leader = hosts.api(hosts.lbs[0], "/v1/quorum")["leader"]
+    with quorum_paused(hosts, leader):
+        two = until(
+            hosts,
+            lambda seen: seen.sum("gale_quorum_is_leader{") == 2,
+            "another one to lead, and the first not to know",
+        )
+        expected = ["GaleTwoLeaders", "GaleLbGone", "GaleTableBehind"]
+        check(two, expected, maybe=["GaleProcessSilent"])
+
+
+def test_the_lease_moves_again_and_again(hosts: LabHosts) -> None:
+    first = scrape(hosts)
+    for _ in range(LEASE_CHANGES):
+        with handed_over(hosts, the_holder(hosts)):
+            pass
+    the_holder(hosts)
+    check(scrape(hosts), ["GaleLeaseMoves"], first=first)
+
+
+def test_the_flow_table_fills(hosts: LabHosts) -> None:
+    entries = "gale_conntrack_entries{"
+    with hold(hosts, count=MANY_FLOWS):
+        filled = until(
+            hosts,
+            lambda seen: seen.sum(entries) >= 3 * MANY_FLOWS,
+            "all LBs to have counted the flows",
+        )
+        check(filled, ["GaleFlowTableFilling"])

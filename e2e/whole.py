@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from e2e.hosts import Hosts
+from e2e.hosts import Hosts, verdicts
 
 UDP_PORT = 5300
 IPERF = {"name": "iperf", "port": 5201, "affinity": "client"}
@@ -52,7 +52,10 @@ def exchanged(hosts: Hosts, vip: str, *options: str) -> dict[str, Any]:
 
 def datagrams(hosts: Hosts, vip: str, size: int) -> None:
     """Twenty of so many bytes, and their answers."""
-    assert exchanged(hosts, vip, "--count", "20", "--bytes", str(size))["lost"] == 0
+    before = [verdicts(hosts, lb) for lb in hosts.lbs]
+    answer = exchanged(hosts, vip, "--count", "20", "--bytes", str(size))
+    since = [verdicts(hosts, lb) - seen for lb, seen in zip(hosts.lbs, before, strict=True)]
+    assert answer["lost"] == 0, (answer, since)
 
 
 def large_download(hosts: Hosts, vip: str) -> None:

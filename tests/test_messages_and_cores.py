@@ -48,7 +48,9 @@ from services.health.keeping import KeptNode
 from services.health.registry import Registry
 from services.node.core import Agent, AgentConfig, CheckPlan
 from services.node.direct import need_of
-from services.quorum.core import BLANK, HardState, Quorum, QuorumConfig
+from services.quorum.composition import QuorumConfig
+from services.quorum.core import Quorum
+from services.quorum.durable import BLANK, HardState
 from services.quorum.table import FloatingVip, TableConfig
 from services.quorum.timing import Timing
 from tests.bus.strategies import envelopes, node_messages, values

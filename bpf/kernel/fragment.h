@@ -3,8 +3,11 @@
  * (source, destination, id, protocol), the four that name a datagram (RFC 791). One that comes
  * before its first is dropped if it is for a VIP: it could go to one node only by chance.
  *
- * A decision stands for a second against first fragments of other ports: somebody who sends those
- * under another's address and id does not lead that other's datagrams elsewhere.
+ * A decision stands for a second, or until the last fragment has gone by, against first fragments
+ * of other ports: somebody who sends those under another's address and id does not lead that
+ * other's datagrams elsewhere. It may not stand for longer: a client whose sockets draw their ids
+ * by chance, as Linux has it for connected ones, meets one of its own of the last second soon
+ * enough.
  *
  * In L4 all clients look alike to a node, and two of them may use one id: so each fragmented
  * datagram gets an id of this LB's own counting (RFC 6864 wants it unique per address pair).
@@ -68,7 +71,7 @@ static __always_inline int note_fragment(struct packet *packet, __u16 seat, __u8
 		.dport = packet->key.dport,
 		.since = ticks_now(),
 	};
-	if (held && fresh->since - held->since < TICKS_PER_SECOND &&
+	if (held && !held->is_over && fresh->since - held->since < TICKS_PER_SECOND &&
 	    (held->sport != fresh->sport || held->dport != fresh->dport))
 		return -1;
 	if (to) {
@@ -86,12 +89,17 @@ static __always_inline int note_fragment(struct packet *packet, __u16 seat, __u8
 	return 0;
 }
 
+/* The decision that a later fragment goes by. */
 static __always_inline struct fragment *first_of(const struct packet *packet)
 {
 	struct fragment_key key = fragment_key(packet);
 	struct fragment *first = fragments.lookup(&key);
 
-	return first && ticks_now() - first->since < REASSEMBLY_TICKS ? first : 0;
+	if (!first || ticks_now() - first->since >= REASSEMBLY_TICKS)
+		return 0;
+	if (!(packet->ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS)))
+		first->is_over = 1;
+	return first;
 }
 
 /* A later fragment without a first one: for a VIP it is for nobody, unless it is one of a reply,

@@ -284,7 +284,8 @@ struct fragment {
 	__be16 dport;
 	__u32 since;	  /* ticks */
 	__u8 last_hop[6]; /* as in the flow */
-	__u16 padding;
+	__u8 is_over;	  /* its last fragment has gone by */
+	__u8 padding;
 };
 
 /* Where the packets of a client in a VLAN came from: its replies go back into that VLAN. Tags as

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bpf.clock import TICK_MS
 from bpf.loader import SOURCE_DIR
 from bpf.syscall import read_entries
-from services.dataplane.flows.record import TICK_MS
 
 _REASON = re.compile(r'REASON\((\w+), "([^"]*)"\)')
 _HOOKS = re.compile(r"enum hook \{([^}]*)\}")

@@ -34,11 +34,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bpf.clock import TICK_MS
 from bus.events import FlowsEvent, NatFlow
 from bus.topics import Topic
 from bus.words import Protocol
 from services.dataplane.flows.listing import Seated
-from services.dataplane.flows.record import PROTOCOL_NAMES, TICK_MS
+from services.dataplane.flows.record import PROTOCOL_NAMES
 from services.dataplane.flows.records import Wire
 from services.dataplane.words import address_text
 

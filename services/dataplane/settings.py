@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from bpf.clock import ticks_of_ms
 from conf import LbConfig
-from services.dataplane.flows.record import FlowState, ticks_of_ms
+from services.dataplane.flows.record import FlowState
 from services.dataplane.kernel import Settings
 from services.dataplane.machine import Machine
 from services.dataplane.nexthop import LONGEST_PACKET_BYTES

@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.dataplane.flows.record import TICK_MS, UDP, FlowState
+from bpf.clock import TICK_MS
+from services.dataplane.flows.record import UDP, FlowState
 from services.dataplane.words import endpoint_text, mac_text
 
 TCP, ICMP = 6, 1

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bpf.clock import ticks
 from bpf.trace import Bucket, Run, TracePrograms
 from bus.commands import CommandError, Later
 from bus.words import Protocol
 from services.dataplane.counters import reasons
 from services.dataplane.flows.listing import Seated
-from services.dataplane.flows.record import FlowState, ticks
+from services.dataplane.flows.record import FlowState
 from services.dataplane.kernel import Settings
 from services.dataplane.loading import Loading
 from services.dataplane.maps import NO_SEAT, KernelState, Service

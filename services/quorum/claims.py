@@ -33,6 +33,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from struct import Struct
 
+from bpf.clock import ticks
 from bpf.syscall import (
     MapType,
     delete_entries,
@@ -52,8 +53,6 @@ ASKED_IN_PUBLIC, ASKED_IN_PRIVATE = 1, 2
 KEY_BYTES = 16
 _CLAIM = Struct("=QII")
 _NS_PER_MS = 1_000_000
-_TICK_SHIFT = 26
-"""Nanoseconds to the ticks of the programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +154,7 @@ class Claims:
         for address, (vip, side) in self._unit.items():
             keys += _key(address)
             until_ns = self._until_ms.get(vip, 0) * _NS_PER_MS
-            moved = (self._moved_ms.get(vip, 0) * _NS_PER_MS >> _TICK_SHIFT) % 2**32
+            moved = ticks(self._moved_ms.get(vip, 0) * _NS_PER_MS)
             values += _CLAIM.pack(until_ns, side, moved)
         if keys:
             write_entries(fd, bytes(keys), bytes(values))

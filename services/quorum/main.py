@@ -68,7 +68,9 @@ from services.process import Bus, Loop
 from services.quorum import realtime
 from services.quorum.carrier import Carrier
 from services.quorum.claims import Claims, Told
-from services.quorum.core import HardState, Persist, Quorum, QuorumConfig, Ready
+from services.quorum.composition import QuorumConfig
+from services.quorum.core import Quorum, Ready
+from services.quorum.durable import HardState, Persist
 from services.quorum.eligibility import Eligibility
 from services.quorum.from_config import table_service
 from services.quorum.health_numbers import node_health

@@ -8,6 +8,11 @@ the machine does not allow them, `claim` says what it costs, once, and all goes 
 Memory is locked only where no limit applies to it, since a limit that is reached later would make
 an allocation fail. Threads that are started afterwards, those of libzmq and of the disk, inherit
 the class; nothing here keeps the processor for long.
+
+Nor may a mistake of ours do so: a loop that never waits would take a whole processor from everybody
+else. The kernel ends the process (SIGXCPU) if one of its threads computes for `LONGEST_TURN_S`
+without waiting for anything (RLIMIT_RTTIME, getrlimit(2)); supervisord starts it again. The longest
+turn there is, in which a table of ten thousand nodes is made anew, takes far less.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import resource
 from pathlib import Path
 
 PRIORITY = 10
+LONGEST_TURN_S = 2.0
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _CAP_IPC_LOCK = 14
 
@@ -32,6 +38,8 @@ def _schedule() -> list[str]:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(PRIORITY))
     except OSError as error:
         return [f"SCHED_RR: {error.strerror}: on a busy machine beats may be late"]
+    longest_us = int(LONGEST_TURN_S * 1_000_000)
+    resource.setrlimit(resource.RLIMIT_RTTIME, (longest_us, 2 * longest_us))
     return []
 
 

@@ -10,6 +10,9 @@ table goes on with what is agreed until one of these holds:
 
 So whichever LB leads, a restart, a reload or a change of leader half way through a change of the
 files changes no service; and which file is newer is not asked.
+
+The rules are functions; `Staging` is one LB's part in them: what it has staged, what is agreed, and
+whether an operator has told it not to wait. That holds until the next change is committed.
 """
 
 from __future__ import annotations
@@ -65,3 +68,57 @@ def next_config(
     if by_majority and 2 * (1 + sum(each == wanted for each in staged)) > members:
         return own
     return agreed(table)
+
+
+class Staging:
+    """What this LB's file says, and what all go by."""
+
+    def __init__(
+        self, config: TableConfig, known: NodeTable | None, *, alone: bool, witness: bool
+    ) -> None:
+        """`known`: the newest table that this LB remembers. `alone`: nobody else has a say.
+        `witness`: its file has no services.
+        """
+        self._config, self._alone = config, alone
+        self._by_majority = False
+        self.own = "" if witness else digest(config)
+        """The digest of what this LB's file says."""
+        self.agreed = digest(agreed(known)) if known is not None else ""
+        """Of what the committed table has; empty: there is none yet."""
+
+    def stage(self, config: TableConfig, *, witness: bool) -> bool:
+        """The file was read again; whether that stages what was neither staged here nor agreed."""
+        self._config = config
+        was, self.own = self.own, "" if witness else digest(config)
+        return self.own not in (was, self.agreed) and not self._alone
+
+    def insist(self, others: list[str]) -> None:
+        """An operator wants this to hold though not all have staged it; `others` have staged these.
+
+        Raises ValueError, in words, if not even a majority has.
+        """
+        has, members = 1 + others.count(self.own), len(others) + 1
+        if 2 * has <= members:
+            raise ValueError(f"staged on {has} of {members}: that is no majority")
+        self._by_majority = True
+
+    def committed(self, before: NodeTable | None, table: NodeTable) -> bool:
+        """All go by `table`, and went by `before`; whether people are to hear of a change."""
+        if before is not None and same_config(before, table):
+            return False
+        was, self.agreed = self.agreed, digest(agreed(table))
+        self._by_majority = False
+        return was not in ("", self.agreed)
+
+    def next_config(self, table: NodeTable, alive: list[str], staged: list[str]) -> TableConfig:
+        """For the leader: what the table after `table` is made with.
+
+        `alive`: what each other LB that forwards and is alive has staged; `staged`: what each other
+        one that forwards has.
+        """
+        if self._alone:
+            return self._config
+        members, by_majority = len(staged) + 1, self._by_majority
+        return next_config(
+            table, self._config, alive, staged, members=members, by_majority=by_majority
+        )

@@ -41,7 +41,7 @@ from bus.words import (
     Signed,
     Stored,
 )
-from services.quorum.core import BLANK, HardState, Persist
+from services.quorum.durable import BLANK, HardState, Persist
 from services.quorum.table import aged
 from services.statefile import StateFile
 

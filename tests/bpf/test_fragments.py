@@ -158,6 +158,19 @@ class TestHijacking:
         scene.expect(hook, Cut(CLIENT, SERVICE).frames()[0], FIRST[mode])
         scene.expect(hook, Cut(CLIENT, (VIP, 53)).frames()[0], "drop_fragment_clash")
 
+    def test_an_id_is_free_again_when_its_datagram_has_gone_by(
+        self, scene: Scene, hook: str, mode: str
+    ) -> None:
+        """Each socket of one client draws its ids for itself: they meet."""
+        service(scene, mode)
+        frames = Cut(CLIENT, SERVICE).frames()
+        scene.expect(hook, frames[0], FIRST[mode])
+        for frame in frames[1:]:
+            scene.expect(hook, frame, "fragment_forwarded")
+        scene.expect(hook, self.FORGED.frames()[0], FIRST[mode])
+        scene.expect(hook, self.FORGED.frames()[1], "fragment_forwarded")
+        scene.expect(hook, frames[0], "drop_fragment_clash")
+
     def test_a_second_later_the_id_may_have_come_round(
         self, scene: Scene, hook: str, mode: str
     ) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bpf.clock import ticks
 from bpf.loader import LoadedObject, compile_program
 from bpf.pins import PinnedMaps, open_pin, pin
 from bpf.syscall import MapType, create_map, map_shape
@@ -26,7 +27,6 @@ from bus.words import (
 )
 from conf import Paths, load_lb
 from services.dataplane import main
-from services.dataplane.flows.record import ticks
 from services.dataplane.kernel import Kernel
 from services.dataplane.maps import EMPTY
 from services.dataplane.nexthop import NextHop

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bpf.clock import TICK_MS
 from bus.events import FlowsEvent, NatFlow
 from bus.topics import Topic
 from bus.words import Protocol
 from services.dataplane import nat_log
 from services.dataplane.flows.listing import Seated
-from services.dataplane.flows.record import TCP, TICK_MS, UDP
+from services.dataplane.flows.record import TCP, UDP
 from services.dataplane.flows.records import WIRE, Wire
 from services.dataplane.nat_log import MOST_AT_ONCE, MOST_WAITING, PAUSE_MS, NatLog
 from services.dataplane.words import address_word, port_word

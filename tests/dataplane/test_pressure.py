@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from bpf.clock import ticks, ticks_of_ms
 from bpf.loader import LoadedObject
 from bpf.syscall import read_entries, run_program, write_entries, xdp_context
 from services.dataplane.flows.census import Census, Counting, Watch
-from services.dataplane.flows.record import HALF_OPEN, REPLY, Records, ticks, ticks_of_ms
+from services.dataplane.flows.record import HALF_OPEN, REPLY, Records
 from services.dataplane.flows.turns import TURN_MS, Rounds
 from services.dataplane.words import address_text, port_number
 from tests.bpf.harness import LOOPBACK, Rig, TcVerdict, XdpVerdict, program, rig

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bpf.clock import TICK_MS
 from conf import LbConfig, load_lb
-from services.dataplane.flows.record import TICK_MS, FlowState
+from services.dataplane.flows.record import FlowState
 from services.dataplane.machine import Interface, Machine
 from services.dataplane.settings import settings, timeouts
 from services.dataplane.words import address_word

@@ -8,9 +8,15 @@ from random import Random
 
 from bus.states import LocalView
 from bus.topics import Topic
-from services.quorum.core import BLANK, Quorum, QuorumConfig
-from services.quorum.table import TableConfig
-from tests.quorum.views import quorum_config
+from bus.words import NodeState
+from services.quorum.composition import QuorumConfig
+from services.quorum.core import Quorum
+from services.quorum.durable import BLANK
+from services.quorum.table import FloatingVip, TableConfig
+from tests.quorum.views import WEB, quorum_config, seen, view
+
+VIP = "10.80.0.100"
+OLD = TableConfig((WEB,), (FloatingVip(VIP),))
 
 
 class Cluster:
@@ -35,8 +41,8 @@ class Cluster:
             )
 
     def see(self, *views: tuple[str, LocalView]) -> None:
-        for name, seen in views:
-            self.cores[name].report(f"health of {name}", seen, self.now_ms)
+        for name, sees in views:
+            self.cores[name].report(f"health of {name}", sees, self.now_ms)
         self.settle()
 
     def settle(self) -> None:
@@ -78,3 +84,17 @@ class Cluster:
             if name not in self.silent
         }
         return leaders.pop() if len(leaders) == 1 else None
+
+
+def led(*names: str, witness: str = "") -> Cluster:
+    """A cluster with a leader and a table."""
+    made = Cluster(*names, table=OLD, witness=witness)
+    made.until(made.leader)
+    made.see(*((name, view(seen("a", NodeState.UP))) for name in names if name != witness))
+    made.until(lambda: all(core.committed(made.now_ms) for core in made.cores.values()))
+    made.run(500)
+    return made
+
+
+def holder(made: Cluster) -> list[str]:
+    return [name for name, core in made.cores.items() if core._grants.claims]

@@ -6,40 +6,23 @@ from dataclasses import replace
 
 import pytest
 
-from bus.peer_protocol import Ack, Release, Version, Vote, VoteReply
 from bus.topics import Topic
 from bus.words import NodeState, Role
-from services.quorum.core import HardState, Quorum
-from services.quorum.leases import Granted, Held
+from services.quorum.core import Quorum
+from services.quorum.durable import HardState
 from services.quorum.staged import digest
-from services.quorum.table import FloatingVip, TableConfig
-from tests.quorum.cluster import Cluster
+from services.quorum.table import TableConfig
+from tests.quorum.cluster import OLD, VIP, Cluster, holder, led
 from tests.quorum.views import ECHO, WEB, seen, view
 
 UP = NodeState.UP
-VIP = "10.80.0.100"
-OLD = TableConfig((WEB,), (FloatingVip(VIP),))
 NEW = TableConfig((WEB, ECHO), OLD.vips)
-
-
-def led(*names: str, witness: str = "") -> Cluster:
-    """A cluster with a leader and a table."""
-    made = Cluster(*names, table=OLD, witness=witness)
-    made.until(made.leader)
-    made.see(*((name, view(seen("a", UP))) for name in names if name != witness))
-    made.until(lambda: all(core.committed(made.now_ms) for core in made.cores.values()))
-    made.run(500)
-    return made
 
 
 def services(made: Cluster, name: str) -> list[str]:
     held = made.cores[name].committed(made.now_ms)
     assert held is not None
     return [service.name for service in held.table.services]
-
-
-def holder(made: Cluster) -> list[str]:
-    return [name for name, core in made.cores.items() if core._claims]
 
 
 def test_a_witness_makes_a_majority_and_never_leads_nor_holds_nor_has_a_slot() -> None:
@@ -166,112 +149,4 @@ def test_one_that_is_left_of_three_goes_on_alone_by_the_table_it_has() -> None:
     while (ready := core.take(1)) is not None:
         if ready.persist is not None:
             core.stored(ready.persist.mark, 1)
-    assert list(core._claims) == [VIP]
-
-
-# --------------------------------------------------------------------------- releases
-
-
-def ack(boot: str, asked: int) -> Ack:
-    return Ack("lb-1", 1, 1, Version(1, 1), boot, asked, (), 0)
-
-
-def test_a_release_of_an_earlier_start_ends_nothing() -> None:
-    granted = Granted()
-    granted.grant(VIP, ack("first", 50), 1_000)
-    granted.grant(VIP, ack("second", 3), 1_100)
-    granted.release(Release("lb-1", "first", 60, VIP))
-    assert not granted.is_free(VIP, 1_000)
-    granted.release(Release("lb-1", "second", 2, VIP))
-    assert not granted.is_free(VIP, 1_000)
-    granted.release(Release("lb-1", "second", 3, VIP))
-    assert granted.is_free(VIP, 1_000)
-
-
-def test_answers_that_come_in_another_order_let_an_old_release_end_nothing() -> None:
-    granted = Granted()
-    for boot, asked in (("second", 7), ("second", 5), ("first", 9)):
-        granted.grant(VIP, ack(boot, asked), 1_100)
-    granted.release(Release("lb-1", "second", 6, VIP))
-    granted.release(Release("lb-1", "first", 9, VIP))
-    assert not granted.is_free(VIP, 1_000)
-    granted.release(Release("lb-1", "second", 7, VIP))
-    assert granted.is_free(VIP, 1_000)
-
-
-def test_whoever_was_chosen_waits_for_the_leases_of_a_slower_leader() -> None:
-    """The leader before has seen many changes, so its leases are longer than the successor's."""
-    made = led("lb-0", "lb-1", "lb-2")
-    before = made.leader()
-    assert before is not None
-    old = made.cores[before]
-    old._election._slow_down(8, made.now_ms)
-    made.run(1_000)
-    left_ms = old.lease_ms(made.now_ms)
-    old._granted.grant(VIP, ack("x", 1), made.now_ms + left_ms)
-    old.hand_over(made.now_ms)
-    made.settle()
-    after = made.leader()
-    assert after not in (None, before)
-    new = made.cores[after or ""]
-    assert left_ms > 4 * new._election.timing.lease_ms
-    assert not new._granted.is_free(VIP, made.now_ms + left_ms - 1)
-    assert new._granted.is_free(VIP, made.now_ms + left_ms)
-
-
-def test_slower_timing_is_used_once_a_start_would_find_it_on_the_disk() -> None:
-    """An LB that led by it, and starts again, waits for as long as it may have granted."""
-    made = led("lb-0", "lb-1", "lb-2")
-    leader = made.leader()
-    assert leader is not None
-    core, election = made.cores[leader], made.cores[leader]._election
-    assert election.promise_ms == election.timing.promise_ms, "its vote has stored it"
-    usual_ms = election.timing.promise_ms
-    election._slow_down(4, made.now_ms)
-    assert election.timing.promise_ms == usual_ms
-    ready = core.take(made.now_ms)
-    assert ready is not None
-    assert ready.persist is not None
-    assert ready.persist.state.promise_ms == 4 * usual_ms
-    assert election.timing.promise_ms == usual_ms
-    core.stored(ready.persist.mark, made.now_ms)
-    assert election.timing.promise_ms == 4 * usual_ms
-    election._slow_down(1, made.now_ms)
-    assert election.timing.promise_ms == usual_ms, "less than is on record needs no new one"
-    assert election.promise_ms == 4 * usual_ms, "what was granted may still last"
-
-
-@pytest.mark.parametrize("how", ["hands over", "hears of a larger term", "its disk hangs"])
-def test_who_led_elects_nobody_while_what_it_granted_lasts(how: str) -> None:
-    """The third LB has not heard the leader for long, and its promise is over."""
-    made = led("lb-0", "lb-1", "lb-2")
-    before = made.leader()
-    assert before is not None
-    old, term = made.cores[before], made.cores[before].term
-    third = next(name for name in made.cores if name != before)
-    lease_ms, now_ms = old.lease_ms(made.now_ms), made.now_ms
-    if how == "hands over":
-        old.hand_over(now_ms)
-    elif how == "hears of a larger term":
-        old.receive(third, Ack(third, term + 1, 1, Version(term, 1), "b", 1, (), 0), now_ms)
-    else:
-        old._election.stall(now_ms)
-    assert old.role is Role.FOLLOWER
-    assert lease_ms > 0
-    question = Vote(third, term + 2, Version(term, 100), None)
-    for at_ms, votes in ((now_ms + lease_ms - 1, False), (now_ms + lease_ms, True)):
-        old._election.outbox.clear()
-        old._election.asked_for_vote(third, question, at_ms)
-        (reply,) = (each.message for each in old._election.outbox)
-        assert isinstance(reply, VoteReply)
-        assert reply.granted is votes
-
-
-def test_what_was_given_up_is_told_until_all_leases_are_over() -> None:
-    held = Held("b")
-    asked = held.ask(0)
-    held.until_ms[VIP] = 100
-    held.give_up(10)
-    assert held.releases(10) == {VIP: asked}
-    assert held.releases(2_009) == {VIP: asked}
-    assert held.releases(2_010) == {}
+    assert list(core._grants.claims) == [VIP]

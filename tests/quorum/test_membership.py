@@ -11,10 +11,10 @@ from bus.peer_protocol import NO_VERSION, Ack
 from bus.states import Member
 from bus.topics import Topic
 from bus.words import MemberChange, NodeState
-from services.quorum.core import BLANK, Quorum
+from services.quorum.core import Quorum
+from services.quorum.durable import BLANK
 from services.quorum.membership import Circumstances, find, gone_and_come, named, why_not
-from tests.quorum.cluster import Cluster
-from tests.quorum.test_cluster import OLD, holder, led
+from tests.quorum.cluster import OLD, Cluster, holder, led
 from tests.quorum.views import quorum_config, seen, view
 
 ADD, REMOVE = MemberChange.ADD, MemberChange.REMOVE

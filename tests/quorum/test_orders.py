@@ -14,7 +14,9 @@ from bus.peer_protocol import OrderAsked
 from bus.states import NodeTable, NodeView, ServiceState
 from bus.topics import Topic
 from bus.words import NodeState
-from services.quorum.core import BLANK, HardState, Quorum, QuorumConfig
+from services.quorum.composition import QuorumConfig
+from services.quorum.core import Quorum
+from services.quorum.durable import BLANK, HardState
 from services.quorum.orders import RECORD_MS, RULES, Desk, following
 from services.quorum.storage import Storage
 from services.quorum.table import Report, aged, bootstrap, merge

@@ -9,7 +9,8 @@ import pytest
 from bus.events import TableEvent
 from bus.states import NodeService, NodeTable, NodeView, ServiceState
 from bus.words import NodeState
-from services.quorum.core import HardState, Quorum
+from services.quorum.core import Quorum
+from services.quorum.durable import HardState
 from services.quorum.parts import FIRST, STEPS, level, next_step_ms, step_gap_ms
 from services.quorum.table import Report, TableConfig, aged, bootstrap, merge
 from tests.quorum.cluster import Cluster

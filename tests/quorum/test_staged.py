@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.quorum.staged import agreed, digest, next_config, same_config
+from services.quorum.staged import Staging, agreed, digest, next_config, same_config
 from services.quorum.table import FloatingVip, TableConfig, bootstrap, merge
 from tests.quorum.views import ECHO, WEB
 
@@ -52,3 +52,47 @@ def test_who_must_have_staged_the_same(
 def test_the_first_table_is_made_of_the_leaders_file() -> None:
     first = bootstrap(1, 7)
     assert next_config(first, NEW, [D_OLD], [D_OLD], members=2, by_majority=False) == NEW
+
+
+# --------------------------------------------------------------------------- one LB's part
+
+
+def staging(config: TableConfig = OLD, *, alone: bool = False) -> Staging:
+    return Staging(config, TABLE, alone=alone, witness=False)
+
+
+def test_only_what_is_new_and_not_agreed_is_staged_as_news() -> None:
+    made = staging()
+    assert (made.own, made.agreed) == (D_OLD, D_OLD)
+    assert made.stage(NEW, witness=False)
+    assert not made.stage(NEW, witness=False), "it was staged before"
+    assert not made.stage(OLD, witness=False), "it is agreed"
+    assert not staging(alone=True).stage(NEW, witness=False), "nobody else is to agree"
+
+
+def test_an_operator_may_insist_where_a_majority_has_it_and_for_one_change() -> None:
+    made = staging(NEW)
+    with pytest.raises(ValueError, match="staged on 1 of 3"):
+        made.insist([D_OLD, D_OLD])
+    with pytest.raises(ValueError, match="staged on 2 of 4"):
+        made.insist([D_NEW, D_OLD, D_OLD])
+    assert made.next_config(TABLE, [D_OLD], [D_NEW, D_OLD]) == OLD
+    made.insist([D_NEW, D_OLD])
+    assert made.next_config(TABLE, [D_OLD], [D_NEW, D_OLD]) == NEW
+    newer = merge(TABLE, {}, NEW, ["lb-0"], term=1)
+    assert made.committed(TABLE, newer), "people hear of it"
+    assert made.agreed == D_NEW
+    made.stage(OLD, witness=False)
+    assert made.next_config(newer, [D_NEW], [D_OLD, D_NEW]) == NEW, "the next has to be agreed on"
+
+
+def test_what_is_committed_first_or_again_is_no_change() -> None:
+    made = Staging(OLD, None, alone=False, witness=False)
+    assert made.agreed == ""
+    assert not made.committed(None, TABLE)
+    assert made.agreed == D_OLD
+    assert not made.committed(TABLE, replace(TABLE, epoch=9))
+
+
+def test_one_alone_goes_by_its_file() -> None:
+    assert staging(NEW, alone=True).next_config(TABLE, [], []) == NEW

@@ -21,7 +21,7 @@ from bus.words import (
     NoFlow,
 )
 from services import statefile as storage_module
-from services.quorum.core import BLANK, HardState
+from services.quorum.durable import BLANK, HardState
 from services.quorum.storage import NewerFormatError, Storage
 from services.quorum.table import FloatingVip, Report, TableConfig, bootstrap, merge
 from tests.quorum.views import seen, table_config, view

@@ -13,7 +13,9 @@ from bus.words import (
     NodeState,
     Protocol,
 )
-from services.quorum.core import HardState, Quorum, QuorumConfig, Ready
+from services.quorum.composition import QuorumConfig
+from services.quorum.core import Quorum, Ready
+from services.quorum.durable import HardState
 from services.quorum.table import FloatingVip, TableConfig
 from services.quorum.timing import Timing
 

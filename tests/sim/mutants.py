@@ -89,7 +89,7 @@ MUTANTS = (
     ),
     Mutant(
         "what is accepted counts before it is stored",
-        "core.py",
+        "following.py",
         "            version_of(self._register.stored),\n            self._boot,\n",
         "            version_of(self._register.accepted),\n            self._boot,\n",
     ),
@@ -116,7 +116,7 @@ MUTANTS = (
     ),
     Mutant(
         "a VIP is granted while another owner is proposed",
-        "core.py",
+        "grants.py",
         "            if vip.owner == lb and proposed.get(vip.address) == lb\n",
         "            if vip.owner == lb and proposed\n",
     ),
@@ -135,13 +135,13 @@ MUTANTS = (
     Mutant(
         "any release counts",
         "leases.py",
-        "and message.boot == boot and message.asked >= asked:\n",
-        "and message.boot == boot:\n",
+        " and asked is not None and message.asked >= asked:\n",
+        " and asked is not None:\n",
     ),
     Mutant(
         "whoever was chosen does not wait",
         "leases.py",
-        "        self.unknown_until_ms = now_ms + lease_ms if resigned else now_ms\n",
+        "        self.unknown_until_ms = now_ms + unknown_ms\n",
         "        self.unknown_until_ms = now_ms\n",
     ),
     Mutant(
@@ -153,9 +153,9 @@ MUTANTS = (
     ),
     Mutant(
         "a change of the members holds once it is committed",
-        "core.py",
-        "        accepted = self._register.accepted\n        if self._alone or accepted is None",
-        "        accepted = self._register.committed\n        if self._alone or accepted is None",
+        "roster.py",
+        "        accepted = self._register.accepted\n        table = accepted.table",
+        "        accepted = self._register.committed\n        table = accepted.table",
     ),
 )
 

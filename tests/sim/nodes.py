@@ -44,7 +44,9 @@ from services.health.keeping import KeptNode
 from services.health.policy import Policy
 from services.health.registry import Registry
 from services.node.core import Agent, AgentConfig
-from services.quorum.core import BLANK, HardState, Quorum, QuorumConfig
+from services.quorum.composition import QuorumConfig
+from services.quorum.core import Quorum
+from services.quorum.durable import BLANK, HardState
 from services.quorum.table import TableConfig, aged
 from services.quorum.timing import Timing
 from services.quorum.waiting import WAIT_MS

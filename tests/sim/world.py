@@ -29,7 +29,9 @@ from random import Random
 from bus.peer_protocol import PeerMessage
 from bus.states import NodeTable
 from bus.words import NodeState, Role
-from services.quorum.core import BLANK, HardState, Persist, Quorum, QuorumConfig
+from services.quorum.composition import QuorumConfig
+from services.quorum.core import Quorum
+from services.quorum.durable import BLANK, HardState, Persist
 from services.quorum.table import FloatingVip, TableConfig, same_content
 from services.quorum.timing import Timing
 from tests.quorum.views import ECHO, WEB, seen, view

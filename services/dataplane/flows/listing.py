@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from bpf.clock import TICK_MS
 from services.dataplane.flows.record import (
     ESTABLISHED,
     PROTOCOL_NAMES,
     REQUEST,
-    TICK_MS,
     TOUCH_TICKS,
     FlowState,
     Records,

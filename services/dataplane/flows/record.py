@@ -1,8 +1,8 @@
 """What one record of the flow table says: the words of `struct flow` (bpf/kernel/types.h). Pure.
 
 A flow has two records, one for each direction; the request's is the flow where flows are counted.
-A record is alive from when it was written until its deadline, in ticks of 2^26 ns (67 ms) of the
-monotonic clock, 32 bits of them. From then on its place is free: nobody needs to take it away.
+A record is alive from when it was written until its deadline, both in ticks (`bpf.clock`). From
+then on its place is free: nobody needs to take it away.
 
 Records come as numpy arrays with the C struct's fields, as the compiler describes it. Addresses and
 ports stand in network order.
@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 Records = NDArray[Any]
 """Shape (n,), with the fields of `struct flow`."""
 
-TICK_SHIFT = 26
-TICK_MS = (1 << TICK_SHIFT) / 1e6
 REQUEST, REPLY = 0, 1
 TCP, UDP = 6, 17
 PROTOCOL_NAMES = {TCP: "tcp", UDP: "udp"}
@@ -58,16 +56,6 @@ HALF_OPEN = (
     FlowState.UDP_ANSWERED,
 )
 """States that have but a share of the table: whoever floods fills no more than that."""
-
-
-def ticks(monotonic_ns: int) -> int:
-    """The moment as records have it."""
-    return (monotonic_ns >> TICK_SHIFT) & 0xFFFF_FFFF
-
-
-def ticks_of_ms(duration_ms: int) -> int:
-    """The least number of ticks that is no shorter."""
-    return -(-duration_ms * 1_000_000 // (1 << TICK_SHIFT))
 
 
 def is_living(records: Records, now: int) -> NDArray[np.bool_]:

@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.dataplane.flows.record import Records, is_living, take, ticks, where
+from bpf.clock import ticks
+from services.dataplane.flows.record import Records, is_living, take, where
 
 BLOCK_BUCKETS = 1024
 TRIES = 8

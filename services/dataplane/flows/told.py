@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from bpf.clock import ticks
 from bpf.loader import LoadedObject
 from bpf.ring import WordRing
 from bpf.syscall import map_shape, read_entries
@@ -21,7 +22,7 @@ from bus.replica_protocol import NO_POSITION
 from services.dataplane.entering import Entering
 from services.dataplane.flows.held import Due, Held
 from services.dataplane.flows.pairs import pairs_at, select
-from services.dataplane.flows.record import REQUEST, FlowState, Records, ticks, ticks_left, where
+from services.dataplane.flows.record import REQUEST, FlowState, Records, ticks_left, where
 from services.dataplane.flows.records import (
     CLOSED,
     LIVING,

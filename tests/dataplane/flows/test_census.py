@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from bpf.clock import ticks
 from bpf.loader import LoadedObject
 from bus.words import Protocol
 from services.dataplane.flows.census import Census, Counting, Watch
-from services.dataplane.flows.record import TCP, UDP, FlowState, ticks
+from services.dataplane.flows.record import TCP, UDP, FlowState
 from services.dataplane.words import ServiceKey
 from tests.dataplane.flows.made import SNAT, VIP, address, both, flow_type, readers, requests, write
 from tests.dataplane.maps import maps

@@ -13,9 +13,7 @@ from services.dataplane.flows.record import (
     FlowState,
     is_living,
     take,
-    ticks,
     ticks_left,
-    ticks_of_ms,
     ticks_since,
     where,
 )
@@ -42,7 +40,6 @@ def test_states_are_those_of_the_header() -> None:
 def test_numbers_are_those_of_the_headers() -> None:
     text = "".join((SOURCE_DIR / name).read_text() for name in ("types.h", "flow_table.h"))
     defined = dict(re.findall(r"#define (\w+) (\d+)", text))
-    assert int(defined["TICK_SHIFT"]) == record.TICK_SHIFT
     assert int(defined["TOUCH_TICKS"]) == record.TOUCH_TICKS
     assert re.search(r"enum direction \{ DIRECTION_REQUEST, DIRECTION_REPLY \}", text)
 
@@ -74,14 +71,6 @@ def test_a_record_lives_until_its_deadline_also_where_the_clock_wraps(now: int) 
 def test_how_long_ago() -> None:
     moments = np.array([3, 5, 6, (1 << 32) - 1], np.uint32)
     assert ticks_since(moments, 5).tolist() == [2, 0, 0, 6]
-
-
-def test_ticks_are_67_ms_and_wrap() -> None:
-    assert ticks(0) == ticks((1 << 26) - 1) == 0
-    assert ticks(1 << 26) == 1
-    assert ticks((1 << 26) * ((1 << 32) + 9)) == 9
-    assert (ticks_of_ms(0), ticks_of_ms(1), ticks_of_ms(67), ticks_of_ms(68)) == (0, 1, 1, 2)
-    assert ticks_of_ms(7 * 86_400_000) < 1 << 31
 
 
 def test_taking_is_indexing() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bpf.clock import ticks
 from bpf.loader import LoadedObject
 from services.dataplane.flows import table
-from services.dataplane.flows.record import FlowState, Records, ticks
+from services.dataplane.flows.record import FlowState, Records
 from services.dataplane.flows.table import Block, FlowTable, whole
 from tests.dataplane.flows.made import both, flow_type, reader, readers, requests, write
 from tests.dataplane.maps import maps
