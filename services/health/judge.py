@@ -108,15 +108,48 @@ class Judge:
             self.enter(node, UP, f"{node.passed} checks passed", now_ms)
 
     def not_serving(self, node: Node, reason: str, now_ms: int) -> None:
+        """A beat says that the node does not serve."""
         node.bad_total += 1
         why = one_line(reason)
         self.take_down(node, f"not serving: {why}" if why else "not serving", now_ms)
 
     def shutting_down(self, node: Node, now_ms: int) -> None:
+        """A beat says that the node's agent ends, for now or for good."""
         if node.state in (UP, SUSPECT):
             self.enter(node, DRAINING, "its agent is shutting down", now_ms)
         elif node.state is PROBATION:
             self.take_down(node, "its agent is shutting down", now_ms)
+
+    # ----------------------------------------------------------------- what silence says of it
+
+    def missed(self, node: Node, now_ms: int, *, counts: bool) -> None:
+        """It has missed its deadline, and that is believed."""
+        node.bad_total += 1
+        self.take_down(node, node.silence(now_ms), now_ms, counts=counts)
+
+    def hold(self, node: Node, reason: str) -> None:
+        """It has missed its deadline, and stays UP for now, for that reason."""
+        if not node.held:
+            node.held = True
+            self.reword(node, reason)
+
+    def suspect(self, node: Node, reason: str, now_ms: int) -> None:
+        """It has missed its deadline, and is needed; one that is SUSPECT remains so."""
+        if node.state is UP:
+            node.bad_total += 1
+            why = one_line(f"{node.silence(now_ms)}; {reason}")
+            self.enter(node, SUSPECT, why, now_ms)
+
+    def spare_service(self, node: Node, name: str, now_ms: int) -> None:
+        """It is SUSPECT, and can be done without at this service."""
+        node.apart.setdefault(name, Standing(UP, "", now_ms)).start_anew()
+        self.step(node, name, DOWN, node.silence(now_ms), now_ms)
+
+    def reword(self, node: Node, reason: str) -> None:
+        """It stands as it did, for another reason."""
+        if node.reason != reason:
+            node.reason = reason
+            self._outbox.changed(keep=False)
 
     # ----------------------------------------------------------------- failures
 
@@ -126,9 +159,7 @@ class Judge:
         for standing in node.apart.values():
             standing.start_anew()
         if node.state is DOWN:
-            if node.reason != reason:
-                node.reason = reason
-                self._outbox.changed(keep=False)
+            self.reword(node, reason)
             return
         failed = node.state is UP and node.heard and counts
         self.fade(node, now_ms)
@@ -202,8 +233,14 @@ class Judge:
         node.apart[name].fails = 0
         self.step(node, name, DOWN, "the ban is over", now_ms)
 
-    def pardon(self, node: Node, reason: str, now_ms: int) -> None:
-        """End the bans of the node and of its services, and forget their failures."""
+    def pardon(self, node: Node, epoch: int, reason: str, now_ms: int) -> None:
+        """End the bans of the node and of its services, and forget their failures: once.
+
+        `epoch`: of the node table in which the pardon first stood.
+        """
+        if node.pardoned_epoch >= epoch:
+            return
+        node.pardoned_epoch = epoch
         node.fails = 0
         for name, standing in node.apart.items():
             standing.fails = 0
