@@ -9,7 +9,8 @@ the bus, to the node's agent, to the view.
   an agent that is restarted, with or without saying goodbye, finds its node UP.
 * A **failure** is a step from UP to DOWN, for silence or for NOT_SERVING. What goes DOWN from
   DRAINING or PROBATION has not failed, nor has a node that was adopted after a restart and never
-  heard. At `black_list_after_fails` failures it is BANNED; the end of the ban sets the count to 0.
+  heard. At `black_list_after_fails` failures it is BANNED: its beats are ignored, and answered with
+  the time that is left. The end of the ban sets the count to 0.
 * **Failures fade**: for each `black_list_expiry` that a node is UP without a break, one is
   forgotten; so a restart of its server now and then adds up to no ban.
 * **Of the nodes of one service no more than half are banned at a time** (`headcount`): what
