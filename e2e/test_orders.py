@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from e2e.held import hold
-from e2e.hosts import Hosts, newest_event, node_states, send_signal, traffic, wait_for
+from e2e.hosts import (
+    Hosts,
+    newest_event,
+    node_states,
+    pid_of,
+    send_signal,
+    traffic,
+    wait_for,
+)
 from e2e.hosts import events as events_of
 from e2e.traffic import Summary, Traffic
 
@@ -167,8 +175,9 @@ def test_all_agents_silent_at_once_take_no_service_away(hosts: Hosts, lb: str) -
     before = rings(hosts, lb)
     with hold(hosts, count=CONNECTIONS) as held:
         requests = traffic(hosts, rate=100)
-        for each in hosts.nodes:
-            send_signal(hosts, each, "gale-node:agent", "STOP")
+        agents = [(each, pid_of(hosts, each, "gale-node:agent")) for each in hosts.nodes]
+        for each, pid in agents:  # one right after the other
+            hosts.run(each, "kill", "-STOP", str(pid))
         wait_for(lambda: "up" not in node_states(hosts, lb).values(), "all to be missed")
         time.sleep(3)  # three checks_timeouts more
         states = node_states(hosts, lb)

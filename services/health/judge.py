@@ -135,9 +135,14 @@ class Judge:
             self.reword(node, reason)
 
     def suspect(self, node: Node, reason: str, now_ms: int) -> None:
-        """It has missed its deadline, and is needed; one that is SUSPECT remains so."""
+        """It has missed its deadline, and is needed; one that is SUSPECT remains so.
+
+        That is nobody's failure, but those of others that fell silent with it are none either.
+        """
         if node.state is UP:
             node.bad_total += 1
+            names = [service.name for service in node.services]
+            self._failed_together(Failure(node.id), names, now_ms, doubt=True)
             why = one_line(f"{node.silence(now_ms)}; {reason}")
             self.enter(node, SUSPECT, why, now_ms)
 
@@ -190,17 +195,29 @@ class Judge:
 
     def _weigh(self, failure: Failure, names: Sequence[str], fails: int, now_ms: int) -> _Verdict:
         """What becomes of a failure that concerns these services, after so many others."""
-        said, together = self._failures.add(
-            failure, names, now_ms, self.policy.checks_timeout_ms, self._headcount.up
-        )
-        for each in together:
-            self._forgive(each, said, now_ms)
+        said = self._failed_together(failure, names, now_ms)
         if said:
             return _Verdict(counts=False, bans=False, remark=f"not counted: {said}")
         if not self.policy.bans_after(fails + 1):
             return _Verdict(counts=True, bans=False, remark="")
         spared = self._headcount.why_spared(names, fails + 1)
         return _Verdict(counts=True, bans=not spared, remark=spared)
+
+    def _failed_together(
+        self, failure: Failure, names: Sequence[str], now_ms: int, *, doubt: bool = False
+    ) -> str:
+        """With whom a node fails, or is in doubt, in words, whose failures are none then either."""
+        said, together = self._failures.add(
+            failure,
+            names,
+            now_ms,
+            self.policy.checks_timeout_ms,
+            self._headcount.up,
+            doubt=doubt,
+        )
+        for each in together:
+            self._forgive(each, said, now_ms)
+        return said
 
     def _forgive(self, failure: Failure, why: str, now_ms: int) -> None:
         """A failure that had counted was none, nor is the ban that it made."""

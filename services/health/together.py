@@ -32,6 +32,8 @@ class RecentFailures:
         self._asked_ms = 0
         self._taken_back: set[Failure] = set()
         """Of those that do not count, what `add` has told before."""
+        self._doubts: set[Failure] = set()
+        """Those that never counted: the node is only in doubt."""
 
     def add(
         self,
@@ -40,8 +42,11 @@ class RecentFailures:
         now_ms: int,
         window_ms: int,
         up_now: Callable[[], Counter[str]],
+        *,
+        doubt: bool = False,
     ) -> tuple[str, list[Failure]]:
-        """A failure that concerns these services, the node being UP until now.
+        """A failure that concerns these services, the node being UP until now. `doubt`: it has not
+        failed, for it is needed, but is silent like those that have.
 
         In words, with whom it came together, and which failures, that counted until now, do not
         count either; nothing, if it stands for itself. `up_now`: by service, the nodes that are UP.
@@ -62,13 +67,17 @@ class RecentFailures:
             if count >= 2 and 2 * count > self._were_up[name]:
                 together |= dict.fromkeys(found)
                 said = f"{count} of {self._were_up[name]} nodes of {name} failed together"
-        news = [each for each in together if each != failure and each not in self._taken_back]
+        if doubt:
+            self._doubts.add(failure)
+        before = self._taken_back | self._doubts
+        news = [each for each in together if each != failure and each not in before]
         self._taken_back = set(together)
         return said, news
 
     def _forget(self, until_ms: int) -> None:
         while self._recent and self._recent[0][0] <= until_ms:
             at_ms, failure, names = self._recent.popleft()
+            self._doubts.discard(failure)
             for name in names:
                 found = self._of_service.get(name, {})
                 if found.get(failure) == at_ms:

@@ -261,6 +261,23 @@ def test_what_was_taken_by_its_own_word_is_missing_all_the_same() -> None:
     assert (first.state, second.state, third.state) == (DOWN, DOWN, SUSPECT)
 
 
+def test_who_is_down_has_not_failed_if_the_next_is_in_doubt_at_once() -> None:
+    """Their beats come at different moments of an interval, so their deadlines do too."""
+    rig = Rig(HALF)
+    agents = brought_up(rig, 3)
+    for agent in agents:
+        agent.beat()
+    rig.wait(INTERVAL_MS - 10)
+    for agent in agents[1:]:
+        agent.beat()
+    rig.wait(TIMEOUT_MS - INTERVAL_MS + 20)
+    assert [agent.state for agent in agents] == [DOWN, UP, UP]
+    assert rig.observe(agents[0].id).fails == 1
+    rig.wait(TIMEOUT_MS)
+    assert [agent.state for agent in agents] == [DOWN, SUSPECT, SUSPECT]
+    assert [rig.observe(agent.id).fails for agent in agents] == [0, 0, 0]
+
+
 def test_a_suspect_that_is_heard_is_up_at_once_and_has_not_failed() -> None:
     rig = Rig(HALF)
     (agent,) = brought_up(rig, 1)
