@@ -110,15 +110,18 @@ class Deadlines:
         """The nodes that are due, one by one; what is scheduled meanwhile may be among them."""
         self._ticked_ms = now_ms
         while self._heap and self._heap[0][0] <= now_ms:
-            at_ms, node_id = heapq.heappop(self._heap)
+            at_ms, node_id = self._heap[0]
             node = self._roster.get(node_id)
             if node is None or node.scheduled_ms != at_ms:
+                heapq.heappop(self._heap)
                 continue
-            node.scheduled_ms = None
             due_ms = self.due_ms(node)
             if due_ms > now_ms:
-                self.schedule(node, due_ms)
+                node.scheduled_ms = due_ms
+                heapq.heapreplace(self._heap, (due_ms, node_id))
             else:
+                node.scheduled_ms = None
+                heapq.heappop(self._heap)
                 yield node
 
     def next_due_ms(self) -> int | None:

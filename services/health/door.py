@@ -5,8 +5,9 @@ message that cannot be read, or is not for us to read, is its sender's fault (`p
 counted, answered at most, and has no other effect.
 
 * **Who a node is**: its name and the address that it comes from; or, where keys are used, whoever
-  its key stands for, wherever it comes from. An agent that gives another name than its key's is
-  refused. A key that is taken off the list (`keys_changed`) ends what it had opened.
+  its key stands for, wherever it comes from (the registry looks at it anew where that changes). An
+  agent that gives another name than its key's is refused. A key that is taken off the list
+  (`keys_changed`) ends what it had opened.
 * A heartbeat on a connection that never sent a Hello is answered with Refused(retry_ms=0), "say
   hello first". That is how an agent learns that this process was restarted.
 * An agent may have several connections at once: when one was lost and nobody noticed here, or when

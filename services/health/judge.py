@@ -9,7 +9,8 @@ the bus, to the node's agent, to the view.
   an agent that is restarted, with or without saying goodbye, finds its node UP.
 * A **failure** is a step from UP to DOWN, for silence or for NOT_SERVING. What goes DOWN from
   DRAINING or PROBATION has not failed, nor has a node that was adopted after a restart and never
-  heard. At `black_list_after_fails` failures it is BANNED; the end of the ban sets the count to 0.
+  heard. At `black_list_after_fails` failures it is BANNED: its beats are ignored, and answered with
+  the time that is left. The end of the ban sets the count to 0.
 * **Failures fade**: for each `black_list_expiry` that a node is UP without a break, one is
   forgotten; so a restart of its server now and then adds up to no ban.
 * **Of the nodes of one service no more than half are banned at a time** (`headcount`): what
@@ -108,15 +109,58 @@ class Judge:
             self.enter(node, UP, f"{node.passed} checks passed", now_ms)
 
     def not_serving(self, node: Node, reason: str, now_ms: int) -> None:
+        """A beat says that the node does not serve."""
         node.bad_total += 1
         why = one_line(reason)
         self.take_down(node, f"not serving: {why}" if why else "not serving", now_ms)
 
     def shutting_down(self, node: Node, now_ms: int) -> None:
+        """A beat says that the node's agent ends, for now or for good."""
         if node.state in (UP, SUSPECT):
             self.enter(node, DRAINING, "its agent is shutting down", now_ms)
         elif node.state is PROBATION:
             self.take_down(node, "its agent is shutting down", now_ms)
+
+    # ----------------------------------------------------------------- what silence says of it
+
+    def missed(self, node: Node, now_ms: int, *, counts: bool) -> None:
+        """It has missed its deadline, and that is believed."""
+        node.bad_total += 1
+        self.take_down(node, node.silence(now_ms), now_ms, counts=counts)
+
+    def hold(self, node: Node, reason: str, now_ms: int) -> None:
+        """It has missed its deadline, and stays UP for now, for that reason."""
+        if not node.held:
+            node.held = True
+            self._doubt(node, now_ms)
+            self.reword(node, reason)
+
+    def suspect(self, node: Node, reason: str, now_ms: int) -> None:
+        """It has missed its deadline, and is needed; one that is SUSPECT remains so."""
+        if node.state is UP:
+            node.bad_total += 1
+            if not node.held:
+                self._doubt(node, now_ms)
+            why = one_line(f"{node.silence(now_ms)}; {reason}")
+            self.enter(node, SUSPECT, why, now_ms)
+
+    def _doubt(self, node: Node, now_ms: int) -> None:
+        """That it is silent and routed to all the same is no failure of its own; but those of
+        others that fell silent with it are none either.
+        """
+        names = [service.name for service in node.services]
+        self._failed_together(Failure(node.id), names, now_ms, doubt=True)
+
+    def spare_service(self, node: Node, name: str, now_ms: int) -> None:
+        """It is SUSPECT, and can be done without at this service."""
+        node.apart.setdefault(name, Standing(UP, "", now_ms)).start_anew()
+        self.step(node, name, DOWN, node.silence(now_ms), now_ms)
+
+    def reword(self, node: Node, reason: str) -> None:
+        """It stands as it did, for another reason."""
+        if node.reason != reason:
+            node.reason = reason
+            self._outbox.changed(keep=False)
 
     # ----------------------------------------------------------------- failures
 
@@ -126,9 +170,7 @@ class Judge:
         for standing in node.apart.values():
             standing.start_anew()
         if node.state is DOWN:
-            if node.reason != reason:
-                node.reason = reason
-                self._outbox.changed(keep=False)
+            self.reword(node, reason)
             return
         failed = node.state is UP and node.heard and counts
         self.fade(node, now_ms)
@@ -156,35 +198,31 @@ class Judge:
             standing.ban_until_ms = now_ms + self.policy.black_list_expiry_ms
             self.step(node, name, BANNED, f"banned after {standing.fails} failures", now_ms)
 
-    def doubt(self, node: Node, now_ms: int) -> None:
-        """A node that is UP falls silent and stays what it is, for now or because it is needed:
-        that is no failure of its own, but those of others that came with it are none either.
-        """
-        names = [service.name for service in node.services]
-        said, together = self._failures.add(
-            Failure(node.id),
-            names,
-            now_ms,
-            self.policy.checks_timeout_ms,
-            self._headcount.up,
-            doubt=True,
-        )
-        for each in together:
-            self._forgive(each, said, now_ms)
-
     def _weigh(self, failure: Failure, names: Sequence[str], fails: int, now_ms: int) -> _Verdict:
         """What becomes of a failure that concerns these services, after so many others."""
-        said, together = self._failures.add(
-            failure, names, now_ms, self.policy.checks_timeout_ms, self._headcount.up
-        )
-        for each in together:
-            self._forgive(each, said, now_ms)
+        said = self._failed_together(failure, names, now_ms)
         if said:
             return _Verdict(counts=False, bans=False, remark=f"not counted: {said}")
         if not self.policy.bans_after(fails + 1):
             return _Verdict(counts=True, bans=False, remark="")
         spared = self._headcount.why_spared(names, fails + 1)
         return _Verdict(counts=True, bans=not spared, remark=spared)
+
+    def _failed_together(
+        self, failure: Failure, names: Sequence[str], now_ms: int, *, doubt: bool = False
+    ) -> str:
+        """With whom a node fails, or is in doubt, in words, whose failures are none then either."""
+        said, together = self._failures.add(
+            failure,
+            names,
+            now_ms,
+            self.policy.checks_timeout_ms,
+            self._headcount.up,
+            doubt=doubt,
+        )
+        for each in together:
+            self._forgive(each, said, now_ms)
+        return said
 
     def _forgive(self, failure: Failure, why: str, now_ms: int) -> None:
         """A failure that had counted was none, nor is the ban that it made."""
@@ -218,8 +256,14 @@ class Judge:
         node.apart[name].fails = 0
         self.step(node, name, DOWN, "the ban is over", now_ms)
 
-    def pardon(self, node: Node, reason: str, now_ms: int) -> None:
-        """End the bans of the node and of its services, and forget their failures."""
+    def pardon(self, node: Node, epoch: int, reason: str, now_ms: int) -> None:
+        """End the bans of the node and of its services, and forget their failures: once.
+
+        `epoch`: of the node table in which the pardon first stood.
+        """
+        if node.pardoned_epoch >= epoch:
+            return
+        node.pardoned_epoch = epoch
         node.fails = 0
         for name, standing in node.apart.items():
             standing.fails = 0

@@ -73,10 +73,10 @@ SETTLE_MS = 1_000
 GAP_MS = 50
 POLL_MS = 100
 LAG_MS = 100
+"""A turn later than this was late; less is the ordinary business of a machine."""
 LATE_PART = 4
 """Held up for this part of `checks_timeout`, this LB says so to the others, as `late`, until it has
 had a whole `checks_timeout` to see how its nodes are."""
-"""A turn later than this was late; less is the ordinary business of a machine."""
 CHECKS_SHARE = 100
 LAG_SAID_MS = 10_000
 OFFENDER_SAID_MS = 10_000

@@ -15,17 +15,21 @@ from services.health.standing import BANNED, ROUTED, UP, Standing
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Node:
-    # Who it is, as its hello says: registry, roster.
+    # Who it is, by its own word: registry; where: roster.
     id: str
     name: str
     address: str
     weight: int
     backup: bool = False
     """It is to serve only where too few others do, which the quorum sees to."""
+    load: float = 0.0
+    """As its last beat says."""
 
-    # Where it stands: judge.
+    # Where it stands, and its services that stand apart do: judge.
     state: NodeState
     reason: str
+    held: bool = False
+    """Still UP though it is silent, since too many others fell silent with it."""
     was_up: bool = False
     """Whether it has ever been UP, here or before a restart."""
     passed: int = 0
@@ -40,7 +44,7 @@ class Node:
     pardoned_epoch: int = 0
     """Pardons of this epoch of the node table, and of any before, have been carried out."""
 
-    # What it serves: node_services.
+    # What it serves, and which of that stands apart: node_services.
     named: tuple[NodeService, ...]
     """The services that the agent's file names; empty: all of this LB's."""
     services: tuple[NodeService, ...]
@@ -50,16 +54,15 @@ class Node:
     apart: dict[str, Standing] = field(default_factory=dict)
     """By service that does not stand as the node does, or that has failures of its own."""
 
-    # When it was heard: silence, and by its word deadlines.
+    # When it was heard: silence.
     heard: bool = True
     """False from adoption until its own agent has spoken."""
-    load: float = 0.0
     silent: bool = False
     """DOWN or BANNED, and not heard."""
-    held: bool = False
-    """Still UP, since too many others fell silent with it."""
     suspect_until_ms: int = 0
     """SUSPECT: when it is looked at again."""
+
+    # When it must be heard: deadlines.
     last_seen_ms: int
     lag_mark_ms: int = 0
     """This process's total lag then; what has come since extends the node's deadline."""

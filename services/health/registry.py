@@ -229,10 +229,8 @@ class Registry:
         self._headcount.leave_out(o.asked.node for o in table.orders if o.asked.kind in TAKES_NONE)
         for order in table.orders:
             node = self._roster.get(order.asked.node)
-            is_pardon = order.asked.kind is OrderKind.PARDON
-            if is_pardon and node is not None and node.pardoned_epoch < order.epoch:
-                node.pardoned_epoch = order.epoch
-                self._judge.pardon(node, f"pardoned by {order.asked.by}", now_ms)
+            if node is not None and order.asked.kind is OrderKind.PARDON:
+                self._judge.pardon(node, order.epoch, f"pardoned by {order.asked.by}", now_ms)
 
     def configure(self, policy: Policy, now_ms: int) -> None:
         """Go by another configuration from now on; every agent is told."""

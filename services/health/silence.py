@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from bus.words import one_line
 from services.health.deadlines import Deadlines
 from services.health.findings import Findings
 from services.health.headcount import Headcount
@@ -32,7 +31,7 @@ from services.health.node import Node
 from services.health.outbox import Outbox
 from services.health.policy import Policy
 from services.health.roster import Roster
-from services.health.standing import BANNED, DEAD, DOWN, SUSPECT, UP, Standing
+from services.health.standing import BANNED, DEAD, DOWN, SUSPECT, UP
 from services.health.tally import Tally
 
 LOOK_AGAIN_MS = 20
@@ -101,7 +100,7 @@ class Silence:
         """A node that is dead already is not heard any more either."""
         node.silent = True
         if node.state is DOWN:
-            node.reason = node.silence(now_ms)
+            self._judge.reword(node, node.silence(now_ms))
         self._deadlines.schedule(node)
         self._outbox.changed()
 
@@ -109,9 +108,8 @@ class Silence:
         """A node has missed its deadline; `together`: with too many others for a failure of its
         own.
         """
-        node.bad_total += 1
         node.silent = True
-        self._judge.take_down(node, node.silence(now_ms), now_ms, counts=not together)
+        self._judge.missed(node, now_ms, counts=not together)
 
     def _judge_together(self, silent: list[Node], now_ms: int) -> None:
         """Take UP nodes that missed their deadline down, unless too many did so together."""
@@ -123,11 +121,7 @@ class Silence:
             if why is None or now_ms >= limit_ms or node.state is SUSPECT:
                 self._doubt(node, known, routed, now_ms, together=why is not None or node.held)
                 continue
-            if not node.held:
-                node.held = True
-                self._judge.doubt(node, now_ms)
-                node.reason = f"held for now: {why}"
-                self._outbox.changed(keep=False)
+            self._judge.hold(node, f"held for now: {why}", now_ms)
             look_again_ms = max(LOOK_AGAIN_MS, self.policy.checks_timeout_ms // 100)
             self._deadlines.schedule(node, min(limit_ms, now_ms + look_again_ms))
 
@@ -159,17 +153,12 @@ class Silence:
         ]
         routed.subtract(name for name in taken if name not in needed)
         if not needed:
-            self._miss(node, now_ms, together=together or node.state is SUSPECT)
+            self._miss(node, now_ms, together=together)
             return
         node.suspect_until_ms = now_ms + self.policy.checks_timeout_ms
-        if node.state is UP:
-            node.bad_total += 1
-            if not node.held:
-                self._judge.doubt(node, now_ms)
-            why = f"{node.silence(now_ms)}; too few others serve {', '.join(needed)}"
-            self._judge.enter(node, SUSPECT, one_line(why), now_ms)
+        few = f"too few others serve {', '.join(needed)}"
+        self._judge.suspect(node, few, now_ms)
         for name in taken:
             if name not in needed:
-                node.apart.setdefault(name, Standing(UP, "", now_ms)).start_anew()
-                self._judge.step(node, name, DOWN, node.silence(now_ms), now_ms)
+                self._judge.spare_service(node, name, now_ms)
         self._deadlines.schedule(node, node.suspect_until_ms)

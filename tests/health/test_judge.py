@@ -9,7 +9,7 @@ import pytest
 from bus.node_protocol import Refused, Welcome
 from bus.topics import Topic
 from bus.words import NodeState
-from services.health.standing import TRANSITIONS, IllegalTransitionError
+from services.health.standing import TRANSITIONS, IllegalTransitionError, Standing
 from tests.health.parts import DNS, WEB, Parts, make_node
 from tests.health.rig import (
     INTERVAL_MS,
@@ -24,9 +24,10 @@ from tests.health.rig import (
     Rig,
 )
 
-PROBATION, UP, DRAINING, DOWN, BANNED = (
+PROBATION, UP, SUSPECT, DRAINING, DOWN, BANNED = (
     NodeState.PROBATION,
     NodeState.UP,
+    NodeState.SUSPECT,
     NodeState.DRAINING,
     NodeState.DOWN,
     NodeState.BANNED,
@@ -356,11 +357,16 @@ def test_a_pardon_ends_all_bans_of_the_node_and_forgets_all_its_failures() -> No
     node = make_node("n", BANNED, WEB, DNS, apart={"dns": BANNED, "web": UP})
     node.fails = node.apart["web"].fails = node.apart["dns"].fails = 3
     parts.add(node)
-    parts.judge.pardon(node, "pardoned by ada", START_MS)
+    parts.judge.pardon(node, 8, "pardoned by ada", START_MS)
     assert (node.state, node.fails) == (DOWN, 0)
     apart = {name: (each.state, each.fails) for name, each in node.apart.items()}
     assert apart == {"dns": (DOWN, 0), "web": (UP, 0)}
     assert node.reason == "pardoned by ada"
+    node.fails = 1
+    parts.judge.pardon(node, 8, "pardoned by ada", START_MS)
+    assert node.fails == 1, "that one has been carried out"
+    parts.judge.pardon(node, 9, "pardoned by ada", START_MS)
+    assert node.fails == 0
 
 
 def test_a_ban_that_the_others_impose_is_told_to_the_agent_and_is_no_event() -> None:
@@ -372,3 +378,37 @@ def test_a_ban_that_the_others_impose_is_told_to_the_agent_and_is_no_event() -> 
     output = parts.outbox.take()
     assert (output.events, output.keep, parts.answered) == ([], True, [node.id])
     assert parts.deadlines.next_due_ms() == START_MS + 500
+
+
+def test_a_node_that_is_held_is_up_until_a_step_or_a_good_check_ends_it() -> None:
+    parts, node = Parts(), make_node("n")
+    parts.add(node)
+    parts.judge.hold(node, "held for now", 0)
+    assert (node.state, node.held, node.reason) == (UP, True, "held for now")
+    output = parts.outbox.take()
+    assert (output.view_changed, output.keep, output.events) == (True, False, [])
+    parts.judge.hold(node, "held by more", 0)
+    assert (node.reason, parts.outbox.take().view_changed) == ("held for now", False)
+    parts.judge.good_check(node, START_MS, START_MS)
+    assert (node.held, node.reason, parts.outbox.take().view_changed) == (
+        False, "heard again", True,
+    )  # fmt: skip
+    parts.judge.hold(node, "held for now", 0)
+    parts.judge.missed(node, START_MS + 9, counts=False)
+    assert (node.state, node.held, node.reason) == (DOWN, False, "no heartbeat for 9 ms")
+
+
+def test_silence_is_one_bad_check_however_long_it_is_suspected() -> None:
+    parts, node = Parts(), make_node("n", UP, WEB, DNS)
+    parts.add(node)
+    for _ in range(3):
+        parts.judge.suspect(node, "too few others serve web", START_MS + 9)
+    assert (node.state, node.bad_total) == (SUSPECT, 1)
+    assert node.reason == "no heartbeat for 9 ms; too few others serve web"
+    node.apart["dns"] = Standing(UP, "", START_MS, fails=1, passed=3)
+    parts.judge.spare_service(node, "dns", START_MS + 9)
+    spared = node.apart["dns"]
+    assert (spared.state, spared.fails, spared.passed) == (DOWN, 1, 0), "to be checked anew"
+    assert node.taken() == ["web"]
+    parts.judge.missed(node, START_MS + 10, counts=True)
+    assert (node.state, node.bad_total, node.fails) == (DOWN, 2, 0), "from UP alone it is a failure"

@@ -7,12 +7,16 @@ from dataclasses import replace
 from bus.node_protocol import Refused
 from bus.states import Ban
 from bus.words import NodeState
+from services.health.keeping import kept_of
+from services.health.registry import Registry
+from tests.health.parts import DNS, WEB, make_node
 from tests.health.rig import (
     NOT_SERVING,
     POLICY,
     PROBATION_MS,
     SERVING,
     SHUTTING_DOWN,
+    START_MS,
     TIMEOUT_MS,
     Agent,
     Rig,
@@ -198,3 +202,58 @@ def test_a_ban_of_the_table_that_is_over_bans_nobody() -> None:
     rig.registry.adopt_table(table(bans=bans), rig.now_ms)
     assert [node.id for node in rig.registry.view(rig.now_ms).nodes] == [agent.id]
     assert agent.state is UP
+
+
+def test_a_ban_of_the_table_is_as_much_shorter_as_the_table_is_old() -> None:
+    rig = Rig()
+    bans = (Ban("a@10.81.0.77", 20_000, 5), Ban("b@10.81.0.78", 4_000, 5))
+    rig.registry.adopt_table(table(bans=bans), rig.now_ms, 5_000)
+    assert rig.observe("a@10.81.0.77").banned_for_ms == 15_000
+    assert not rig.knows("b@10.81.0.78")
+
+
+def test_a_ban_of_the_table_leaves_alone_who_was_heard_here_or_is_banned_here() -> None:
+    rig = Rig(replace(POLICY, black_list_after_fails=1))
+    banned, heard = Agent(rig, "banned").bring_up(), Agent(rig, "heard").bring_up()
+    rig.now_ms += TIMEOUT_MS - 1
+    heard.beat()
+    banned.beat(NOT_SERVING)
+    rig.restart()
+    heard.connect()
+    heard.hello()
+    heard.beat()
+    bans = (Ban(banned.id, 5, 9), Ban(heard.id, 30_000, 9))
+    rig.registry.adopt_table(table(bans=bans), rig.now_ms)
+    assert (heard.state, rig.observe(banned.id).fails) == (UP, 1)
+    assert rig.observe(banned.id).banned_for_ms == 60_000
+
+
+# ----------------------------------------------------------------- a record alone
+
+
+def test_what_is_kept_of_a_node_makes_the_same_of_it_again() -> None:
+    node = make_node("n", UP, WEB, DNS, apart={"dns": DOWN})
+    node.fails, node.backup, node.pardoned_epoch, node.apart["dns"].fails = 2, True, 7, 1
+    kept = kept_of(node, START_MS)
+    registry = Registry(POLICY, START_MS)
+    assert registry.adopt((kept,), 0, START_MS) == 1
+    assert registry.kept(START_MS) == (kept,)
+
+
+def test_the_ban_of_one_service_goes_on_with_the_time_that_is_left() -> None:
+    node = make_node("n", UP, WEB, DNS, apart={"dns": BANNED, "web": BANNED})
+    node.apart["dns"].ban_until_ms, node.apart["web"].ban_until_ms = START_MS + 900, START_MS + 100
+    registry = Registry(POLICY, 5_000)
+    registry.adopt((kept_of(node, START_MS),), 200, 5_000)
+    (again,) = registry.kept(5_000)
+    left = {each.service: (each.state, each.ban_remaining_ms) for each in again.apart}
+    assert left == {"dns": (BANNED, 700), "web": (DOWN, 0)}
+
+
+def test_what_is_routed_to_is_not_silent() -> None:
+    silent = [
+        replace(table_node(f"n{i}", state), silent=True) for i, state in enumerate((UP, DOWN))
+    ]
+    rig = Rig()
+    rig.registry.adopt_table(table(*silent), rig.now_ms)
+    assert [node.silent for node in rig.registry.view(rig.now_ms).nodes] == [False, True]

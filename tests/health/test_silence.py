@@ -365,3 +365,18 @@ def test_after_a_restart_nobody_is_judged_before_the_grace_is_over() -> None:
     assert agent.state is SUSPECT
     rig.wait(2)
     assert agent.state is DOWN
+
+
+def test_a_suspect_is_looked_at_again_and_again_until_it_can_be_spared() -> None:
+    rig = Rig(HALF)
+    agents = brought_up(rig, 3)
+    rig.wait(LONG_MS)
+    suspect, back = [agent for agent in agents if agent.state is SUSPECT]
+    (down,) = [agent for agent in agents if agent.state is DOWN]
+    back.beat()
+    rig.wait(LONG_MS, beating=[back])
+    assert suspect.state is SUSPECT
+    down.bring_up()
+    rig.wait(2 * TIMEOUT_MS, beating=[back, down])
+    assert [agent.state for agent in (suspect, back, down)] == [DOWN, UP, UP]
+    assert rig.observe(suspect.id).fails == 0
