@@ -39,6 +39,10 @@ class Scraped:
         """Of all whose names begin so."""
         return sum(value for name, value in self.values.items() if name.startswith(begin))
 
+    def differs(self, begin: str) -> bool:
+        """Whether not all LBs say the same here."""
+        return len({value for name, value in self.values.items() if name.startswith(begin)}) > 1
+
 
 def scrape(hosts: LabHosts) -> Scraped:
     """As Prometheus does it: who does not answer is not up."""

@@ -161,8 +161,10 @@ def quorum_paused(hosts: LabHosts, lb: str) -> Iterator[None]:
     """The machine goes on forwarding, and claims nothing any more."""
     pid = pid_of(hosts, lb, "gale:quorum")
     hosts.run(lb, "kill", "-STOP", str(pid))
-    yield
-    hosts.run(lb, "kill", "-CONT", str(pid))
+    try:
+        yield
+    finally:
+        hosts.run(lb, "kill", "-CONT", str(pid))
 
 
 @contextmanager

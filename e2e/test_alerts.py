@@ -24,8 +24,7 @@ DATAGRAMS = 5_000
 SMALL_TABLE = {"conntrack_entries": 1024, "half_open_entries": 256}
 MANY_FLOWS = 440
 """More than four fifths of the flows that fit into it."""
-FAILURES = 5
-"""`black_list_after_fails`, where a file does not say otherwise."""
+FAILURES = 4
 LEASE_CHANGES = 5
 STRANGER = """
 import sys, zmq
@@ -45,7 +44,9 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHosts]:
         print(text, file=sys.stderr)
 
     extra = tmp_path_factory.mktemp("alerts") / "extra.toml"
-    extra.write_text(toml_text({"dataplane": SMALL_TABLE}))
+    extra.write_text(
+        toml_text({"dataplane": SMALL_TABLE, "node_health": {"black_list_after_fails": FAILURES}})
+    )
     with lab_hosts(Plan(lbs=3), say, extra) as machines:
         yield machines
 
@@ -154,7 +155,7 @@ def test_a_node_that_fails_again_and_again_is_banned(hosts: LabHosts) -> None:
     node, lb = hosts.nodes[0], hosts.lbs[0]
     for _ in range(FAILURES):
         wait_for(
-            lambda: all(node_states(hosts, each)[node] == "up" for each in hosts.lbs),
+            lambda: all(node_states(hosts, each)[node] in ("up", "banned") for each in hosts.lbs),
             f"{node} to be up",
         )
         hosts.lab.set_server(node, running=False)
@@ -207,7 +208,12 @@ def test_a_leader_stands_still_and_another_one_leads(hosts: LabHosts) -> None:
     with quorum_paused(hosts, leader):
         two = until(
             hosts,
-            lambda seen: seen.sum("gale_quorum_is_leader{") == 2,
+            lambda seen: (
+                seen.sum("gale_quorum_is_leader{") == 2
+                and seen.sum("gale_quorum_members_alive{") == 7
+                and len({v for n, v in seen.values.items() if n.startswith("gale_table_epoch{")})
+                > 1
+            ),
             "another one to lead, and the first not to know",
         )
         expected = ["GaleTwoLeaders", "GaleLbGone", "GaleTableBehind"]
