@@ -128,21 +128,19 @@ class Judge:
         node.bad_total += 1
         self.take_down(node, node.silence(now_ms), now_ms, counts=counts)
 
-    def hold(self, node: Node, reason: str) -> None:
+    def hold(self, node: Node, reason: str, now_ms: int) -> None:
         """It has missed its deadline, and stays UP for now, for that reason."""
         if not node.held:
             node.held = True
+            self._doubt(node, now_ms)
             self.reword(node, reason)
 
     def suspect(self, node: Node, reason: str, now_ms: int) -> None:
-        """It has missed its deadline, and is needed; one that is SUSPECT remains so.
-
-        That is nobody's failure, but those of others that fell silent with it are none either.
-        """
+        """It has missed its deadline, and is needed; one that is SUSPECT remains so."""
         if node.state is UP:
             node.bad_total += 1
-            names = [service.name for service in node.services]
-            self._failed_together(Failure(node.id), names, now_ms, doubt=True)
+            if not node.held:
+                self._doubt(node, now_ms)
             why = one_line(f"{node.silence(now_ms)}; {reason}")
             self.enter(node, SUSPECT, why, now_ms)
 
@@ -202,6 +200,13 @@ class Judge:
             return _Verdict(counts=True, bans=False, remark="")
         spared = self._headcount.why_spared(names, fails + 1)
         return _Verdict(counts=True, bans=not spared, remark=spared)
+
+    def _doubt(self, node: Node, now_ms: int) -> None:
+        """A node that is UP falls silent and stays what it is, for now or because it is needed:
+        that is no failure of its own, but those of others that came with it are none either.
+        """
+        names = [service.name for service in node.services]
+        self._failed_together(Failure(node.id), names, now_ms, doubt=True)
 
     def _failed_together(
         self, failure: Failure, names: Sequence[str], now_ms: int, *, doubt: bool = False

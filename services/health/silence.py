@@ -6,7 +6,8 @@ may also be this LB's own network:
 * **Mass silence.** When more than half of a service's UP nodes (and at least two) are silent
   together, the fault is more likely here than there. They stay UP (`held`) for at most one more
   `checks_timeout`, then it is believed; those that are heard meanwhile end the hold for the rest.
-  NOT_SERVING is a node's own word and is never held. What fell silent together has not failed.
+  NOT_SERVING is a node's own word and is never held. What fell silent together has not failed,
+  also who was DOWN a moment before the others could be seen to be late.
 * **Silence alone does not empty a ring.** A silent node of which a service cannot do without
   (`min_healthy` of the nodes known for it would not be routed to) becomes SUSPECT instead of DOWN:
   it is routed to as before, and said so, until it is heard, or says NOT_SERVING, or this LB's own
@@ -120,7 +121,7 @@ class Silence:
             if why is None or now_ms >= limit_ms or node.state is SUSPECT:
                 self._doubt(node, known, routed, now_ms, together=why is not None or node.held)
                 continue
-            self._judge.hold(node, f"held for now: {why}")
+            self._judge.hold(node, f"held for now: {why}", now_ms)
             look_again_ms = max(LOOK_AGAIN_MS, self.policy.checks_timeout_ms // 100)
             self._deadlines.schedule(node, min(limit_ms, now_ms + look_again_ms))
 

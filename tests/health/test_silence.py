@@ -273,6 +273,8 @@ def test_who_is_down_has_not_failed_if_the_next_is_in_doubt_at_once() -> None:
     rig.wait(TIMEOUT_MS - INTERVAL_MS + 20)
     assert [agent.state for agent in agents] == [DOWN, UP, UP]
     assert rig.observe(agents[0].id).fails == 1
+    rig.wait(TIMEOUT_MS // 2)
+    assert [rig.observe(agent.id).fails for agent in agents] == [0, 0, 0], "the others are held"
     rig.wait(TIMEOUT_MS)
     assert [agent.state for agent in agents] == [DOWN, SUSPECT, SUSPECT]
     assert [rig.observe(agent.id).fails for agent in agents] == [0, 0, 0]
