@@ -39,6 +39,11 @@ from services.api.fold import Fold
 IDLE_BACKUP = "it is a backup, and enough of the others serve"
 ONLY_AGREED = "as agreed by the quorum: this LB has not heard of it"
 
+NOT_OPEN = (
+    "up, and none of its services is open yet: a service begins when half of its nodes are up, or"
+    " checks_timeout after the first of them was"
+)
+
 SERVING = frozenset({NodeState.UP, NodeState.SUSPECT})
 """Of a node that takes new flows."""
 
@@ -338,7 +343,8 @@ def readiness(fold: Fold, now_ms: int) -> list[str]:
     if dataplane is not None and not dataplane.ready:
         reasons.append(f"dataplane: {dataplane.waiting_for or 'not ready'}")
     elif dataplane is not None and not any(seat.slots for seat in dataplane.seats):
-        reasons.append("nodes: none is up for any service, so every client is turned away")
+        what = "routed to yet, though some are up" if _begins(fold) else "up for any service"
+        reasons.append(f"nodes: none is {what}, so every client is turned away")
     quorum = data_of(fold, Topic.STATE_QUORUM)
     if quorum is not None and not quorum.quorum:
         reasons.append("quorum: no majority is heard")
@@ -353,6 +359,14 @@ def readiness(fold: Fold, now_ms: int) -> list[str]:
         elif age > STALE_MS:
             reasons.append(f"{what}: nothing heard for {age // 1000} s")
     return reasons
+
+
+def _begins(fold: Fold) -> bool:
+    """Whether nodes are up and no service is open yet."""
+    view, committed = data_of(fold, Topic.STATE_VIEW), data_of(fold, Topic.STATE_TABLE)
+    if view is None or committed is None or committed.table.nodes:
+        return False
+    return any(node.state in SERVING for node in view.nodes)
 
 
 def status(fold: Fold, local: Local, now_ms: int) -> StatusShape:
@@ -396,11 +410,21 @@ def nodes(fold: Fold, now_ms: int) -> NodesShape | None:
     agreed = {node.id: node for node in committed.table.nodes} if committed is not None else {}
     seats, orders = _Seats(fold, now_ms), _orders(fold, now_ms)
     seen = observed.nodes if observed is not None else ()
+    opened = {each.name for node in agreed.values() for each in node.services}
+    if committed is not None:
+        seen = tuple(_waiting(node, opened) for node in seen)
     shapes = [_seen(node, agreed.pop(node.id, None), seats) for node in seen]
     shapes += [_only_agreed(node, seats, ages[1] or 0) for node in agreed.values()]
     shapes = [_ordered(node, orders[node.id]) if node.id in orders else node for node in shapes]
     shapes.sort(key=lambda node: (node.name, node.id))
     return NodesShape(shapes, max(age for age in ages if age is not None))
+
+
+def _waiting(node: NodeObservation, opened: set[str]) -> NodeObservation:
+    """With the reason, if it waits for its services to begin (`services.quorum.opening`)."""
+    offers = {each.name for each in node.services}
+    waits = node.state in SERVING and offers and opened.isdisjoint(offers)
+    return replace(node, reason=NOT_OPEN) if waits else node
 
 
 def _orders(fold: Fold, now_ms: int) -> dict[str, list[OrderShape]]:

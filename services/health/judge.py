@@ -144,6 +144,13 @@ class Judge:
             why = one_line(f"{node.silence(now_ms)}; {reason}")
             self.enter(node, SUSPECT, why, now_ms)
 
+    def _doubt(self, node: Node, now_ms: int) -> None:
+        """That it is silent and routed to all the same is no failure of its own; but those of
+        others that fell silent with it are none either.
+        """
+        names = [service.name for service in node.services]
+        self._failed_together(Failure(node.id), names, now_ms, doubt=True)
+
     def spare_service(self, node: Node, name: str, now_ms: int) -> None:
         """It is SUSPECT, and can be done without at this service."""
         node.apart.setdefault(name, Standing(UP, "", now_ms)).start_anew()
@@ -200,13 +207,6 @@ class Judge:
             return _Verdict(counts=True, bans=False, remark="")
         spared = self._headcount.why_spared(names, fails + 1)
         return _Verdict(counts=True, bans=not spared, remark=spared)
-
-    def _doubt(self, node: Node, now_ms: int) -> None:
-        """A node that is UP falls silent and stays what it is, for now or because it is needed:
-        that is no failure of its own, but those of others that came with it are none either.
-        """
-        names = [service.name for service in node.services]
-        self._failed_together(Failure(node.id), names, now_ms, doubt=True)
 
     def _failed_together(
         self, failure: Failure, names: Sequence[str], now_ms: int, *, doubt: bool = False

@@ -10,6 +10,7 @@ of them rests on those above it only:
     disk, outbox               what is stored, what waits for that
     grants                     who claims what
     seen, news                 what people are told
+    opening                    which services have begun
     proposer                   the next table
     leading, following         what this LB does in either role
 """
@@ -27,6 +28,7 @@ from services.quorum.following import Following
 from services.quorum.grants import Grants
 from services.quorum.leading import Leading
 from services.quorum.news import News
+from services.quorum.opening import Opening
 from services.quorum.ownership import Standing
 from services.quorum.proposal import Proposer
 from services.quorum.register import Dated, Register, version_of
@@ -77,6 +79,7 @@ class Parts:
     grants: Grants
     seen: Seen
     news: News
+    opening: Opening
     proposer: Proposer
     leading: Leading
     following: Following
@@ -112,9 +115,19 @@ def compose(
     seen = Seen(roster, election, register, staging, reports, now_ms)
     news = News(roster, election, staging, seen)
     first = stored.table or bootstrap(0, hash_seed)
+    opening = Opening(config.checks_timeout_ms)
     proposer = Proposer(
-        *(first, config.slot_reuse_ms, roster, election, register),
-        *(reports, grants, staging, desks, now_ms),
+        first,
+        config.slot_reuse_ms,
+        opening,
+        roster,
+        election,
+        register,
+        reports,
+        grants,
+        staging,
+        desks,
+        now_ms,
     )
     leading = Leading(
         *(accept, roster, election, register, reports, grants),
@@ -125,7 +138,7 @@ def compose(
     )
     return Parts(
         *(register, election, own, roster, reports, staging, outbox, desks, disk, grants),
-        *(seen, news, proposer, leading, following),
+        *(seen, news, opening, proposer, leading, following),
     )
 
 

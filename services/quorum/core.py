@@ -11,6 +11,7 @@
     leases       who may claim a VIP at this moment; `grants`: what this LB grants and claims
     desks        what operators want: `orders` of nodes, changes of the members
     proposal     how all this becomes the next table, by the rules of `table`
+    opening      when a service that begins is given its first nodes
     leading      what only a leader does: `beats`, and `parting` for who was a member
     following    what is answered
     seen, news   what people are told: how the members are, what has happened
@@ -115,6 +116,7 @@ class Quorum:
         self._disk, self._outbox = parts.disk, parts.outbox
         self._reports, self._staging, self._desks = parts.reports, parts.staging, parts.desks
         self._grants, self._proposer = parts.grants, parts.proposer
+        self._opening = parts.opening
         self._leading, self._following = parts.leading, parts.following
         self._seen, self._news = parts.seen, parts.news
         self.faults: Counter[str] = Counter()
@@ -156,6 +158,7 @@ class Quorum:
         self._election.configure(config.timing)
         self._reports.settle_ms = config.settle_ms
         self._proposer.slot_reuse_ms = config.slot_reuse_ms
+        self._opening.grace_ms = config.checks_timeout_ms
         self._state_version += 1
         if self._staging.stage(config.table, witness=config.witness):
             self._news.staged()

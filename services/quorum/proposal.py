@@ -5,7 +5,8 @@ merged into the next. One is made when
 
 * something has come that the newest table does not know of (`stale`);
 * something has changed without a message (`_circumstances`): an LB fell silent, a lease ended, the
-  time of an order is over. To merge ten thousand nodes is dear, so nothing else is looked at;
+  time of an order is over, a service is to be opened (`opening`). To merge ten thousand nodes is
+  dear, so nothing else is looked at;
 * it is time to give more to nodes in slow start (`_steps`);
 * the newest table is of an earlier term: then it is proposed again in this one.
 
@@ -31,6 +32,7 @@ from bus.states import NodeTable
 from services.quorum.desks import Desks
 from services.quorum.election import Election
 from services.quorum.grants import Grants
+from services.quorum.opening import Opening
 from services.quorum.orders import is_over
 from services.quorum.ownership import assign
 from services.quorum.parts import next_step_ms, step_gap_ms
@@ -48,6 +50,7 @@ class Proposer:
         self,
         first: NodeTable,
         slot_reuse_ms: int,
+        opening: Opening,
         roster: Roster,
         election: Election,
         register: Register,
@@ -64,6 +67,7 @@ class Proposer:
         self._election, self._register = election, register
         self._reports, self._grants = reports, grants
         self._staging, self._desks = staging, desks
+        self._opening = opening
         self.slot_reuse_ms = slot_reuse_ms
         """How long the SNAT slot of an LB that left is given to nobody."""
         self.stale = True
@@ -105,13 +109,17 @@ class Proposer:
         if not self._register.is_settled():
             return None
         due = [since_ms + self.slot_reuse_ms for since_ms in self._departed.values()]
+        if (opens_ms := self._opening.next_due_ms()) is not None:
+            due.append(opens_ms)
         return min([*due, *self._deadlines(), *self._steps()], default=None)
 
     def _merged(self, base: NodeTable, now_ms: int, *, step: bool) -> NodeTable:
         config = self._next_config(base, now_ms)
+        silent, late = self._roster.silent(now_ms), self._late(now_ms)
+        reports = self._reports.counting(silent, late, now_ms)
         return merge(
             base,
-            self._reports.counting(self._roster.silent(now_ms), self._late(now_ms), now_ms),
+            reports,
             config,
             self._roster.with_slots(base),
             term=self._election.term,
@@ -121,6 +129,7 @@ class Proposer:
             orders=self._desks.orders.next_orders(base, self._known_nodes(base)),
             voters=self._roster.next_members(base, self._desks.changes, now_ms),
             step=step,
+            held_back=lambda nodes: self._opening.held_back(base.nodes, nodes, reports, now_ms),
         )
 
     def _begin(self, term: int) -> NodeTable:
@@ -136,12 +145,9 @@ class Proposer:
         free = tuple(self._grants.is_free(vip.address, now_ms) for vip in base.vip_owners)
         self._over = frozenset(order.id for order in base.orders if is_over(order))
         changing = bool(changes.waiting.unwritten) and roster.may_change(now_ms)
-        silent, late, released = (
-            roster.silent(now_ms),
-            self._late(now_ms),
-            self._released(base, now_ms),
-        )
-        return (alive, silent, late, free, released, self._over, changing)
+        silent, late = roster.silent(now_ms), self._late(now_ms)
+        released, opens = self._released(base, now_ms), self._opening.over(now_ms)
+        return (alive, silent, late, free, released, opens, self._over, changing)
 
     def _late(self, now_ms: int) -> frozenset[str]:
         """Whose verdicts do not count."""

@@ -27,6 +27,8 @@ listed, routed to by nobody, so that a health process that restarts adopts who t
 is `silent` if most of the LBs that call it DOWN or BANNED hear nothing of it: then its flows are
 better reset than kept (`on_node_down`).
 
+**A service that begins** has no nodes before enough of them are there: see `opening`.
+
 **Services.** Where an LB sees one service of a node otherwise than the node as a whole, all LBs
 that list the service are asked about it, by the same majority. What comes of it stands in `apart`,
 of nodes that are routed to. A node with no service left that is routed to is as its best one is.
@@ -60,7 +62,7 @@ of a slow start, is no content: it passes by itself.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from bus.orders import Order
@@ -149,13 +151,15 @@ def merge(
     orders: tuple[Order, ...] | None = None,
     voters: tuple[Member, ...] | None = None,
     step: bool = False,
+    held_back: Callable[[tuple[TableNode, ...]], frozenset[str]] = lambda _: frozenset(),
 ) -> NodeTable:
     """The table after `previous`; `previous` with its bans brought up to date if all is the same.
 
     `members` are the LBs that have slots, `owners` who is to hold each VIP (None: the members, in
     turn); `released` those whose slots may be reused. `renew`: another term makes another table.
     `orders`: what operators want from now on; `voters`: who agrees. None: as before. `step`: it is
-    time for the nodes in slow start to be given more.
+    time for the nodes in slow start to be given more. `held_back`: of the nodes as the LBs see
+    them, which are not to be listed yet, by their ids.
     """
     present = sorted(set(members))
     if owners is None:
@@ -164,6 +168,9 @@ def merge(
         owners = assign(held, (vip.address for vip in config.vips), alive, lambda _: True)
     orders = previous.orders if orders is None else orders
     seen, bans = _merge_nodes(without_orders(previous), previous.bans, reports)
+    if back := held_back(seen):
+        seen = tuple(node for node in seen if node.id not in back)
+        bans = tuple(ban for ban in bans if ban.node not in back)
     nodes, beneath = carried_out(seen, orders, previous)
     merged = replace(
         previous,

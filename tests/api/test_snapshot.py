@@ -224,6 +224,21 @@ def test_a_node_nobody_agreed_on_yet() -> None:
     assert [(shown.state, shown.agreed_state) for shown in nodes_of(fold)] == [("probation", None)]
 
 
+def test_a_node_that_waits_for_its_service_to_begin_says_so() -> None:
+    seen = view(node(), node("node-1", state=NodeState.PROBATION))
+    waiting = fold_with(view=seen, table=table(), dataplane=dataplane())
+    first, second = nodes_of(waiting)
+    assert first.reason == snapshot.NOT_OPEN
+    assert second.reason != snapshot.NOT_OPEN, "it is not up"
+    (reason,) = (each for each in snapshot.readiness(waiting, 0) if each.startswith("nodes"))
+    assert reason.startswith("nodes: none is routed to yet, though some are up")
+    for agreed in (table("node-0"), table("node-9")):
+        (first, *_) = nodes_of(fold_with(view=seen, table=agreed))
+        assert first.reason != snapshot.NOT_OPEN, "its service is open"
+    (first, *_) = nodes_of(fold_with(view=seen))
+    assert first.reason != snapshot.NOT_OPEN, "nothing is known of the table"
+
+
 def test_a_service_with_its_nodes_and_counters() -> None:
     counted = SeatCounters("default", node_id("node-0"), 1, 2, 3, 4, 5)
     fold = fold_with(

@@ -11,6 +11,7 @@ from bus.words import MemberChange, Role
 from services.quorum.desks import Desks
 from services.quorum.grants import Grants
 from services.quorum.leading import Leading
+from services.quorum.opening import Opening
 from services.quorum.proposal import Proposer
 from services.quorum.reports import OwnView, Reports
 from services.quorum.seen import Seen
@@ -37,6 +38,7 @@ class Leader:
         proposer = Proposer(
             bootstrap(0, 7),
             1_000,
+            Opening(1_000),
             made.roster,
             made.election,
             made.register,

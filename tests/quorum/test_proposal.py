@@ -9,6 +9,7 @@ from bus.states import NodeTable, SnatSlice
 from bus.words import NodeState
 from services.quorum.desks import Desks
 from services.quorum.grants import Grants
+from services.quorum.opening import Opening
 from services.quorum.proposal import Proposer
 from services.quorum.register import Dated, Register
 from services.quorum.reports import OwnView, Reports
@@ -39,6 +40,7 @@ class Leader:
         self.proposer = Proposer(
             begin,
             REUSE_MS,
+            Opening(1_000),
             made.roster,
             made.election,
             made.register,
