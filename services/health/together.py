@@ -6,14 +6,15 @@ this load balancer's own network) than a fault of each. Then none of those failu
 those that were counted before it came out, nor the bans that followed from them.
 
 How many were UP is found out at the first of several failures and kept for as long as others follow
-closely: asking ten thousand nodes at each failure of ten thousand would take too long.
+closely: asking ten thousand nodes at each failure of ten thousand would take too long. So would
+going through those that failed before: each is told of once, when it turns out not to count.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +24,25 @@ class Failure:
     """The one service of it that failed; empty: the node as a whole."""
 
 
+@dataclass(slots=True)
+class _AtService:
+    """What has failed lately of the nodes of one service."""
+
+    last_ms: dict[Failure, int] = field(default_factory=dict)
+    nodes: Counter[str] = field(default_factory=Counter)
+    """Of how many of those failures each node is."""
+    counting: dict[Failure, None] = field(default_factory=dict)
+    """Those of them that counted when they came, in that order."""
+
+
 class RecentFailures:
     def __init__(self) -> None:
         self._recent: deque[tuple[int, Failure, tuple[str, ...]]] = deque()
-        self._of_service: dict[str, dict[Failure, int]] = {}
-        """By service, and when."""
+        self._of_service: dict[str, _AtService] = {}
+        self._counted_ms: dict[Failure, int] = {}
+        """Those that count by all that is known until now, and when they came."""
         self._were_up: Counter[str] = Counter()
         self._asked_ms = 0
-        self._taken_back: set[Failure] = set()
-        """Of those that do not count, what `add` has told before."""
-        self._doubts: set[Failure] = set()
-        """Those that never counted: the node is only in doubt."""
 
     def add(
         self,
@@ -55,32 +64,45 @@ class RecentFailures:
         if not self._recent or now_ms >= self._asked_ms + window_ms:
             self._asked_ms = now_ms
             self._were_up = up_now()
-            for name, found in self._of_service.items():
-                self._were_up[name] += len({each.node for each in found})
+            for name, at in self._of_service.items():
+                self._were_up[name] += len(at.nodes)
         names = tuple(services)
         self._recent.append((now_ms, failure, names))
+        self._counted_ms.pop(failure, None)
         said, together = "", dict[Failure, None]()
         for name in names:
-            found = self._of_service.setdefault(name, {})
-            found[failure] = now_ms
-            count = len({each.node for each in found})
+            at = self._of_service.setdefault(name, _AtService())
+            at.nodes[failure.node] += failure not in at.last_ms
+            at.last_ms[failure] = now_ms
+            count = len(at.nodes)
             if count >= 2 and 2 * count > self._were_up[name]:
-                together |= dict.fromkeys(found)
+                together |= at.counting
+                at.counting.clear()
                 said = f"{count} of {self._were_up[name]} nodes of {name} failed together"
-        if doubt:
-            self._doubts.add(failure)
-        before = self._taken_back | self._doubts
-        news = [each for each in together if each != failure and each not in before]
-        self._taken_back = set(together)
+        news = [each for each in together if self._counted_ms.pop(each, None) is not None]
+        if not (said or doubt):
+            self._counted_ms[failure] = now_ms
+            for name in names:
+                self._of_service[name].counting[failure] = None
         return said, news
 
     def _forget(self, until_ms: int) -> None:
         while self._recent and self._recent[0][0] <= until_ms:
             at_ms, failure, names = self._recent.popleft()
-            self._doubts.discard(failure)
+            if self._counted_ms.get(failure) == at_ms:
+                del self._counted_ms[failure]
             for name in names:
-                found = self._of_service.get(name, {})
-                if found.get(failure) == at_ms:
-                    del found[failure]
-                if not found:
-                    self._of_service.pop(name, None)
+                self._leave(name, failure, at_ms)
+
+    def _leave(self, name: str, failure: Failure, at_ms: int) -> None:
+        """The failure is no recent one of the service any more, unless it came again since."""
+        at = self._of_service.get(name)
+        if at is None or at.last_ms.get(failure) != at_ms:
+            return
+        del at.last_ms[failure]
+        at.counting.pop(failure, None)
+        at.nodes[failure.node] -= 1
+        if not at.nodes[failure.node]:
+            del at.nodes[failure.node]
+        if not at.last_ms:
+            del self._of_service[name]

@@ -383,17 +383,17 @@ def test_a_ban_that_the_others_impose_is_told_to_the_agent_and_is_no_event() -> 
 def test_a_node_that_is_held_is_up_until_a_step_or_a_good_check_ends_it() -> None:
     parts, node = Parts(), make_node("n")
     parts.add(node)
-    parts.judge.hold(node, "held for now", 0)
+    parts.judge.hold(node, "held for now", START_MS)
     assert (node.state, node.held, node.reason) == (UP, True, "held for now")
     output = parts.outbox.take()
     assert (output.view_changed, output.keep, output.events) == (True, False, [])
-    parts.judge.hold(node, "held by more", 0)
+    parts.judge.hold(node, "held by more", START_MS)
     assert (node.reason, parts.outbox.take().view_changed) == ("held for now", False)
     parts.judge.good_check(node, START_MS, START_MS)
     assert (node.held, node.reason, parts.outbox.take().view_changed) == (
         False, "heard again", True,
     )  # fmt: skip
-    parts.judge.hold(node, "held for now", 0)
+    parts.judge.hold(node, "held for now", START_MS)
     parts.judge.missed(node, START_MS + 9, counts=False)
     assert (node.state, node.held, node.reason) == (DOWN, False, "no heartbeat for 9 ms")
 

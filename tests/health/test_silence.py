@@ -380,3 +380,15 @@ def test_a_suspect_is_looked_at_again_and_again_until_it_can_be_spared() -> None
     rig.wait(2 * TIMEOUT_MS, beating=[back, down])
     assert [agent.state for agent in (suspect, back, down)] == [DOWN, UP, UP]
     assert rig.observe(suspect.id).fails == 0
+
+
+def test_who_has_failed_by_its_own_word_has_not_if_the_last_one_is_in_doubt_at_once() -> None:
+    rig = Rig(HALF)
+    first, second = brought_up(rig, 2)
+    second.beat()
+    rig.wait(TIMEOUT_MS - 100)
+    first.beat(NOT_SERVING)
+    assert rig.observe(first.id).fails == 1
+    rig.wait(100)
+    assert [agent.state for agent in (first, second)] == [DOWN, SUSPECT]
+    assert [rig.observe(agent.id).fails for agent in (first, second)] == [0, 0]
