@@ -41,7 +41,7 @@ ONLY_AGREED = "as agreed by the quorum: this LB has not heard of it"
 
 NOT_OPEN = (
     "up, and none of its services is open yet: a service begins when half of its nodes are up, or"
-    " checks_timeout after the first of them was"
+    " checks_timeout (10 s at most) after the first of them was"
 )
 
 SERVING = frozenset({NodeState.UP, NodeState.SUSPECT})

@@ -28,7 +28,7 @@ from services.quorum.following import Following
 from services.quorum.grants import Grants
 from services.quorum.leading import Leading
 from services.quorum.news import News
-from services.quorum.opening import Opening
+from services.quorum.opening import LONGEST_GRACE_MS, Opening
 from services.quorum.ownership import Standing
 from services.quorum.proposal import Proposer
 from services.quorum.register import Dated, Register, version_of
@@ -61,6 +61,11 @@ class QuorumConfig:
     def settle_ms(self) -> int:
         """For so long a health process that has just started is not believed where it is silent."""
         return 2 * self.checks_timeout_ms
+
+    @property
+    def grace_ms(self) -> int:
+        """For so long at most a service that begins waits for more nodes than the first."""
+        return min(self.checks_timeout_ms, LONGEST_GRACE_MS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,7 @@ def compose(
     seen = Seen(roster, election, register, staging, reports, now_ms)
     news = News(roster, election, staging, seen)
     first = stored.table or bootstrap(0, hash_seed)
-    opening = Opening(config.checks_timeout_ms)
+    opening = Opening(config.grace_ms)
     proposer = Proposer(
         first,
         config.slot_reuse_ms,

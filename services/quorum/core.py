@@ -158,7 +158,7 @@ class Quorum:
         self._election.configure(config.timing)
         self._reports.settle_ms = config.settle_ms
         self._proposer.slot_reuse_ms = config.slot_reuse_ms
-        self._opening.grace_ms = config.checks_timeout_ms
+        self._opening.grace_ms = config.grace_ms
         self._state_version += 1
         if self._staging.stage(config.table, witness=config.witness):
             self._news.staged()

@@ -5,7 +5,8 @@ routed to at once it would have all clients of the service for some moments, mor
 for. So the leader puts no node of a service into the table before
 
 * at least half of the nodes that are known for it are UP, or
-* a grace is over (`checks_timeout`), counted from when the first of them was UP.
+* a grace is over, counted from when the first of them was UP: `checks_timeout`, but at most
+  `LONGEST_GRACE_MS`, since nodes that are sick from the start must not hold the others up for long.
 
 Known is a node that most LBs which have an opinion of it have on probation, UP or SUSPECT: one that
 is down or banned is not waited for. A node alone is all of those that are known, and opens its
@@ -31,6 +32,8 @@ from services.quorum.table import STANDING, Report
 
 LIVING = STANDING | {NodeState.PROBATION}
 """States of a node that is waited for."""
+LONGEST_GRACE_MS = 10_000
+"""A service waits no longer for more of its nodes once one is up."""
 
 
 class Opening:

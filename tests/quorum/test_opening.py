@@ -11,7 +11,7 @@ from bus.topics import Topic
 from bus.words import NodeState
 from services.quorum.core import Quorum
 from services.quorum.durable import BLANK, HardState
-from services.quorum.opening import Opening, living
+from services.quorum.opening import LONGEST_GRACE_MS, Opening, living
 from services.quorum.table import Report, TableConfig
 from tests.quorum.cluster import Cluster
 from tests.quorum.views import ECHO, WEB, quorum_config, seen, view, work_off
@@ -202,8 +202,11 @@ def test_it_wakes_by_itself_when_the_grace_is_over_and_once() -> None:
     assert nodes_of(again, 5_001) == {"a", "b"}, "what is adopted is open"
 
 
-def test_a_reload_changes_the_grace() -> None:
+def test_a_reload_changes_the_grace_which_is_never_long() -> None:
     core, _ = begun(10)
+    core.reconfigure(quorum_config(checks_timeout_ms=3_600_000), 15)
+    work_off(core, 15)
+    assert core.next_due_ms() == 10 + LONGEST_GRACE_MS
     core.reconfigure(quorum_config(checks_timeout_ms=300), 20)
     work_off(core, 20)
     assert core.next_due_ms() == 310
