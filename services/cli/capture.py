@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -97,16 +98,18 @@ def capture(
     invocation.lb_config()
     asked = {"filter": words or [], "kept": kept, "seconds": seconds}
     with ExitStack() as opened:
-        owner = _Owner(opened, Paths.from_environment().run_dir, asked)
+        interrupt = _Interrupt(opened)
+        owner = _Owner(opened, Paths.from_environment().run_dir, asked, interrupt)
         output = _opened(opened, file)
         owner.begin()
+        opened.callback(owner.end)
         told = owner.until_on()
         writer = _Writer(output, told, " ".join(words or []), kept)
         ring = _ring(opened, Path(told["ring"]))
         places = ", ".join(f"{hook} on {interface}" for _, hook, interface in told["hooks"])
         typer.echo(f"capturing at {places}; Ctrl-C ends it", err=True)
         ends_s = time.monotonic() + seconds
-        why = _follow(owner, ring, writer, _Bounds(packets, size * 1_000_000, ends_s))
+        why = _follow(owner, ring, writer, interrupt, _Bounds(packets, size * 1_000_000, ends_s))
         lost = owner.end()
         for record in ring.take():
             writer.add(record, packets, size * 1_000_000)
@@ -120,16 +123,32 @@ class _Why:
     is_well: bool = True
 
 
+class _Interrupt:
+    """Whether Ctrl-C has come: whenever it does, the capture ends in good order."""
+
+    def __init__(self, opened: ExitStack) -> None:
+        self.came = False
+        opened.callback(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+        signal.signal(signal.SIGINT, self._come)
+
+    def _come(self, *_: object) -> None:
+        self.came = True
+
+
 class _Owner:
     """Asks the dataplane, and goes on asking for as long as the capture is to last."""
 
-    def __init__(self, opened: ExitStack, run_dir: Path, asked: dict[str, Any]) -> None:
+    def __init__(
+        self, opened: ExitStack, run_dir: Path, asked: dict[str, Any], interrupt: _Interrupt
+    ) -> None:
+        self._interrupt = interrupt
         self._path = topics.command_path(run_dir, topics.DATAPLANE)
         self._asked = asked
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         opened.callback(self._context.term)
         self._id = ""
         self._lost = 0
+        self._is_over = False
 
     def _ask(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return request(self._context, self._path, verb, arguments, TIMEOUT_MS)
@@ -149,6 +168,8 @@ class _Owner:
         """What the dataplane says once its programs are on the hooks."""
         end_s = time.monotonic() + READY_S
         while time.monotonic() < end_s:
+            if self._interrupt.came:
+                raise _refused("interrupted before it had begun")
             try:
                 told = self.renew()
             except _Ended as ended:
@@ -163,6 +184,7 @@ class _Owner:
         try:
             told = self._ask("capture_renew", {"id": self._id})
         except CommandError as refusal:
+            self._is_over = True
             raise _Ended(str(refusal)) from None
         except TimeoutError:
             raise _Ended("the dataplane does not answer any more") from None
@@ -171,8 +193,10 @@ class _Owner:
 
     def end(self) -> int:
         """How many packets were lost; the capture may have ended by itself."""
-        with contextlib.suppress(CommandError, TimeoutError):
-            self._lost = self._ask("capture_end", {"id": self._id})["lost"]
+        if not self._is_over:
+            self._is_over = True
+            with contextlib.suppress(CommandError, TimeoutError):
+                self._lost = self._ask("capture_end", {"id": self._id})["lost"]
         return self._lost
 
 
@@ -266,13 +290,17 @@ class _Writer:
             yield frame(passage.exit, passage.exit_bytes, goes, Direction.OUTBOUND)
 
 
-def _follow(owner: _Owner, ring: RecordRing, writer: _Writer, bounds: _Bounds) -> _Why:
+def _follow(
+    owner: _Owner, ring: RecordRing, writer: _Writer, interrupt: _Interrupt, bounds: _Bounds
+) -> _Why:
     """Write what comes until a bound is reached; why it is over."""
     poll = select.poll()
     poll.register(ring.fd, select.POLLIN)
     renew_s = time.monotonic() + RENEW_S
     try:
         while (now_s := time.monotonic()) < bounds.ends_s:
+            if interrupt.came:
+                return _Why("interrupted")
             if now_s >= renew_s:
                 owner.renew()
                 renew_s = now_s + RENEW_S
@@ -283,8 +311,6 @@ def _follow(owner: _Owner, ring: RecordRing, writer: _Writer, bounds: _Bounds) -
             writer.flush()
             if writer.packets >= bounds.packets:
                 return _Why(_full(writer, bounds))
-    except KeyboardInterrupt:
-        return _Why("interrupted")
     except BrokenPipeError:
         return _Why("nobody reads on")
     except _Ended as ended:

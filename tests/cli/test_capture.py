@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -90,3 +92,20 @@ def test_what_the_dataplane_says_is_told(gale: Gale, run_dir: Path, tmp_path: Pa
     assert result.stderr == "the capture has ended: the programs of capture: no\n"
     wanted = {"filter": ["udp", "port", "53"], "kept": 2048, "seconds": 5}
     assert asked == [("capture", wanted), ("capture_renew", {"id": "one"})]
+
+
+def test_an_interrupt_at_any_moment_ends_the_capture(
+    gale: Gale, run_dir: Path, tmp_path: Path
+) -> None:
+    asked = []
+
+    def answer(verb: str, _: dict[str, Any]) -> dict[str, Any]:
+        asked.append(verb)
+        if verb == "capture_renew":
+            os.kill(os.getpid(), signal.SIGINT)
+        return {"id": "one", "on": False, "lost": 0}
+
+    with serving(run_dir, answer):
+        result = gale("capture", "-w", str(tmp_path / "x"))
+    assert (result.exit_code, result.stderr) == (1, "interrupted before it had begun\n")
+    assert (asked[0], asked[-1]) == ("capture", "capture_end")

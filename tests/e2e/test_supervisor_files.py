@@ -182,6 +182,8 @@ def tries(machine: Machine, name: str) -> int:
 
 @pytest.mark.parametrize("code", [0, 2])
 def test_told_to_stop_or_wrongly_configured_it_stays_stopped(machine: Machine, code: int) -> None:
+    # Otherwise its very first start may already read what it is to do at the second.
+    wait_for(lambda: machine.state("gale:api") == "RUNNING")
     machine.does("api", f"echo why >&2; exit {code}")
     machine.kill("gale:api")
     wait_for(lambda: machine.state("gale:api") == "EXITED")
