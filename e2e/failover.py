@@ -116,6 +116,15 @@ def the_holder(hosts: LabHosts) -> str:
     return wait_for(steady, "one holder of the VIP, among LBs that all take part", timeout_s=60)
 
 
+def the_lasting_holder(hosts: LabHosts) -> str:
+    """One that is the same a second later: while LBs start, the VIP may move to another of them."""
+    while True:
+        lb = the_holder(hosts)
+        time.sleep(LASTING_S)
+        if the_holder(hosts) == lb:
+            return lb
+
+
 def all_take_part(hosts: LabHosts) -> bool:
     try:
         states = [hosts.api(lb, "/v1/quorum") for lb in hosts.lbs]
@@ -185,7 +194,7 @@ def resigned(hosts: LabHosts, lb: str) -> Iterator[None]:
 
 def outage(hosts: LabHosts, fault: Fault, *, lasts_s: float = 5.0, kind: str = "udp") -> Outage:
     """The present holder has that fault for so long; what a client sees."""
-    lb = the_holder(hosts)
+    lb = the_lasting_holder(hosts)
     return watched(
         probing(hosts, kind),
         fault(hosts, lb),
@@ -229,3 +238,6 @@ def watched(
 def mac_of(hosts: LabHosts, lb: str) -> str:
     shown = hosts.run(lb, "ip", "-json", "link", "show", plan.PUBLIC.interface).stdout
     return str(json.loads(shown)[0]["address"])
+
+
+LASTING_S = 1.0
