@@ -21,6 +21,8 @@ from e2e.lab import network, plan
 PROBER_PROGRAM = Path(__file__).with_name("prober.py").read_text()
 UDP_PORT, TCP_PORT = 5300, 8080
 PROCESSES = ("dataplane", "health", "quorum", "api")
+LASTING_S = 1.0
+"""A holder that is the same for so long stays one, if nothing happens to it."""
 SETTLED_S = 1.0
 """Before a fault and after its healing the client sees for so long that all is well."""
 
@@ -238,6 +240,3 @@ def watched(
 def mac_of(hosts: LabHosts, lb: str) -> str:
     shown = hosts.run(lb, "ip", "-json", "link", "show", plan.PUBLIC.interface).stdout
     return str(json.loads(shown)[0]["address"])
-
-
-LASTING_S = 1.0
