@@ -57,7 +57,8 @@ class Noting:
         if self._flows is not None:
             self._flows.name_seats(seats)
         if self._nat_log is not None:
-            named = {seats[number].identity: name for number, name in names.items()}
+            # A seat may have been known that the maps attached now do not have.
+            named = {seats[n].identity: name for n, name in names.items() if n in seats}
             self._nat_log.name(named)
 
     def turn(self, now_ms: int) -> None:
