@@ -9,7 +9,17 @@ import pytest
 from bus.node_protocol import Refused, Welcome
 from bus.topics import Topic
 from bus.words import NodeState
-from services.health.standing import TRANSITIONS, IllegalTransitionError, Standing
+from services.health.standing import (
+    BANNED,
+    DOWN,
+    DRAINING,
+    PROBATION,
+    SUSPECT,
+    TRANSITIONS,
+    UP,
+    IllegalTransitionError,
+    Standing,
+)
 from tests.health.parts import DNS, WEB, Parts, make_node
 from tests.health.rig import (
     INTERVAL_MS,
@@ -23,16 +33,6 @@ from tests.health.rig import (
     Agent,
     Rig,
 )
-
-PROBATION, UP, SUSPECT, DRAINING, DOWN, BANNED = (
-    NodeState.PROBATION,
-    NodeState.UP,
-    NodeState.SUSPECT,
-    NodeState.DRAINING,
-    NodeState.DOWN,
-    NodeState.BANNED,
-)
-
 
 # ----------------------------------------------------------------- the road to UP
 

@@ -8,7 +8,14 @@ import pytest
 
 from bus.states import NodeService
 from bus.topics import Topic
-from bus.words import NodeState
+from services.health.standing import (
+    BANNED,
+    DOWN,
+    DRAINING,
+    PROBATION,
+    SUSPECT,
+    UP,
+)
 from tests.health.rig import (
     INTERVAL_MS,
     NOT_SERVING,
@@ -20,16 +27,6 @@ from tests.health.rig import (
     brought_up,
     offered,
 )
-
-PROBATION, UP, SUSPECT, DRAINING, DOWN, BANNED = (
-    NodeState.PROBATION,
-    NodeState.UP,
-    NodeState.SUSPECT,
-    NodeState.DRAINING,
-    NodeState.DOWN,
-    NodeState.BANNED,
-)
-
 
 # ----------------------------------------------------------------- silent, or only out of service
 
