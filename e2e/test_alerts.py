@@ -70,8 +70,9 @@ def until(hosts: LabHosts, is_so: Callable[[Scraped], bool], what: str) -> Scrap
 
 
 def in_state(seen: Scraped, state: str) -> float:
-    """How many nodes are, of all LBs together."""
-    return sum(value for name, value in seen.values.items() if f'state="{state}"' in name)
+    """How many nodes are as a whole, of all LBs together."""
+    nodes = ((n, value) for n, value in seen.values.items() if n.startswith("gale_node_state{"))
+    return sum(value for name, value in nodes if f'state="{state}"' in name)
 
 
 def test_a_node_is_down_then_all_are(hosts: LabHosts) -> None:

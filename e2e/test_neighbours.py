@@ -5,7 +5,8 @@ from __future__ import annotations
 from e2e.hosts import Hosts, traffic, wait_for
 
 SYN_RETRANSMISSION_MS = 900
-FORGET = "while :; do ip neighbour flush all; sleep 0.02; done"
+FORGET = "while :; do ip neighbour flush nud reachable nud stale nud delay; sleep 0.02; done"
+"""Those that are known; one that is being asked for keeps the packets that wait for its answer."""
 
 
 def test_the_first_packet_to_a_forgotten_neighbour_is_not_lost(hosts: Hosts, lb: str) -> None:

@@ -41,13 +41,17 @@ class Headcount:
         """These take no new flows, by an order that the quorum carries out."""
         self._left_out = frozenset(node_ids)
 
-    def why_spared(self, names: Iterable[str], fails: int) -> str:
+    def why_spared(self, node: Node, names: Iterable[str], fails: int) -> str:
         """Why a node, or one service of it, is not banned after so many failures; empty: it is.
 
         Of one service no more than half of the nodes are banned at a time, but a lone one may be.
+        Where a service is banned at this very node already, nothing comes on top of that.
         """
         known, banned = self._count()
+        banned_here = node.banned_alone()
         for name in names:
+            if name in banned_here:
+                continue
             if banned[name] >= max(1, known[name] // 2):
                 count = f"{banned[name]} of {known[name]}"
                 return f"not banned after {fails} failures: {count} nodes of {name} are"

@@ -177,7 +177,7 @@ class Judge:
         names = [service.name for service in node.services]
         verdict = _NO_FAILURE
         if failed:
-            verdict = self._weigh(Failure(node.id), names, node.fails, now_ms)
+            verdict = self._weigh(node, Failure(node.id), names, node.fails, now_ms)
         node.fails += verdict.counts
         self.enter(node, DOWN, _remarked(reason, verdict.remark), now_ms)
         if verdict.bans:
@@ -191,21 +191,25 @@ class Judge:
         standing.fade(self.policy.black_list_expiry_ms, now_ms)
         verdict = _NO_FAILURE
         if failed:
-            verdict = self._weigh(Failure(node.id, name), [name], standing.fails, now_ms)
+            verdict = self._weigh(
+                node, Failure(node.id, name), [name], standing.fails, now_ms
+            )
         standing.fails += verdict.counts
         self.step(node, name, DOWN, _remarked(reason, verdict.remark), now_ms)
         if verdict.bans:
             standing.ban_until_ms = now_ms + self.policy.black_list_expiry_ms
             self.step(node, name, BANNED, f"banned after {standing.fails} failures", now_ms)
 
-    def _weigh(self, failure: Failure, names: Sequence[str], fails: int, now_ms: int) -> _Verdict:
+    def _weigh(
+        self, node: Node, failure: Failure, names: Sequence[str], fails: int, now_ms: int
+    ) -> _Verdict:
         """What becomes of a failure that concerns these services, after so many others."""
         said = self._failed_together(failure, names, now_ms)
         if said:
             return _Verdict(counts=False, bans=False, remark=f"not counted: {said}")
         if not self.policy.bans_after(fails + 1):
             return _Verdict(counts=True, bans=False, remark="")
-        spared = self._headcount.why_spared(names, fails + 1)
+        spared = self._headcount.why_spared(node, names, fails + 1)
         return _Verdict(counts=True, bans=not spared, remark=spared)
 
     def _failed_together(

@@ -76,6 +76,12 @@ TROUBLE: dict[str, dict[str, str]] = {
 }
 """By alert: what of that is otherwise."""
 
+ONE_SERVICE = {
+    alert: f'gale_node_service_state{{{LB},service="web",node="n",state="{state}"}}'
+    for alert, state in (("GaleNodeDown", "down"), ("GaleNodeBanned", "banned"))
+}
+"""The same may be said of one service of a node alone."""
+
 
 def promtool(*arguments: str | Path, given: bytes | None = None) -> str:
     """What it says; fails if it is not content."""
@@ -135,6 +141,8 @@ def test_each_alert_fires_in_its_trouble_and_none_without(tmp_path: Path) -> Non
     for alert, otherwise in TROUBLE.items():
         firing = f'count(ALERTS{{alertname="{alert}",alertstate="firing"}})'
         scenes.append(scene(WELL | otherwise, firing, [1]))
+        if alert in ONE_SERVICE:
+            scenes.append(scene(WELL | {ONE_SERVICE[alert]: "1"}, firing, [1]))
     file = tmp_path / "test.yml"
     file.write_text(json.dumps({"rule_files": [str(RULES)], "tests": scenes}))
     promtool("test", "rules", file)

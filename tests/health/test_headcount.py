@@ -108,21 +108,32 @@ def test_a_ban_is_added_to_what_was_counted_and_its_end_is_counted_anew() -> Non
     nodes = [make_node(f"n{i}", UP, WEB, DNS) for i in range(4)]
     nodes[0].apart["dns"] = Standing(BANNED, "", 0)
     headcount = counted(*nodes)
-    assert headcount.why_spared(["web", "dns"], 3) == ""
+    assert headcount.why_spared(nodes[3], ["web", "dns"], 3) == ""
     nodes[0].state = BANNED
     headcount.banned(nodes[0])
-    assert headcount.why_spared(["dns"], 3) == "", "one of four: it was banned there before"
+    assert headcount.why_spared(nodes[3], ["dns"], 3) == "", "one of four: it was banned there before"
     nodes[1].state = BANNED
     headcount.banned(nodes[1])
     spared = "not banned after 3 failures: 2 of 4 nodes of web are"
-    assert headcount.why_spared(["web"], 3) == spared
+    assert headcount.why_spared(nodes[3], ["web"], 3) == spared
     headcount.changed()
-    assert headcount.why_spared(["web"], 3) == spared, "counted anew, it is as many"
+    assert headcount.why_spared(nodes[3], ["web"], 3) == spared, "counted anew, it is as many"
     nodes[1].state = DOWN
-    assert headcount.why_spared(["web"], 3) == spared, "nobody has said that it changed"
+    assert headcount.why_spared(nodes[3], ["web"], 3) == spared, "nobody has said that it changed"
     headcount.changed()
-    assert headcount.why_spared(["web"], 3) == ""
+    assert headcount.why_spared(nodes[3], ["web"], 3) == ""
 
 
 def test_a_lone_node_may_be_banned() -> None:
-    assert counted(make_node("a", UP, WEB)).why_spared(["web"], 1) == ""
+    lone = make_node("a", UP, WEB)
+    assert counted(lone).why_spared(lone, ["web"], 1) == ""
+
+
+def test_a_node_that_is_banned_from_one_service_may_be_banned_as_a_whole() -> None:
+    """One of its servers is seen to be gone a moment before the others, again and again."""
+    nodes = [make_node(f"n{i}", UP, WEB, DNS) for i in range(3)]
+    nodes[0].apart["dns"] = Standing(BANNED, "", 0)
+    headcount = counted(*nodes)
+    assert headcount.why_spared(nodes[0], ["web", "dns"], 3) == ""
+    spared = "not banned after 3 failures: 1 of 3 nodes of dns are"
+    assert headcount.why_spared(nodes[1], ["web", "dns"], 3) == spared
