@@ -191,9 +191,7 @@ class Judge:
         standing.fade(self.policy.black_list_expiry_ms, now_ms)
         verdict = _NO_FAILURE
         if failed:
-            verdict = self._weigh(
-                node, Failure(node.id, name), [name], standing.fails, now_ms
-            )
+            verdict = self._weigh(node, Failure(node.id, name), [name], standing.fails, now_ms)
         standing.fails += verdict.counts
         self.step(node, name, DOWN, _remarked(reason, verdict.remark), now_ms)
         if verdict.bans:

@@ -111,7 +111,9 @@ def test_a_ban_is_added_to_what_was_counted_and_its_end_is_counted_anew() -> Non
     assert headcount.why_spared(nodes[3], ["web", "dns"], 3) == ""
     nodes[0].state = BANNED
     headcount.banned(nodes[0])
-    assert headcount.why_spared(nodes[3], ["dns"], 3) == "", "one of four: it was banned there before"
+    assert headcount.why_spared(nodes[3], ["dns"], 3) == "", (
+        "one of four: it was banned there before"
+    )
     nodes[1].state = BANNED
     headcount.banned(nodes[1])
     spared = "not banned after 3 failures: 2 of 4 nodes of web are"
