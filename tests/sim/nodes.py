@@ -11,7 +11,8 @@ What must hold, by the names that violations have:
     dead-revived      nothing brings a node up but beats that are younger than checks_timeout
     own-word          "not serving" is said of a node only if its agent has said it
     not-serving-up    whoever has said that it does not serve is routed to no more
-    checks-before     UP comes after checks_before_routing good beats since it was down
+    checks-before     UP comes after checks_before_routing good beats since it was down; how old a
+                      beat is, is known as exactly as the quickest of this agent's so far tells
     ring-emptied      silence alone leaves min_healthy of a service's nodes
     ban-broken        a banned node is not routed to before its time is up, or it was pardoned
     pardon-lost       a node that was pardoned is not banned any more
@@ -35,7 +36,7 @@ from functools import partial
 from random import Random
 
 from bus.events import NodeEvent
-from bus.node_protocol import Heartbeat, OfferedService, decode_node, encode_node
+from bus.node_protocol import Heartbeat, Hello, OfferedService, decode_node, encode_node
 from bus.orders import Asked, OrderKind
 from bus.states import LocalView, NodeTable, TableService
 from bus.topics import Topic
@@ -108,6 +109,10 @@ class Node:
     inbox: list[list[bytes]] = field(default_factory=list)
     is_new: bool = True
     """Whether its agent has heard of something."""
+    boot: str = ""
+    """Of the agent that has said hello to this health process."""
+    quickest_ms: int = LONG_MS
+    """The least time from a beat's sending to its reading, since that hello."""
     newest_ms: int = -LONG_MS
     """When the newest beat that health has read was sent."""
     said: ServingStatus = ServingStatus.SERVING
@@ -286,7 +291,7 @@ class World:
         if self.table is not None:
             self._tell_table()
         for node in self.nodes:
-            node.good_run = 0
+            node.good_run, node.boot = 0, ""
             self.after(self.random.randint(1, 200), partial(self.connect, node))
 
     def kill_health(self) -> None:
@@ -428,15 +433,18 @@ class World:
 
     def _note_read(self, connection: bytes, frames: list[bytes]) -> None:
         node, message = self.owners[connection], decode_node(frames)
+        if isinstance(message, Hello) and message.boot != node.boot:
+            node.boot, node.quickest_ms = message.boot, LONG_MS
         if not isinstance(message, Heartbeat):
             return
+        node.quickest_ms = min(node.quickest_ms, self.now_ms - message.sent_ms)
         node.newest_ms = max(node.newest_ms, message.sent_ms)
         node.said = message.status
         if message.status is ServingStatus.NOT_SERVING:
             node.bad_ms = self.now_ms
         if message.sick is not None:
             node.has_said = {name for each in message.sick for name in each.services}
-        is_young = message.sent_ms > self.now_ms - TIMEOUT_MS
+        is_young = message.sent_ms + node.quickest_ms > self.now_ms - TIMEOUT_MS
         good = message.status is ServingStatus.SERVING or node.has_said != set(NAMES)
         node.good_run = node.good_run + is_young if good else 0
         node.fresh_run = node.fresh_run + is_young if good else 0
@@ -552,7 +560,14 @@ def _timeless(table: NodeTable) -> NodeTable:
 
 
 def _untimed(view: LocalView) -> tuple[object, ...]:
-    return tuple(replace(node, banned_for_ms=0) for node in view.nodes)
+    return tuple(
+        replace(
+            node,
+            banned_for_ms=0,
+            apart=tuple(replace(each, banned_for_ms=0) for each in node.apart),
+        )
+        for node in view.nodes
+    )
 
 
 # --------------------------------------------------------------------------- schedules

@@ -149,9 +149,9 @@ class Track:
     answered before. A load balancer may have remembered the other, or nothing, and go on with the
     numbers of the connection before."""
     has_lapsed: bool = False
+    """It could have been forgotten since it was opened."""
     gave_way: bool = False
     """It was half-open, all ports were held, and its own went to another client."""
-    """It could have been forgotten since it was opened."""
 
     @property
     def kept_until(self) -> float:
@@ -245,6 +245,7 @@ class Judge:
                 gives_way = other.kept is Phase.OPENING and self._ports < PLENTY
                 if now < other.kept_until and not gives_way:
                     raise ViolationError("port given away", f"{place} of {describe(other, now)}")
+                self._lapse(other)
                 other.place, other.kept = None, Phase.NONE
                 other.gave_way |= gives_way
 
