@@ -139,7 +139,7 @@ static __always_inline int learn(const struct packet *packet, struct flow *mine)
 /* A FIN is in its place, whether it was seen there or is known by what came after it. */
 static __always_inline void record_fin(struct flow *mine, struct flow *theirs, __u32 end)
 {
-	mine->flags = (mine->flags | FLOW_FIN) & ~FLOW_WATCHED;
+	mine->flags = (mine->flags | FLOW_FIN) & ~FLOW_EARLY_FIN;
 	theirs->flags &= ~FLOW_WATCHED;
 	mine->end = end;
 }
@@ -158,8 +158,9 @@ static __always_inline void settle_acknowledged(struct flow *mine, struct flow *
 }
 
 /* FIN of the sender of this packet, if its receiver takes it. `sent`: how far the sender had sent
- * before this packet. If what stands in front of it has not come yet, both sides are watched: each
- * will say so in its own way.
+ * before this packet. If what stands in front of it has not come yet, its sender will go on behind
+ * it, or its receiver acknowledge it. Each entry has a flag of its own for that, since both sides
+ * may close at once.
  */
 static __always_inline void note_fin(const struct packet *packet, struct flow *mine,
 				     struct flow *theirs, __u32 sent)
@@ -172,7 +173,7 @@ static __always_inline void note_fin(const struct packet *packet, struct flow *m
 		record_fin(mine, theirs, fin + 1);
 		return;
 	}
-	mine->flags |= FLOW_WATCHED;
+	mine->flags |= FLOW_EARLY_FIN;
 	theirs->flags |= FLOW_WATCHED;
 }
 
@@ -188,11 +189,11 @@ static __always_inline void check_fin(const struct packet *packet, struct flow *
 			mine->flags &= ~FLOW_FIN;
 		else
 			mine->end = sent;
-	} else if (mine->flags & FLOW_WATCHED) {
+	} else if (mine->flags & FLOW_EARLY_FIN) {
 		if (packet->tcp->sequence == sent + 1 && !packet->tcp->payload) {
 			record_fin(mine, theirs, sent + 1);
 		} else if (packet->tcp->payload && is_after(end, sent)) {
-			mine->flags &= ~FLOW_WATCHED; /* it was none */
+			mine->flags &= ~FLOW_EARLY_FIN; /* it was none */
 			theirs->flags &= ~FLOW_WATCHED;
 		}
 	}
@@ -264,6 +265,8 @@ static __always_inline __u8 follow_living(const struct packet *packet, struct fl
 		settle_acknowledged(theirs, mine);
 		return state_after_reset(packet, mine, theirs, state);
 	}
+	/* First, so that a forged acknowledgement does not keep genuine ones from being learned. */
+	settle_acknowledged(mine, theirs);
 	if ((packet->tcp_flags & TCP_FLAG_SYN) || !learn(packet, mine))
 		return state;
 	mine->flags &= ~FLOW_DOUBTED;
@@ -384,7 +387,7 @@ static __always_inline int completes_handshake(const struct packet *packet, cons
 /* Whether the flow is established, the packet one among many, and nothing is to be looked after.
  * Learns its numbers, and renews its deadline where that needs no look at the other direction: TCP
  * that lives is heard both ways, so each direction keeps itself; a stream of datagrams may be
- * one-way.
+ * one-way. A packet whose numbers do not fit is looked at beside what the other direction has said.
  */
 static __always_inline int is_ordinary(const struct packet *packet, struct flow *flow,
 				       const struct rewrite *to, const struct settings *own,
@@ -403,8 +406,7 @@ static __always_inline int is_ordinary(const struct packet *packet, struct flow 
 				return 0;
 			flow->deadline = now + timeout + TOUCH_TICKS;
 		}
-		learn(packet, flow);
-		return 1;
+		return learn(packet, flow);
 	}
 	return to->state == FLOW_UDP_ESTABLISHED && left > timeout;
 }

@@ -206,10 +206,11 @@ struct flow_key {
 	__u16 version;
 };
 
-#define FLOW_FIN 1     /* this direction has sent its FIN; `end` is the number after it */
-#define FLOW_DOUBTED 2 /* this direction sent a RST that its receiver may have accepted */
-#define FLOW_WATCHED 4 /* the other's FIN came early: packets here may acknowledge it */
-#define FLOW_REPLICA 8 /* another LB told of it, and no packet of this direction came here yet */
+#define FLOW_FIN 1	  /* this direction has sent its FIN; `end` is the number after it */
+#define FLOW_DOUBTED 2	  /* this direction sent a RST that its receiver may have accepted */
+#define FLOW_WATCHED 4	  /* the other's FIN came early: packets here may acknowledge it */
+#define FLOW_EARLY_FIN 16 /* this direction's FIN came before what it follows */
+#define FLOW_REPLICA 8	  /* another LB told of it, and no packet of this direction came here yet */
 
 /* One direction of a flow: one cache line, with its key and the whole rewrite. flow_table.h has the
  * rules of who reads and writes it.

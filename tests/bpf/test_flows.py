@@ -149,6 +149,20 @@ STARTS: dict[str, tuple[Segment, ...]] = {
     "node's end heard": (*HANDSHAKE, NODE_ENDS, client("FA", 101, 502)),
     "client in doubt": (*HANDSHAKE, QUESTION, client("R", 105)),
     "node in doubt": (*HANDSHAKE, ANSWER, node("R", 505)),
+    "both ended, client's end early": (
+        *HANDSHAKE,
+        client("FA", 102, 501),
+        client("PA", 101, 501, b"x"),
+        NODE_ENDS,
+        node("A", 502, 103),
+    ),
+    "both ended, node's end early": (
+        *HANDSHAKE,
+        node("FA", 502, 101),
+        node("PA", 501, 101, b"x"),
+        CLIENT_ENDS,
+        client("A", 102, 503),
+    ),
     "time wait": (*HANDSHAKE, CLIENT_ENDS, node("FA", 501, 102), client("A", 102, 502)),
     "reset": (*HANDSHAKE, client("R", 101)),
 }
@@ -235,6 +249,7 @@ _FROM_CLIENT_LIVING: list[tuple[str, Segment, FlowState]] = [
     ("node ended", client("FA", 101, 502), CLOSING),
     ("node ended", client("R", 101), RESET),
     ("both ended", client("A", 102, 502), CLOSING),
+    ("both ended, client's end early", client("A", 103, 502), TIME_WAIT),
     ("client's end heard", client("A", 102, 502), TIME_WAIT),
     ("client's end heard", client("FA", 101, 502), TIME_WAIT),
     ("client's end heard", client("A", 102, 501), CLOSING),
@@ -297,6 +312,7 @@ _FROM_NODE: list[tuple[str, Segment, FlowState]] = [
     ("client ended", node("FA", 501, 102), CLOSING),
     ("client ended", node("R", 501), RESET),
     ("both ended", node("A", 502, 102), CLOSING),
+    ("both ended, node's end early", node("A", 503, 102), TIME_WAIT),
     ("node's end heard", node("A", 502, 102), TIME_WAIT),
     ("node's end heard", node("FA", 501, 102), TIME_WAIT),
     ("node's end heard", node("A", 502, 101), CLOSING),
@@ -334,6 +350,19 @@ def test_a_segment_does_what_the_table_says(
     assert give(opened, segment, hook) == reason
     assert scene.states() == both(becomes)
     check_deadlines(scene, becomes, began, held if before == both(becomes) else set())
+
+
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+def test_a_forged_acknowledgement_keeps_no_genuine_number_from_being_learned(
+    scene: Scene, established: Connection, hook: str
+) -> None:
+    """Somebody has guessed both numbers, and acknowledges what the node has never sent."""
+    for ahead in (70_000, 140_000):
+        give(established, client("A", 101, 501 + ahead), hook)
+    give(established, client("PA", 101, 501, bytes(10)), hook)
+    assert scene.states() == both(ESTABLISHED)
+    give(established, client("FA", 111, 501), hook)
+    assert scene.states() == both(CLOSING)
 
 
 def check_deadlines(

@@ -319,13 +319,13 @@ class World:
             self._note_read(connection, frames)
             registry.receive(connection, address, frames, self.now_ms)
         registry.tick(self.now_ms)
-        output = registry.take_output()
+        before, output = self.view, registry.take_output()
         if output.keep:
             self.health_disk = (registry.kept(self.now_ms), self.now_ms)
         view = registry.view(self.now_ms)
         self._check_version(view, changed=output.view_changed)
         for topic, event in output.events:
-            self._check_event(topic, event, view)
+            self._check_event(topic, event, view, before)
         for node in self.nodes:
             node.fresh_run = 0
         if output.view_changed and self.quorum is not None:
@@ -449,13 +449,16 @@ class World:
         node.good_run = node.good_run + is_young if good else 0
         node.fresh_run = node.fresh_run + is_young if good else 0
 
-    def _check_event(self, topic: Topic, event: NodeEvent, view: LocalView) -> None:
+    def _check_event(
+        self, topic: Topic, event: NodeEvent, view: LocalView, before: LocalView | None
+    ) -> None:
         node = self.by_id[event.id]
         if event.service:
             return
         age_ms = self.now_ms - node.newest_ms
         if topic is Topic.NODE_UP:
-            self._must(age_ms < TIMEOUT_MS, "dead-revived", f"{event.id} after {age_ms} ms")
+            known_ms = age_ms - node.quickest_ms
+            self._must(known_ms < TIMEOUT_MS, "dead-revived", f"{event.id} after {age_ms} ms")
             if event.previous is NodeState.PROBATION:
                 self._must(node.good_run >= 3, "checks-before", f"{event.id}: {node.good_run}")
         elif topic is Topic.NODE_DOWN:
@@ -464,7 +467,8 @@ class World:
             self._must(said or not own, "own-word", f"{event.id}: {event.reason}")
             if not own and event.previous in (UP, SUSPECT):
                 self._must(age_ms >= TIMEOUT_MS, "living-down", f"{event.id} after {age_ms} ms")
-                self._check_who_is_left(event, view)
+                if _has_taken(event.id, before):
+                    self._check_who_is_left(event, view)
             node.good_run = node.good_run if own else 0
         elif topic is Topic.NODE_BANNED:
             node.banned_until_ms, node.pardoned = self.now_ms + EXPIRY_MS, False
@@ -551,6 +555,12 @@ class World:
             if state not in wanted or apart:
                 said.append(f"{node.id} is {state} {apart}, not {wanted}")
         return said
+
+
+def _has_taken(node_id: str, view: LocalView | None) -> bool:
+    """Whether the node was routed to for any service; one that was sick at all leaves no gap."""
+    seen = [node for node in view.nodes if node.id == node_id] if view is not None else []
+    return any(len(node.apart) < len(node.services) for node in seen)
 
 
 def _timeless(table: NodeTable) -> NodeTable:

@@ -73,7 +73,7 @@ MUTANTS = (
     Mutant(
         "an early FIN is forgotten",
         "flow.h",
-        "\tmine->flags |= FLOW_WATCHED;\n\ttheirs->flags |= FLOW_WATCHED;\n",
+        "\tmine->flags |= FLOW_EARLY_FIN;\n\ttheirs->flags |= FLOW_WATCHED;\n",
         "\ttheirs->flags &= ~FLOW_WATCHED;\n",
     ),
     Mutant(
