@@ -64,7 +64,7 @@ FAR_AWAY = 1 << 21
 _BEGINNING_S = 10_000.0
 _NOTICED_S = 1.0
 """The table is aged in steps of at least this."""
-_TURNS = 3000
+_TURNS = 20_000
 """Of a network that heals: far more than all it takes."""
 
 
