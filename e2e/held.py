@@ -124,10 +124,15 @@ def hold(
     udp: bool = False,
     every_ms: float = 0,
     source_port: int = 0,
+    spare: int = 0,
 ) -> Iterator[Held]:
-    """Flows from the client to the VIP, by default to the lab's echo or udp service."""
+    """Flows from the client to the VIP, by default to the lab's echo or udp service.
+
+    `spare`: so many connections may find no place; others are opened instead.
+    """
     port = port or (UDP_PORT if udp else ECHO_PORT)
     options = {"--count": count, "--every-ms": every_ms, "--source-port": source_port}
+    options["--spare"] = spare
     words = [str(word) for option in options.items() for word in option]
     if udp:
         words.append("--udp")

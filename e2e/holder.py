@@ -78,15 +78,24 @@ class Holder:
 
     # ------------------------------------------------------------------ opening
 
-    def open(self, host: str, port: int, count: int, source_port: int) -> None:
+    def open(self, host: str, port: int, count: int, source_port: int, spare: int) -> None:
         kind = socket.SOCK_DGRAM if self.udp else socket.SOCK_STREAM
-        for number in range(count):
+        tried = 0
+        while len(self.flows) < count:
+            number = len(self.flows)
+            tried += 1
             own = socket.socket(socket.AF_INET, kind)
             own.settimeout(CONNECT_S)
             if source_port:
                 own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 own.bind(("", source_port + number))
-            own.connect((host, port))
+            try:
+                own.connect((host, port))
+            except TimeoutError:
+                own.close()
+                if tried - number > spare:
+                    raise
+                continue
             flow = Flow(number, own)
             if self.udp:
                 flow.send(b"who")
@@ -210,9 +219,11 @@ def main() -> None:
     parser.add_argument("--udp", action="store_true")
     parser.add_argument("--every-ms", type=float, default=0.0)
     parser.add_argument("--source-port", type=int, default=0, help="the first flow's own port")
+    parser.add_argument("--spare", type=int, default=0, help="so many may find no place")
     arguments = parser.parse_args()
     holder = Holder(arguments)
-    holder.open(arguments.host, arguments.port, arguments.count, arguments.source_port)
+    own_port, spare = arguments.source_port, arguments.spare
+    holder.open(arguments.host, arguments.port, arguments.count, own_port, spare)
     holder.run()
 
 

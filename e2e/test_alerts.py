@@ -24,6 +24,8 @@ DATAGRAMS = 5_000
 SMALL_TABLE = {"conntrack_entries": 1024, "half_open_entries": 256}
 MANY_FLOWS = 440
 """More than four fifths of the flows that fit into it."""
+SPARE = 4
+"""So full a table has full buckets, which take no other flow."""
 FAILURES = 4
 LEASE_CHANGES = 5
 STRANGER = """
@@ -232,7 +234,7 @@ def test_the_lease_moves_again_and_again(hosts: LabHosts) -> None:
 
 def test_the_flow_table_fills(hosts: LabHosts) -> None:
     entries = "gale_conntrack_entries{"
-    with hold(hosts, count=MANY_FLOWS):
+    with hold(hosts, count=MANY_FLOWS, spare=SPARE):
         filled = until(
             hosts,
             lambda seen: seen.sum(entries) >= 3 * MANY_FLOWS,

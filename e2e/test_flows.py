@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from e2e.connections import SLOW_MS, Outcome, connections
+from e2e.connections import Outcome, connections
 from e2e.held import ECHO_PORT, UDP_PORT, Held, hold
 from e2e.hosts import (
     RIG_LAG_MS,
@@ -62,6 +62,7 @@ RATES = (2500, 1500, 700)
 MANY_CONNECTIONS = 30_000
 """More than a client has ports."""
 BEAT_MS = 500
+SYN_RETRANSMISSION_MS = 900
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +108,11 @@ def flow_of(hosts: Hosts, lb: str, held: Held, number: int = 0) -> dict[str, Any
 
 
 def none_failed_none_slow(seen: Outcome) -> None:
-    """What the client was late itself is not the service's doing."""
+    """Whoever meets a node's TIME_WAIT, or lost a packet, waits for a second and more; what a busy
+    machine makes slow beside that is not the service's doing.
+    """
     assert seen.failed == 0, seen.text
-    assert seen.slowest_ms <= SLOW_MS + seen.lag_ms.largest, seen.text
+    assert seen.slowest_ms <= SYN_RETRANSMISSION_MS + seen.lag_ms.largest, seen.text
 
 
 def rate_of_the_rig(hosts: Hosts) -> float:

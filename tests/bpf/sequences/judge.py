@@ -148,6 +148,13 @@ class Track:
     """Of two SYNs on a living flow the node has answered one, or answered one anew that it had
     answered before. A load balancer may have remembered the other, or nothing, and go on with the
     numbers of the connection before."""
+    reached: list[int | None] = field(default_factory=lambda: [None, None])
+    """By side: the highest number at which a segment of this connection has begun."""
+    misled: set[int] = field(default_factory=set)
+    """Sides of which somebody has acknowledged, in the other's name, what they have never sent."""
+    lingers: bool = False
+    """A FIN of such a side was overtaken by what it sent after it. Where a load balancer cannot tell
+    whether that FIN is an old one, the flow may live as long as any that is closing."""
     has_lapsed: bool = False
     """It could have been forgotten since it was opened."""
     gave_way: bool = False
@@ -170,8 +177,10 @@ class Track:
         self.serial = serial
         self.keep(Phase.OPENING, now)
         self.syn_ack = 0
-        self.acked, self.fin = [None, None], [None, None]
+        self.acked, self.fin, self.reached = [None, None], [None, None], [None, None]
         self.doubted.clear()
+        self.misled.clear()
+        self.lingers = False
 
 
 class Hosts(Protocol):
@@ -366,6 +375,8 @@ class Judge:
                 track.gone = Phase.ESTABLISHED
             if packet.serial == track.serial:
                 self._note_genuine(packet, track, now)
+            elif packet.serial == FORGED:
+                self._note_forged(packet, track)
         track.last = now
 
     def _note_syn(self, packet: Packet, track: Track, now: float) -> None:
@@ -423,13 +434,24 @@ class Judge:
         acked = track.acked[side]
         if acked is None or ahead(segment.ack, acked) > 0:
             track.acked[side] = segment.ack
+        reached = track.reached[side]
         if segment.flags & FIN:
+            overtaken = reached is not None and ahead(reached, segment.end) >= 0
+            track.lingers |= side in track.misled and overtaken
             track.fin[side] = segment.end
             if track.kept is Phase.ESTABLISHED:
                 track.keep(Phase.CLOSING, now)
+        if reached is None or ahead(segment.seq, reached) > 0:
+            track.reached[side] = segment.seq
         self._refresh(packet, track, now)
         self._close(track, other, now)
         self._close(track, side, now)
+
+    def _note_forged(self, packet: Packet, track: Track) -> None:
+        node = self._hosts.node_end(track.place) if track.place else None
+        other = node if packet.side == CLIENT else self._hosts.client_end(packet.client)
+        if other is not None and ahead(packet.segment.ack, other.nxt) > 0:
+            track.misled.add(1 - packet.side)
 
     def _may_complete(self, packet: Packet, track: Track) -> bool:
         """Whether a load balancer that has forgotten nothing takes it for that acknowledgement."""
@@ -454,7 +476,7 @@ class Judge:
             track.gone = Phase.CLOSING
         if self._is_finished(track, 1 - side):
             track.keep(Phase.TIME_WAIT, now)
-            if track.gone is Phase.CLOSING:
+            if track.gone is Phase.CLOSING and not track.lingers:
                 track.gone = Phase.TIME_WAIT
 
     def _is_finished(self, track: Track, side: int) -> bool:
