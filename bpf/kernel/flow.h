@@ -144,17 +144,28 @@ static __always_inline void record_fin(struct flow *mine, struct flow *theirs, _
 	mine->end = end;
 }
 
-/* What `theirs` has sent and `mine` acknowledges now. A FIN that came early is known by the number
- * after it. More than that was never sent: then the acknowledgement was forged.
+/* What `mine` had acknowledged may have been forged, by more than `theirs` has sent. An ordinary
+ * packet is not looked at so closely (is_ordinary); here it is taken back.
  */
-static __always_inline void settle_acknowledged(struct flow *mine, struct flow *theirs)
+static __always_inline void correct_acknowledged(struct flow *mine, const struct flow *theirs)
+{
+	if (is_after(mine->acked, theirs->end))
+		mine->acked = theirs->end;
+}
+
+/* What `theirs` has sent and this packet acknowledges; `before`: what was acknowledged before it. A
+ * FIN that came early is known by the number after it. More than that was never sent: then the
+ * acknowledgement is forged.
+ */
+static __always_inline void settle_acknowledged(struct flow *mine, struct flow *theirs,
+						__u32 before)
 {
 	if (likely(!is_after(mine->acked, theirs->end)))
 		return;
 	if (mine->acked == theirs->end + 1 && (mine->flags & FLOW_WATCHED))
 		record_fin(theirs, mine, mine->acked);
 	else
-		mine->acked = theirs->end;
+		mine->acked = before;
 }
 
 /* FIN of the sender of this packet, if its receiver takes it. `sent`: how far the sender had sent
@@ -257,22 +268,20 @@ static __always_inline __u8 take_over(const struct packet *packet, struct flow *
 static __always_inline __u8 follow_living(const struct packet *packet, struct flow *mine,
 					  struct flow *theirs, __u8 state)
 {
-	__u32 sent = mine->end;
+	__u32 sent = mine->end, acked;
 
 	if (unlikely((mine->flags | theirs->flags) & FLOW_REPLICA))
 		return take_over(packet, mine, theirs, state);
-	if (packet->tcp_flags & TCP_FLAG_RST) {
-		settle_acknowledged(theirs, mine);
+	correct_acknowledged(mine, theirs);
+	correct_acknowledged(theirs, mine);
+	if (packet->tcp_flags & TCP_FLAG_RST)
 		return state_after_reset(packet, mine, theirs, state);
-	}
-	/* First, so that a forged acknowledgement does not keep genuine ones from being learned. */
-	settle_acknowledged(mine, theirs);
+	acked = mine->acked;
 	if ((packet->tcp_flags & TCP_FLAG_SYN) || !learn(packet, mine))
 		return state;
 	mine->flags &= ~FLOW_DOUBTED;
 	check_fin(packet, mine, theirs, sent);
-	settle_acknowledged(mine, theirs);
-	settle_acknowledged(theirs, mine);
+	settle_acknowledged(mine, theirs, acked);
 	if (packet->tcp_flags & TCP_FLAG_FIN)
 		note_fin(packet, mine, theirs, sent);
 	if (is_finished(mine, theirs))

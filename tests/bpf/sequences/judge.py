@@ -153,8 +153,8 @@ class Track:
     misled: set[int] = field(default_factory=set)
     """Sides of which somebody has acknowledged, in the other's name, what they have never sent."""
     lingers: bool = False
-    """A FIN of such a side was overtaken by what it sent after it. Where a load balancer cannot tell
-    whether that FIN is an old one, the flow may live as long as any that is closing."""
+    """A FIN of such a side was overtaken by what it sent after it. A load balancer cannot tell
+    whether that FIN is an old one, so the flow may live as long as any that is closing."""
     has_lapsed: bool = False
     """It could have been forgotten since it was opened."""
     gave_way: bool = False
