@@ -57,7 +57,7 @@ TROUBLE: dict[str, dict[str, str]] = {
     "GaleServiceEmpty": {f'gale_ring_slots{{{LB},service="web",node="n"}}': "0"},
     "GaleQuorumLost": {f"gale_quorum_has_majority{{{LB}}}": "0"},
     "GaleLbGone": {f"gale_quorum_members_alive{{{LB}}}": "2"},
-    "GaleNoLeader": {f"gale_quorum_is_leader{{{LB}}}": "0"},
+    "GaleNoLeader": {f"gale_quorum_has_majority{{{LB}}}": "0"},
     "GaleTwoLeaders": {f"gale_quorum_is_leader{{{OTHER}}}": "1"},
     "GaleTableBehind": {f"gale_table_epoch{{{OTHER}}}": "6"},
     "GaleLeaseMoves": {f"gale_lease_changes_total{{{LB}}}": "0+1x480"},
@@ -116,6 +116,15 @@ def test_the_rules_are_rules() -> None:
 
 def test_every_alert_is_provoked_here() -> None:
     assert set(TROUBLE) == set(alerts())
+
+
+def test_a_leader_whose_metrics_cannot_be_had_still_leads(tmp_path: Path) -> None:
+    silent = {f"gale_quorum_is_leader{{{LB}}}": "0x0 stale"}
+    firing = 'count(ALERTS{alertname="GaleNoLeader",alertstate="firing"})'
+    file = tmp_path / "test.yml"
+    tests = [scene(WELL | silent, firing, [])]
+    file.write_text(json.dumps({"rule_files": [str(RULES)], "tests": tests}))
+    promtool("test", "rules", file)
 
 
 def scene(samples: dict[str, str], expression: str, expected: list[int]) -> dict[str, Any]:
