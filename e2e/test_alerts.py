@@ -57,8 +57,14 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHosts]:
 def well(hosts: LabHosts) -> None:
     """Whatever the test before has done is mended."""
     the_holder(hosts)
-    up = dict.fromkeys(hosts.nodes, "up")
-    wait_for(lambda: all(node_states(hosts, lb) == up for lb in hosts.lbs), "all to be up", 60)
+    wait_for(lambda: all(all_is_up(hosts, lb) for lb in hosts.lbs), "all to be up", 60)
+
+
+def all_is_up(hosts: LabHosts, lb: str) -> bool:
+    """Every node, and every service of it by itself."""
+    nodes = hosts.api(lb, "/v1/nodes")["nodes"]
+    states = {one["state"] for node in nodes for one in (node, *node["services"])}
+    return states == {"up"} and len(nodes) == len(hosts.nodes)
 
 
 def until(hosts: LabHosts, is_so: Callable[[Scraped], bool], what: str) -> Scraped:
