@@ -80,12 +80,14 @@ class Phase(IntEnum):
 KEPT_S = {
     Phase.NONE: 0.0,
     Phase.OPENING: 2.0,
-    Phase.ESTABLISHED: 7440 - 12.0,
+    Phase.ESTABLISHED: 7440 - 36.0,
     Phase.CLOSING: 240 - 12.0,
     Phase.TIME_WAIT: 60 - 2.0,
     Phase.RESET: 10 - 2.0,
 }
-"""Less than the timeouts, since a flow need not write down the time of its every packet."""
+"""Less than the timeouts, since a flow need not write down the time of its every packet; and of an
+established one each direction keeps itself, so the time may be that of the last packet before half
+a minute in which one side has heard the other and said nothing."""
 GONE_S = {
     Phase.NONE: 0.0,
     Phase.OPENING: 240 + 5.0,
