@@ -144,13 +144,16 @@ static __always_inline void record_fin(struct flow *mine, struct flow *theirs, _
 	mine->end = end;
 }
 
-/* What `mine` had acknowledged may have been forged, by more than `theirs` has sent. An ordinary
- * packet is not looked at so closely (is_ordinary); here it is taken back.
+/* What is known of `mine` may have been forged: an ordinary packet is not looked at beside what
+ * `theirs` has said (is_ordinary). Here it is: nobody sends more than the other takes (but for
+ * a FIN, or the probe of a closed window), or acknowledges more than the other has sent.
  */
-static __always_inline void correct_acknowledged(struct flow *mine, const struct flow *theirs)
+static __always_inline void correct_numbers(struct flow *mine, struct flow *theirs)
 {
-	if (is_after(mine->acked, theirs->end))
-		mine->acked = theirs->end;
+	if (unlikely(is_after(mine->end, theirs->edge + 1)))
+		mine->end = theirs->edge;
+	if (unlikely(is_after(theirs->acked, mine->end)))
+		theirs->acked = mine->end;
 }
 
 /* What `theirs` has sent and this packet acknowledges; `before`: what was acknowledged before it. A
@@ -268,12 +271,13 @@ static __always_inline __u8 take_over(const struct packet *packet, struct flow *
 static __always_inline __u8 follow_living(const struct packet *packet, struct flow *mine,
 					  struct flow *theirs, __u8 state)
 {
-	__u32 sent = mine->end, acked;
+	__u32 sent, acked;
 
 	if (unlikely((mine->flags | theirs->flags) & FLOW_REPLICA))
 		return take_over(packet, mine, theirs, state);
-	correct_acknowledged(mine, theirs);
-	correct_acknowledged(theirs, mine);
+	correct_numbers(mine, theirs);
+	correct_numbers(theirs, mine);
+	sent = mine->end;
 	if (packet->tcp_flags & TCP_FLAG_RST)
 		return state_after_reset(packet, mine, theirs, state);
 	acked = mine->acked;

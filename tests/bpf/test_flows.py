@@ -367,6 +367,20 @@ def test_a_forged_acknowledgement_keeps_no_genuine_number_from_being_learned(
     assert scene.states() == both(CLOSING)
 
 
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+def test_forged_data_keep_no_genuine_segment_from_being_learned(
+    scene: Scene, established: Connection, hook: str
+) -> None:
+    """They end as far ahead as any window reaches, so that what is true seems far behind."""
+    give(established, client("PA", 101 + (1 << 16), 501, bytes(50)), hook)
+    give(established, client("R", 300, 501), hook)
+    assert scene.states() == both(CLOSING), "in doubt"
+    give(established, client("PA", 101, 501, bytes(10)), hook)
+    assert scene.states() == both(ESTABLISHED)
+    give(established, client("FA", 111, 501), hook)
+    assert scene.states() == both(CLOSING)
+
+
 def check_deadlines(
     scene: Scene, state: FlowState, began: int, or_else: Container[int] = ()
 ) -> None:

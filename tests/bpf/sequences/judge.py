@@ -154,9 +154,12 @@ class Track:
     """By side: the highest number at which a segment of this connection has begun."""
     misled: set[int] = field(default_factory=set)
     """Sides of which somebody has acknowledged, in the other's name, what they have never sent."""
+    overstated: set[int] = field(default_factory=set)
+    """Sides in whose name somebody has sent what is beyond all that they have."""
     lingers: bool = False
-    """A FIN of such a side was overtaken by what it sent after it. A load balancer cannot tell
-    whether that FIN is an old one, so the flow may live as long as any that is closing."""
+    """A FIN of a misled side was overtaken by what it sent after it, or that side is overstated as
+    well. A load balancer cannot tell whether such a FIN is an old one, so the flow may live as long
+    as any that is closing."""
     has_lapsed: bool = False
     """It could have been forgotten since it was opened."""
     gave_way: bool = False
@@ -182,6 +185,7 @@ class Track:
         self.acked, self.fin, self.reached = [None, None], [None, None], [None, None]
         self.doubted.clear()
         self.misled.clear()
+        self.overstated.clear()
         self.lingers = False
 
 
@@ -439,7 +443,7 @@ class Judge:
         reached = track.reached[side]
         if segment.flags & FIN:
             overtaken = reached is not None and ahead(reached, segment.end) >= 0
-            track.lingers |= side in track.misled and overtaken
+            track.lingers |= side in track.misled and (overtaken or side in track.overstated)
             track.fin[side] = segment.end
             if track.kept is Phase.ESTABLISHED:
                 track.keep(Phase.CLOSING, now)
@@ -451,9 +455,12 @@ class Judge:
 
     def _note_forged(self, packet: Packet, track: Track) -> None:
         node = self._hosts.node_end(track.place) if track.place else None
-        other = node if packet.side == CLIENT else self._hosts.client_end(packet.client)
+        client = self._hosts.client_end(packet.client)
+        sender, other = (client, node) if packet.side == CLIENT else (node, client)
         if other is not None and ahead(packet.segment.ack, other.nxt) > 0:
             track.misled.add(1 - packet.side)
+        if sender is not None and ahead(packet.segment.end, sender.nxt) > 0:
+            track.overstated.add(packet.side)
 
     def _may_complete(self, packet: Packet, track: Track) -> bool:
         """Whether a load balancer that has forgotten nothing takes it for that acknowledgement."""
@@ -499,6 +506,8 @@ class Judge:
             return
         track.keep(Phase.RESET, min(now, track.kept_until - KEPT_S[Phase.RESET]))
         exact = packet.segment.seq == track.acked[1 - packet.side]
+        # What was sent and what was acknowledged have both been forged: then this may seem too old.
+        exact &= packet.side not in track.misled & track.overstated
         if exact and track.gone in _ALIVE and not track.is_unsure:
             track.gone = Phase.RESET
 
