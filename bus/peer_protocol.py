@@ -101,6 +101,8 @@ class MemberSeen:
     """A digest of the services and VIPs of its file; empty: not known."""
     late: bool = False
     """Whether its verdicts on nodes do not count."""
+    listed: str = ""
+    """A digest of the list of LBs of its file; empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,9 @@ class Beat:
     """Boot and version of the receiver's newest view that arrived."""
     members: tuple[MemberSeen, ...] | None = None
     """None: as it was told last."""
+    why_not_listed: str = ""
+    """Why the members are not those of the list on which all files agree; empty: nothing is against
+    it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +147,8 @@ class Ack:
     """A digest of the services and VIPs of its file."""
     late: bool = False
     """The sender's health process is silent, or was held up a moment ago."""
+    listed: str = ""
+    """A digest of the list of LBs of its file; empty: it decides alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -331,6 +331,8 @@ class NodeTable:
     parts: tuple[Part, ...] = ()
     """The nodes in slow start, and the backups that are not needed, service by service; all others
     have their whole weight."""
+    listed: str = ""
+    """A digest of the list of LBs that all files agreed on last; empty: on none yet."""
 
     def __post_init__(self) -> None:
         check_words(self.hash_seed)
@@ -385,6 +387,8 @@ class QuorumMember:
     """Why this LB does not hear what it says, or how its numbers differ from this LB's."""
     late: bool = False
     """Whether its verdicts on nodes do not count: its health process is silent or was held up."""
+    listed: str = ""
+    """A digest of the list of LBs of its file; empty: it decides alone, or that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,6 +431,11 @@ class QuorumState:
     """Whether this LB's vote counts, as far as it knows."""
     applicants: tuple[Applicant, ...] = ()
     """Who could be added by its name."""
+    listed: str = ""
+    """The digest of the list of LBs that all files agreed on last; empty: on none yet."""
+    why_not_listed: str = ""
+    """Why the members are not those of the list on which all files agree; empty: nothing is against
+    it, or they are, or the files differ."""
 
 
 # --------------------------------------------------------------------------- dataplane

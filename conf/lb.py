@@ -24,7 +24,14 @@ from bus.words import CLOCK_DRIFT_PERCENT, LARGEST_PROMISE_MS
 from conf.lines import Key
 from conf.log import LbLog
 from conf.security import Security
-from conf.table import NEEDS_RESTART, Endpoint, Finding, Table, endpoint_findings
+from conf.table import (
+    NEEDS_RESTART,
+    Endpoint,
+    Finding,
+    NeedsRestart,
+    Table,
+    endpoint_findings,
+)
 from conf.values import (
     AbsolutePath,
     Affinity,
@@ -99,12 +106,19 @@ class NodeHealth(Table):
     probe: Probe = "tcp"
 
 
+def _decides_otherwise(before: tuple[Endpoint, ...], after: tuple[Endpoint, ...]) -> bool:
+    """Whether one list has an LB decide alone and the other does not."""
+    return (len(before) < 2) != (len(after) < 2)
+
+
 class Quorum(Table):
     """`[load_balancer_quorum]`: the LBs that decide together. No addresses: a quorum of one."""
 
     name: Annotated[Name, NEEDS_RESTART] = "gale"
     enforce_single_configuration: Boolean = False
-    addresses: Annotated[tuple[Endpoint, ...], NEEDS_RESTART] = ()
+    addresses: Annotated[
+        tuple[Endpoint, ...], NeedsRestart(_decides_otherwise, "between one LB and several")
+    ] = ()
     heartbeat_ms: Annotated[int, duration(5, LARGEST_PROMISE_MS)] = Field(
         default=25, alias="heartbeat"
     )

@@ -4,7 +4,8 @@ A reload is one answer of all processes: a key that one of them cannot change wh
 changed by none, or half of an LB would go by the old file and half by the new one: nodes that take
 up a VIP which the dataplane does not serve, or that know an LB by a name which its peers do not. So
 each process takes of a new file what `taken` leaves of it, and says which keys wait; after a
-restart of all processes they hold.
+restart of all processes they hold. A key may need one for some of its changes alone
+(`NeedsRestart.between`).
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from conf.lb import LbConfig
 from conf.table import NeedsRestart, Table
 
 
-def _needing_restart() -> tuple[tuple[str, str], ...]:
-    """Table and key of each that is marked so, in the order of the file."""
+def _needing_restart() -> tuple[tuple[str, str, NeedsRestart], ...]:
+    """Table and key of each that is marked so, in the order of the file, with its mark."""
     return tuple(
-        (table, key)
+        (table, key, mark)
         for table, held in LbConfig.model_fields.items()
         if isinstance(held.annotation, type) and issubclass(held.annotation, Table)
         for key, field in held.annotation.model_fields.items()
-        if any(isinstance(mark, NeedsRestart) for mark in field.metadata)
+        for mark in field.metadata
+        if isinstance(mark, NeedsRestart)
     )
 
 
@@ -36,9 +38,9 @@ def taken(started: LbConfig, found: LbConfig) -> tuple[LbConfig, list[str]]:
     """
     waiting: list[str] = []
     tables: dict[str, dict[str, Any]] = {}
-    for table, name in NEEDING_RESTART:
+    for table, name, mark in NEEDING_RESTART:
         before = getattr(getattr(started, table), name)
-        if before != getattr(getattr(found, table), name):
+        if mark.between(before, getattr(getattr(found, table), name)):
             waiting.append(f"{table}.{name}")
             tables.setdefault(table, {})[name] = before
     kept = {

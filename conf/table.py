@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import ne
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,11 +13,17 @@ from conf.lines import Key
 from conf.values import HostAddress, HostName, Name, Port
 
 
+@dataclass(frozen=True, slots=True)
 class NeedsRestart:
     """Marks a key that a running process cannot change: `Annotated[Name, NEEDS_RESTART]`.
 
     Whoever asks which keys these are reads the marks (`conf.reload`).
     """
+
+    between: Callable[[Any, Any], bool] = ne
+    """Whether a restart is needed from this value to that."""
+    when: str = "yes"
+    """The same in words, for the reference."""
 
 
 NEEDS_RESTART = NeedsRestart()

@@ -288,13 +288,13 @@ def _keys() -> str:
         comments = comments_of(file.read_text())
         tables: dict[str, list[tuple[str, ...]]] = {}
         for table, key, field in keys_of(model):
-            restart = any(isinstance(each, NeedsRestart) for each in field.metadata)
+            marks = (each.when for each in field.metadata if isinstance(each, NeedsRestart))
             meaning = comments.get((table, key.split(".")[0]), "")
             meaning = SAID_HERE.get((name, table, key), meaning)
             default = _default(field)
             if table != "[local]":
                 default = FILLED_IN.get(key, default)
-            row = f"`{key}`", default, expected_of(field), "yes" if restart else "", meaning
+            row = f"`{key}`", default, expected_of(field), next(marks, ""), meaning
             tables.setdefault(table, []).append(row)
         head = ("key", "default", "takes", "restart", "meaning")
         parts += [f"### `{table}`\n\n{_table(head, rows)}" for table, rows in tables.items()]

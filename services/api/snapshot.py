@@ -204,6 +204,8 @@ class MemberShape:
     """Why this LB does not hear what it says, or how its numbers differ from this LB's."""
     late: bool = False
     """Whether its verdicts on nodes do not count: its health process is silent or was held up."""
+    listed: bool = False
+    """Whether its file lists other LBs than all files agreed on last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +237,9 @@ class QuorumShape:
     is_member: bool = True
     """Whether this LB's vote counts, as far as it knows."""
     applicants: list[ApplicantShape] = field(default_factory=list)
+    listed: str = ""
+    """Where another list of LBs is staged than all files agreed on last, and why the members are
+    not those of it where all have it; empty: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -511,21 +516,34 @@ def quorum(fold: Fold, now_ms: int) -> QuorumShape | None:
         lease_remaining_ms=max(0, state.lease_remaining_ms - age),
         lease_changes=state.lease_changes,
         vips=list(state.vips),
-        members=[_member(member, state.agreed, age) for member in state.members],
+        members=[_member(member, state, age) for member in state.members],
         waiting_for=state.waiting_for,
         observed_ms=age,
         staged=_staged(state),
         rejected=state.rejected,
         is_member=state.is_member,
         applicants=[ApplicantShape(each.name, each.address) for each in state.applicants],
+        listed=_listed(state),
     )
+
+
+def _listed(state: QuorumState) -> str:
+    """`staged on 3 of 3: lb-0, lb-1, lb-2; waits: lb-0:8081 leads`, or nothing."""
+    known = {each.name or each.address: each.listed for each in state.members if each.listed}
+    said = _staged_on(known, state.listed)
+    return f"{said}; waits: {state.why_not_listed}" if said and state.why_not_listed else said
 
 
 def _staged(state: QuorumState) -> str:
     """`staged on 1 of 3: lb-0`, or nothing."""
-    known = [member for member in state.members if member.staged]
-    waiting = [member.name for member in known if member.staged != state.agreed]
-    if not waiting or not state.agreed:
+    known = {member.name: member.staged for member in state.members if member.staged}
+    return _staged_on(known, state.agreed)
+
+
+def _staged_on(known: dict[str, str], agreed: str) -> str:
+    """`known`: by LB, the digest of what its file says; `agreed`: of what holds."""
+    waiting = [name for name, digest in known.items() if digest != agreed]
+    if not waiting or not agreed:
         return ""
     return f"staged on {len(waiting)} of {len(known)}: {', '.join(waiting)}"
 
@@ -723,7 +741,7 @@ def _service(
     )
 
 
-def _member(member: QuorumMember, agreed: str, age: int) -> MemberShape:
+def _member(member: QuorumMember, state: QuorumState, age: int) -> MemberShape:
     return MemberShape(
         name=member.name,
         address=member.address,
@@ -732,9 +750,10 @@ def _member(member: QuorumMember, agreed: str, age: int) -> MemberShape:
         epoch=member.epoch,
         heard_ms=member.heard_ms + age,
         why_not=list(member.why_not),
-        staged=bool(member.staged and agreed and member.staged != agreed),
+        staged=member.staged not in ("", state.agreed) and bool(state.agreed),
         trouble=member.trouble,
         late=member.late,
+        listed=member.listed not in ("", state.listed) and bool(state.listed),
     )
 
 

@@ -161,6 +161,8 @@ def _quorum_line(quorum: dict[str, Any]) -> Text:
         line.append(f", waits for {quorum['waiting_for']}", "yellow")
     if quorum["staged"]:
         line.append(f", configuration {quorum['staged']}", "yellow")
+    if quorum["listed"]:
+        line.append(f", list of load balancers {quorum['listed']}", "yellow")
     return line
 
 

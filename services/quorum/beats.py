@@ -59,7 +59,7 @@ class Beats:
             table = self._table_for(entry, proposed, now_ms)
             beat = Beat(
                 *(name, election.term, seq, election.timing.promise_ms, committed, proposed),
-                *(table, self._reports.newest(other.name), told),
+                *(table, self._reports.newest(other.name), told, self._roster.listing.why),
             )
             self._outbox.post(entry, beat, election.term_mark)
         return seq

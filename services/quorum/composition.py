@@ -5,7 +5,7 @@ but for the one thing that a leader's table changes everywhere (`accept`). Read 
 of them rests on those above it only:
 
     register, election         what is agreed, and who leads
-    roster                     who agrees
+    listing, roster            who agrees
     reports, staging, desks    what is to be agreed on: views, files, orders and changes
     disk, outbox               what is stored, what waits for that
     grants                     who claims what
@@ -27,6 +27,7 @@ from services.quorum.election import Election
 from services.quorum.following import Following
 from services.quorum.grants import Grants
 from services.quorum.leading import Leading
+from services.quorum.listing import Listing
 from services.quorum.news import News
 from services.quorum.opening import LONGEST_GRACE_MS, Opening
 from services.quorum.ownership import Standing
@@ -52,10 +53,20 @@ class QuorumConfig:
     checks_timeout_ms: int
     others: tuple[str, ...] = ()
     """The other entries of the list: the other members, until a table says who they are."""
+    listed: tuple[str, ...] = ()
+    """All entries of the list, as the file writes them; none: `address` and `others`."""
+    target: tuple[str, ...] = ()
+    """The same LBs by the entries that the table has for them; empty ones have no address yet. None
+    of them: as listed."""
     slot_reuse_ms: int = SLOT_REUSE_MS
     """How long the SNAT slot of an LB that left is given to nobody."""
     witness: bool = False
     """This machine only votes: it leads nobody, holds nothing and has no slots."""
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """All that the file lists."""
+        return self.listed or (self.address, *self.others)
 
     @property
     def settle_ms(self) -> int:
@@ -110,7 +121,9 @@ def compose(
     known = register.stored.table if register.stored is not None else None
     standing, why_not = Standing(not witness, 0), ("it only votes",) if witness else ()
     own = Own(config.name, config.address, witness, why_not, standing)
-    roster = Roster(own, config.others, election, register, now_ms)
+    entries = config.entries
+    listing = Listing(entries, config.target or entries, known, alone=alone)
+    roster = Roster(own, config.others, election, register, listing, now_ms)
     reports = Reports(OwnView(config.name, alone=alone), config.settle_ms)
     staging = Staging(config.table, known, alone=alone, witness=witness)
     outbox = Outbox()

@@ -6,7 +6,7 @@
     roster       who the members are, and what is known of each
     membership   how the members change
     reports      what the LBs see of the nodes
-    staged       what their files say
+    staged       what their files say of services and VIPs; `listing`: of the LBs
     ownership    which LB is to hold which VIP
     leases       who may claim a VIP at this moment; `grants`: what this LB grants and claims
     desks        what operators want: `orders` of nodes, changes of the members
@@ -153,7 +153,9 @@ class Quorum:
             self._leading.propose(now_ms)
 
     def reconfigure(self, config: QuorumConfig, now_ms: int) -> None:
-        """The file was read again. The name and the members stay."""
+        """The file was read again, or more is known of what it lists. The name stays, and whether
+        this LB decides alone.
+        """
         self._own.witness = config.witness
         self._election.configure(config.timing)
         self._reports.settle_ms = config.settle_ms
@@ -162,6 +164,10 @@ class Quorum:
         self._state_version += 1
         if self._staging.stage(config.table, witness=config.witness):
             self._news.staged()
+        if config.others and not self._roster.alone:
+            self._roster.relist(config.others)
+            self._roster.listing.stage(config.entries, config.target or config.entries)
+            self._go_by_members(now_ms)
         self._proposer.stale = True
         self._leading.propose(now_ms)
 
@@ -319,6 +325,11 @@ class Quorum:
         return self._staging.own
 
     @property
+    def is_founded(self) -> bool:
+        """Whether a table says who the members are; until then the list of this start does."""
+        return self._roster.is_founded
+
+    @property
     def entries(self) -> tuple[str, ...]:
         """Whom this LB is to hear and speak to, itself among them; the agreed ones come first."""
         return tuple(dict.fromkeys((*self._roster.entries, *self._leading.parting)))
@@ -414,6 +425,7 @@ class Quorum:
         self._news.committed(before, table, config=config)
         self._desks.committed(table)
         self._roster.committed(before, table, now_ms)
+        self._roster.listing.committed(table)
         self._table_version += 1
         self._state_version += 1
         self._unpublished = True

@@ -1,6 +1,6 @@
 """What this LB does for a leader that it follows: it answers, and sends what its health sees. Pure.
 
-**Each beat is answered**, with what this LB has stored, promised and staged, and whether it may
+**Each beat is answered**, with what this LB has stored, promised, staged and listed, and whether it may
 hold VIPs. An answer that would be another one since the last beat (the disk has stored the table,
 this LB may hold VIPs no more) is given again at once, and need not wait for the next. It rests on
 the hard state of its term, and what it says of the table is what is *stored*. A beat of an earlier
@@ -62,6 +62,7 @@ class Following:
             self._register.learn_committed(beat.committed)
             if beat.members is not None:
                 self._seen.learn(beat.members, now_ms)
+            self._seen.learn_why(beat.why_not_listed)
             self.send_view(beat.view_seen, now_ms)
             self._answered = entry, beat.term, beat.seq
         self._answer(entry, beat.seq, now_ms)
@@ -95,5 +96,6 @@ class Following:
             own.witness,
             self._staging.own,
             self._reports.own.is_late(now_ms),
+            self._roster.listing.own,
         )
         self._outbox.post(leader, ack, self._election.term_mark)

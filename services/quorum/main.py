@@ -38,7 +38,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -133,6 +133,10 @@ class QuorumProcess:
         now_ms = monotonic_ms()
         self._listed, self._own = _listed(config), ""
         """The members by their entries in the file, and which one this LB is."""
+        self._meant: dict[str, str] = {}
+        """By those entries, the ones that the agreed table has for the same LBs."""
+        self._relisted = False
+        """Whether the list has changed under a core that goes by the one of its start."""
         self._core = self._new_core(now_ms)
         self._view: Envelope | None = None
         self._unwritten: Persist | None = None
@@ -259,8 +263,7 @@ class QuorumProcess:
 
     def _new_core(self, now_ms: int, own: str = "") -> Quorum:
         """`own` is this LB's entry. Empty in a cluster: not known yet, and it speaks to nobody."""
-        others = self._others(own)
-        config = core_config(self._config, own, others)
+        config = core_config(self._config, own, self._others(own), self._meant)
         draw = random.SystemRandom().random
         stored = self._stored
         return Quorum(config, stored, self._seed, now_ms, boot=self._boot, draw=draw)
@@ -273,7 +276,10 @@ class QuorumProcess:
 
     def _others(self, own: str) -> tuple[str, ...]:
         """The file's other entries; those that are this machine are not, however it writes them."""
-        mine = self._peers.aliases | {own} if own else {own}
+        if not own:
+            return tuple(sorted(self._listed))
+        mine = self._peers.aliases | {own}
+        mine |= {entry for entry, meant in self._meant.items() if meant in mine}
         return tuple(sorted(self._listed.keys() - mine))
 
     def _expect_members(self) -> None:
@@ -289,16 +295,21 @@ class QuorumProcess:
         for entry in filter(None, entries):
             port = int(entry.rpartition(":")[2])
             places[entry] = self._listed.get(entry) or (host_of(entry), port)
-        self._peers.expect(places, {entry: names.get(entry, host_of(entry)) for entry in places})
+        names = {entry: names.get(entry, host_of(entry)) for entry in places}
+        self._peers.expect(places, names, self._listed)
 
     def _settle(self, now_ms: int) -> None:
         if not self._listed:
             return
         self._peers.settle(now_ms)
-        if self._peers.own != self._own and self._unwritten is None:
-            self._own = self._peers.own
+        is_new = self._peers.own != self._own or (self._relisted and not self._core.is_founded)
+        if is_new and self._unwritten is None:
+            self._own, self._meant, self._relisted = self._peers.own, self._peers.meant, False
             self._core = self._new_core(now_ms, self._own)
             self._report(now_ms)
+        elif self._peers.meant != self._meant:
+            self._meant = self._peers.meant
+            self._reconfigure(now_ms)
 
     def _hear(self, now_ms: int) -> None:
         heard, drained = self._peers.receive(now_ms)
@@ -588,10 +599,23 @@ class QuorumProcess:
         if config is not None:
             self._config = config
             self._judge_by(config)
-            new = core_config(config, self._own, self._others(self._own))
-            self._core.reconfigure(new, monotonic_ms())
+            self._relist(config)
+            self._reconfigure(monotonic_ms())
             self._claims.configure(core_config(config).table, monotonic_ms())
         return answer
+
+    def _relist(self, config: LbConfig) -> None:
+        """The file may list other LBs than before; who decides alone does so until a restart."""
+        listed = _listed(config)
+        if not self._listed or listed == self._listed:
+            return
+        self._listed, self._meant, self._entries = listed, {}, ()
+        self._relisted = True
+        self._expect_members()
+
+    def _reconfigure(self, now_ms: int) -> None:
+        others = self._others(self._own)
+        self._core.reconfigure(core_config(self._config, self._own, others, self._meant), now_ms)
 
 
 def _load(storage: Storage) -> tuple[HardState, str]:
@@ -616,8 +640,18 @@ def _load(storage: Storage) -> tuple[HardState, str]:
         return stored, adopted
 
 
-def core_config(config: LbConfig, own: str = "", others: tuple[str, ...] = ()) -> QuorumConfig:
-    """The file as the core reads it; `own` and `others` are entries of its list of LBs."""
+def core_config(
+    config: LbConfig,
+    own: str = "",
+    others: tuple[str, ...] = (),
+    meant: Mapping[str, str] | None = None,
+) -> QuorumConfig:
+    """The file as the core reads it; `own` and `others` are entries of its list of LBs.
+
+    `meant`: by those entries, what the agreed table has for the same LBs.
+    """
+    listed = tuple(sorted(_listed(config)))
+    target = tuple((meant or {}).get(entry, "") for entry in listed)
     vips = tuple(FloatingVip(vip.address, vip.snat_addresses) for vip in config.virtual_ips)
     services = tuple(
         table_service(service, config.node_health.min_healthy) for service in config.services
@@ -633,6 +667,8 @@ def core_config(config: LbConfig, own: str = "", others: tuple[str, ...] = ()) -
         others=others,
         slot_reuse_ms=max(SLOT_REUSE_MS, flows.udp_one_sided_ms, *idle_ms),
         witness=config.quorum.witness,
+        listed=listed,
+        target=target,
     )
 
 

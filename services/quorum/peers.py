@@ -80,6 +80,10 @@ class Peers:
         self._resolver = Resolver(wake, source, f"{name}.local")
         self._listed: dict[str, tuple[str, int]] = {}
         """By entry: host and port."""
+        self._file: dict[str, tuple[str, int]] = {}
+        self.meant: dict[str, str] = {}
+        """By entry of the file, the one among the members for the same machine, itself if there is
+        none, or empty as long as its address is not known."""
         self._bound: str | None = None
         self._number = 0
         self._links: dict[str, _Link] = {}
@@ -103,18 +107,24 @@ class Peers:
     # ------------------------------------------------------------------ who, and where
 
     def expect(
-        self, listed: dict[str, tuple[str, int]], key_names: dict[str, str] | None = None
+        self,
+        listed: dict[str, tuple[str, int]],
+        key_names: dict[str, str] | None = None,
+        file: dict[str, tuple[str, int]] | None = None,
     ) -> None:
         """From now on these are the members, this LB among them.
 
-        `key_names`: by entry, the name that its keys stand under.
+        `key_names`: by entry, the name that its keys stand under. `file`: whom the file lists, to
+        be known by their addresses (`meant`) and not to be spoken to.
         """
         self._key_names = key_names or {}
-        if listed != self._listed:
-            self._listed = dict(listed)
+        file = file or {}
+        if (listed, file) != (self._listed, self._file):
+            self._listed, self._file = dict(listed), dict(file)
             if not listed:
                 self._hear_nobody()
-            self._resolver.want(tuple(host for host, _ in listed.values()))
+            hosts = dict.fromkeys(host for host, _ in (*listed.values(), *file.values()))
+            self._resolver.want(tuple(hosts))
             self._settle_ms = 0
 
     def _hear_nobody(self) -> None:
@@ -134,6 +144,7 @@ class Peers:
             entry: self._resolver.address(host) for entry, (host, _) in self._listed.items()
         }
         places = self._distinct(resolved)
+        self.meant = self._find_meant(places)
         own = self._find_own(places)
         if own is None:
             self._ask_again(now_ms)
@@ -170,6 +181,19 @@ class Peers:
                 first.setdefault((place, self._listed[entry][1]), entry)
         kept = set(first.values())
         return {entry: place for entry, place in resolved.items() if place is None or entry in kept}
+
+    def _find_meant(self, places: dict[str, str | None]) -> dict[str, str]:
+        known = {
+            (place, self._listed[entry][1]): entry
+            for entry, place in places.items()
+            if place is not None
+        }
+        meant: dict[str, str] = {}
+        for entry, (host, port) in self._file.items():
+            place = self._resolver.address(host)
+            same = entry if entry in places else known.get((place or "", port), entry)
+            meant[entry] = same if place is not None or entry in places else ""
+        return meant
 
     def _has_keys(self, known: KeyDirectory) -> bool:
         """Go by the keys as they are now; False: this LB has none of its own."""

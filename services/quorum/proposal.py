@@ -117,6 +117,7 @@ class Proposer:
         config = self._next_config(base, now_ms)
         silent, late = self._roster.silent(now_ms), self._late(now_ms)
         reports = self._reports.counting(silent, late, now_ms)
+        voters, listed = self._roster.next_members(base, self._desks.changes, now_ms)
         return merge(
             base,
             reports,
@@ -127,14 +128,15 @@ class Proposer:
             released=self._released(base, now_ms),
             renew=not self._roster.alone,
             orders=self._desks.orders.next_orders(base, self._known_nodes(base)),
-            voters=self._roster.next_members(base, self._desks.changes, now_ms),
+            voters=voters,
+            listed=listed,
             step=step,
             held_back=lambda nodes: self._opening.held_back(base.nodes, nodes, reports, now_ms),
         )
 
     def _begin(self, term: int) -> NodeTable:
         """What the first table of a cluster is made of."""
-        return replace(self._first, term=term, epoch=0, members=())
+        return replace(self._first, term=term, epoch=0, members=(), listed="")
 
     # ------------------------------------------------------------------ what it is made of
 
@@ -144,7 +146,8 @@ class Proposer:
         alive = tuple(roster.is_alive(entry, now_ms) for entry in roster.others)
         free = tuple(self._grants.is_free(vip.address, now_ms) for vip in base.vip_owners)
         self._over = frozenset(order.id for order in base.orders if is_over(order))
-        changing = bool(changes.waiting.unwritten) and roster.may_change(now_ms)
+        wanted = bool(changes.waiting.unwritten) or roster.listing.differs(base)
+        changing = wanted and roster.may_change(now_ms)
         silent, late = roster.silent(now_ms), self._late(now_ms)
         released, opens = self._released(base, now_ms), self._opening.over(now_ms)
         return (alive, silent, late, free, released, opens, self._over, changing)

@@ -14,7 +14,7 @@ hold no VIP, and their files are not waited for. **Silent** is, for anybody, who
 for `SILENT_REPORT_MS`: what it reported of the nodes counts no more. **Forwarding** is whoever is
 not known to be a witness: a witness only votes, and has neither slots nor files that matter.
 
-How the members change is in `membership`; here is when that may happen: once all is over that was
+How the members change is in `membership`, and by the lists of the files in `listing`; here is when that may happen: once all is over that was
 promised before this LB led by the members as they are.
 """
 
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from bus.peer_protocol import NO_VERSION, Ack, Version
 from bus.states import Member, NodeTable
 from services.quorum.election import Election
+from services.quorum.listing import Listing
 from services.quorum.membership import Changes, Circumstances, named
 from services.quorum.ownership import Standing
 from services.quorum.register import Register
@@ -60,6 +61,7 @@ class Other:
     standing: Standing = UNKNOWN
     why_not: tuple[str, ...] = ()
     staged: str = ""
+    listed: str = ""
     late: bool = False
     witness: bool | None = None
     """Whether it only votes; None: it has not answered this LB yet."""
@@ -81,10 +83,12 @@ class Roster:
         listed: tuple[str, ...],
         election: Election,
         register: Register,
+        listing: Listing,
         now_ms: int,
     ) -> None:
         """`listed`: the other entries of the file; none: a quorum of one."""
-        self.own, self._listed = own, listed
+        self.own, self.listing = own, listing
+        self._founders = self._listed = listed
         self._election, self._register = election, register
         self.others: dict[str, Other] = {}
         """By entry; for an LB that is no member also those that it might join."""
@@ -96,13 +100,19 @@ class Roster:
     @property
     def alone(self) -> bool:
         """Whether this is a quorum of one: its file lists no others."""
-        return not self._listed
+        return not self._founders
+
+    @property
+    def is_founded(self) -> bool:
+        """Whether a table says who the members are, and not the file that this LB started with."""
+        accepted = self._register.accepted
+        return self.alone or (accepted is not None and bool(accepted.table.members))
 
     @property
     def in_force(self) -> tuple[str, ...]:
         accepted = self._register.accepted
         table = accepted.table if accepted is not None else None
-        return in_force(self.own.address, self._listed, table)
+        return in_force(self.own.address, self._founders, table)
 
     @property
     def is_member(self) -> bool:
@@ -123,6 +133,14 @@ class Roster:
         if name is None:
             return None
         return next((entry for entry, other in self.others.items() if other.name == name), None)
+
+    def relist(self, listed: tuple[str, ...]) -> None:
+        """The file lists these others now: whom this LB hears while it is no member.
+
+        Who the members are until a table says so stays as it was at the start: nobody may change
+        that under promises which are counted by it.
+        """
+        self._listed = listed
 
     def go_by_newest(self, now_ms: int) -> dict[str, str]:
         """The accepted table may say that others agree than before; who is heard no more: entry to
@@ -153,11 +171,12 @@ class Roster:
     def answered(self, entry: str, ack: Ack) -> bool:
         """To a beat of this LB; whether that may change the next table."""
         other = self.others[entry]
-        was = other.witness, other.staged, other.late, other.standing
+        was = other.witness, other.staged, other.listed, other.late, other.standing
         other.term, other.accepted, other.why_not = ack.term, ack.accepted, ack.why
-        other.witness, other.staged, other.late = ack.witness, ack.staged, ack.late
+        other.witness, other.late = ack.witness, ack.late
+        other.staged, other.listed = ack.staged, ack.listed
         other.standing = Standing(not ack.why, ack.fitness)
-        return was != (other.witness, other.staged, other.late, other.standing)
+        return was != (other.witness, other.staged, other.listed, other.late, other.standing)
 
     def is_alive(self, entry: str, now_ms: int) -> bool:
         """Whether the leader has heard the member answer within a promise."""
@@ -213,16 +232,24 @@ class Roster:
         longest_ms = max(election.promise_ms, election.timing.promise_ms)
         return election.has_lease(now_ms) and now_ms >= self._since_ms + longest_ms
 
-    def next_members(self, base: NodeTable, changes: Changes, now_ms: int) -> tuple[Member, ...]:
-        """For the leader: those of the table after `base`."""
+    def next_members(
+        self, base: NodeTable, changes: Changes, now_ms: int
+    ) -> tuple[tuple[Member, ...], str]:
+        """For the leader: those of the table after `base`, and the digest of the list on which all
+        files agree.
+        """
         if self.alone:
-            return ()
+            return (), ""
         members = base.members or tuple(Member(each) for each in sorted(self.in_force))
         names = {entry: other.name for entry, other in self.others.items()}
         members = named(members, {**names, self.own.address: self.own.name})
         if not base.epoch or base.term != self._election.term or not self._register.is_settled():
-            return members
+            return members, base.listed
         own = self.own.address
         answering = {each for each in self.others if self.is_alive(each, now_ms)} | {own}
         how = Circumstances(own, frozenset(answering), self.may_change(now_ms))
-        return changes.next_members(members, base.epoch, how)
+        after = changes.next_members(members, base.epoch, how)
+        if after != members or changes.waiting.unwritten:
+            return after, base.listed
+        lists = [other.listed for each, other in self.voters() if each in answering]
+        return self.listing.next_members(members, base.listed, lists, how)

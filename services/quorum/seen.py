@@ -46,6 +46,8 @@ class Seen:
         self._by_leader: dict[str, MemberSeen] = {}
         """By entry, how the leader has said that it sees the members, and when it said so."""
         self._by_leader_ms = now_ms
+        self._why_by_leader = ""
+        """Why the members are not those that all files list."""
         self._told: tuple[MemberSeen, ...] = ()
         self._told_ms = now_ms
 
@@ -56,12 +58,16 @@ class Seen:
         self._by_leader = {each.address: each for each in members}
         self._by_leader_ms = now_ms
 
+    def learn_why(self, why_not_listed: str) -> None:
+        """The leader says why the members are not those that all files list."""
+        self._why_by_leader = why_not_listed
+
     def to_tell(self, now_ms: int) -> tuple[MemberSeen, ...] | None:
         """For a leader: how it sees all of them, if that has changed, or was told long ago."""
         seen = tuple(
             MemberSeen(
                 *(each.name, each.address, each.alive, each.term, each.epoch, each.why_not),
-                *(each.staged, each.late),
+                *(each.staged, each.late, each.listed),
             )
             for each in self.members(now_ms)
             if each.name
@@ -93,7 +99,14 @@ class Seen:
             waiting_for=stalled or self._waiting_for(leader),
             agreed=self._staging.agreed,
             is_member=self._roster.is_member,
+            listed=self._roster.listing.agreed,
+            why_not_listed=self._why_not_listed(),
         )
+
+    def _why_not_listed(self) -> str:
+        if self._election.role is Role.LEADER:
+            return self._roster.listing.why
+        return self._why_by_leader if self._election.leader is not None else ""
 
     def _waiting_for(self, leader: str | None) -> str:
         if not self._roster.is_member:
@@ -109,7 +122,8 @@ class Seen:
         term, staged = self._election.term, self._staging.own
         seen = (own.name, own.address, True, term, epoch, 0, own.why_not, staged)
         others = (self._other(*each, now_ms) for each in sorted(self._roster.others.items()))
-        return (QuorumMember(*seen, late=self._reports.own.is_late(now_ms)), *others)
+        late, listed = self._reports.own.is_late(now_ms), self._roster.listing.own
+        return (QuorumMember(*seen, late=late, listed=listed), *others)
 
     def names(self) -> dict[str, str]:
         """Of the members, by entry; empty where nobody has said it."""
@@ -139,12 +153,14 @@ class Seen:
         heard_ms = now_ms - other.heard_ms if other.heard_ms is not None else 0
         alive = other.heard_ms is not None and heard_ms < SILENT_REPORT_MS
         name, term, epoch, why_not = other.name, other.term, other.accepted.epoch, other.why_not
-        staged, late = other.staged, other.late
+        staged, late, listed = other.staged, other.late, other.listed
         if (told := self._leaders_word(entry)) is not None:
             term, epoch, why_not, staged = told.term, told.epoch, told.why, told.staged
-            name, alive, late = told.name, told.alive, told.late
+            name, alive, late, listed = told.name, told.alive, told.late, told.listed
             heard_ms = min(heard_ms, now_ms - self._by_leader_ms)
         silent_ms = heard_ms if alive else 0
         return QuorumMember(
-            *(name, entry, alive, term, epoch, silent_ms, why_not, staged), late=late
+            *(name, entry, alive, term, epoch, silent_ms, why_not, staged),
+            late=late,
+            listed=listed,
         )

@@ -150,6 +150,7 @@ def merge(
     renew: bool = False,
     orders: tuple[Order, ...] | None = None,
     voters: tuple[Member, ...] | None = None,
+    listed: str | None = None,
     step: bool = False,
     held_back: Callable[[tuple[TableNode, ...]], frozenset[str]] = lambda _: frozenset(),
 ) -> NodeTable:
@@ -157,9 +158,10 @@ def merge(
 
     `members` are the LBs that have slots, `owners` who is to hold each VIP (None: the members, in
     turn); `released` those whose slots may be reused. `renew`: another term makes another table.
-    `orders`: what operators want from now on; `voters`: who agrees. None: as before. `step`: it is
-    time for the nodes in slow start to be given more. `held_back`: of the nodes as the LBs see
-    them, which are not to be listed yet, by their ids.
+    `orders`: what operators want from now on; `voters`: who agrees; `listed`: the digest of the
+    list of LBs that all files agree on. None: as before. `step`: it is time for the nodes in slow
+    start to be given more. `held_back`: of the nodes as the LBs see them, which are not to be
+    listed yet, by their ids.
     """
     present = sorted(set(members))
     if owners is None:
@@ -183,6 +185,7 @@ def merge(
         vip_owners=_vip_owners(config.vips, owners),
         snat_slices=_assign_slices(previous.snat_slices, _shared(config), present, released),
         members=previous.members if voters is None else voters,
+        listed=previous.listed if listed is None else listed,
     )
     same_term = previous.term == term or not renew
     if same_content(previous, merged) and previous.epoch > 0 and same_term:
@@ -472,6 +475,8 @@ def changes(before: NodeTable | None, after: NodeTable) -> tuple[str, ...]:
     lines += _set_changes(
         "member", {m.address: m for m in old.members}, {m.address: m for m in after.members}
     )
+    if old.listed != after.listed:
+        lines.append("all files list the same load balancers")
     if old.snat_slices != after.snat_slices:
         lines.append(f"snat slices {len(old.snat_slices)} -> {len(after.snat_slices)}")
     return tuple(lines)

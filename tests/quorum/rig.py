@@ -9,6 +9,7 @@ from bus.states import Member, NodeTable
 from bus.words import Role
 from services.quorum.durable import Outbox
 from services.quorum.election import Election
+from services.quorum.listing import Listing
 from services.quorum.ownership import Standing
 from services.quorum.register import Dated, Register
 from services.quorum.roster import Own, Roster
@@ -62,6 +63,8 @@ def rig(*others: str, table: NodeTable | None = None) -> Rig:
     election = Election("lb-0", others, Timing(), register, "b", lambda: 0.5, 0)
     election.restore(1, "lb-0", 125, 0, blank=False)
     own = Own("lb-0", "lb-0", False, (), Standing(eligible=True, fitness=9))
-    roster = Roster(own, others, election, register, 0)
+    entries = ("lb-0", *others)
+    listing = Listing(entries, entries, table, alone=not others)
+    roster = Roster(own, others, election, register, listing, 0)
     roster.go_by_newest(0)
     return Rig(register, election, roster, Outbox())

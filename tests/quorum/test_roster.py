@@ -91,7 +91,7 @@ def test_members_change_once_all_promises_of_before_are_over() -> None:
     table = table_of("lb-0", "lb-1", "lb-2")
     made.answer("lb-1", "lb-2", now_ms=100)
     for now_ms, left in ((124, 3), (125, 2)):
-        members = made.roster.next_members(table, changes, now_ms)
+        members, _ = made.roster.next_members(table, changes, now_ms)
         assert len(members) == left
     assert members == (Member("lb-0", "lb-0"), Member("lb-1", "lb-1"))
     made.roster.committed(table, table_of("lb-0", "lb-1", epoch=2), 200)

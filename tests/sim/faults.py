@@ -37,6 +37,8 @@ class Faults:
     reloads: bool = False
     membership: bool = False
     """LBs are added to the cluster and removed from it."""
+    relist: bool = False
+    """Another list of LBs is written into all files, one after the other."""
 
     def words(self) -> str:
         drawn = [name for name in self.__slots__ if getattr(self, name) not in (False, 0.0)]
@@ -69,4 +71,5 @@ def draw(random: Random) -> Faults:
         ineligible=some(),
         reloads=some(),
         membership=some(),
+        relist=some(),
     )

@@ -157,6 +157,24 @@ MUTANTS = (
         "        accepted = self._register.accepted\n        table = accepted.table",
         "        accepted = self._register.committed\n        table = accepted.table",
     ),
+    Mutant(
+        "the leader's file alone says who the members are",
+        "listing.py",
+        " or any(each != self.own for each in others):\n",
+        ":\n",
+    ),
+    Mutant(
+        "a list is noted before the members are those of it",
+        "listing.py",
+        "        return after, self.own if is_done else agreed\n",
+        "        return after, self.own\n",
+    ),
+    Mutant(
+        "the files change all members at once",
+        "listing.py",
+        "                return wish.made(members)\n",
+        "                members = wish.made(members)\n",
+    ),
 )
 
 

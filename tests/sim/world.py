@@ -12,10 +12,12 @@ the same instant comes in the order it was put in, so that a seed is one history
 * nothing committed is lost: of two committed tables the one of the larger version has the larger
   epoch, so that none was made without knowledge of the other;
 * one leader in a term;
+* members change one at a time, and a list that all files agree on later than on the first one is
+  noted in a table whose members are those of it, after the files of most members have said it;
 * nothing is published before it is on the disk of who publishes it.
 
 **Liveness**: some time after everything was healed there is a leader with a lease, all that live
-have its table, and the VIPs are claimed.
+have its table, and the VIPs are claimed; and where all files list the same LBs, that list is noted.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from bus.words import NodeState, Role
 from services.quorum.composition import QuorumConfig
 from services.quorum.core import Quorum
 from services.quorum.durable import BLANK, HardState, Persist
+from services.quorum.listing import digest
 from services.quorum.table import FloatingVip, TableConfig, same_content
 from services.quorum.timing import Timing
 from tests.quorum.views import ECHO, WEB, seen, view
@@ -81,6 +84,10 @@ class Machine:
     """In the kernel: until when, in true time, it answers for which VIP."""
     version: int = 0
     services: bool = False
+    listed: tuple[str, ...] = ()
+    """The LBs that its file lists."""
+    said: set[str] = field(default_factory=set)
+    """The digests of all that it has told others of that."""
 
     @property
     def why_not(self) -> tuple[str, ...]:
@@ -105,8 +112,10 @@ class World:
         self.timing = Timing()
         self.listed = tuple(f"lb-{number}" for number in range(size))
         """Those that are members at first; two more might join them."""
-        there = size + 2 * (faults.membership and size > 1)
+        there = size + 2 * ((faults.membership or faults.relist) and size > 1)
         self.machines = {f"lb-{number}": self._machine(f"lb-{number}") for number in range(there)}
+        self.lists = {digest(self.listed): frozenset(self.listed)}
+        """All that files have ever listed, by their digests."""
         self.committed: dict[tuple[int, int], NodeTable] = {}
         self.leaders: dict[int, str] = {}
         self.steps = 0
@@ -115,7 +124,8 @@ class World:
 
     def _machine(self, name: str) -> Machine:
         drift = self.random.uniform(-self.faults.drift, self.faults.drift)
-        return Machine(name, Clock(self.random.uniform(0, 1e6), 1 + drift))
+        clock = Clock(self.random.uniform(0, 1e6), 1 + drift)
+        return Machine(name, clock, listed=self.listed)
 
     # ------------------------------------------------------------------ time
 
@@ -131,11 +141,14 @@ class World:
     # ------------------------------------------------------------------ machines
 
     def config(self, machine: Machine) -> QuorumConfig:
-        others = tuple(name for name in self.listed if name != machine.name)
+        others = tuple(name for name in machine.listed if name != machine.name)
         services = (WEB, ECHO) if machine.services else (WEB,)
         vips = tuple(FloatingVip(vip) for vip in VIPS)
         table = TableConfig(services, vips)
-        return QuorumConfig(machine.name, machine.name, table, self.timing, 1_000, others)
+        listed = machine.listed if others else ()
+        return QuorumConfig(
+            *(machine.name, machine.name, table, self.timing, 1_000, others), listed=listed
+        )
 
     def start(self, machine: Machine) -> None:
         machine.start += 1
@@ -206,6 +219,7 @@ class World:
                 machine.claims = {
                     vip: machine.clock.true(until_ms) for vip, until_ms in ready.claims.items()
                 }
+            machine.said.add(digest(machine.listed))
             for out in ready.sends:
                 self._send(machine.name, out.to, out.message)
         self._check(machine)
@@ -284,6 +298,23 @@ class World:
         epochs = [epoch for _, epoch in sorted(self.committed)]
         if any(later <= earlier for earlier, later in pairwise(epochs)):
             raise ViolationError(f"a committed table was lost: {sorted(self.committed)[-4:]}")
+        self._check_members(table)
+
+    def _check_members(self, table: NodeTable) -> None:
+        earlier = [each for each in self.committed if each < version(table)]
+        before = self.committed[max(earlier)] if earlier else None
+        if before is None or not before.members:
+            return
+        was, now = ({each.address for each in each.members} for each in (before, table))
+        if before.epoch + 1 == table.epoch and len(was ^ now) > 1:
+            raise ViolationError(f"members change from {sorted(was)} to {sorted(now)} at once")
+        if before.listed in ("", table.listed) or self.faults.membership:
+            return
+        if now != self.lists[table.listed]:
+            raise ViolationError(f"{sorted(now)} are not the list of the files")
+        have = sum(table.listed in self.machines[each].said for each in was)
+        if 2 * have <= len(was):
+            raise ViolationError(f"{have} of {len(was)} have said the list that all are to have")
 
     def _check(self, changed: Machine) -> None:
         self.steps += 1
@@ -311,10 +342,20 @@ class World:
 
     def members(self) -> frozenset[str]:
         """Whose votes count by the newest table that anybody has."""
-        held = [each.disk.table for each in self.machines.values() if each.disk.table is not None]
-        newest = max(held, key=version, default=None)
+        newest = self.newest()
         listed = newest.members if newest is not None else ()
         return frozenset(each.address for each in listed) or frozenset(self.listed)
+
+    def newest(self) -> NodeTable | None:
+        """Of all tables that are on a disk."""
+        held = [each.disk.table for each in self.machines.values() if each.disk.table is not None]
+        return max(held, key=version, default=None)
+
+    def goes_by_files(self) -> bool:
+        """Whether the list is noted that all files say, if they say the same."""
+        lists = {each.listed for each in self.machines.values()}
+        newest = self.newest()
+        return len(lists) > 1 or (newest is not None and newest.listed == digest(lists.pop()))
 
     def is_well(self) -> bool:
         """One has a lease, all that run have its table, and every VIP is claimed."""

@@ -51,7 +51,7 @@ function showLb(card, member, status) {
   say(state, member.alive ? (isLeader ? "leader" : "follower") : "not heard");
   const why = member.why_not ?? [];
   const eligible = !member.alive ? "" : why.length ? ` · may hold no VIP: ${why.join(", ")}` : " · eligible";
-  const trouble = [member.staged && "another configuration is staged", member.trouble].filter(Boolean).map((each) => ` · ${each}`).join("");
+  const trouble = [member.staged && "another configuration is staged", member.listed && "another list of load balancers is staged", member.trouble].filter(Boolean).map((each) => ` · ${each}`).join("");
   const heard = member.isSelf ? "" : ` · heard ${span(member.heard_ms)} ago`;
   say(card.querySelector(".facts"), `term ${member.term ?? "–"} · epoch ${member.epoch ?? "–"}${eligible}${heard}${trouble}`);
   say(card.querySelector(".vips"), held.length ? `holds ${held.map((vip) => vip.address).join(", ")}${

@@ -25,7 +25,8 @@ function draw() {
   const readiness = $("readiness");
   readiness.className = `pill ${status.ready ? "is-up" : "is-bad"}`;
   say(readiness, status.ready ? "ready" : "not ready");
-  keep($("notices"), [...status.not_ready, ...status.warnings, ...(status.quorum?.staged ? [`Configuration: ${status.quorum.staged}`] : [])], (line) => line,
+  keep($("notices"), [...status.not_ready, ...status.warnings, ...(status.quorum?.staged ? [`Configuration: ${status.quorum.staged}`] : []),
+    ...(status.quorum?.listed ? [`List of load balancers: ${status.quorum.listed}`] : [])], (line) => line,
     () => element("p", { class: "notice" }), (notice, line) => say(notice, line));
   drawCluster(newest, rates, openOrder);
   drawChart(rates);
