@@ -31,15 +31,15 @@ def _needing_restart() -> tuple[tuple[str, str, NeedsRestart], ...]:
 NEEDING_RESTART = _needing_restart()
 
 
-def taken(started: LbConfig, found: LbConfig) -> tuple[LbConfig, list[str]]:
-    """What a process that started with `started` goes by, now that the file says `found`.
+def taken(goes_by: LbConfig, found: LbConfig) -> tuple[LbConfig, list[str]]:
+    """What a process that goes by `goes_by` is to go by, now that the file says `found`.
 
     Returns `found` with the keys that need a restart as they were, and those of them that differ.
     """
     waiting: list[str] = []
     tables: dict[str, dict[str, Any]] = {}
     for table, name, mark in NEEDING_RESTART:
-        before = getattr(getattr(started, table), name)
+        before = getattr(getattr(goes_by, table), name)
         if mark.between(before, getattr(getattr(found, table), name)):
             waiting.append(f"{table}.{name}")
             tables.setdefault(table, {})[name] = before

@@ -213,16 +213,17 @@ class Bus:
 # --------------------------------------------------------------------------- reload
 
 
-def reload_lb(path: Path, started_with: LbConfig) -> tuple[LbConfig | None, dict[str, Any]]:
+def reload_lb(path: Path, goes_by: LbConfig) -> tuple[LbConfig | None, dict[str, Any]]:
     """Read an LB's file anew: what to go by from now on, and the answer to the command.
 
+    `goes_by`: what the process goes by until now.
     None: the file is refused, and all stays as it was.
     """
     config = read_again(path, load_lb)
     if isinstance(config, ConfigError):
         problems = [str(problem) for problem in config.problems]
         return None, {"applied": False, "problems": problems, "restart_needed": []}
-    config, waiting = taken(started_with, config)
+    config, waiting = taken(goes_by, config)
     logs.set_up(config.log.format, config.log.level)
     _log.info("configuration applied", path=path, restart_needed=waiting)
     return config, {"applied": True, "problems": [], "restart_needed": waiting}

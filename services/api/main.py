@@ -91,7 +91,7 @@ class ApiProcess:
 
     def __init__(self, paths: Paths, config: LbConfig) -> None:
         self._paths = paths
-        self._config = self._started_with = config
+        self._config = config
         self._name = config.local.name
         self._version = version("gale")
         self._bus = Bus(paths.run_dir, topics.API, self._name)
@@ -288,7 +288,7 @@ class ApiProcess:
         return self._reload()
 
     def _reload(self) -> dict[str, Any]:
-        config, answer = process.reload_lb(self._paths.lb_config, self._started_with)
+        config, answer = process.reload_lb(self._paths.lb_config, self._config)
         if config is not None:
             self._config = config
         return answer

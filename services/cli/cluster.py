@@ -1,7 +1,7 @@
 """`gale quorum`, `gale quorum add|remove|recover` and `gale handover`: the LBs as one cluster.
 
 `add` and `remove` change who agrees with whom, by one LB at a time; they are done when this says so
-and are kept over restarts, whatever the files list.
+and are kept over restarts, whatever the files list, until all of these list something new.
 
 `recover` is for the one case in which no majority will ever come back. It is refused as long as a
 leader or another LB is heard, says what it risks, asks, and takes ten seconds in which it can still

@@ -418,7 +418,7 @@ class DataplaneProcess:
 
     def _reload(self) -> dict[str, Any]:
         """Take the file's new content as a whole, or keep the old one as a whole."""
-        config, answer = process.reload_lb(self._paths.lb_config, self._started_with)
+        config, answer = process.reload_lb(self._paths.lb_config, self._config)
         if config is not None:
             self._config = config
             self._stale = True

@@ -109,7 +109,7 @@ class HealthProcess:
 
     def __init__(self, paths: Paths, config: LbConfig) -> None:
         self._config_path = paths.lb_config
-        self._config = self._started_with = config
+        self._config = config
         self._bus = Bus(paths.run_dir, topics.HEALTH, config.local.name)
         self._publisher, self._commands = self._bus.publisher, self._bus.commands
         self._subscriber = self._bus.subscriber
@@ -366,7 +366,7 @@ class HealthProcess:
         return self._reload()
 
     def _reload(self) -> dict[str, Any]:
-        config, answer = process.reload_lb(self._config_path, self._started_with)
+        config, answer = process.reload_lb(self._config_path, self._config)
         if config is not None:
             self._config = config
             self._settle(monotonic_ms())

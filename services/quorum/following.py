@@ -1,10 +1,10 @@
 """What this LB does for a leader that it follows: it answers, and sends what its health sees. Pure.
 
-**Each beat is answered**, with what this LB has stored, promised, staged and listed, and whether it may
-hold VIPs. An answer that would be another one since the last beat (the disk has stored the table,
-this LB may hold VIPs no more) is given again at once, and need not wait for the next. It rests on
-the hard state of its term, and what it says of the table is what is *stored*. A beat of an earlier
-term is answered too, so that its sender hears of a larger one.
+**Each beat is answered**, with what this LB has stored and promised, what its file says, and
+whether it may hold VIPs. An answer that would be another one since the last beat (the disk has
+stored the table, this LB may hold VIPs no more) is given again at once, and need not wait for the
+next. It rests on the hard state of its term, and what it says of the table is what is *stored*. A
+beat of an earlier term is answered too, so that its sender hears of a larger one.
 
 With the answer goes what was given up of the VIPs (`grants`); and this LB's newest view, where the
 beat says that the leader does not have it (`reports`).

@@ -122,7 +122,7 @@ class QuorumProcess:
 
     def __init__(self, paths: Paths, config: LbConfig) -> None:
         self._config_path = paths.lb_config
-        self._config = self._started_with = config
+        self._config = config
         self._unrealtime = realtime.claim()
         self._bus = Bus(paths.run_dir, topics.QUORUM, config.local.name)
         self._publisher, self._commands = self._bus.publisher, self._bus.commands
@@ -595,7 +595,7 @@ class QuorumProcess:
         return later
 
     def _reload(self) -> dict[str, Any]:
-        config, answer = process.reload_lb(self._config_path, self._started_with)
+        config, answer = process.reload_lb(self._config_path, self._config)
         if config is not None:
             self._config = config
             self._judge_by(config)

@@ -14,8 +14,8 @@ hold no VIP, and their files are not waited for. **Silent** is, for anybody, who
 for `SILENT_REPORT_MS`: what it reported of the nodes counts no more. **Forwarding** is whoever is
 not known to be a witness: a witness only votes, and has neither slots nor files that matter.
 
-How the members change is in `membership`, and by the lists of the files in `listing`; here is when that may happen: once all is over that was
-promised before this LB led by the members as they are.
+How the members change is in `membership`, and by the lists of the files in `listing`; here is when
+that may happen: once all is over that was promised before this LB led by the members as they are.
 """
 
 from __future__ import annotations

@@ -336,3 +336,22 @@ def test_what_a_process_waits_for_is_shown(name: str, process: str) -> None:
     fold = fold_with(**states)
     processes = snapshot.status(fold, LOCAL, 0).processes
     assert processes[process].waiting_for == "priv0: no address"
+
+
+def test_where_another_list_of_lbs_is_staged_is_said_and_why_it_waits() -> None:
+    def shown(*lists: str, agreed: str = "old", why: str = "") -> tuple[str, list[bool]]:
+        members = tuple(
+            QuorumMember(f"lb-{number}", f"10.81.0.1{number}:8081", True, 3, 1, 0, listed=each)
+            for number, each in enumerate(lists)
+        )
+        state = quorum(members=members, listed=agreed, why_not_listed=why)
+        said = snapshot.quorum(fold_with(quorum=state), 0)
+        assert said is not None
+        return said.listed, [member.listed for member in said.members]
+
+    assert shown("old", "old", "") == ("", [False] * 3)
+    assert shown("old", "new", "") == ("staged on 1 of 2: lb-1", [False, True, False])
+    waits = shown("new", "new", why="lb-0 leads")
+    assert waits == ("staged on 2 of 2: lb-0, lb-1; waits: lb-0 leads", [True, True])
+    assert shown("new", "new", agreed="") == ("", [False, False])
+    assert shown("old", "old", why="of before") == ("", [False, False])

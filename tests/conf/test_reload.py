@@ -76,3 +76,26 @@ def test_of_a_file_that_changes_everything_the_rest_is_taken(tmp_path: Path) -> 
     held = {key: BASE[key] if key in WAITING else OTHER[key] for key in BASE}
     assert goes_by == read(tmp_path, held)
     assert taken(before, goes_by) == (goes_by, [])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "waits"),
+    [
+        ("", "1", False),
+        ("", "12", True),
+        ("12", "123", False),
+        ("123", "24", False),
+        ("12", "1", True),
+    ],
+)
+def test_the_list_of_lbs_is_taken_unless_one_decides_alone(
+    tmp_path: Path, before: str, after: str, waits: bool
+) -> None:
+    def listed(hosts: str) -> LbConfig:
+        entries = ", ".join(f'{{ ip = "10.0.0.{each}", port = 8081 }}' for each in hosts)
+        return read(tmp_path, {**BASE, "load_balancer_quorum.addresses": f"[{entries}]"})
+
+    started, found = listed(before), listed(after)
+    goes_by, waiting = taken(started, found)
+    assert waiting == ["quorum.addresses"] * waits
+    assert goes_by == (started if waits else found)

@@ -76,6 +76,14 @@ class Cluster:
             assert self.now_ms < end_ms, "it does not come about"
             self.run(1)
 
+    def relist(self, listed: tuple[str, ...], *names: str) -> None:
+        """The files of these LBs list those from now on, and are read again."""
+        for name in names:
+            others = tuple(each for each in listed if each != name)
+            self.configs[name] = replace(self.configs[name], others=others, listed=listed)
+            self.cores[name].reconfigure(self.configs[name], self.now_ms)
+        self.settle()
+
     def leader(self) -> str | None:
         """Whom all that are not silent follow."""
         leaders = {
@@ -98,3 +106,26 @@ def led(*names: str, witness: str = "") -> Cluster:
 
 def holder(made: Cluster) -> list[str]:
     return [name for name, core in made.cores.items() if core._grants.claims]
+
+
+def members_at(made: Cluster, name: str) -> set[str]:
+    held = made.cores[name].committed(made.now_ms)
+    assert held is not None
+    return {member.name for member in held.table.members}
+
+
+def others_of(made: Cluster) -> tuple[str, str, str]:
+    """The leader and the two others."""
+    leader = made.leader()
+    assert leader is not None
+    one, other = (name for name in made.cores if name != leader)
+    return leader, one, other
+
+
+def newcomer(made: Cluster, name: str) -> None:
+    """An LB with an empty disk whose file lists the others."""
+    config = replace(
+        quorum_config(name=name, table=OLD), address=name, others=tuple(sorted(made.cores))
+    )
+    made.configs[name] = config
+    made.cores[name] = Quorum(config, BLANK, 9, made.now_ms, boot=name)

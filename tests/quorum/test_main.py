@@ -45,6 +45,7 @@ from bus.words import (
     Role,
 )
 from conf import load_lb
+from services.quorum.listing import digest as listing_digest
 from services.quorum.main import core_config
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip
 from tests.quorum.views import seen, view
@@ -531,3 +532,34 @@ def test_the_members_are_not_changed_where_there_are_none_or_by_nonsense(rig: Ri
     ):
         with pytest.raises(CommandError, match=why):
             request(rig.context, path, "member", wrong, 20_000)
+
+
+def test_another_list_is_taken_by_a_reload_unless_it_decides_alone(rig: Rig) -> None:
+    def lists(*hosts: str) -> None:
+        entries = ", ".join(f'{{ ip = "{each}", port = 20483 }}' for each in hosts)
+        rig.config.write_text(CONFIG + f"\n[load_balancer_quorum]\naddresses = [ {entries} ]\n")
+
+    lists("127.0.0.1", "203.0.113.3")
+    rig.start()
+    rig.wait(lambda: (s := rig.quorum()) and s.role is Role.PRE_CANDIDATE)
+    lists("127.0.0.1", "203.0.113.4", "203.0.113.5")
+    assert rig.reload() == {"applied": True, "problems": [], "restart_needed": []}
+    wanted = ["127.0.0.1:20483", "203.0.113.4:20483", "203.0.113.5:20483"]
+    state = rig.wait(
+        lambda: s if (s := rig.quorum()) and [m.address for m in s.members] == wanted else None
+    )
+    assert state.members[0].listed == listing_digest(wanted)
+    rig.wait(lambda: (s := rig.quorum()) and s.role is Role.PRE_CANDIDATE)
+    lists("127.0.0.1")
+    assert rig.reload()["restart_needed"] == ["quorum.addresses"]
+    rig.wait(lambda: (s := rig.quorum()) and [m.address for m in s.members] == wanted)
+
+
+def test_the_core_is_told_whom_the_entries_of_the_file_mean(rig: Rig) -> None:
+    entries = ", ".join(f'{{ hostname = "lb-{each}.test", port = 1 }}' for each in "01")
+    rig.config.write_text(CONFIG + f"\n[load_balancer_quorum]\naddresses = [ {entries} ]\n")
+    config = load_lb(rig.config)
+    others = ("lb-1.test:1",)
+    made = core_config(config, "10.0.0.1:1", others, {"lb-0.test:1": "10.0.0.1:1"})
+    assert made.entries == ("lb-0.test:1", "lb-1.test:1")
+    assert made.target == ("10.0.0.1:1", ""), "nobody knows yet who the other is"

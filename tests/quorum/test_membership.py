@@ -14,8 +14,8 @@ from bus.words import MemberChange, NodeState
 from services.quorum.core import Quorum
 from services.quorum.durable import BLANK
 from services.quorum.membership import Circumstances, find, gone_and_come, named, why_not
-from tests.quorum.cluster import OLD, Cluster, holder, led
-from tests.quorum.views import quorum_config, seen, view
+from tests.quorum.cluster import holder, led, members_at, newcomer, others_of
+from tests.quorum.views import seen, view
 
 ADD, REMOVE = MemberChange.ADD, MemberChange.REMOVE
 THREE = frozenset({"a:1", "b:1", "c:1"})
@@ -66,29 +66,6 @@ def test_names_are_kept_once_they_are_known() -> None:
 
 
 # --------------------------------------------------------------------------- together
-
-
-def members_at(made: Cluster, name: str) -> set[str]:
-    held = made.cores[name].committed(made.now_ms)
-    assert held is not None
-    return {member.name for member in held.table.members}
-
-
-def others_of(made: Cluster) -> tuple[str, str, str]:
-    """The leader and the two others."""
-    leader = made.leader()
-    assert leader is not None
-    one, other = (name for name in made.cores if name != leader)
-    return leader, one, other
-
-
-def newcomer(made: Cluster, name: str) -> None:
-    """An LB with an empty disk whose file lists the others."""
-    config = replace(
-        quorum_config(name=name, table=OLD), address=name, others=tuple(sorted(made.cores))
-    )
-    made.configs[name] = config
-    made.cores[name] = Quorum(config, BLANK, 9, made.now_ms, boot=name)
 
 
 def test_one_is_added_and_its_vote_counts_then() -> None:

@@ -13,6 +13,7 @@ import zmq
 
 from bus.peer_protocol import Go, PeerMessage, ViewReport, encode_peer
 from bus.words import NodeState
+from services import resolve as resolve_module
 from services.machine import Address
 from services.quorum import peers as peers_module
 from services.quorum.peers import MOST_AT_ONCE, Peers
@@ -264,3 +265,28 @@ def test_who_knocks_is_told_by_its_name_and_where_it_listens(machines: Machines)
         assert member.receive(now_ms())[0] == [], "it is not heard"
         time.sleep(0.01)
     assert member.admission.applicants(now_ms()) == {machines.entry(2): "lb-2"}
+
+
+def test_an_entry_of_the_file_means_the_member_at_the_same_place(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve_module, "resolve", lambda *_: [machines.place(1)])
+    made = machines.start(0, machines.listed(0, 1))
+    port = machines.port
+    named: Listed = {f"lb-1.test:{port}": ("lb-1.test", port)}
+    elsewhere: Listed = {f"lb-1.test:{port + 1}": ("lb-1.test", port + 1)}
+    made.expect(machines.listed(0, 1), None, machines.listed(0, 3) | named | elsewhere)
+    made.settle(now_ms())
+    end_s = time.monotonic() + TIMEOUT_S
+    while "" in made.meant.values() or len(made.meant) < 4:
+        assert time.monotonic() < end_s, made.meant
+        made.soon()
+        made.settle(now_ms())
+        time.sleep(0.01)
+    same = (machines.entry(0), machines.entry(3), f"lb-1.test:{port + 1}")
+    assert made.meant == {**{each: each for each in same}, f"lb-1.test:{port}": machines.entry(1)}
+    assert set(made._links) == {machines.entry(1)}, "the others are not spoken to"
+    made.expect(machines.listed(0, 1), None, {"lb-9.test:1": ("lb-9.test", 1)})
+    monkeypatch.setattr(made._resolver, "address", lambda host: None)
+    made.settle(now_ms())
+    assert made.meant == {"lb-9.test:1": ""}
