@@ -120,8 +120,11 @@ class Roster:
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """The members, and after them whoever else is heard."""
-        return tuple(dict.fromkeys((*self.in_force, *self.others)))
+        """The members, and after them this LB and whoever else is heard.
+
+        Who is no member knocks at them with its questions, and says where it listens itself.
+        """
+        return tuple(dict.fromkeys((*self.in_force, self.own.address, *self.others)))
 
     def voters(self) -> Iterator[tuple[str, Other]]:
         """The other members."""

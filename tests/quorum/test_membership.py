@@ -14,6 +14,7 @@ from bus.words import MemberChange, NodeState
 from services.quorum.core import Quorum
 from services.quorum.durable import BLANK
 from services.quorum.membership import Circumstances, find, gone_and_come, named, why_not
+from services.quorum.parting import PARTING_MS
 from tests.quorum.cluster import holder, led, members_at, newcomer, others_of
 from tests.quorum.views import seen, view
 
@@ -110,6 +111,22 @@ def test_one_is_removed_knows_it_and_lets_go_of_its_vip() -> None:
     assert made.cores[gone].state(made.now_ms).leader is None, "it elects nobody"
 
 
+def test_who_was_removed_knocks_though_it_has_lost_its_disk_and_hears_the_leader() -> None:
+    made = led("lb-0", "lb-1", "lb-2")
+    leader, one, gone = others_of(made)
+    made.cores[leader].change_members("n", REMOVE, gone, made.now_ms)
+    made.until(lambda: members_at(made, one) == {leader, one})
+    made.cores[gone] = Quorum(made.configs[gone], BLANK, 9, made.now_ms, boot="again")
+    made.until(lambda: not made.cores[gone].state(made.now_ms).is_member)
+    made.run(PARTING_MS)
+    assert gone not in made.cores[leader].entries
+    assert set(made.cores[gone].entries) == {leader, one, gone}, "it says where it listens"
+    for name in (leader, one):
+        before = made.cores[name].faults["stranger"]
+        made.run(2_000)
+        assert made.cores[name].faults["stranger"] > before, "it knocks"
+
+
 def test_what_is_so_already_is_agreed_at_once_and_what_is_unsafe_is_refused() -> None:
     made = led("lb-0", "lb-1", "lb-2")
     leader, one, other = others_of(made)
@@ -137,7 +154,7 @@ def test_a_restart_goes_by_the_table_and_not_by_the_file() -> None:
     assert table is not None
     stored = replace(BLANK, term=table.table.term, table=table.table, joined=True)
     again = Quorum(made.configs[one], stored, 8, made.now_ms, boot="again")
-    assert set(again.entries) == {leader, one}
+    assert set(again.entries) == {leader, one}, "the removed one is spoken to no more"
     made.configs[other] = replace(made.configs[other], others=())
     alone = Quorum(made.configs[other], stored, 8, made.now_ms, boot="alone")
     assert alone.entries == (other,), "a list with nobody in it: it decides alone"
