@@ -133,10 +133,8 @@ class QuorumProcess:
         now_ms = monotonic_ms()
         self._listed, self._own = _listed(config), ""
         """The members by their entries in the file, and which one this LB is."""
-        self._meant: dict[str, str] = {}
-        """By those entries, the ones that the agreed table has for the same LBs."""
-        self._relisted = False
-        """Whether the list has changed under a core that goes by the one of its start."""
+        self._meant: dict[str, str] = {}  # by those, the entries of the table for the same LBs
+        self._relisted = False  # under a core that goes by the list of its start
         self._core = self._new_core(now_ms)
         self._view: Envelope | None = None
         self._unwritten: Persist | None = None

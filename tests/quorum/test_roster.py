@@ -99,3 +99,12 @@ def test_members_change_once_all_promises_of_before_are_over() -> None:
     assert not made.roster.may_change(324)
     made.answer("lb-1", now_ms=300)
     assert made.roster.may_change(325)
+
+
+def test_another_list_in_an_answer_is_news() -> None:
+    made = rig("lb-1")
+    made.lead()
+    (ack,) = made.answer("lb-1", now_ms=10)
+    assert not made.roster.answered("lb-1", ack)
+    assert made.roster.answered("lb-1", replace(ack, listed="x"))
+    assert not made.roster.answered("lb-1", replace(ack, listed="x"))
