@@ -386,3 +386,46 @@ def test_one_is_removed_and_one_is_added_while_requests_run(hosts: Hosts) -> Non
     hosts.supervisorctl(one, "restart", "gale:quorum")
     agreed(hosts)
     assert members(hosts, one) == set(hosts.lbs), "kept over restarts"
+
+
+def list_members(hosts: LabHosts, lb: str, addresses: list[dict[str, Any]]) -> None:
+    """What the file of an LB says of who the LBs are, and it is read again."""
+    config = tomllib.loads(read_config(hosts, lb))
+    config["load_balancer_quorum"]["addresses"] = addresses
+    write_config(hosts, lb, toml_text(config))
+    done = hosts.run(lb, "gale", "reload")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_members_become_those_that_all_files_list(hosts: LabHosts) -> None:
+    leader = agreed(hosts)
+    one, other = others(hosts, leader)
+    gone = hosts.lab.plan.links(other)[-1].address
+    config = tomllib.loads(read_config(hosts, leader))
+    three: list[dict[str, Any]] = config["load_balancer_quorum"]["addresses"]
+    two = [each for each in three if each["ip"] != gone]
+    assert len(two) == 2
+    requests = traffic(hosts, rate=50)
+    wait_for(lambda: requests.results, "the first answer")
+    for lb in (leader, one):
+        list_members(hosts, lb, two)
+    wait_for(
+        lambda: quorum_said(hosts, one).startswith("staged on 2 of 3"),
+        "both to be known, and the third to be waited for",
+    )
+    assert members(hosts, one) == set(hosts.lbs)
+    list_members(hosts, other, two)
+    wait_for(lambda: members(hosts, one) == members(hosts, leader) == {leader, one}, "two members")
+    wait_for(lambda: (state := quorum(hosts, other)) and not state["is_member"], "it knows")
+    for lb in hosts.lbs:
+        list_members(hosts, lb, three)
+    wait_for(lambda: members(hosts, one) == members(hosts, other) == set(hosts.lbs), "three again")
+    one_table(hosts)
+    wait_for(lambda: not any(quorum_said(hosts, lb) for lb in hosts.lbs), "nothing to be staged")
+    are_of_one_move(requests.stop())
+
+
+def quorum_said(hosts: Hosts, lb: str) -> str:
+    """Where which list is staged."""
+    state = quorum(hosts, lb)
+    return str(state["listed"]) if state is not None else "nothing is heard"

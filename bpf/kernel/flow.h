@@ -150,7 +150,8 @@ static __always_inline void record_fin(struct flow *mine, struct flow *theirs, _
  */
 static __always_inline void correct_numbers(struct flow *mine, struct flow *theirs)
 {
-	if (unlikely(is_after(mine->end, theirs->edge + 1)))
+	/* How much the client takes is known from its first acknowledgement on. */
+	if (unlikely(theirs->edge != theirs->acked && is_after(mine->end, theirs->edge + 1)))
 		mine->end = theirs->edge;
 	if (unlikely(is_after(theirs->acked, mine->end)))
 		theirs->acked = mine->end;

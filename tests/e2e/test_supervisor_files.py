@@ -66,7 +66,7 @@ class Machine:
         for shipped in ("gale.conf", "gale-node.conf", "start"):
             (home / "conf.d" / shipped).symlink_to(SHIPPED_DIR / shipped)
         (home / "conf.d" / "log").symlink_to(home / "log")
-        self.conf.write_text(MAIN_CONF.format(home=home, path=os.environ["PATH"]))
+        self.conf.write_text(MAIN_CONF.format(home=home, path=_path_without_gale()))
 
     def does(self, name: str, script: str) -> None:
         (self.home / "bin" / f"gale-{name}.does").write_text(script)
@@ -107,6 +107,12 @@ class Machine:
 
 def runs_anew(machine: Machine, name: str, killed_pid: int) -> bool:
     return machine.pid(name) not in (0, killed_pid)
+
+
+def _path_without_gale() -> str:
+    """Where programs are looked for, but for where an installed Gale has its own."""
+    folders = os.environ["PATH"].split(os.pathsep)
+    return os.pathsep.join(each for each in folders if not Path(each, "gale-api").exists())
 
 
 def _found(program: str) -> str:
