@@ -80,10 +80,7 @@ class Holder:
 
     def open(self, host: str, port: int, count: int, source_port: int, spare: int) -> None:
         kind = socket.SOCK_DGRAM if self.udp else socket.SOCK_STREAM
-        tried = 0
-        while len(self.flows) < count:
-            number = len(self.flows)
-            tried += 1
+        while (number := len(self.flows)) < count:
             own = socket.socket(socket.AF_INET, kind)
             own.settimeout(CONNECT_S)
             if source_port:
@@ -93,8 +90,9 @@ class Holder:
                 own.connect((host, port))
             except TimeoutError:
                 own.close()
-                if tried - number > spare:
+                if not spare:
                     raise
+                spare -= 1
                 continue
             flow = Flow(number, own)
             if self.udp:

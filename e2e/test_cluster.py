@@ -241,10 +241,16 @@ def loses_quorum(hosts: Hosts, lb: str, then: str) -> Iterator[None]:
 
 
 def set_on_quorum_loss(hosts: Hosts, lb: str, value: str) -> None:
+    set_in_quorum(hosts, lb, "on_quorum_loss", value)
+
+
+def set_in_quorum(hosts: Hosts, lb: str, key: str, value: object) -> None:
+    """The file of an LB says that of the quorum, and is read again."""
     config = tomllib.loads(read_config(hosts, lb))
-    config["load_balancer_quorum"]["on_quorum_loss"] = value
+    config["load_balancer_quorum"][key] = value
     write_config(hosts, lb, toml_text(config))
-    assert hosts.run(lb, "gale", "reload").returncode == 0
+    done = hosts.run(lb, "gale", "reload")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def claims_vip(hosts: Hosts, lb: str) -> bool:
@@ -388,15 +394,6 @@ def test_one_is_removed_and_one_is_added_while_requests_run(hosts: Hosts) -> Non
     assert members(hosts, one) == set(hosts.lbs), "kept over restarts"
 
 
-def list_members(hosts: LabHosts, lb: str, addresses: list[dict[str, Any]]) -> None:
-    """What the file of an LB says of who the LBs are, and it is read again."""
-    config = tomllib.loads(read_config(hosts, lb))
-    config["load_balancer_quorum"]["addresses"] = addresses
-    write_config(hosts, lb, toml_text(config))
-    done = hosts.run(lb, "gale", "reload")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_the_members_become_those_that_all_files_list(hosts: LabHosts) -> None:
     leader = agreed(hosts)
     one, other = others(hosts, leader)
@@ -408,17 +405,17 @@ def test_the_members_become_those_that_all_files_list(hosts: LabHosts) -> None:
     requests = traffic(hosts, rate=50)
     wait_for(lambda: requests.results, "the first answer")
     for lb in (leader, one):
-        list_members(hosts, lb, two)
+        set_in_quorum(hosts, lb, "addresses", two)
     wait_for(
         lambda: quorum_said(hosts, one).startswith("staged on 2 of 3"),
         "both to be known, and the third to be waited for",
     )
     assert members(hosts, one) == set(hosts.lbs)
-    list_members(hosts, other, two)
+    set_in_quorum(hosts, other, "addresses", two)
     wait_for(lambda: members(hosts, one) == members(hosts, leader) == {leader, one}, "two members")
     wait_for(lambda: (state := quorum(hosts, other)) and not state["is_member"], "it knows")
     for lb in hosts.lbs:
-        list_members(hosts, lb, three)
+        set_in_quorum(hosts, lb, "addresses", three)
     wait_for(lambda: members(hosts, one) == members(hosts, other) == set(hosts.lbs), "three again")
     one_table(hosts)
     wait_for(lambda: not any(quorum_said(hosts, lb) for lb in hosts.lbs), "nothing to be staged")

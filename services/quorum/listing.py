@@ -27,20 +27,18 @@ another entry than the table for the same machine, a name for an address: then t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from hashlib import sha256
 
-from bus.codec import to_json
 from bus.states import Member, NodeTable
 from bus.words import MemberChange
 from services.quorum.membership import Circumstances, Wish, why_not
-from services.quorum.staged import DIGEST_LETTERS
+from services.quorum.staged import digest_of
 
 UNRESOLVED = "a name in the new list has no address yet"
 
 
 def digest(entries: Iterable[str]) -> str:
     """The same for two lists of the same entries, in any order."""
-    return sha256(to_json(sorted(set(entries)))).hexdigest()[:DIGEST_LETTERS]
+    return digest_of(sorted(set(entries)))
 
 
 def wishes(members: Iterable[str], target: Iterable[str]) -> list[Wish]:

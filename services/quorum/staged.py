@@ -31,7 +31,11 @@ def digest(config: TableConfig) -> str:
     """The same for two files that say the same of services and VIPs, in any order."""
     services = sorted(config.services, key=lambda service: service.name)
     vips = sorted(config.vips, key=lambda vip: vip.address)
-    said = {"services": services, "vips": vips}
+    return digest_of({"services": services, "vips": vips})
+
+
+def digest_of(said: object) -> str:
+    """Of what a file says, in an order that does not depend on the file's."""
     return sha256(to_json(said)).hexdigest()[:DIGEST_LETTERS]
 
 
