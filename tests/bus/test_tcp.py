@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from bus import keys, tcp
 from bus.keys import KeyDirectory, Pair
@@ -70,6 +72,28 @@ def _client(context: Context, server: Server, own: Pair, key: bytes | None = Non
 
 def _admit(lb: Server, name: str, *public: bytes) -> None:
     keys.write_key(lb.door.keys.path / keys.NODES / f"{name}.public", *public)
+
+
+def test_the_kernel_asks_after_whoever_is_silent(context: Context) -> None:
+    server = tcp.accepting(context, 1_000)
+    monitor = server.get_monitor_socket(zmq.EVENT_ACCEPTED)
+    server.bind("tcp://127.0.0.1:*")
+    client = tcp.connecting(context, 1_000)
+    client.connect(server.get_string(zmq.LAST_ENDPOINT))
+    assert monitor.poll(int(1_000 * PATIENCE_S))
+    accepted = int(recv_monitor_message(monitor)["value"])
+    with socket.socket(fileno=os.dup(accepted)) as connection:
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        idle_s, between_s, times = (
+            connection.getsockopt(socket.IPPROTO_TCP, option) for option in options
+        )
+        assert idle_s + times * between_s == tcp.VANISHED_S
+        # The same for whoever vanishes while something is on its way to it.
+        patience_ms = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        assert patience_ms == 1_000 * tcp.VANISHED_S
+    server.disable_monitor()
+    monitor.close(linger=0)
 
 
 def test_a_peer_is_who_its_key_stands_for(context: Context, lb: Server, tmp_path: Path) -> None:
