@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bus.states import LocalChecks, LocalView, NodeChecks, NodeObservation, NodesState, NodeView
+from bus.states import (
+    LocalChecks,
+    LocalView,
+    NodeChecks,
+    NodeObservation,
+    NodesState,
+    NodeView,
+    ServiceState,
+)
 
 
 def nodes_state(
@@ -50,11 +58,12 @@ def observation(
         checks_bad_total=checks.bad_total if checks is not None else 0,
         load=checks.load if checks is not None else 0.0,
         silent=node.silent,
-        apart=tuple(
-            replace(each, banned_for_ms=max(0, each.banned_for_ms - view_age_ms))
-            if each.banned_for_ms
-            else each
-            for each in node.apart
-        ),
+        apart=tuple(_later(each, view_age_ms) for each in node.apart) if node.apart else (),
         backup=node.backup,
     )
+
+
+def _later(state: ServiceState, age_ms: int) -> ServiceState:
+    if not state.banned_for_ms:
+        return state
+    return replace(state, banned_for_ms=max(0, state.banned_for_ms - age_ms))

@@ -28,6 +28,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 
+import msgspec
 import orjson
 
 from bus.codec import Envelope, Head
@@ -128,7 +129,7 @@ class EventLog:
             boot=self.boot,
             head=envelope.head,
             topic=topic,
-            data=orjson.dumps(envelope.data),
+            data=msgspec.json.encode(envelope.data),
         )
         if topic.is_bulky:
             self._bulky_places.append(self.end)
@@ -152,8 +153,10 @@ class EventLog:
 
     def after(self, at: int, limit: int = KEPT_MESSAGES) -> list[Entry]:
         """What is kept from a place on, oldest first."""
-        skipped = min(max(0, at - self._forgotten), len(self._entries))
-        return list(islice(self._entries, skipped, skipped + limit))
+        left = min(max(0, self.end - at), len(self._entries))
+        # From the end: who asks has mostly read all but the last few of thousands.
+        newest_first = list(islice(reversed(self._entries), left))
+        return newest_first[::-1][:limit]
 
     def _trim(self) -> None:
         while self._bulky_bytes > KEPT_BULKY_BYTES and len(self._bulky_places) > 1:

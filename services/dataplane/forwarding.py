@@ -34,6 +34,7 @@ from services.dataplane.flows.turns import Questions, Rounds
 from services.dataplane.fronts import SETTLE_MS
 from services.dataplane.kernel import Kernel, Settings
 from services.dataplane.programs import FRAGS_MTU, ProgramPlan, Programs
+from services.dataplane.seat_counts import Reading
 from services.dataplane.tracing import Tracing
 
 CENSUS_MS = 5_000
@@ -116,6 +117,8 @@ class Forwarding:
         self.watch = Watch()
         """What the next pass is to look out for."""
         self.rounds: Rounds[Census] = Rounds(self._pass, CENSUS_MS, self.attached_ms)
+        self.reading: Reading | None = None
+        """Counters that have been read and are to be told in the next turn."""
         self.questions = Questions()
         living = {name.decode(): table.map_fd for name, table in bpf.items()}
         self.tracing = Tracing(living, self.programs.compiled_with, cache_dir)
