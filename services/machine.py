@@ -16,6 +16,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 _SCOPE_GLOBAL, _SCOPE_HOST = 0, 254
 _DUMP_BYTES = 1 << 16
 LOOPBACK = "127.0.0.1"
+LONGEST_WITH_BROADCAST = 30
 
 
 class Address(NamedTuple):
@@ -37,6 +39,16 @@ class Address(NamedTuple):
     interface: str
     address: str
     scope: int
+    prefix_bits: int = 32
+    """How long its network's prefix is."""
+
+    @property
+    def broadcast(self) -> str | None:
+        """All hosts of its network; None where nobody has such an address (RFC 3021)."""
+        if self.scope == _SCOPE_HOST or self.prefix_bits > LONGEST_WITH_BROADCAST:
+            return None
+        network = IPv4Network(f"{self.address}/{self.prefix_bits}", strict=False)
+        return str(network.broadcast_address)
 
 
 def all_addresses() -> list[Address]:
@@ -93,7 +105,7 @@ def _messages(received: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _read(message: bytes, names: dict[int, str]) -> Iterator[Address]:
     """The address of one RTM_NEWADDR; none of an interface that has gone meanwhile."""
-    *_, scope, index = _IFADDRMSG.unpack_from(message)
+    _, prefix_bits, _, scope, index = _IFADDRMSG.unpack_from(message)
     values: dict[int, bytes] = {}
     at = _IFADDRMSG.size
     while at + _ATTRIBUTE.size <= len(message):
@@ -103,4 +115,4 @@ def _read(message: bytes, names: dict[int, str]) -> Iterator[Address]:
     # On a point-to-point link IFA_ADDRESS is the other end's.
     raw = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS)
     if raw is not None and index in names:
-        yield Address(names[index], socket.inet_ntoa(raw), scope)
+        yield Address(names[index], socket.inet_ntoa(raw), scope, prefix_bits)

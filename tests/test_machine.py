@@ -90,8 +90,25 @@ def test_more_addresses_than_one_answer_holds(namespace: str) -> None:
 def test_all_addresses_by_interface(namespace: str) -> None:
     add("10.0.0.1/24 dev d0", "10.0.0.2/24 dev d1")
     assert set(all_addresses()) == {
-        Address("lo", "127.0.0.1", 254),
-        Address("d0", "10.0.0.1", 0),
-        Address("d1", "10.0.0.2", 0),
+        Address("lo", "127.0.0.1", 254, 8),
+        Address("d0", "10.0.0.1", 0, 24),
+        Address("d1", "10.0.0.2", 0, 24),
     }
     assert host.own_addresses() == {"lo": {"127.0.0.1"}, "d0": {"10.0.0.1"}, "d1": {"10.0.0.2"}}
+
+
+@pytest.mark.parametrize(
+    ("prefix_bits", "scope", "broadcast"),
+    [
+        (24, 0, "10.1.2.255"),
+        (16, 0, "10.1.255.255"),
+        (30, 253, "10.1.2.3"),
+        (31, 0, None),
+        (32, 0, None),
+        (8, 254, None),
+    ],
+)
+def test_whom_a_network_s_hosts_all_are(
+    prefix_bits: int, scope: int, broadcast: str | None
+) -> None:
+    assert Address("d0", "10.1.2.1", scope, prefix_bits).broadcast == broadcast

@@ -234,8 +234,8 @@ static __always_inline int deliver_to_client(context_t *ctx, struct packet *pack
 
 	if (unlikely(!is_known(last_hop) || (void *)(ethernet + 1) > packet_end(ctx)))
 		return redirect_neighbour(own->public_ifindex, 0, 0, 0);
-	__builtin_memcpy(ethernet->h_dest, last_hop, ETH_ALEN);
-	__builtin_memcpy(ethernet->h_source, own->public_mac, ETH_ALEN);
+	copy_mac(ethernet->h_dest, last_hop);
+	copy_mac(ethernet->h_source, own->public_mac);
 	return bpf_redirect(own->public_ifindex, 0);
 }
 
@@ -259,12 +259,12 @@ static __always_inline int rewrite_l4(context_t *ctx, struct packet *packet,
 	__u32 check = transport + (tcp ? __builtin_offsetof(struct tcphdr, check)
 				       : __builtin_offsetof(struct udphdr, check));
 	__u64 flags = tcp ? 0 : BPF_F_MARK_MANGLED_0;
-	__u32 addresses = address_delta(packet, to);
+	__u32 addresses = fold(address_delta(packet, to));
 	struct iphdr *ip;
 	__be16 *ports;
 
 	if (bpf_l4_csum_replace(ctx, check, 0, addresses, flags | BPF_F_PSEUDO_HDR) ||
-	    bpf_l4_csum_replace(ctx, check, 0, port_delta(packet, to), flags))
+	    bpf_l4_csum_replace(ctx, check, 0, fold(port_delta(packet, to)), flags))
 		return -1;
 	ip = packet_start(ctx) + (network & 0x1f);
 	ports = packet_start(ctx) + (transport & 0x7f);

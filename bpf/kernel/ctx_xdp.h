@@ -85,8 +85,8 @@ static __always_inline struct decision can_deliver(context_t *ctx, const struct 
 static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet,
 					   const struct seat *seat)
 {
-	__builtin_memcpy(packet->ethernet->h_dest, seat->destination_mac, ETH_ALEN);
-	__builtin_memcpy(packet->ethernet->h_source, seat->source_mac, ETH_ALEN);
+	copy_mac(packet->ethernet->h_dest, seat->destination_mac);
+	copy_mac(packet->ethernet->h_source, seat->source_mac);
 	return bpf_redirect(seat->ifindex, 0);
 }
 
@@ -106,8 +106,8 @@ static __always_inline struct decision can_reach_client(const struct packet *pac
 static __always_inline int deliver_to_client(context_t *ctx, struct packet *packet,
 					     const __u8 *last_hop, const struct settings *own)
 {
-	__builtin_memcpy(packet->ethernet->h_dest, last_hop, ETH_ALEN);
-	__builtin_memcpy(packet->ethernet->h_source, own->public_mac, ETH_ALEN);
+	copy_mac(packet->ethernet->h_dest, last_hop);
+	copy_mac(packet->ethernet->h_source, own->public_mac);
 	return bpf_redirect(own->public_ifindex, 0);
 }
 
@@ -129,8 +129,8 @@ static __always_inline int rewrite_l4(context_t *ctx, struct packet *packet,
 {
 	struct tcphdr *tcp = (void *)(packet->ip + 1);
 	struct udphdr *udp = (void *)tcp;
-	__u32 addresses = address_delta(packet, to);
-	__u32 all = addresses + port_delta(packet, to);
+	__u64 addresses = address_delta(packet, to);
+	__u64 all = addresses + port_delta(packet, to);
 
 	/* The verifier has forgotten by now which header the parser saw. */
 	if ((void *)(udp + 1) > packet_end(ctx))

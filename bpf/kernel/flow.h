@@ -20,7 +20,10 @@
  *
  *     none         client's datagram                                             UDP_ASKED
  *     UDP_ASKED    node's datagram                                               UDP_ANSWERED
- *     UDP_ANSWERED client's datagram                                             UDP_ESTABLISHED
+ *     UDP_ANSWERED client's datagram, within a second of the flow's first        UDP_FRESH
+ *     UDP_FRESH    node's datagram, or the client's within that second           the same
+ *     UDP_ANSWERED,
+ *     UDP_FRESH    client's datagram, later than that                            UDP_ESTABLISHED
  *
  * TCP is followed by its numbers (RFC 9293, RFC 5961). Each direction's entry keeps what its
  * sender has said: how far it has sent (`end`), what it wants next (`acked`) and up to where it
@@ -222,14 +225,14 @@ static __always_inline int is_finished(const struct flow *one, const struct flow
 }
 
 static __always_inline __u8 state_after_reset(const struct packet *packet, struct flow *mine,
-					      const struct flow *theirs, __u8 state)
+					      const struct flow *theirs)
 {
 	__u32 number = packet->tcp->sequence;
 
 	if (number == theirs->acked)
 		return FLOW_TCP_RESET;
 	if (is_after(theirs->acked, number) || is_after(number, mine->end))
-		return state;
+		return FLOW_FREE;
 	mine->flags |= FLOW_DOUBTED;
 	return FLOW_TCP_CLOSING;
 }
@@ -239,7 +242,7 @@ static __always_inline __u8 state_after_reset(const struct packet *packet, struc
  * repeated until it is acknowledged, and a RST leaves the flow in doubt.
  */
 static __always_inline __u8 take_over(const struct packet *packet, struct flow *mine,
-				      struct flow *theirs, __u8 state)
+				      struct flow *theirs)
 {
 	__u32 fin = !!(packet->tcp_flags & TCP_FLAG_FIN);
 
@@ -248,7 +251,7 @@ static __always_inline __u8 take_over(const struct packet *packet, struct flow *
 		return FLOW_TCP_CLOSING;
 	}
 	if ((packet->tcp_flags & TCP_FLAG_SYN) || !(packet->tcp_flags & TCP_FLAG_ACK))
-		return state;
+		return FLOW_FREE;
 	if (mine->flags & FLOW_REPLICA) {
 		mine->flags &= ~(FLOW_REPLICA | FLOW_DOUBTED);
 		mine->end = packet->tcp->sequence + packet->tcp->payload;
@@ -256,7 +259,7 @@ static __always_inline __u8 take_over(const struct packet *packet, struct flow *
 		mine->edge = packet->tcp->acknowledged +
 			     ((__u32)packet->tcp->window << (mine->scale & 15));
 	} else if (!learn(packet, mine)) {
-		return state;
+		return FLOW_FREE;
 	}
 	if (fin && !(mine->flags & FLOW_FIN)) {
 		mine->flags |= FLOW_FIN;
@@ -267,23 +270,25 @@ static __always_inline __u8 take_over(const struct packet *packet, struct flow *
 }
 
 /* The state of an established or closing flow after this packet; numbers and flags of both entries
- * are brought up to date. The caller holds the lock of the request's bucket, and both are alive.
+ * are brought up to date. FLOW_FREE: its receiver would ignore it, and so does the table.
+ *
+ * The caller holds the lock of the request's bucket, and both are alive.
  */
 static __always_inline __u8 follow_living(const struct packet *packet, struct flow *mine,
-					  struct flow *theirs, __u8 state)
+					  struct flow *theirs)
 {
 	__u32 sent, acked;
 
 	if (unlikely((mine->flags | theirs->flags) & FLOW_REPLICA))
-		return take_over(packet, mine, theirs, state);
+		return take_over(packet, mine, theirs);
 	correct_numbers(mine, theirs);
 	correct_numbers(theirs, mine);
 	sent = mine->end;
 	if (packet->tcp_flags & TCP_FLAG_RST)
-		return state_after_reset(packet, mine, theirs, state);
+		return state_after_reset(packet, mine, theirs);
 	acked = mine->acked;
 	if ((packet->tcp_flags & TCP_FLAG_SYN) || !learn(packet, mine))
-		return state;
+		return FLOW_FREE;
 	mine->flags &= ~FLOW_DOUBTED;
 	check_fin(packet, mine, theirs, sent);
 	settle_acknowledged(mine, theirs, acked);
@@ -295,36 +300,51 @@ static __always_inline __u8 follow_living(const struct packet *packet, struct fl
 									 : FLOW_TCP_ESTABLISHED;
 }
 
+/* Both entries go on in `state`. Where the client's packets come from nobody can say by a RST: it
+ * says nothing that only the client knows. What is to be told of it.
+ */
+static __always_inline enum note go_on_as(__u8 state, const struct packet *packet,
+					  struct pair *pair, const struct settings *own, __u32 now)
+{
+	struct flow *mine = pair->mine, *theirs = pair->theirs;
+	__u32 deadline = deadline_of(state, own, now);
+	enum note note = NOTE_NONE;
+
+	if (is_closed(state))
+		note = NOTE_CLOSED;
+	else if (mine == pair->request && is_renewal_due(mine, timeout_of(own, state), deadline))
+		note = NOTE_RENEWED;
+	mine->state = theirs->state = state;
+	mine->deadline = theirs->deadline = deadline;
+	if (likely(!(packet->tcp_flags & TCP_FLAG_RST))) {
+		note_last_hop(packet, mine);
+		note_last_hop(packet, theirs);
+	}
+	return note;
+}
+
 /* Both entries of a flow that is alive take note of the packet; what is to be told of it. */
 static __always_inline enum note track_living(const struct packet *packet, struct pair *pair,
 					      const struct settings *own, __u32 now)
 {
 	struct flow *mine = pair->mine, *theirs = pair->theirs;
 	enum note note = NOTE_NONE;
-	__u32 deadline;
-	__u8 state;
+	__u8 state, was_replica;
 
 	bpf_spin_lock(&pair->request_lock->lock);
 	state = mine->state;
 	if (entry_word(pair->request) == pair->request_word &&
 	    entry_word(pair->reply) == pair->reply_word && is_protected(state) &&
 	    is_protected(theirs->state)) {
-		if (mine->flags & FLOW_REPLICA)
-			note = NOTE_RENEWED; /* its packets come here from now on */
+		was_replica = mine->flags & FLOW_REPLICA;
 		if (is_tcp(packet))
-			state = follow_living(packet, mine, theirs, state);
+			state = follow_living(packet, mine, theirs);
 		else
 			mine->flags &= ~FLOW_REPLICA;
-		deadline = deadline_of(state, own, now);
-		if (is_closed(state))
-			note = NOTE_CLOSED;
-		else if (mine == pair->request &&
-			 is_renewal_due(mine, timeout_of(own, state), deadline))
-			note = NOTE_RENEWED;
-		mine->state = theirs->state = state;
-		mine->deadline = theirs->deadline = deadline;
-		note_last_hop(packet, mine);
-		note_last_hop(packet, theirs);
+		if (state != FLOW_FREE)
+			note = go_on_as(state, packet, pair, own, now);
+		if (state != FLOW_FREE && was_replica && note == NOTE_NONE)
+			note = NOTE_RENEWED; /* its packets come here from now on */
 	}
 	bpf_spin_unlock(&pair->request_lock->lock);
 	return note;

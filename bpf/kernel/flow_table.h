@@ -11,8 +11,9 @@
  * A new flow takes, in its bucket, of the places that are free or expired the one nearest to its
  * home; if none is left, or half-open flows hold their share already, the oldest half-open one;
  * else it is refused by name. Half-open means what can be forged without seeing an answer: a SYN, a
- * datagram, and a datagram that was answered once. A closed flow keeps its place until its
- * deadline, and with it its port: the node may be in TIME_WAIT.
+ * datagram, and a datagram that was answered once. More datagrams after that can be forged as well,
+ * so a UDP flow in its first second makes room, too, if there is no other left that could. A closed
+ * flow keeps its place until its deadline, and with it its port: the node may be in TIME_WAIT.
  *
  * Writers. A bucket's keys, and whether a place may be taken, change under the bucket's lock only
  * (of FLOW_LOCKS, shared by buckets). Only one lock can be held at a time, so a pair is entered
@@ -83,6 +84,12 @@ static __always_inline int is_half_open(__u8 state)
 {
 	return state == FLOW_TCP_OPENING || state == FLOW_TCP_ANSWERED || state == FLOW_UDP_ASKED ||
 	       state == FLOW_UDP_ANSWERED;
+}
+
+/* What can be forged without seeing an answer, and so makes room where there is none. */
+static __always_inline int is_forgeable(__u8 state)
+{
+	return is_half_open(state) || state == FLOW_UDP_FRESH;
 }
 
 static __always_inline int is_closed(__u8 state)
@@ -353,10 +360,12 @@ static __always_inline enum claim judge_holder(const struct flow *holder, __u32 
 {
 	if (is_takeable(holder, now))
 		return CLAIM_GRANTED;
-	if (!is_half_open(holder->state))
+	if (!is_forgeable(holder->state))
 		return CLAIM_TAKEN;
 	return force ? CLAIM_GRANTED : CLAIM_SOFT;
 }
+
+#define GOES_FIRST (1U << 31)
 
 static __always_inline void look_at(const struct flow *flow, __u32 way, const struct settings *own,
 				    __u32 now, struct flow_offer *offer)
@@ -368,10 +377,13 @@ static __always_inline void look_at(const struct flow *flow, __u32 way, const st
 			offer->free = way;
 		return;
 	}
-	if (!is_half_open(flow->state))
+	if (!is_forgeable(flow->state))
 		return;
 	age = age_of(flow, own, now) + 1;
-	offer->half_count++;
+	if (is_half_open(flow->state)) {
+		age |= GOES_FIRST;
+		offer->half_count++;
+	}
 	if (age > offer->half_age) {
 		offer->half = way;
 		offer->half_age = age;
@@ -413,6 +425,16 @@ static __always_inline void survey(const struct flow_bucket *bucket, const struc
 
 #define CLAIM_ONLY_FREE 2 /* instead of `force`: takes from nobody but the dead */
 
+/* A key that comes back to its own place has not asked whether the half-open ones have had their
+ * share: then the oldest of them goes.
+ */
+static __always_inline void keep_to_the_share(struct flow_bucket *bucket,
+					      const struct flow_offer *offer)
+{
+	if (offer->half_count >= HALF_OPEN_WAYS && offer->half < FLOW_WAYS)
+		bucket->flow[offer->half % FLOW_WAYS].state = FLOW_FREE;
+}
+
 /* Enters a direction of the draft's flow under `key` at `place` (whose bucket and home are known),
  * if it can be had. On CLAIM_GRANTED the place's index and flow are the entry's, and the draft says
  * for how long the key had not been used.
@@ -436,6 +458,8 @@ static __always_inline enum claim claim_place(struct place *place, const struct 
 		flow = &bucket->flow[way];
 		claim = judge_holder(flow, now, force == 1);
 		draft->rested = flow->state == FLOW_FREE ? 0 : age_of(flow, own, now);
+		if (is_takeable(flow, now) && force != CLAIM_ONLY_FREE)
+			keep_to_the_share(bucket, &draft->offer);
 	} else {
 		draft->rested = 0;
 		way = force == CLAIM_ONLY_FREE ? draft->offer.free : best_way(&draft->offer);

@@ -77,7 +77,7 @@ static __always_inline int note_fragment(struct packet *packet, __u16 seat, __u8
 	if (to) {
 		fresh->saddr = to->saddr;
 		fresh->daddr = to->daddr;
-		fresh->address_delta = address_delta(packet, to);
+		fresh->address_delta = fold(address_delta(packet, to));
 		if (packet->key.direction == DIRECTION_REQUEST && to->saddr != packet->key.saddr)
 			fresh->id = next_fragment_id();
 		if (last_hop)

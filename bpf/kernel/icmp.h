@@ -61,8 +61,8 @@ static __always_inline int adopt_quoted_key(context_t *ctx, struct packet *packe
 static __always_inline void translate_quote(struct quote *quote, const struct rewrite *to)
 {
 	struct icmphdr *icmp = (struct icmphdr *)quote - 1;
-	__u32 addresses = delta32(quote->ip.saddr, to->daddr) + delta32(quote->ip.daddr, to->saddr);
-	__u32 ports = delta16(quote->sport, to->dport) + delta16(quote->dport, to->sport);
+	__u64 addresses = delta32(quote->ip.saddr, to->daddr) + delta32(quote->ip.daddr, to->saddr);
+	__u64 ports = delta16(quote->sport, to->dport) + delta16(quote->dport, to->sport);
 
 	quote->ip.saddr = to->daddr;
 	quote->ip.daddr = to->saddr;
@@ -88,7 +88,7 @@ static __always_inline struct decision translate_error(context_t *ctx, struct pa
 		return decide(REASON_drop_ttl);
 	translate_quote(quote, to);
 	rewrite_ipv4(ip, source, to->daddr,
-		     fold(delta32(ip->saddr, source) + delta32(ip->daddr, to->daddr)));
+		     delta32(ip->saddr, source) + delta32(ip->daddr, to->daddr));
 	return UNDECIDED;
 }
 

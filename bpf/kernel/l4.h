@@ -74,6 +74,20 @@ static __always_inline void rewrite_of(const struct flow *flow, struct rewrite *
 	copy[1] = words[1];
 }
 
+/* Whether a client may begin a flow. Addresses of this LB, those that it serves, and a network's
+ * broadcast address are nobody's out there: `addresses` has them.
+ */
+static __always_inline struct decision may_begin(const struct packet *packet,
+						 const struct settings *own)
+{
+	__be32 source = packet->key.saddr;
+	struct address_info *known = addresses.lookup(&source);
+
+	if (unlikely(known || source == own->public_address || source == own->private_address))
+		return decide(REASON_drop_martian_source);
+	return may_open(packet, own);
+}
+
 /* Opens a flow to the seat `index`. UNDECIDED: the packet is to be sent. */
 static __always_inline struct decision new_l4_flow(context_t *ctx, struct packet *packet,
 						   const struct service *service,
@@ -94,7 +108,7 @@ static __always_inline struct decision new_l4_flow(context_t *ctx, struct packet
 		return decide(REASON_drop_no_node);
 	decision = may_translate(ctx, packet, seat);
 	if (!is_decided(decision))
-		decision = may_open(packet, own);
+		decision = may_begin(packet, own);
 	if (is_decided(decision))
 		return decision;
 	if (place->is_old) /* what is new stands in the new table */
@@ -185,6 +199,31 @@ static __always_inline int goes_on(const struct flow *request, const struct sett
 	       now - request->begin >= TICKS_PER_SECOND;
 }
 
+/* A client's datagram of a flow that may be forged still. */
+static __always_inline enum reason follow_datagram(const struct packet *packet, struct pair *pair,
+						   struct sending *sending,
+						   const struct settings *own, __u32 now)
+{
+	__u8 before = sending->to.state, state = FLOW_UDP_ESTABLISHED;
+
+	if (before == FLOW_UDP_ASKED) {
+		if (goes_on(pair->request, own, now))
+			sending->note = NOTE_OPENED;
+		renew_pair(packet, pair, before, deadline_of(before, own, now));
+		return REASON_l4_opening;
+	}
+	if (now - pair->request->begin < TICKS_PER_SECOND)
+		state = FLOW_UDP_FRESH;
+	if (state == before) {
+		renew_pair(packet, pair, state, deadline_of(state, own, now));
+		return REASON_l4_established;
+	}
+	if (change_pair(packet, pair, state, deadline_of(state, own, now)))
+		return REASON_drop_no_flow;
+	sending->note = before == FLOW_UDP_FRESH ? NOTE_RENEWED : NOTE_OPENED;
+	return before == FLOW_UDP_FRESH ? REASON_l4_established : REASON_l4_promoted;
+}
+
 /* A half-open flow's packet. What it does to the state; the reason, or a drop. */
 static __always_inline enum reason follow_opening(const struct packet *packet, struct pair *pair,
 						  struct sending *sending,
@@ -192,19 +231,8 @@ static __always_inline enum reason follow_opening(const struct packet *packet, s
 {
 	__u8 state = sending->to.state;
 
-	if (!is_tcp(packet)) {
-		if (state == FLOW_UDP_ASKED) {
-			if (goes_on(pair->request, own, now))
-				sending->note = NOTE_OPENED;
-			renew_pair(packet, pair, state, deadline_of(state, own, now));
-			return REASON_l4_opening;
-		}
-		state = FLOW_UDP_ESTABLISHED;
-		sending->note = NOTE_OPENED;
-		return change_pair(packet, pair, state, deadline_of(state, own, now))
-			       ? REASON_drop_no_flow
-			       : REASON_l4_promoted;
-	}
+	if (!is_tcp(packet))
+		return follow_datagram(packet, pair, sending, own, now);
 	if (packet->tcp_flags & TCP_FLAG_RST) {
 		/* After a challenge ACK the client will try again from this very port. */
 		if (state == FLOW_TCP_ANSWERED && packet->tcp->sequence == pair->reply->acked)
@@ -288,7 +316,7 @@ static __always_inline enum reason follow_known(const struct packet *packet, str
 {
 	const struct rewrite *to = &sending->to;
 
-	if (is_half_open(to->state))
+	if (is_forgeable(to->state))
 		return follow_opening(packet, pair, sending, own, now);
 	if (is_closed(to->state)) {
 		/* The node may send its last segments again, and the client answers those. */
@@ -334,7 +362,7 @@ static __always_inline struct decision join_known(context_t *ctx, struct packet 
 		return UNDECIDED;
 	refused = may_translate(ctx, packet, seat);
 	if (!is_decided(refused) && opens)
-		refused = may_open(packet, own);
+		refused = may_begin(packet, own);
 	if (is_decided(refused))
 		return refused;
 	if (opens && reopen(packet, &pair, own, now))

@@ -35,14 +35,14 @@ static __always_inline struct flow_key opposite_key(const struct flow_key *key,
 	};
 }
 
-static __always_inline __u32 address_delta(const struct packet *packet, const struct rewrite *to)
+static __always_inline __u64 address_delta(const struct packet *packet, const struct rewrite *to)
 {
-	return fold(delta32(packet->key.saddr, to->saddr) + delta32(packet->key.daddr, to->daddr));
+	return delta32(packet->key.saddr, to->saddr) + delta32(packet->key.daddr, to->daddr);
 }
 
-static __always_inline __u32 port_delta(const struct packet *packet, const struct rewrite *to)
+static __always_inline __u64 port_delta(const struct packet *packet, const struct rewrite *to)
 {
-	return fold(delta16(packet->key.sport, to->sport) + delta16(packet->key.dport, to->dport));
+	return delta16(packet->key.sport, to->sport) + delta16(packet->key.dport, to->dport);
 }
 
 static __always_inline void decrease_ttl(struct iphdr *ip)
@@ -52,7 +52,7 @@ static __always_inline void decrease_ttl(struct iphdr *ip)
 	ip->ttl--;
 }
 
-static __always_inline void rewrite_ipv4(struct iphdr *ip, __be32 saddr, __be32 daddr, __u32 delta)
+static __always_inline void rewrite_ipv4(struct iphdr *ip, __be32 saddr, __be32 daddr, __u64 delta)
 {
 	ip->saddr = saddr;
 	ip->daddr = daddr;

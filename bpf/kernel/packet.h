@@ -110,7 +110,7 @@ static __always_inline int parse_ethernet(struct cursor *cursor, struct packet *
 		return -1;
 	packet->ethernet = ethernet;
 	cursor->position = ethernet + 1;
-	return ethernet->h_proto;
+	return *(const __be16 *)&ethernet->h_proto; /* in one go: the struct is packed */
 }
 
 struct vlan_tag {
@@ -228,6 +228,13 @@ static __always_inline int has_destination(const struct packet *packet, const __
 
 	return !((*(const __u32 *)destination ^ *(const __u32 *)mac) |
 		 (*(const __u16 *)(destination + 4) ^ *(const __u16 *)(mac + 4)));
+}
+
+/* In two goes: of bytes the compiler does not know that they may be read otherwise. */
+static __always_inline void copy_mac(__u8 *to, const __u8 *from)
+{
+	*(__u32 *)to = *(const __u32 *)from;
+	*(__u16 *)(to + 4) = *(const __u16 *)(from + 4);
 }
 
 static __always_inline int is_known(const __u8 *mac)

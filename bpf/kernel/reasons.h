@@ -66,7 +66,7 @@
 	REASON(drop_ttl, "time to live ran out here, and no answer possible")                      \
 	REASON(drop_too_big, "too long for the way to the node, and no answer possible")           \
 	REASON(drop_source_is_vip, "claims to come from the VIP itself")                           \
-	REASON(drop_martian_source, "from an address that no host can have")                       \
+	REASON(drop_martian_source, "from an address that no client can have")                     \
 	REASON(drop_fragment_alone, "a later fragment to a VIP whose first one was not seen")      \
 	REASON(drop_fragment_clash, "a first fragment that would take another datagram's place")   \
 	REASON(drop_not_claimed, "asks for a floating address that this LB does not hold now")     \

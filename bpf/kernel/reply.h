@@ -47,7 +47,7 @@ static __always_inline void follow_answer(const struct packet *packet, struct pa
 	__u8 state = to->state;
 
 	if (!is_tcp(packet)) {
-		state = FLOW_UDP_ANSWERED;
+		state = state == FLOW_UDP_FRESH ? FLOW_UDP_FRESH : FLOW_UDP_ANSWERED;
 	} else if (packet->tcp_flags & TCP_FLAG_RST) {
 		if (!answers_syn(packet, pair->request) && state == FLOW_TCP_OPENING)
 			return;
@@ -111,7 +111,7 @@ static __always_inline enum note follow_reply(const struct packet *packet, struc
 					      const struct rewrite *to, const struct settings *own,
 					      __u32 now)
 {
-	if (is_half_open(to->state)) {
+	if (is_forgeable(to->state)) {
 		follow_answer(packet, pair, to, own, now);
 	} else if (is_tcp(packet) && is_syn_ack(packet)) {
 		if (answers_syn_on_top(packet, pair, to))

@@ -39,7 +39,8 @@ enum flow_state {
 	FLOW_TCP_RESET,	      /* ended by a RST that its receiver accepts */
 	FLOW_UDP_ASKED,	      /* one-sided: the node has not answered */
 	FLOW_UDP_ANSWERED,    /* one question, one answer: DNS is done by now */
-	FLOW_UDP_ESTABLISHED, /* the client went on after an answer */
+	FLOW_UDP_ESTABLISHED, /* the client went on after an answer, for a second */
+	FLOW_UDP_FRESH,	      /* it went on after an answer, but the first second is not over */
 	FLOW_STATES,
 };
 
@@ -153,7 +154,9 @@ struct port_cursor {
 	__u32 taken_at; /* ticks; 0: never */
 };
 
-/* An address that packets come to: a VIP of services, an SNAT address of this LB, or both. */
+/* An address that no client has: a VIP of services, an SNAT address of this LB, or both; without a
+ * flag, the broadcast address of a network that it is in.
+ */
 #define ADDRESS_OF_SERVICE 1
 #define ADDRESS_FLOATING 2 /* not an address of this host: what matches nothing is dropped */
 #define ADDRESS_SNAT 4
@@ -253,7 +256,7 @@ struct flow_lock {
 /* What the ways of a bucket offer to a new entry. */
 struct flow_offer {
 	__u32 free; /* the way nearest to the home that is free or expired; FLOW_WAYS: none */
-	__u32 half; /* the oldest half-open one, likewise */
+	__u32 half; /* the oldest half-open one, else the oldest fresh one, likewise */
 	__u32 half_age;
 	__u32 half_count;
 };

@@ -30,14 +30,16 @@ static __always_inline void keep_together(void *object)
 static __always_inline void forget_how_it_was_read(struct packet *packet,
 						   const struct settings *own)
 {
-	packet->tags = unknown(own, packet->tags);
-	packet->is_tagged = unknown(own, packet->is_tagged);
-	packet->first_fragment = unknown(own, packet->first_fragment);
-	packet->icmp_error = unknown(own, packet->icmp_error);
-	packet->tcp_flags = unknown(own, packet->tcp_flags);
-	packet->transport_bytes = unknown(own, packet->transport_bytes);
-	packet->ip_bytes = unknown(own, packet->ip_bytes);
-	packet->bytes = unknown(own, packet->bytes);
+	__u64 zero = unknown(own, 0);
+
+	packet->tags += zero;
+	packet->is_tagged += zero;
+	packet->first_fragment += zero;
+	packet->icmp_error += zero;
+	packet->tcp_flags += zero;
+	packet->transport_bytes += zero;
+	packet->ip_bytes += zero;
+	packet->bytes += zero;
 }
 
 #endif

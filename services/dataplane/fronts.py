@@ -242,4 +242,6 @@ def plan_addresses(
         )
         for address in sorted(fronts | slices.keys())
     }
+    for address in sorted(facts.broadcasts - values.keys()):
+        values[address] = AddressInfo(of_service=False, floating=False, snat_slice=None)
     return Addresses(values, unused_ms)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -45,9 +46,19 @@ def look(netlink: IPRoute, public: str, private: str) -> Machine:
     return Machine(_interface(netlink, public), _interface(netlink, private))
 
 
-def addresses() -> frozenset[str]:
-    """All IPv4 addresses of this host, whatever interface they are on."""
-    return frozenset(each.address for each in all_addresses())
+class Addresses(NamedTuple):
+    """IPv4 addresses, whatever interface they are on."""
+
+    own: frozenset[str]
+    """All of this host."""
+    broadcasts: frozenset[str]
+    """Of the networks that it is in."""
+
+
+def addresses() -> Addresses:
+    present = all_addresses()
+    broadcasts = frozenset(each.broadcast for each in present if each.broadcast is not None)
+    return Addresses(frozenset(each.address for each in present), broadcasts)
 
 
 def device(netlink: IPRoute, ifindex: int) -> Device | None:

@@ -94,7 +94,9 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class AddressInfo:
-    """The value of the map `addresses`: an address that packets come to."""
+    """The value of the map `addresses`: an address that no client has.
+
+    One that packets come to, or none of that, and then a network's broadcast address."""
 
     of_service: bool
     floating: bool
@@ -279,3 +281,5 @@ class Facts:
     max_fronts: int
     """Entries of the map `services` that may be taken."""
     max_endpoints: int
+    broadcasts: frozenset[str] = frozenset()
+    """Addresses of whole networks that this host is in."""

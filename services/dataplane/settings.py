@@ -81,6 +81,7 @@ def timeouts(config: LbConfig, states: int) -> tuple[int, ...]:
         FlowState.UDP_ASKED: limits.udp_one_sided_ms,
         FlowState.UDP_ANSWERED: limits.udp_one_sided_ms,
         FlowState.UDP_ESTABLISHED: limits.udp_ms,
+        FlowState.UDP_FRESH: limits.udp_ms,
     }
     ticks = dict.fromkeys(range(states), 0)
     ticks |= {state.value: ticks_of_ms(ms) for state, ms in by_state_ms.items()}

@@ -83,6 +83,7 @@ TIMEOUTS_S = {
     FlowState.UDP_ASKED: 30,
     FlowState.UDP_ANSWERED: 30,
     FlowState.UDP_ESTABLISHED: 120,
+    FlowState.UDP_FRESH: 120,
 }
 """The defaults of the configuration."""
 FLOW_SEED = 0xFEDC_BA98_7654_3210

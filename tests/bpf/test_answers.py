@@ -42,6 +42,7 @@ from tests.bpf.scene import (
     VIP,
     Connection,
     Scene,
+    address,
     is_xdp,
     mac,
     node_of,
@@ -660,6 +661,32 @@ class TestSources:
         packet = (tcp if protocol == "tcp" else udp)((source, 4000), SERVICE)
         reason = {"l2": "l2_forwarded", "l4": "l4_new_flow"}.get(mode, "l3_forwarded")
         scene.expect(hook, packet, reason)
+
+    @pytest.mark.parametrize("flags", [OF_SERVICE, OF_SERVICE | FLOATING, 4, 0])
+    def test_nor_has_a_client_one_of_ours(
+        self, scene: Scene, hook: str, mode: str, protocol: str, flags: int
+    ) -> None:
+        """Another VIP, an SNAT address, the broadcast address of a network of ours: open nothing.
+
+        In the stateless modes nothing is opened, and to ask would cost each packet a look-up.
+        """
+        self.serve(scene, mode, protocol)
+        scene.address("10.80.0.255", flags)
+        packet = (tcp if protocol == "tcp" else udp)(("10.80.0.255", 4000), SERVICE)
+        reason = {"l2": "l2_forwarded", "l4": "drop_martian_source"}.get(mode, "l3_forwarded")
+        scene.expect(hook, packet, reason)
+        assert scene.flows() == []
+
+    @pytest.mark.parametrize("side", ["public_address", "private_address"])
+    def test_nor_this_lb_s_own(
+        self, scene: Scene, hook: str, mode: str, protocol: str, side: str
+    ) -> None:
+        self.serve(scene, mode, protocol)
+        scene.settings(**{side: address("10.80.0.77")})
+        packet = (tcp if protocol == "tcp" else udp)(("10.80.0.77", 4000), SERVICE)
+        reason = {"l2": "l2_forwarded", "l4": "drop_martian_source"}.get(mode, "l3_forwarded")
+        scene.expect(hook, packet, reason)
+        assert scene.flows() == []
 
     def test_the_vip_writes_to_nobody(
         self, scene: Scene, hook: str, mode: str, protocol: str

@@ -7,6 +7,7 @@ makes room. Its share for what is half-open is four places: two flows.
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -344,6 +345,7 @@ class TestByItself:
                 source = open_one(crowded, 10 * day + number, "udp")
                 crowded.expect("tc_private", udp(NODE, source), "l4_reply")
                 question = udp(client(10 * day + number), SERVICE)
+                crowded.age("flows", 2)
                 crowded.expect("xdp_public", question, "l4_promoted")
             crowded.expect("xdp_public", udp(client(99), SERVICE), "drop_table_full")
             crowded.age("flows", DAY_S)
@@ -415,6 +417,7 @@ class TestFloods:
             forwarded += int((verdicts == XdpVerdict.REDIRECT).sum())
             flooded.flood("xdp_public", [])
             Connection(flooded, client=("203.0.113.7", 1000 + number)).establish()
+        assert share_of_each(flooded) == WIDE_SHARE
         self.all_is_well(flooded, connections)
         assert forwarded > FLOOD * 0.95
 
@@ -430,11 +433,27 @@ class TestFloods:
             Connection(flooded, client=("203.0.113.7", 1000 + number)).establish()
         self.all_is_well(flooded, connections)
 
+    def test_of_datagrams_that_go_on_after_an_answer(self, flooded: Scene) -> None:
+        """Who floods cannot see the answer, but can act as if."""
+        connections = self.established(flooded)
+        there, back = (flooded.programs.function(hook) for hook in ("xdp_public", "tc_private"))
+        for number, batch in enumerate(rounds(udp(("10.0.0.0", 0), SERVICE, b"q"))):
+            verdicts, sent = run_batch(there, batch, xdp=True)
+            run_batch(back, answers(sent.only(verdicts == XdpVerdict.REDIRECT)), xdp=False)
+            for _ in range(2):
+                verdicts, _ = run_batch(there, batch, xdp=True)
+                assert (verdicts == XdpVerdict.REDIRECT).mean() > 0.95
+            flooded.flood("xdp_public", [])
+            Connection(flooded, client=("203.0.113.7", 1000 + number)).establish()
+        self.all_is_well(flooded, connections)
+
     def all_is_well(self, scene: Scene, connections: list[Connection]) -> None:
         for connection in connections:
             goes_on(connection)
-        assert share_of_each(scene) == WIDE_SHARE
-        assert len(scene.flows("est")) == 2 * (len(connections) + 20)
+        assert share_of_each(scene) <= WIDE_SHARE
+        living = Counter(flow.state for _, flow in scene.flows())
+        assert living[FlowState.TCP_ESTABLISHED] == 2 * (len(connections) + 20)
+        assert not living[FlowState.UDP_ESTABLISHED]
 
 
 # --------------------------------------------------------------------------- another size

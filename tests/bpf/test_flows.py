@@ -48,9 +48,10 @@ OPENING, ANSWERED, ESTABLISHED = (
     FlowState.TCP_ESTABLISHED,
 )
 CLOSING, TIME_WAIT, RESET = FlowState.TCP_CLOSING, FlowState.TCP_TIME_WAIT, FlowState.TCP_RESET
-ASKED, UDP_ANSWERED, UDP_ESTABLISHED = (
+ASKED, UDP_ANSWERED, UDP_FRESH, UDP_ESTABLISHED = (
     FlowState.UDP_ASKED,
     FlowState.UDP_ANSWERED,
+    FlowState.UDP_FRESH,
     FlowState.UDP_ESTABLISHED,
 )
 RENEWED_SELDOM = (ESTABLISHED, UDP_ESTABLISHED)
@@ -400,16 +401,19 @@ class TestUdp:
 
     @pytest.mark.parametrize("fast", [True, False], ids=["xdp", "tc"])
     @pytest.mark.parametrize(
-        ("before", "last", "becomes", "reason"),
+        ("before", "then_s", "last", "becomes", "reason"),
         [
-            ((), Q, ASKED, "l4_new_flow"),
-            ((Q,), Q, ASKED, "l4_opening"),
-            ((Q,), A, UDP_ANSWERED, "l4_reply"),
-            ((Q, A), A, UDP_ANSWERED, "l4_reply"),
-            ((Q, Q, A), A, UDP_ANSWERED, "l4_reply"),
-            ((Q, A), Q, UDP_ESTABLISHED, "l4_promoted"),
-            ((Q, A, Q), Q, UDP_ESTABLISHED, "l4_established"),
-            ((Q, A, Q), A, UDP_ESTABLISHED, "l4_reply"),
+            ((), 5, Q, ASKED, "l4_new_flow"),
+            ((Q,), 5, Q, ASKED, "l4_opening"),
+            ((Q,), 5, A, UDP_ANSWERED, "l4_reply"),
+            ((Q, A), 5, A, UDP_ANSWERED, "l4_reply"),
+            ((Q, Q, A), 5, A, UDP_ANSWERED, "l4_reply"),
+            ((Q, A), 0.3, Q, UDP_FRESH, "l4_promoted"),
+            ((Q, A), 5, Q, UDP_ESTABLISHED, "l4_promoted"),
+            ((Q, A, Q), 0.3, Q, UDP_FRESH, "l4_established"),
+            ((Q, A, Q), 0.3, A, UDP_FRESH, "l4_reply"),
+            ((Q, A, Q), 5, A, UDP_FRESH, "l4_reply"),
+            ((Q, A, Q), 100, Q, UDP_ESTABLISHED, "l4_established"),
         ],
     )
     def test_a_datagram_does_what_the_table_says(
@@ -417,6 +421,7 @@ class TestUdp:
         scene: Scene,
         fast: bool,
         before: tuple[int, ...],
+        then_s: float,
         last: int,
         becomes: FlowState,
         reason: str,
@@ -424,12 +429,25 @@ class TestUdp:
         scene.service("l4", protocol="udp")
         for side in before:
             self.give(scene, side)
-        scene.age("flows", 5)
+        scene.age("flows", then_s)
         hook = (REQUEST_HOOKS, REPLY_HOOKS[::-1])[last][not fast]
         began = now_ticks()
         assert self.give(scene, last, hook) == reason
         assert scene.states() == both(becomes)
         check_deadlines(scene, becomes, began)
+
+    def test_whoever_goes_on_for_a_second_is_a_clients(self, scene: Scene) -> None:
+        scene.service("l4", protocol="udp")
+        self.give(scene, REQUEST)
+        self.give(scene, REPLY)
+        self.give(scene, REQUEST)
+        scene.age("flows", 5)
+        assert self.give(scene, REQUEST) == "l4_established"
+        for side in (REPLY, REQUEST):
+            began = now_ticks()
+            self.give(scene, side)
+            assert scene.states() == both(UDP_ESTABLISHED)
+            check_deadlines(scene, UDP_ESTABLISHED, began - ticks(1))
 
     def give(self, scene: Scene, side: int, hook: str | None = None) -> str:
         if side == REQUEST:
@@ -546,6 +564,7 @@ class TestRenewal:
         source = (SNAT, scene.send("xdp_public", question).ports[0])
         answer = udp(NODE, source, b"a")
         scene.send("tc_private", answer)
+        scene.age("flows", 2)
         scene.expect("xdp_public", question, "l4_promoted")
         datagrams = (("xdp_public", question), ("tc_private", answer))
         return lambda side: scene.send(*datagrams[side])
@@ -961,6 +980,40 @@ class TestLastHop:
         packet = from_router(opened.request("A", seq=101, ack=501), OTHER_ROUTER)
         scene.expect(hook, packet, "l4_promoted")
         assert scene.send(reply_hook, opened.reply("A")).scapy.dst == OTHER_ROUTER
+
+    @pytest.mark.parametrize("start", ["established", "client ended", "node ended"])
+    @pytest.mark.parametrize(
+        ("flags", "seq", "ack"),
+        [
+            ("A", 101 + (1 << 25), 501),
+            ("A", 101, 501 + (1 << 25)),
+            ("PA", 101 - (1 << 25), 501),
+            ("FA", 101 + (1 << 25), 501),
+            ("R", 101 + (1 << 25), 0),
+            ("R", 90, 0),
+        ],
+    )
+    def test_not_from_what_its_receiver_would_ignore(
+        self, scene: Scene, opened: Connection, hook: str, reply_hook: str, start: str,
+        flags: str, seq: int, ack: int,
+    ) -> None:  # fmt: skip
+        """Nor does that prolong the flow's life."""
+        give_all(opened, STARTS[start])
+        scene.age("flows", 60)
+        before = [flow.deadline for _, flow in scene.flows()]
+        forged = opened.request(flags, seq=seq % 2**32, ack=ack)
+        scene.expect(hook, from_router(forged, OTHER_ROUTER), "l4_established")
+        assert [flow.deadline for _, flow in scene.flows()] == before
+        assert scene.send(reply_hook, opened.reply("A")).scapy.dst == PEER_MAC
+
+    @pytest.mark.parametrize("seq", [101, 105])
+    def test_nor_from_a_reset(
+        self, scene: Scene, opened: Connection, hook: str, reply_hook: str, seq: int
+    ) -> None:
+        give_all(opened, STARTS["established"])
+        scene.send(hook, opened.request("PA", bytes(10), seq=101, ack=501))
+        scene.send(hook, from_router(opened.request("R", seq=seq, ack=0), OTHER_ROUTER))
+        assert scene.send(reply_hook, opened.reply("A")).scapy.dst == PEER_MAC
 
     @pytest.mark.parametrize("questions", [1, 2, 3])
     def test_from_a_datagram(

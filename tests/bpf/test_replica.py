@@ -165,6 +165,9 @@ class TestTold:
         a.scene.send("tc_private", udp(NODE, source))
         assert len(a.tells()) == 0
         a.scene.expect("xdp_public", udp(CLIENT, SERVICE), "l4_promoted")
+        assert list(a.tells()["state"]) == [FlowState.UDP_FRESH]
+        a.scene.age("flows", 1)
+        a.scene.expect("xdp_public", udp(CLIENT, SERVICE), "l4_established")
         assert list(a.tells()["state"]) == [FlowState.UDP_ESTABLISHED]
 
     def test_a_one_sided_stream_is_after_a_second(self, a: ReplicatingLb) -> None:

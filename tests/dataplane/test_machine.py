@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute
 
-from services.dataplane.machine import Interface, Machine, NotReadyError, look
+from services.dataplane.machine import Interface, Machine, NotReadyError, addresses, look
 from tests.bpf.harness import private_network
 
 MAC = "02:00:00:00:aa:01"
@@ -43,6 +43,13 @@ def test_both_interfaces_as_they_are(netlink: IPRoute) -> None:
     assert found.public == wanted
     assert (found.private.name, found.private.address) == ("priv0", "10.81.0.10")
     assert look(netlink, "pub0", "priv0") == found
+
+
+def test_addresses_that_no_client_has(netlink: IPRoute) -> None:
+    netlink.addr("add", index=index("priv0"), address="10.82.0.1", prefixlen=32)
+    found = addresses()
+    assert found.own >= {"10.80.0.10", "10.81.0.10", "10.82.0.1"}
+    assert found.broadcasts == {"10.80.0.255", "10.81.0.255"}
 
 
 def test_they_may_be_one(netlink: IPRoute) -> None:

@@ -1115,6 +1115,16 @@ def test_a_vip_that_this_host_has_as_its_own_does_not_float() -> None:
     assert not kernel.addresses["10.80.0.100"].floating
 
 
+def test_a_network_s_broadcast_address_is_no_client_s() -> None:
+    kernel = Kernel()
+    facts = replace(FACTS, broadcasts=frozenset({"10.80.0.255", "10.80.0.100"}))
+    state = run(kernel, EMPTY, floating(), facts=facts).after
+    assert kernel.addresses["10.80.0.255"] == AddressInfo(False, False, None)
+    assert kernel.addresses["10.80.0.100"].of_service
+    run(kernel, state, floating())
+    assert "10.80.0.255" not in kernel.addresses
+
+
 def test_a_service_s_own_addresses_go_before_the_vip_s() -> None:
     kernel = Kernel()
     run(kernel, EMPTY, floating(snat_addresses=("10.81.0.102",)))

@@ -52,6 +52,7 @@ def test_timeouts_are_those_of_the_standards_never_less(load: Load) -> None:
         FlowState.UDP_ASKED: 30,
         FlowState.UDP_ANSWERED: 30,
         FlowState.UDP_ESTABLISHED: 120,
+        FlowState.UDP_FRESH: 120,
     }
     assert told == pytest.approx(expected_s, abs=0.07)
     assert all(told[state] >= expected_s[state] for state in FlowState)
@@ -62,7 +63,7 @@ def test_the_file_may_say_otherwise(load: Load) -> None:
         "tcp_established": (FlowState.TCP_ESTABLISHED,),
         "tcp_closing": (FlowState.TCP_CLOSING,),
         "tcp_time_wait": (FlowState.TCP_TIME_WAIT,),
-        "udp": (FlowState.UDP_ESTABLISHED,),
+        "udp": (FlowState.UDP_ESTABLISHED, FlowState.UDP_FRESH),
         "udp_one_sided": (FlowState.UDP_ASKED, FlowState.UDP_ANSWERED),
     }
     usual = seconds(load(""))

@@ -40,10 +40,13 @@ class FlowState(IntEnum):
     UDP_ASKED = 7
     UDP_ANSWERED = 8
     UDP_ESTABLISHED = 9
+    UDP_FRESH = 10
 
     @property
     def word(self) -> str:
         """For people: the name without its protocol, which stands beside it."""
+        if self is FlowState.UDP_FRESH:
+            return FlowState.UDP_ESTABLISHED.word
         return self.name.lower().removeprefix("tcp_").removeprefix("udp_")
 
 

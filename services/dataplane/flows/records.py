@@ -80,13 +80,19 @@ LIVING = (
     FlowState.UDP_ASKED,
     FlowState.UDP_ANSWERED,
     FlowState.UDP_ESTABLISHED,
+    FlowState.UDP_FRESH,
 )
 """States in which a flow is told of. Half-open TCP is nobody's loss."""
 CLOSED = (FlowState.TCP_TIME_WAIT, FlowState.TCP_RESET)
 
 _STATES_OF = {
     TCP: (FlowState.TCP_ESTABLISHED, FlowState.TCP_CLOSING, *CLOSED),
-    UDP: (FlowState.UDP_ASKED, FlowState.UDP_ANSWERED, FlowState.UDP_ESTABLISHED),
+    UDP: (
+        FlowState.UDP_ASKED,
+        FlowState.UDP_ANSWERED,
+        FlowState.UDP_FRESH,
+        FlowState.UDP_ESTABLISHED,
+    ),
 }
 
 

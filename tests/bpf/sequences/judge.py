@@ -164,6 +164,9 @@ class Track:
     """It could have been forgotten since it was opened."""
     gave_way: bool = False
     """It was half-open, all ports were held, and its own went to another client."""
+    is_answered_late: bool = False
+    """A RST has ended it, and since then the node has answered a SYN of before. A load balancer may
+    wait for the end of that handshake, and for nothing else."""
 
     @property
     def kept_until(self) -> float:
@@ -175,7 +178,7 @@ class Track:
         return self.last + GONE_S[self.gone] if self.gone else 0.0
 
     def keep(self, phase: Phase, now: float) -> None:
-        self.kept, self.kept_from = phase, now
+        self.kept, self.kept_from, self.is_answered_late = phase, now, False
 
     def begin(self, serial: int, now: float) -> None:
         """A handshake is under way."""
@@ -279,6 +282,8 @@ class Judge:
         """What a flow that is there need not forward."""
         flags = packet.segment.flags
         if packet.serial == FORGED and flags & SYN and flags & (RST | FIN | ACK):
+            return True
+        if track.is_answered_late and not flags & (SYN | RST):
             return True
         if track.kept is not Phase.OPENING or flags & (SYN | RST):
             return False
@@ -409,6 +414,8 @@ class Judge:
             return
         is_asked = [_answers(packet.segment, syn) for syn in track.asked]
         if track.kept is not Phase.OPENING and not any(is_asked):
+            if track.kept is Phase.RESET:
+                track.is_answered_late, track.gone = True, Phase.OPENING
             return
         if track.kept is not Phase.OPENING:
             track.is_unsure = not is_asked[-1] or len(is_asked) <= track.settled

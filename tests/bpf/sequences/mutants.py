@@ -130,13 +130,13 @@ MUTANTS = (
     Mutant(
         "a closed flow's port is given away",
         "flow_table.h",
-        "\tif (!is_half_open(holder->state))\n\t\treturn CLAIM_TAKEN;",
+        "\tif (!is_forgeable(holder->state))\n\t\treturn CLAIM_TAKEN;",
         "\tif (is_protected(holder->state))\n\t\treturn CLAIM_TAKEN;",
     ),
     Mutant(
         "any flow's port is given away",
         "flow_table.h",
-        "\tif (!is_half_open(holder->state))\n\t\treturn CLAIM_TAKEN;\n",
+        "\tif (!is_forgeable(holder->state))\n\t\treturn CLAIM_TAKEN;\n",
         "\t/* nothing */\n",
     ),
     Mutant(
@@ -168,9 +168,8 @@ MUTANTS = (
     Mutant(
         "the node's port is not put back",
         "nat.h",
-        "\treturn fold(delta16(packet->key.sport, to->sport) + "
-        "delta16(packet->key.dport, to->dport));",
-        "\treturn fold(delta16(packet->key.sport, to->sport));",
+        "\treturn delta16(packet->key.sport, to->sport) + delta16(packet->key.dport, to->dport);",
+        "\treturn delta16(packet->key.sport, to->sport);",
     ),
 )
 

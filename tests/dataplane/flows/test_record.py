@@ -55,7 +55,7 @@ def test_half_open_are_what_the_programs_call_so() -> None:
 def test_words_for_people_leave_out_the_protocol() -> None:
     assert [state.word for state in FlowState][1:] == [
         *("opening", "answered", "established", "closing", "time_wait", "reset"),
-        *("asked", "answered", "established"),
+        *("asked", "answered", "established", "established"),
     ]
 
 
