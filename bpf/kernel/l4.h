@@ -13,6 +13,7 @@
 #include "icmp.h"
 #include "claims.h"
 #include "rate.h"
+#include "strays.h"
 #include "tcp.h"
 #include "vlan.h"
 #include "verifier.h"
@@ -461,13 +462,7 @@ static __always_inline struct decision follow_flow(context_t *ctx, struct packet
 static __always_inline int is_answer_of_node(const struct packet *packet)
 {
 #ifdef GALE_ONE_ARM
-	struct service_key endpoint = {
-		.address = packet->key.saddr,
-		.port = packet->key.sport,
-		.protocol = packet->key.protocol,
-	};
-
-	return endpoints.lookup(&endpoint) != 0;
+	return is_from_node(packet);
 #else
 	return 0; /* those come by the private interface */
 #endif

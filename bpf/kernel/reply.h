@@ -13,6 +13,7 @@
 #include "verifier.h"
 #include "ports.h"
 #include "service.h"
+#include "strays.h"
 #include "fragment.h"
 #include "icmp.h"
 #include "tcp.h"
@@ -164,11 +165,6 @@ static __always_inline struct decision error_to_client(context_t *ctx, struct pa
 	return decide(REASON_icmp_to_client);
 }
 
-static __always_inline int is_in(__u16 port, __u16 first, __u16 ports)
-{
-	return (__u16)(port - first) < ports;
-}
-
 /* A request by the nodes' side: from here no node's answer would find its way back through this LB.
  * Whoever sent it is told at once. With one interface for both sides a request is one like any
  * other, and does not come here.
@@ -188,20 +184,12 @@ static __always_inline struct decision refuse_hairpin(struct packet *packet)
 /* No flow: from a node's port to one of this LB's SNAT ports it was meant for one. */
 static __always_inline struct decision pass_or_drop_reply(struct packet *packet)
 {
-	struct service_key endpoint = {
-		.address = packet->key.saddr,
-		.port = packet->key.sport,
-		.protocol = packet->key.protocol,
-	};
 	__be32 address = packet->key.daddr;
-	__u16 port = bpf_ntohs(packet->key.dport);
 	struct address_info *info = addresses.lookup(&address);
 
-	if (!info || !(info->flags & ADDRESS_SNAT) ||
-	    (!is_in(port, info->snat_first_port, info->snat_ports) &&
-	     !is_in(port, info->low_first_port, info->low_ports)))
+	if (!is_for_snat_port(packet, info))
 		return refuse_hairpin(packet);
-	if (!(info->flags & ADDRESS_FLOATING) && !endpoints.lookup(&endpoint))
+	if (!(info->flags & ADDRESS_FLOATING) && !is_from_node(packet))
 		return decide(packet->icmp_error ? REASON_pass_icmp_other : REASON_pass_no_flow);
 	return decide(REASON_drop_no_flow);
 }

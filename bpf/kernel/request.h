@@ -9,6 +9,7 @@
 #include "l4.h"
 #include "service.h"
 #include "claims.h"
+#include "strays.h"
 
 /* For no service: the host's own, unless the address is one that no host has. */
 static __always_inline struct decision pass_or_drop(struct packet *packet, enum reason pass)
@@ -21,6 +22,11 @@ static __always_inline struct decision pass_or_drop(struct packet *packet, enum 
 	/* Replies come to SNAT addresses, by the same interface if there is but one. */
 	if ((info->flags & (ADDRESS_FLOATING | ADDRESS_SNAT)) == ADDRESS_FLOATING)
 		return decide(REASON_drop_no_service);
+#ifndef GALE_ONE_ARM
+	/* By the wrong side: its flow, if there is one, is not looked for here. */
+	if (!packet->icmp_error && is_for_snat_port(packet, info) && is_from_node(packet))
+		return decide(REASON_drop_no_flow);
+#endif
 	if (unlikely(packet->first_fragment))
 		note_fragment(packet, NO_SEAT, 0, 0, 0, 0);
 	return decide(pass);

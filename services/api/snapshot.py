@@ -240,6 +240,8 @@ class QuorumShape:
     listed: str = ""
     """Where another list of LBs is staged than all files agreed on last, and why the members are
     not those of it where all have it; empty: nowhere."""
+    advice: str = ""
+    """What should be otherwise although all is well, in words; mostly empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -524,6 +526,16 @@ def quorum(fold: Fold, now_ms: int) -> QuorumShape | None:
         is_member=state.is_member,
         applicants=[ApplicantShape(each.name, each.address) for each in state.applicants],
         listed=_listed(state),
+        advice=_advice(len(state.members)),
+    )
+
+
+def _advice(voters: int) -> str:
+    if voters % 2 or not voters:
+        return ""
+    return (
+        f"{voters} vote, an even number: a majority is {voters // 2 + 1}, so no more may be lost"
+        f" than of {voters - 1}; add one, or a witness"
     )
 
 

@@ -60,7 +60,18 @@ def _quorum_picture(answer: dict[str, Any]) -> RenderableType:
         for each in answer["applicants"]
     ]
     shown = table("", columns, members)
-    return Group(_quorum_line(answer), shown, *_vip_lines(answer), *troubles, *applicants)
+    return Group(
+        _quorum_line(answer),
+        shown,
+        *_vip_lines(answer),
+        *_advice(answer),
+        *troubles,
+        *applicants,
+    )
+
+
+def _advice(answer: dict[str, Any]) -> list[RenderableType]:
+    return [Text(answer["advice"], "yellow")] if answer["advice"] else []
 
 
 def _picture(status: dict[str, Any]) -> RenderableType:
@@ -77,6 +88,7 @@ def _picture(status: dict[str, Any]) -> RenderableType:
         parts += [Text(""), *_dataplane(status["dataplane"])]
     if status["quorum"] is not None:
         parts += [Text(""), _quorum_line(status["quorum"]), *_vip_lines(status["quorum"])]
+        parts += _advice(status["quorum"])
     parts += [Text(""), _nodes_line(status["nodes"]), Text(""), _services(status["services"])]
     return Group(*parts)
 

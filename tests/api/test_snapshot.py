@@ -355,3 +355,15 @@ def test_where_another_list_of_lbs_is_staged_is_said_and_why_it_waits() -> None:
     assert waits == ("staged on 2 of 2: lb-0, lb-1; waits: lb-0 leads", [True, True])
     assert shown("new", "new", agreed="") == ("", [False, False])
     assert shown("old", "old", why="of before") == ("", [False, False])
+
+
+@pytest.mark.parametrize(("voters", "words"), [(1, ""), (2, "2 vote"), (3, ""), (4, "than of 3")])
+def test_an_even_number_of_voters_is_said_to_be_one(voters: int, words: str) -> None:
+    members = tuple(
+        QuorumMember(f"lb-{number}", f"10.81.0.1{number}:8081", True, 3, 1, 0)
+        for number in range(voters)
+    )
+    said = snapshot.quorum(fold_with(quorum=quorum(members=members)), 0)
+    assert said is not None
+    assert words in said.advice
+    assert bool(said.advice) == bool(words)

@@ -812,3 +812,40 @@ def test_a_datagram_is_refused_on_one_arm_too(one_arm: Scene) -> None:
     one_arm.seat(SEAT, ifindex=PUBLIC)
     packet = udp(CLIENT, SERVICE, b"q")
     one_arm.expect("tc_public", packet, "no_node_refused", unreachable(packet))
+
+
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+class TestStraysByTheOtherSide:
+    """A node's answer that comes by the public interface."""
+
+    PORT = FIRST_PORT + 7
+
+    @pytest.mark.parametrize("make", [tcp, udp])
+    def test_a_nodes_is_dropped_by_name(self, scene: Scene, hook: str, make: Any) -> None:
+        scene.service("l4", protocol=make.__name__)
+        scene.snat_slice()
+        scene.expect(hook, make(NODE, (SNAT, self.PORT)), "drop_no_flow")
+
+    def test_also_of_a_flow(self, scene: Scene, hook: str) -> None:
+        scene.service("l4")
+        scene.snat_slice()
+        connection = Connection(scene).establish()
+        scene.expect(hook, connection.reply("PA", b"x"), "drop_no_flow")
+        scene.expect("tc_private", connection.reply("PA", b"x"), "l4_reply")
+
+    @pytest.mark.parametrize(
+        ("source", "port"),
+        [
+            (NODE, 7070),
+            ((NODE[0], 22), FIRST_PORT + 7),
+            (("10.81.0.99", 80), FIRST_PORT + 7),
+            (NODE, FIRST_PORT + PORTS),
+        ],
+    )
+    @pytest.mark.parametrize("make", [tcp, udp])
+    def test_the_hosts_own_passes(
+        self, scene: Scene, hook: str, source: tuple[str, int], port: int, make: Any
+    ) -> None:
+        scene.service("l4")
+        scene.snat_slice()
+        scene.expect(hook, make(source, (SNAT, port)), "pass_not_for_service")

@@ -94,6 +94,7 @@ QUORUM = QuorumShape(
     members=[MemberShape("lb-0", "10.81.0.10:8081", True, 7, 42, 0)],
     waiting_for="",
     observed_ms=10,
+    advice="2 vote, an even number",
 )
 DATAPLANE = DataplaneShape(
     ready=True,

@@ -49,6 +49,7 @@ def test_quorum(gale: Gale) -> None:
         in result.stdout.splitlines()
     )
     assert "VIP 10.80.0.100 at lb-0" in result.stdout
+    assert "2 vote, an even number" in result.stdout.splitlines()
     assert " ".join(row_of(result.stdout, "10.81.0.10:8081")) == (
         "lb-0 10.81.0.10:8081 yes 7 42 0 ms"
     )
@@ -71,6 +72,7 @@ def test_status(gale: Gale) -> None:
     lines = result.stdout.splitlines()
     assert lines[0] == "lb-0  l4  gale 0.1.0  NOT READY"
     assert "  health: nothing heard for 7 s" in lines
+    assert "2 vote, an even number" in lines
     assert "  10.80.0.100: 02:00:00:00:66:66 claims it too" in lines
     assert not any("10.81.0.100:" in line for line in lines), "there is no trouble with that one"
     assert " ".join(row_of(result.stdout, "health")) == "health SILENT never priv0 to appear"
