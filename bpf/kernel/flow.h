@@ -270,7 +270,7 @@ static __always_inline __u8 take_over(const struct packet *packet, struct flow *
 }
 
 /* The state of an established or closing flow after this packet; numbers and flags of both entries
- * are brought up to date. FLOW_FREE: its receiver would ignore it, and so does the table.
+ * are brought up to date. FLOW_FREE: its receiver would ignore it.
  *
  * The caller holds the lock of the request's bucket, and both are alive.
  */
@@ -300,11 +300,9 @@ static __always_inline __u8 follow_living(const struct packet *packet, struct fl
 									 : FLOW_TCP_ESTABLISHED;
 }
 
-/* Both entries go on in `state`. Where the client's packets come from nobody can say by a RST: it
- * says nothing that only the client knows. What is to be told of it.
- */
-static __always_inline enum note go_on_as(__u8 state, const struct packet *packet,
-					  struct pair *pair, const struct settings *own, __u32 now)
+/* Both entries go on in `state`; what is to be told of it. */
+static __always_inline enum note go_on_as(__u8 state, struct pair *pair, const struct settings *own,
+					  __u32 now)
 {
 	struct flow *mine = pair->mine, *theirs = pair->theirs;
 	__u32 deadline = deadline_of(state, own, now);
@@ -316,18 +314,20 @@ static __always_inline enum note go_on_as(__u8 state, const struct packet *packe
 		note = NOTE_RENEWED;
 	mine->state = theirs->state = state;
 	mine->deadline = theirs->deadline = deadline;
-	if (likely(!(packet->tcp_flags & TCP_FLAG_RST))) {
-		note_last_hop(packet, mine);
-		note_last_hop(packet, theirs);
-	}
 	return note;
 }
 
-/* Both entries of a flow that is alive take note of the packet; what is to be told of it. */
+/* Both entries of a flow that is alive take note of the packet; what is to be told of it.
+ *
+ * A segment that its receiver would ignore says nothing of where the client's packets come from. It
+ * does keep the flow: a forged SYN on top may have left numbers here that are not the connection's.
+ * A RST does neither.
+ */
 static __always_inline enum note track_living(const struct packet *packet, struct pair *pair,
 					      const struct settings *own, __u32 now)
 {
 	struct flow *mine = pair->mine, *theirs = pair->theirs;
+	int is_reset = packet->tcp_flags & TCP_FLAG_RST;
 	enum note note = NOTE_NONE;
 	__u8 state, was_replica;
 
@@ -341,8 +341,14 @@ static __always_inline enum note track_living(const struct packet *packet, struc
 			state = follow_living(packet, mine, theirs);
 		else
 			mine->flags &= ~FLOW_REPLICA;
+		if (state != FLOW_FREE && !is_reset) {
+			note_last_hop(packet, mine);
+			note_last_hop(packet, theirs);
+		}
+		if (state == FLOW_FREE && !is_reset)
+			state = mine->state;
 		if (state != FLOW_FREE)
-			note = go_on_as(state, packet, pair, own, now);
+			note = go_on_as(state, pair, own, now);
 		if (state != FLOW_FREE && was_replica && note == NOTE_NONE)
 			note = NOTE_RENEWED; /* its packets come here from now on */
 	}
