@@ -10,6 +10,7 @@ File descriptors are plain ints, closed by whoever got them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -25,6 +26,7 @@ _SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361
 _libc = ctypes.CDLL(None, use_errno=True)
 _NAME_BYTES = 16
 _LOG_BYTES = 1 << 20
+LOAD_TRIES = 5
 _NOTHING = ctypes.create_string_buffer(1)
 _BATCH_ENTRIES = 8192
 _ROOM_TO_GROW = 512
@@ -151,7 +153,12 @@ def load_program(
             0,
             0,
         )
-        return _bpf(_Command.PROG_LOAD, ctypes.create_string_buffer(attribute, len(attribute)))
+        buffer = ctypes.create_string_buffer(attribute, len(attribute))
+        for _ in range(LOAD_TRIES - 1):
+            # The verifier gives up when a signal is pending, of which we know nothing yet.
+            with contextlib.suppress(BlockingIOError):
+                return _bpf(_Command.PROG_LOAD, buffer)
+        return _bpf(_Command.PROG_LOAD, buffer)
 
     try:
         return load(0)

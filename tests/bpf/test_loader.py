@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bpf import compiler
+from bpf import compiler, syscall
 from bpf.loader import (
     SOURCE_DIR,
     CompileError,
@@ -140,6 +141,41 @@ def test_the_verifier_is_quoted(source: Path) -> None:
         "R0 invalid mem access 'map_value_or_null'"
     )
     loaded.close()
+
+
+def test_signals_while_the_verifier_is_at_work_cost_nothing(
+    monkeypatch: pytest.MonkeyPatch, cache: Cache
+) -> None:
+    """The kernel says EAGAIN then: who sends HUP in that moment must not end the process."""
+    interrupted: list[OSError] = []
+    ask = syscall._bpf
+
+    def noted(*arguments: Any) -> int:
+        try:
+            return ask(*arguments)
+        except BlockingIOError as error:
+            interrupted.append(error)
+            raise
+
+    def another(*_: object) -> None:
+        if len(interrupted) < 2:
+            signal.setitimer(signal.ITIMER_REAL, after_ms / 1_000)
+
+    monkeypatch.setattr(syscall, "_bpf", noted)
+    before, after_ms = signal.signal(signal.SIGALRM, another), 0
+    try:
+        for after_ms in range(1, 100, 2):  # nobody knows how long it takes here
+            programs = compile_program("xdp.c", cache_dir=cache.directory)
+            signal.setitimer(signal.ITIMER_REAL, after_ms / 1_000)
+            programs.function("gale_xdp_public", "xdp")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            programs.close()
+            if interrupted:
+                break
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(interrupted) >= 2
 
 
 def test_a_program_has_its_name_and_is_loaded_once_for_each_set_of_flags(source: Path) -> None:
