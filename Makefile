@@ -7,6 +7,8 @@
 #   make e2e      the end-to-end suite alone (INVENTORY=ansible/e2e-hosts.ini: what of it runs on
 #                 any machines, against those)
 #   make sim      LBs that agree under every kind of trouble, on virtual time (SEEDS=, LBS=)
+#   make sequences  TCP segments forged, lost, doubled and late, through the programs, beside a model
+#                 of both ends and of the table (SEEDS=): a quarter of an hour for 100,000
 #   make bench    what a packet costs, how many fit through, what TCP makes of it: 15 minutes
 #   make e2e-machines  the playbooks against machines with systemd that it makes itself: minutes
 #   make deb      Debian packages, into build/deb; needs python3-venv and nothing else
@@ -43,7 +45,7 @@ TEST_PACKAGES := chromium fonts-dejavu-core prometheus perl spin gcc
 MACHINES_PACKAGES := debootstrap systemd-container openssh-client lintian vagrant
 VM_PACKAGES := qemu-system-x86 seabios busybox-static cpio kmod
 
-.PHONY: help setup check test unit e2e sim demo bench vm e2e-machines deb clean
+.PHONY: help setup check test unit e2e sim sequences demo bench vm e2e-machines deb clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -151,6 +153,9 @@ SEEDS ?= 1000
 LBS ?= 3
 sim: $(READY)
 	$(PYTHON) -m tests.sim --lbs $(LBS) --seeds $(SEEDS) --jobs $$(nproc)
+
+sequences: $(READY)
+	$(SUDO) $(PYTHON) -m tests.bpf.sequences --seeds $(SEEDS) --jobs $$(nproc)
 
 reference: $(READY)
 	$(PYTHON) -m tests.reference
