@@ -16,6 +16,9 @@ The queue behind each connection has no limit of its own, on purpose: once libzm
 reading a connection whose queue is full, it does not survive that connection's being reset
 (assertion `!_io_error`, libzmq 4.3.5).
 
+Who is known and trusted may be spared all that, address by address: among load balancers a table or
+a whole snapshot of flows is sent as fast as it can be.
+
 Descriptors are libzmq's, and may be another connection by the time its event is read. So before
 anything is done to one, the kernel is asked again whose it is: what is no connection of the address
 in question is left alone.
@@ -29,6 +32,7 @@ import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,10 +88,11 @@ class Connections:
         context: zmq.Context[Any],
         bound: zmq.Socket[bytes],
         rejected: Counter[str],
-        limits: Limits,
+        limits_of: Callable[[str], Limits | None],
         now_ms: int,
     ) -> None:
-        self._limits = limits
+        """`limits_of`: what an address may cost; None: whatever it likes."""
+        self._limits_of = limits_of
         self._rejected = rejected
         """Where what was shut down is counted, by reason."""
         self.offender = ""
@@ -147,9 +152,11 @@ class Connections:
         address = _ask(descriptor, _peer)
         if address is None:
             return  # gone already; its end is told next
-        self._open[descriptor] = _Connection(address, now_ms, self._limits.burst_bytes)
+        limits = self._limits_of(address)
+        credit = inf if limits is None else limits.burst_bytes
+        self._open[descriptor] = _Connection(address, now_ms, credit)
         self._of_address[address] += 1
-        if self._of_address[address] > self._limits.of_address:
+        if limits is not None and self._of_address[address] > limits.of_address:
             self._shut(descriptor, "too_many_connections")
         elif len(self._open) > self._most:
             self._shut(descriptor, "too_many_connections_in_all")
@@ -171,9 +178,13 @@ class Connections:
             received = found[1]
             elapsed_s = (now_ms - known.looked_ms) / 1_000
             brought = received - known.received
-            credit = known.credit + elapsed_s * self._limits.bytes_per_s - brought
             known.looked_ms, known.received = now_ms, received
-            known.credit = min(credit, self._limits.burst_bytes)
+            limits = self._limits_of(known.address)
+            if limits is None:
+                known.credit = inf
+                continue
+            credit = known.credit + elapsed_s * limits.bytes_per_s - brought
+            known.credit = min(credit, limits.burst_bytes)
             if credit < 0:
                 self._shut(descriptor, "too_many_bytes")
 

@@ -105,7 +105,11 @@ class ApiProcess:
         self._events_unbound = config.bus.events
         self._refused: Counter[str] = Counter()
         self._subscribers = connections.Connections(
-            self._bus.context, self._public.socket, self._refused, SUBSCRIBER_LIMITS, self.now_ms()
+            self._bus.context,
+            self._public.socket,
+            self._refused,
+            lambda _: SUBSCRIBER_LIMITS,
+            self.now_ms(),
         )
         self._events_retry_ms = 0
         self._events_waiting_for = ""

@@ -53,6 +53,7 @@ from bus.replica_protocol import (
 from bus.socket import monotonic_ms
 from bus.states import ReplicaPeer
 from conf import Endpoint, LbConfig
+from services.connections import Connections, Limits
 from services.dataplane.flows.records import RANGES, WIRE, Wire, add_digests
 from services.dataplane.flows.replica import (
     HELLO_FIRST,
@@ -77,6 +78,8 @@ does not connect again."""
 MOST_AT_ONCE = 200
 TURN_MS = 8
 SETTLE_MS = 1_000
+STRANGER_LIMITS = Limits(of_address=16, burst_bytes=1 << 20, bytes_per_s=64 << 10)
+"""Who is at no member's address is not heard, and does not keep others from being heard."""
 COMPARE_MS = 60_000
 COMPARED_AGE_TICKS = 150
 """Ten seconds: what is younger may still be on its way."""
@@ -133,13 +136,16 @@ class Replication:
         self._flows: Flows | None = None
         self._router = tcp.accepting(context, LONGEST_FRAME)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.counts: Counter[str] = Counter()
+        """What became of records and messages, by name."""
+        self._members: frozenset[str] = frozenset()
+        """Their addresses, as far as they are known."""
+        self._connections = Connections(context, self._router, self.counts, self._limits_of, now_ms)
         loop.watch(self._router)
         self._bound = ""
         self._settle_ms = self._ask_ms = now_ms
         self._work: list[Generator[None, None, None]] = []
         self._worst_ms = 0
-        self.counts: Counter[str] = Counter()
-        """What became of records and messages, by name."""
         self.waiting_for = ""
         directory, peers = config.security.keys, config.quorum.addresses
         self._keys = ReplicaKeys(context, directory, peers, self.counts) if directory else None
@@ -147,6 +153,9 @@ class Replication:
             loop.watch(self._keys.socket)
         self._hosts: dict[str, str] = {}
         """By address, the entry's host."""
+
+    def _limits_of(self, address: str) -> Limits | None:
+        return None if address in self._members else STRANGER_LIMITS
 
     # ------------------------------------------------------------------ who, and where
 
@@ -179,6 +188,7 @@ class Replication:
             if address is not None
         }
         self._hosts = {address: peer.host for address, peer in found if address is not None}
+        self._members = frozenset(places)
         try:
             machine = {each.address for each in all_addresses()}
         except OSError:  # no descriptor left, say: asked again before long
@@ -284,6 +294,7 @@ class Replication:
 
     def turn(self, now_ms: int) -> None:
         """Some milliseconds of work."""
+        self._connections.turn(now_ms)
         flows = self._flows
         if flows is None:
             return
@@ -525,6 +536,7 @@ class Replication:
         )
 
     def close(self) -> None:
+        self._connections.close()
         self._router.close(0)
         for peer in self._peers.values():
             peer.socket.close(0)

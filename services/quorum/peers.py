@@ -15,6 +15,9 @@ is beyond that is dropped: the next beat says it again. A peer that has not been
 Of one turn no more than `MOST_AT_ONCE` messages are read, so that a flood does not keep the clock
 from being looked at.
 
+**Strangers** cannot keep anybody from being heard: what those may cost that are at no member's
+address is bounded (`services.connections`). A member may send a table as fast as it can.
+
 **Keys.** Where they are used, the connections are CURVE's, and `admission` is asked with the name
 that the peer's key stands for rather than with its address. A member with several keys is tried
 with one after the other, since a connection on which nothing is heard is made anew.
@@ -32,6 +35,8 @@ import zmq
 from bus import keys, tcp
 from bus.keys import KeyDirectory, Pair
 from bus.peer_protocol import PeerMessage, encode_peer
+from bus.socket import monotonic_ms
+from services.connections import Connections, Limits
 from services.machine import all_addresses
 from services.quorum.admission import Admission
 from services.resolve import Resolver
@@ -43,6 +48,8 @@ MOST_AT_ONCE = 500
 DISCARDED_AT_ONCE = 1_000
 SETTLE_MS = 1_000
 RENEW_MS = 3_000
+STRANGER_LIMITS = Limits(of_address=16, burst_bytes=4 << 20, bytes_per_s=256 << 10)
+"""Who knocks sends no more than its beats."""
 FAREWELL_MS = 100
 """What was said last may take so long to leave when the process ends."""
 
@@ -98,6 +105,14 @@ class Peers:
         self._said_keys: tuple[str, ...] = ()
         self._door = tcp.Door(context, known, self.admission.refused) if known else None
         self.socket = tcp.accepting(context, LARGEST_FRAME)
+        self._members: frozenset[str] = frozenset()
+        """Their addresses, as far as they are known."""
+        self._connections = Connections(
+            context, self.socket, self.admission.refused, self._limits_of, monotonic_ms()
+        )
+
+    def _limits_of(self, address: str) -> Limits | None:
+        return None if address in self._members else STRANGER_LIMITS
 
     @property
     def sockets(self) -> tuple[zmq.Socket[bytes], ...]:
@@ -135,15 +150,20 @@ class Peers:
 
     def settle(self, now_ms: int) -> None:
         """Once a second: find this LB, be bound to its address, be connected to the others'."""
+        self._connections.turn(now_ms)
         if now_ms < self._settle_ms:
             return
         self._settle_ms = now_ms + SETTLE_MS
+        if self._connections.offender:
+            _log.warning("a connection was shut down", offender=self._connections.offender)
+            self._connections.offender = ""
         if self._keys is not None and not self._has_keys(self._keys):
             return
         resolved = {
             entry: self._resolver.address(host) for entry, (host, _) in self._listed.items()
         }
         places = self._distinct(resolved)
+        self._members = frozenset(place for place in resolved.values() if place is not None)
         self.meant = self._find_meant(places)
         own = self._find_own(places)
         if own is None:
@@ -364,6 +384,7 @@ class Peers:
         """What was said last is still sent, if that takes no time."""
         for link in self._links.values():
             link.close(FAREWELL_MS)
+        self._connections.close()
         self.socket.close(linger=0)
         if self._door is not None:
             self._door.close()

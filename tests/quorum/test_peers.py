@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from bus.words import NodeState
 from services import resolve as resolve_module
 from services.machine import Address
 from services.quorum import peers as peers_module
-from services.quorum.peers import MOST_AT_ONCE, Peers
+from services.quorum.peers import MOST_AT_ONCE, STRANGER_LIMITS, Peers
 from tests.quorum.views import seen, view
 
 TIMEOUT_S = 30.0
@@ -290,3 +292,23 @@ def test_an_entry_of_the_file_means_the_member_at_the_same_place(
     monkeypatch.setattr(made._resolver, "address", lambda host: None)
     made.settle(now_ms())
     assert made.meant == {"lb-9.test:1": ""}
+
+
+def test_a_stranger_keeps_nobody_from_being_heard(machines: Machines) -> None:
+    listed = machines.listed(0, 1)
+    first, second = (machines.start(number, listed) for number in range(2))
+    hears(first, lambda: second.send(machines.entry(0), Go("lb-1", 3)), bool)
+    wanted = STRANGER_LIMITS.of_address + 20
+    place = machines.place(0), machines.port
+    with ExitStack() as opened:
+        for _ in range(wanted):
+            connection = socket.create_connection(place, source_address=("127.0.0.99", 0))
+            opened.enter_context(connection)
+        end_s = time.monotonic() + TIMEOUT_S
+        while first.admission.refused["too_many_connections"] < 20:
+            assert time.monotonic() < end_s, first.admission.refused
+            first.settle(now_ms())
+            time.sleep(0.01)
+        heard = hears(first, lambda: second.send(machines.entry(0), Go("lb-1", 4)), bool)
+    assert heard[-1] == (machines.entry(1), Go("lb-1", 4))
+    assert first.admission.refused["too_many_connections"] == 20
