@@ -6,12 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from bus.keys import write_key
 from bus.states import DataplaneState
 from services.cli.keygen import make_cluster
+from services.dataplane.replication import STRANGER_LIMITS
 from tests.dataplane.machines import PATIENCE_S, Connection, in_network
 from tests.dataplane.two_lbs import (
     NAMES,
@@ -173,6 +175,18 @@ def test_a_stranger_is_not_heard_and_rubbish_ends_nothing(pair: TwoLbs) -> None:
     opened(pair, 3)
     known(pair, pair.b, 3)
     assert pair.a.processes[-1].poll() is None
+
+
+def test_a_stranger_s_many_connections_keep_no_lb_out(pair: TwoLbs) -> None:
+    both_up(pair)
+    with ExitStack() as open_ones:
+        with in_network(pair.a.node):
+            for _ in range(STRANGER_LIMITS.of_address + 20):
+                place = PRIVATE["lb-0"], QUORUM_PORT + 1
+                open_ones.enter_context(socket.create_connection(place))
+        pair.a.until_counted(lambda told: told.replication.get("too_many_connections", 0) == 20)
+        opened(pair, 3)
+        known(pair, pair.b, 3)
 
 
 def test_lbs_with_keys_tell_each_other_and_nobody_whose_key_is_taken_away(pair: TwoLbs) -> None:
