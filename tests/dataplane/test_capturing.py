@@ -149,7 +149,7 @@ def test_each_verdict_is_written_and_only_what_was_asked_for(lb: Site) -> None:
     lb.inside(lb.client, sys.executable, "-c", script)
     assert "1 packets are written" in running.wait()
     (frame,), (said,) = rdpcap(str(running.file)), comments(running.file)
-    assert "; drop: from an address that no host can have (drop_martian_source)" in said
+    assert "; drop: from an address that no client can have (drop_martian_source)" in said
     assert frame[IP].src == "127.0.0.9"
 
 
