@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +10,9 @@ import pytest
 
 from bpf.syscall import possible_cpus
 from services.dataplane.counters import Counters, hooks, reasons
-from tests.bpf.harness import Rig, rig, tcp
+from tests.bpf.harness import Rig, tcp
 
 FIELDS = ("packets_in", "bytes_in", "packets_out", "bytes_out", "flows")
-
-
-@pytest.fixture
-def maps() -> Iterator[Rig]:
-    with rig() as programs:
-        yield programs
-
-
-@pytest.fixture
-def counters(maps: Rig) -> Counters:
-    return Counters(maps.tc_object.bpf, possible_cpus())
 
 
 def test_names_are_those_of_the_headers_in_their_order() -> None:

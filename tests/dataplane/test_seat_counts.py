@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from bpf.syscall import possible_cpus
 from bus.states import SeatState
 from services.dataplane import seat_counts
 from services.dataplane.counters import Counters
-from tests.bpf.harness import Rig, rig
-
-FIELDS = ("packets_in", "bytes_in", "packets_out", "bytes_out", "flows")
-
-
-@pytest.fixture
-def maps() -> Iterator[Rig]:
-    with rig() as programs:
-        yield programs
-
-
-@pytest.fixture
-def counters(maps: Rig) -> Counters:
-    return Counters(maps.tc_object.bpf, possible_cpus())
+from tests.bpf.harness import Rig
+from tests.dataplane.test_counters import FIELDS
 
 
 def _seat(number: int, node: str) -> SeatState:
