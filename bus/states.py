@@ -100,6 +100,9 @@ class LocalView:
     late: bool = False
     """Whether the health process was held up a moment ago: it may not have noticed yet what has
     happened meanwhile."""
+    deaf: bool = False
+    """Whether not one of the nodes that are routed to has been heard for longer than a beat takes:
+    what is sent to them from here would probably not arrive either."""
 
 
 # --------------------------------------------------------------------------- health: state.checks.

@@ -151,6 +151,25 @@ def links_down(hosts: LabHosts, lb: str) -> Iterator[None]:
 
 
 @contextmanager
+def public_link_down(hosts: LabHosts, lb: str) -> Iterator[None]:
+    """The cable to the clients alone: it still hears its peers and its nodes by the other."""
+    (public,) = (link for link in hosts.lab.plan.links(lb) if link.network is plan.PUBLIC)
+    network.set_link(public, up=False)
+    yield
+    network.set_link(public, up=True)
+
+
+@contextmanager
+def cut_from_nodes(hosts: LabHosts, lb: str) -> Iterator[None]:
+    """The switch carries nothing between it and any node; it hears its peers and the clients."""
+    for node in hosts.nodes:
+        hosts.cut_way(lb, node)
+        hosts.cut_way(node, lb)
+    yield
+    hosts.set_cut(lb, cut=False)
+
+
+@contextmanager
 def silent_cut(hosts: LabHosts, lb: str) -> Iterator[None]:
     """The switch carries nothing any more, and the carrier stays."""
     hosts.set_cut(lb, cut=True)

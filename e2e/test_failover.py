@@ -43,6 +43,16 @@ def test_the_holders_links_go_down(hosts: LabHosts, kind: str) -> None:
     assert seen.heal_gap_ms <= WORST_GAP_MS
 
 
+@pytest.mark.parametrize("fault", [failover.public_link_down, failover.cut_from_nodes])
+def test_the_holder_is_cut_from_one_side_alone(hosts: LabHosts, fault: Fault) -> None:
+    """It hears its peers as before, so that it is for itself to say that it is of no use. Before
+    it judges its nodes it would be silent for two seconds.
+    """
+    seen = steady(hosts, fault)
+    assert 0 < seen.gap_ms <= WORST_GAP_MS
+    assert seen.heal_gap_ms <= WORST_GAP_MS
+
+
 def test_the_holders_processes_are_all_killed(hosts: LabHosts) -> None:
     """Its kernel goes on forwarding what still arrives, so nothing need be lost at all."""
     seen = steady(hosts, failover.all_killed)

@@ -9,6 +9,10 @@ and is healed:
 * **links down**: the carrier goes, as when a machine loses its power;
 * **silent cut**: the switch carries nothing any more, and the carrier stays; then it is healed,
   when two may claim the same address;
+* **public link down**: the one to the clients alone; Gale has another, to its nodes and its peers.
+  keepalived has but one here, so this is its "links down";
+* **cut from its nodes**: the switch carries nothing between the holder and its nodes any more,
+  while peers and clients hear it as before. keepalived has no nodes, and is not asked;
 * **processes killed**: all of them at once, by SIGKILL; the kernel lives;
 * **planned**: as before maintenance. Gale is asked to hand over, keepalived told to end.
 
@@ -34,6 +38,7 @@ from e2e.lab import Plan
 
 GALE, FAST, SLOW = "Gale", "keepalived, 0.1 s", "keepalived, 1 s"
 LINKS, CUT, KILLED, PLANNED = "links down", "silent cut", "processes killed", "planned"
+PUBLIC, NODES = "public link down", "cut from its nodes"
 LAST_S = 5.0
 LATE_MS, TRIES = 25.0, 4
 
@@ -52,12 +57,16 @@ class Target:
 TARGETS = {
     LINKS: Target(at_most(200, " ms", 0), 400, 50),
     CUT: Target(at_most(200, " ms", 0), 400, 50),
+    PUBLIC: Target(at_most(200, " ms", 0), 400, 50),
+    NODES: Target(at_most(200, " ms", 0), 400, 50),
     KILLED: Target(at_most(200, " ms", 0), 400, 50),
     PLANNED: Target(at_most(0, " ms", 0), 0, 0),
 }
 _GALES = {
     LINKS: failover.links_down,
     CUT: failover.silent_cut,
+    PUBLIC: failover.public_link_down,
+    NODES: failover.cut_from_nodes,
     KILLED: failover.all_killed,
     PLANNED: failover.handed_over,
 }
@@ -127,7 +136,7 @@ def run(runs: int, progress: Progress) -> Result:
             with routers(Path(directory), interval_s, progress) as made:
                 cast = (GALE, peer) if peer == FAST else (peer,)
                 for number, who in turns(cast, runs):
-                    for fault in TARGETS:
+                    for fault in TARGETS if who == GALE else _KEEPALIVEDS:
                         progress(f"run {number + 1} of {runs}: {who}, {fault}")
                         seen.setdefault((who, fault), []).append(_steady(hosts, made, who, fault))
     return result({key: tuple(found) for key, found in seen.items()})

@@ -172,7 +172,12 @@ def set_links(lab: Plan, machine: str, *, up: bool) -> None:
     The public one last: who still has the other could hand over by it, in a millisecond.
     """
     for link in sorted(lab.links(machine), key=lambda each: each.network is plan.PUBLIC):
-        command([*plan.enter(plan.SWITCH), "ip", "link", "set", link.port, "up" if up else "down"])
+        set_link(link, up=up)
+
+
+def set_link(link: Link, *, up: bool) -> None:
+    """One cable alone."""
+    command([*plan.enter(plan.SWITCH), "ip", "link", "set", link.port, "up" if up else "down"])
 
 
 def set_cut(lab: Plan, machine: str, *, cut: bool) -> None:

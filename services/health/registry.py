@@ -186,7 +186,7 @@ class Registry:
 
     def next_due_ms(self) -> int | None:
         """When `tick` has something to do; None: never."""
-        return self._deadlines.next_due_ms()
+        return self._silence.next_due_ms()
 
     def lagged(self, lag_ms: int, now_ms: int) -> None:
         """This loop was late by `lag_ms`: no node is to be blamed for that time."""
@@ -277,6 +277,7 @@ class Registry:
             ),
             waiting_for=waiting_for,
             late=late,
+            deaf=self._silence.deaf,
         )
 
     def checks(self, now_ms: int) -> LocalChecks:

@@ -13,6 +13,12 @@ may also be this LB's own network:
   it is routed to as before, and said so, until it is heard, or says NOT_SERVING, or this LB's own
   probe (`findings`) gets no answer from it either. Its services that can do without it are DOWN.
 
+**Deaf** is this LB once none of the nodes that it routes to, of two or more, has been heard for as
+long as it takes to miss a beat (`late_ms`). That is well before any of them is judged, and says
+nothing of the nodes: it is for the quorum, which gives the VIPs to an LB that hears them. One node
+may have failed by itself; and of nodes that have not spoken since this process started nobody knows
+when they would have.
+
 **Silent** is a DOWN or BANNED node of which nothing was heard for a `checks_timeout`: one that
 missed its deadline, and also one that said NOT_SERVING and was not heard since. It is what tells a
 dead machine, whose flows nobody serves, from one that only wants no more.
@@ -35,7 +41,8 @@ from services.health.standing import BANNED, DEAD, DOWN, SUSPECT, UP
 from services.health.tally import Tally
 
 LOOK_AGAIN_MS = 20
-"""When a node that is held is looked at again; a hundredth of `checks_timeout` if that is more."""
+"""When a node that is held, or everybody, is looked at again; a hundredth of `checks_timeout` if
+that is more."""
 
 
 class Silence:
@@ -59,11 +66,18 @@ class Silence:
         self._judge = judge
         self._outbox = outbox
         self._forget = forget
+        self.deaf = False
+        """Whether none of the nodes that are routed to is heard any more."""
+        self._listen_until_ms = 0
+        """When to look whether that is so, if nobody is heard before."""
 
     def heard(self, node: Node, sent_ms: int, now_ms: int) -> None:
         """A beat of it has come, whatever that says."""
         node.heard = True
         self._deadlines.heard(node, sent_ms)
+        self._listen_until_ms = max(self._listen_until_ms, sent_ms + self.policy.late_ms)
+        if self.deaf and sent_ms + self.policy.late_ms > now_ms:
+            self._set_deaf(deaf=False)
         if node.silent and sent_ms + self.policy.checks_timeout_ms > now_ms:
             node.silent = False
             self._deadlines.schedule(node)
@@ -79,12 +93,39 @@ class Silence:
                 self._overdue(node, now_ms)
         if silent:
             self._judge_together(silent, now_ms)
+        if not self.deaf and now_ms >= self._listen_until_ms:
+            self._listen(now_ms)
+
+    def next_due_ms(self) -> int | None:
+        """When `tick` has something to do; None: never."""
+        due_ms = self._deadlines.next_due_ms()
+        if due_ms is None or self.deaf:
+            return due_ms
+        return min(due_ms, self._listen_until_ms)
 
     def doubt_at(self, address: str, now_ms: int) -> None:
         """Something at the address does not answer: do the suspects there stay so?"""
         suspects = [n for n in self._roster if n.state is SUSPECT and n.address == address]
         if suspects:
             self._judge_together(suspects, now_ms)
+
+    def _listen(self, now_ms: int) -> None:
+        """Nobody was heard for a while: is any of those that should have been not late yet?"""
+        routed = [node for node in self._roster if node.heard and node.state in (UP, SUSPECT)]
+        if len(routed) < 2:
+            self._listen_until_ms = now_ms + self.policy.late_ms
+        elif len(self._deadlines.late(routed, now_ms)) == len(routed):
+            self._set_deaf(deaf=True)
+        else:  # who was late itself has moved their deadlines
+            self._listen_until_ms = now_ms + self._look_again_ms
+
+    def _set_deaf(self, *, deaf: bool) -> None:
+        self.deaf = deaf
+        self._outbox.changed(keep=False)
+
+    @property
+    def _look_again_ms(self) -> int:
+        return max(LOOK_AGAIN_MS, self.policy.checks_timeout_ms // 100)
 
     def _overdue(self, node: Node, now_ms: int) -> None:
         if node.state is BANNED and now_ms >= node.ban_until_ms:
@@ -122,8 +163,7 @@ class Silence:
                 self._doubt(node, known, routed, now_ms, together=why is not None or node.held)
                 continue
             self._judge.hold(node, f"held for now: {why}", now_ms)
-            look_again_ms = max(LOOK_AGAIN_MS, self.policy.checks_timeout_ms // 100)
-            self._deadlines.schedule(node, min(limit_ms, now_ms + look_again_ms))
+            self._deadlines.schedule(node, min(limit_ms, now_ms + self._look_again_ms))
 
     def _fell_together(self, now_ms: int) -> dict[str, str]:
         """The services of which more than half of the UP nodes have missed a beat, in words."""

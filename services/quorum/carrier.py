@@ -1,4 +1,4 @@
-"""Whether an interface carries anything: asked of the kernel with every turn of the loop.
+"""Whether an LB's interfaces carry anything: asked of the kernel with every turn of the loop.
 
 SIOCGIFFLAGS (netdevice(7)) is one short system call, by a socket that is in the same network
 namespace as the process. IFF_RUNNING is the kernel's word for an operational link (RFC 2863).
@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import socket
 import struct
+
+from conf.lb import Local
 
 _SIOCGIFFLAGS = 0x8913
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
@@ -29,3 +31,9 @@ class Carrier:
             return False
         _, flags = _REQUEST.unpack(answer)
         return bool(flags & _IFF_UP and flags & _IFF_RUNNING)
+
+
+def carriers(local: Local) -> dict[str, Carrier]:
+    """Of the interface towards clients, and of the one towards nodes, unless that is the same."""
+    interfaces = (local.net_interface_public, local.net_interface_private)
+    return {interface: Carrier(interface) for interface in interfaces}

@@ -2,9 +2,10 @@
 
     it may not as long as                                       because
     ──────────────────────────────────────────────────────────────────────────────────────────────
-    its public interface has no carrier, or only for a moment   nothing would arrive
+    an interface of it has no carrier, or only for a moment     nothing would arrive, or go on
     the programs are not attached, or nobody has said so yet    nothing would be forwarded
-    it sees fewer than half of the nodes the table calls UP     what arrived would go nowhere
+    it sees fewer than half of the nodes the table calls UP,    what arrived would go nowhere
+    or has just stopped hearing any of them
     its flow table is not yet what the others' are, and it      living connections would be reset
     holds no VIP
     an operator has handed over from here                       it is about to be stopped
@@ -21,6 +22,7 @@ somebody doubtful answers more than nobody.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bus.states import DataplaneState, LocalView, NodeTable
@@ -44,25 +46,33 @@ class Verdict:
         return not self.why
 
 
+@dataclass(slots=True)
+class _Link:
+    up: bool | None = None
+    """None: nobody has looked yet."""
+    since_ms: int | None = None
+    """Since when there is a carrier again; None: since before anybody looked, or long enough."""
+
+
 class Eligibility:
     """Collects what is known of this LB."""
 
-    def __init__(self, interface: str, *, witness: bool) -> None:
-        self._interface, self._witness = interface, witness
-        self._carrier: bool | None = None
-        self._carrier_ms: int | None = None
-        """Since when there is a carrier; None: since before anybody looked."""
+    def __init__(self, interfaces: Iterable[str], *, witness: bool) -> None:
+        """`interfaces`: the one towards clients first, then the one towards nodes."""
+        self._witness = witness
+        self._links = {interface: _Link() for interface in interfaces}
         self._dataplane: DataplaneState | None = None
-        self._seen, self._agreed = 0, 0
+        self._seen, self._agreed, self._deaf = 0, 0, False
         self._asked: tuple[object, object] = (None, None)
         self.leaving = False
         """Whether an operator has handed over from here."""
 
-    def carrier(self, *, up: bool, now_ms: int) -> None:
-        """Whether the public interface has a carrier now."""
-        if up and self._carrier is False:
-            self._carrier_ms = now_ms
-        self._carrier = up
+    def carrier(self, interface: str, *, up: bool, now_ms: int) -> None:
+        """Whether one of the interfaces has a carrier now."""
+        link = self._links[interface]
+        if up and link.up is False:
+            link.since_ms = now_ms
+        link.up = up
 
     def dataplane(self, state: DataplaneState) -> None:
         self._dataplane = state
@@ -73,14 +83,15 @@ class Eligibility:
             return
         self._asked = (id(view), id(table))
         agreed = {node.id for node in table.nodes if node.state in UP} if table else set()
-        seen = {node.id for node in view.nodes if node.state in UP} if view else set()
+        self._deaf = view is not None and view.deaf
+        seen = {n.id for n in view.nodes if n.state in UP} if view and not view.deaf else set()
         self._agreed, self._seen = len(agreed), len(agreed & seen)
 
     def verdict(self, now_ms: int, *, holds: bool = False) -> Verdict:
         """As things stand. `holds`: this LB holds a VIP now."""
         if self._witness:
             return Verdict(("it only votes",), 0)
-        link, programs, nodes = self._link(now_ms), self._programs(), self._nodes()
+        link, programs, nodes = self._carriers(now_ms), self._programs(), self._nodes()
         leaving = "an operator has handed over from it" if self.leaving else ""
         flows = self._flows() if not holds else ""
         why = tuple(each for each in (link, programs, nodes, flows, leaving) if each)
@@ -90,16 +101,20 @@ class Eligibility:
 
     def next_due_ms(self) -> int | None:
         """When a carrier will have been steady."""
-        if self._carrier and self._carrier_ms is not None:
-            return self._carrier_ms + STEADY_MS
-        return None
+        links = self._links.values()
+        back = [link.since_ms for link in links if link.up and link.since_ms is not None]
+        return min(back) + STEADY_MS if back else None
 
-    def _link(self, now_ms: int) -> str:
-        if not self._carrier:
-            return f"{self._interface} has no carrier"
-        if self._carrier_ms is not None and now_ms < self._carrier_ms + STEADY_MS:
-            return f"the carrier of {self._interface} has only just come back"
-        self._carrier_ms = None
+    def _carriers(self, now_ms: int) -> str:
+        """What speaks against one of the interfaces, the public one first."""
+        for link in self._links.values():
+            if link.since_ms is not None and now_ms >= link.since_ms + STEADY_MS:
+                link.since_ms = None
+        for interface, link in self._links.items():
+            if not link.up:
+                return f"{interface} has no carrier"
+            if link.since_ms is not None:
+                return f"the carrier of {interface} has only just come back"
         return ""
 
     def _programs(self) -> str:
@@ -107,7 +122,7 @@ class Eligibility:
             return "the dataplane process has not been heard yet"
         missing = [hook.interface for hook in self._dataplane.hooks if not hook.attached]
         if missing or not self._dataplane.hooks:
-            where = ", ".join(sorted(set(missing))) or self._interface
+            where = ", ".join(sorted(set(missing))) or next(iter(self._links))
             return f"its programs are not attached to {where}"
         return ""
 
@@ -119,4 +134,6 @@ class Eligibility:
     def _nodes(self) -> str:
         if 2 * self._seen >= self._agreed:
             return ""
+        if self._deaf:
+            return f"it does not hear any of the {self._agreed} nodes that are up"
         return f"it sees {self._seen} of the {self._agreed} nodes that are up"

@@ -66,7 +66,7 @@ from services import process
 from services.machine import boot_id, own_address
 from services.process import Bus, Loop
 from services.quorum import realtime
-from services.quorum.carrier import Carrier
+from services.quorum.carrier import carriers
 from services.quorum.claims import Claims, Told
 from services.quorum.composition import QuorumConfig
 from services.quorum.core import Quorum, Ready
@@ -142,9 +142,9 @@ class QuorumProcess:
         self._is_writing = False
         table = core_config(config).table
         self._claims = Claims(paths.bpf_dir, table, now_ms, alone=not self._listed)
-        self._carrier = Carrier(config.local.net_interface_public)
+        self._carriers = carriers(config.local)
         witness = config.quorum.witness
-        self._eligibility = Eligibility(config.local.net_interface_public, witness=witness)
+        self._eligibility = Eligibility(self._carriers, witness=witness)
         self._table: NodeTable | None = None
         self._owned: frozenset[str] = frozenset()
         """The VIPs that this table gives to this LB."""
@@ -248,7 +248,8 @@ class QuorumProcess:
 
     def _stand(self, now_ms: int) -> None:
         """Whether this LB may hold VIPs, as things are now."""
-        self._eligibility.carrier(up=self._carrier.is_up(), now_ms=now_ms)
+        for interface, carrier in self._carriers.items():
+            self._eligibility.carrier(interface, up=carrier.is_up(), now_ms=now_ms)
         view = self._view.data if self._view is not None else None
         self._eligibility.nodes(view, self._table)
         verdict = self._eligibility.verdict(now_ms, holds=bool(self._claims.held))

@@ -8,6 +8,7 @@ import pytest
 
 from bus.states import NodeService
 from bus.topics import Topic
+from services.health.silence import LOOK_AGAIN_MS
 from services.health.standing import (
     BANNED,
     DOWN,
@@ -103,6 +104,88 @@ def test_a_banned_node_is_silent_while_nothing_is_heard_of_it() -> None:
     assert (agent.state, rig.observe(agent.id).silent) == (BANNED, False)
     rig.wait(60_000)
     assert (agent.state, rig.observe(agent.id).silent) == (DOWN, True)
+
+
+# ----------------------------------------------------------------- nobody is heard any more
+
+
+def deaf(rig: Rig) -> bool:
+    return rig.registry.view(rig.now_ms).deaf
+
+
+def test_an_lb_that_hears_none_of_its_nodes_says_so_before_it_judges_them() -> None:
+    rig = Rig()
+    agents = brought_up(rig, 3)
+    rig.wait(2 * TIMEOUT_MS, beating=agents)
+    rig.view_changes = 0
+    rig.wait(POLICY.late_ms - 1)
+    assert not deaf(rig)
+    rig.wait(1)
+    assert deaf(rig)
+    assert {agent.state for agent in agents} == {UP}
+    assert rig.view_changes == 1
+    agents[0].beat()
+    assert not deaf(rig)
+    assert rig.view_changes == 2
+
+
+def test_who_hears_one_of_them_is_not_deaf() -> None:
+    rig = Rig()
+    heard, *_ = brought_up(rig, 3)
+    rig.wait(3 * TIMEOUT_MS, beating=[heard])
+    assert not deaf(rig)
+
+
+def test_a_beat_that_waited_for_long_ends_no_deafness() -> None:
+    rig = Rig()
+    agents = brought_up(rig, 2)
+    queued = agents[0].make_beat()
+    rig.wait(POLICY.late_ms)
+    assert deaf(rig)
+    agents[0].deliver(queued)
+    assert deaf(rig)
+
+
+def test_of_one_node_nobody_can_say_whose_fault_it_is() -> None:
+    rig = Rig()
+    brought_up(rig, 1)
+    rig.wait(TIMEOUT_MS)
+    assert not deaf(rig)
+
+
+def test_nodes_that_left_in_order_are_not_missed() -> None:
+    rig = Rig()
+    for agent in brought_up(rig, 2):
+        agent.beat(SHUTTING_DOWN)
+    rig.wait(TIMEOUT_MS)
+    assert not deaf(rig)
+
+
+def test_who_was_late_itself_listens_for_as_long_again() -> None:
+    rig = Rig()
+    agents = brought_up(rig, 2)
+    rig.now_ms += POLICY.late_ms
+    rig.registry.lagged(POLICY.late_ms, rig.now_ms)
+    rig.tick()
+    rig.wait(POLICY.late_ms - LOOK_AGAIN_MS)
+    assert not deaf(rig)
+    rig.wait(2 * LOOK_AGAIN_MS)
+    assert deaf(rig)
+    agents[1].beat()
+    assert not deaf(rig)
+
+
+def test_after_a_restart_nodes_are_missed_only_once_they_have_spoken() -> None:
+    rig = Rig()
+    agents = brought_up(rig, 2)
+    rig.restart()
+    rig.wait(POLICY.late_ms + LOOK_AGAIN_MS)
+    assert not deaf(rig)
+    for agent in agents:
+        agent.hello()
+        agent.beat()
+    rig.wait(POLICY.late_ms + LOOK_AGAIN_MS)
+    assert deaf(rig)
 
 
 # ----------------------------------------------------------------- mass silence

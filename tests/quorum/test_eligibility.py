@@ -35,8 +35,9 @@ def sees(**states: NodeState) -> LocalView:
 
 def well() -> Eligibility:
     """Of an LB that may hold VIPs."""
-    made = Eligibility("pub0", witness=False)
-    made.carrier(up=True, now_ms=0)
+    made = Eligibility(("pub0", "priv0"), witness=False)
+    for interface in ("pub0", "priv0"):
+        made.carrier(interface, up=True, now_ms=0)
     made.dataplane(dataplane(True, True))
     return made
 
@@ -47,21 +48,31 @@ def test_an_lb_that_is_well_is_eligible() -> None:
 
 
 def test_one_that_nothing_is_known_of_is_not() -> None:
-    why = Eligibility("pub0", witness=False).verdict(0).why
+    why = Eligibility(("pub0", "priv0"), witness=False).verdict(0).why
     assert why == ("pub0 has no carrier", "the dataplane process has not been heard yet")
 
 
-def test_a_carrier_that_comes_back_has_to_be_steady() -> None:
+@pytest.mark.parametrize("interface", ["pub0", "priv0"])
+def test_a_carrier_that_comes_back_has_to_be_steady(interface: str) -> None:
     made = well()
-    made.carrier(up=False, now_ms=10)
-    assert made.verdict(10).why == ("pub0 has no carrier",)
-    made.carrier(up=True, now_ms=20)
-    assert made.verdict(20).why == ("the carrier of pub0 has only just come back",)
+    made.carrier(interface, up=False, now_ms=10)
+    assert made.verdict(10).why == (f"{interface} has no carrier",)
+    made.carrier(interface, up=True, now_ms=20)
+    assert made.verdict(20).why == (f"the carrier of {interface} has only just come back",)
     assert made.next_due_ms() == 20 + STEADY_MS
-    made.carrier(up=False, now_ms=500)
-    made.carrier(up=True, now_ms=600)
+    made.carrier(interface, up=False, now_ms=500)
+    made.carrier(interface, up=True, now_ms=600)
     assert not made.verdict(20 + STEADY_MS).eligible, "it flaps"
     assert made.verdict(600 + STEADY_MS).eligible
+    assert made.next_due_ms() is None
+
+
+def test_a_carrier_that_was_steady_in_time_is_not_waited_for_again() -> None:
+    made = well()
+    made.carrier("priv0", up=False, now_ms=10)
+    made.carrier("priv0", up=True, now_ms=20)
+    made.carrier("pub0", up=False, now_ms=30)
+    assert made.verdict(20 + STEADY_MS).why == ("pub0 has no carrier",)
     assert made.next_due_ms() is None
 
 
@@ -95,6 +106,15 @@ def test_it_must_see_half_of_the_nodes(seen_here: LocalView | None, why: tuple[s
     assert made.verdict(0).why == why
 
 
+def test_who_hears_no_node_sees_none_whatever_it_still_believes() -> None:
+    made = well()
+    made.nodes(replace(sees(a=UP, b=UP, c=SUSPECT), deaf=True), table_of("abc"))
+    assert made.verdict(0).why == ("it does not hear any of the 3 nodes that are up",)
+    assert made.verdict(0).fitness < well().verdict(0).fitness
+    made.nodes(sees(a=UP, b=UP, c=UP), table_of("abc"))
+    assert made.verdict(0).eligible
+
+
 def test_half_is_enough_and_no_node_asks_for_none() -> None:
     made = well()
     made.nodes(sees(a=UP), table_of("ab"))
@@ -111,7 +131,7 @@ def test_who_leaves_and_who_lacks_flows_and_who_only_votes() -> None:
         "it does not have the other LBs' flows yet",
         "an operator has handed over from it",
     )
-    assert Eligibility("pub0", witness=True).verdict(0).why == ("it only votes",)
+    assert Eligibility(("pub0", "priv0"), witness=True).verdict(0).why == ("it only votes",)
 
 
 def test_the_holders_own_flows_are_those_that_count() -> None:
@@ -125,7 +145,7 @@ def test_the_holders_own_flows_are_those_that_count() -> None:
 def test_of_those_that_are_not_eligible_the_better_is_fitter() -> None:
     blind, cut, leaving = well(), well(), well()
     blind.nodes(sees(a=UP), table_of("abc"))
-    cut.carrier(up=False, now_ms=1)
+    cut.carrier("pub0", up=False, now_ms=1)
     leaving.leaving = True
     fitness = [each.verdict(2).fitness for each in (well(), blind, cut, leaving)]
     assert fitness == sorted(fitness, reverse=True)
