@@ -23,6 +23,7 @@ from bus.codec import (
     to_json,
 )
 from bus.commands import (
+    KEPT_REPLIES,
     Command,
     CommandError,
     CommandServer,
@@ -416,7 +417,10 @@ class Caller:
     def __init__(self, context: Context, path: Path, command_id: str) -> None:
         self.socket = context.socket(zmq.DEALER)
         self.socket.connect(f"ipc://{path}")
-        self.socket.send(to_json(Command(command_id, "slow", {})))
+        self.ask(command_id)
+
+    def ask(self, command_id: str) -> None:
+        self.socket.send(to_json(Command(command_id, "slow", {"id": command_id})))
 
     def hears_nothing(self) -> bool:
         return not self.socket.poll(50)
@@ -424,6 +428,28 @@ class Caller:
     def reply(self) -> Reply:
         assert self.socket.poll(TIMEOUT_S * 1000)
         return from_json(Reply, self.socket.recv())
+
+
+def test_only_the_last_replies_are_remembered(context: Context, run_dir: Path) -> None:
+    """Whoever repeats a command soon is told what became of it; who comes much later begins anew."""
+    path = topics.command_path(run_dir, SOURCE)
+    server = CommandServer(context, path)
+    done: list[str] = []
+
+    def handle(verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        done.append(arguments["id"])
+        return {}
+
+    caller = Caller(context, path, "0")
+    for number in (*range(1, KEPT_REPLIES + 1), KEPT_REPLIES, 1, 0):
+        assert server.socket.poll(TIMEOUT_S * 1000)
+        server.serve(handle)
+        caller.reply()
+        caller.ask(str(number))
+    assert server.socket.poll(TIMEOUT_S * 1000)
+    server.serve(handle)
+    assert done == [*map(str, range(KEPT_REPLIES + 1)), "0"]
+    server.close()
 
 
 @pytest.mark.parametrize(("result", "error"), [({"a": 1}, None), ({}, None), (None, "given up")])

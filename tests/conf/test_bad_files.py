@@ -276,6 +276,12 @@ BAD_FILES = [
         "IPv4",
     ),
     Bad(
+        "VIP of the loopback",
+        LOCAL + '[[virtual_ips]]\naddress = "127.0.0.2" #!\n',
+        "virtual_ips[0].address",
+        "IPv4",
+    ),
+    Bad(
         "host name with a port",
         QUORUM + 'addresses = [{ hostname = "lb:1", port = 1 }] #!\n',
         "load_balancer_quorum.addresses[0].hostname",

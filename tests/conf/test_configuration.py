@@ -224,6 +224,11 @@ def test_durations(tmp_path: Path, text: str, duration_ms: int) -> None:
     assert config.node_health.black_list_expiry_ms == duration_ms
 
 
+def test_the_longest_duration_is_one(tmp_path: Path) -> None:
+    config = _lb(tmp_path, '[node_health]\nchecks_timeout = "24h"\n')
+    assert config.node_health.checks_timeout_ms == 86_400_000
+
+
 def test_durations_are_written_shortest() -> None:
     durations = (1, 250, 1_000, 1_500, 60_000, 90_000, 3_600_000, 0)
     expected = ["1ms", "250ms", "1s", "1500ms", "1m", "90s", "1h", "0s"]

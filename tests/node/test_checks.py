@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 import zmq
@@ -39,9 +39,10 @@ def answering(*answers: bytes) -> Iterator[tuple[int, list[bytes]]]:
             connection, _ = server.accept()
             with connection:
                 requests.append(connection.recv(4096))
-                for answer in answers:
-                    connection.sendall(answer)
-                    time.sleep(0.01)
+                with suppress(ConnectionError):  # who asked may have heard enough
+                    for answer in answers:
+                        connection.sendall(answer)
+                        time.sleep(0.01)
                 done.wait(10)
 
         thread = threading.Thread(target=serve, daemon=True)
@@ -140,6 +141,14 @@ def test_a_server_that_hangs_shows_to_http_and_not_to_tcp() -> None:
         assert result == Result(
             http(port, 50), False, f"port {port}: no answer to GET /healthz within 50 ms"
         )
+
+
+def test_a_server_that_answers_a_byte_at_a_time_is_bad_at_the_timeout() -> None:
+    """What comes does not begin the time anew."""
+    with answering(*[b"H"] * 1_000) as (port, _):
+        result = probe(http(port, timeout_ms=200))
+    assert not result.good
+    assert result.reason == f"port {port}: no answer to GET /healthz within 200 ms"
 
 
 def test_a_server_that_closes_without_an_answer_is_bad() -> None:

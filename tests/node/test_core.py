@@ -33,6 +33,7 @@ from services.node.core import (
     HELLO_RETRY_MS,
     LEAVE_LIMIT_MS,
     LEAVE_SETTLE_MS,
+    LONGEST_DRAIN_MS,
     PATIENCE_HELLOS,
     SESSION_STEPS,
     Activity,
@@ -427,6 +428,12 @@ def test_stop_drains_first_and_start_serves_again() -> None:
     rig.agent.start(rig.now_ms)
     rig.collect()
     assert rig.beats()[-1].status is SERVING
+
+
+def test_a_drain_has_a_longest_time() -> None:
+    rig = Rig()
+    rig.agent.stop(10**12, rig.now_ms)
+    assert rig.agent.next_due_ms() == rig.now_ms + LONGEST_DRAIN_MS
 
 
 def test_start_calls_a_drain_off() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from bpf.syscall import ProgramKind
+from e2e.hosts import wait_for
 from services.node import host as host_module
 from services.node.clamp import TABLE, clamp
 from services.node.direct import NOTHING_NEEDED, Need
@@ -199,6 +201,40 @@ def test_the_address_is_never_there_unsilenced(
     host.settle(order())
     host.settle(Order())
     assert seen == [("add", "1", "2"), ("del", "1", "2")]
+
+
+def test_an_address_that_cannot_be_silenced_is_not_added(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_text
+
+    def refuse(place: Path, text: str) -> int:
+        if place.name == "arp_announce":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+        return write(place, text)
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert "arp_announce" in machine.host().settle(order(L2)).hindrance
+    assert VIP not in loopback()
+
+
+def test_the_silence_stays_for_as_long_as_the_address_does(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = machine.host()
+    host.settle(order(L2))
+
+    def refuse(verb: str, address: str) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "_address", refuse)
+        host.settle(Order())
+    assert VIP in loopback()
+    assert (read_setting("all/arp_ignore"), read_setting("all/arp_announce")) == ("1", "2")
+    host.settle(Order())
+    assert VIP not in loopback()
+    assert (read_setting("all/arp_ignore"), read_setting("all/arp_announce")) == ("0", "0")
 
 
 # --------------------------------------------------------------------------- restarts
@@ -438,3 +474,18 @@ def test_connections_that_need_the_address_are_counted() -> None:
             accepted, _ = server.accept()
             accepted.close()
             server.close()
+
+
+def test_who_has_closed_in_order_needs_the_address_no_more() -> None:
+    """The side that closes first waits in TIME_WAIT for a minute."""
+    with private_network():
+        tool("ip", "link", "set", "lo", "up")
+        tool("ip", "address", "add", f"{VIP}/32", "dev", "lo")
+        with socket.create_server((VIP, 80)) as server:
+            client = socket.create_connection((VIP, 80), source_address=("127.0.0.1", 0))
+            accepted, _ = server.accept()
+            assert open_flows(frozenset({VIP})) == 1
+            accepted.close()
+            client.close()
+            wait_for(lambda: "TIME-WAIT" in tool("ss", "-tan"), "the connection to be over")
+            assert open_flows(frozenset({VIP})) == 0
