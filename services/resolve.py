@@ -10,7 +10,8 @@ What is not an IP address is asked for again every `REFRESH_S`, or `RETRY_S` whi
 for addresses move; and at once when whoever uses an address hears nothing there (`ask_again`). Of
 several addresses the one that is used already stays, whatever order they come in. The last answer
 stays valid while newer ones fail. Whatever a resolver raises is a failure of that name, and of no
-other; should the thread die nevertheless, `alive` says so.
+other. Should the thread die nevertheless, whoever asks for an address next ends by that: names that
+nobody follows any more would be a fault that shows weeks later.
 """
 
 from __future__ import annotations
@@ -62,7 +63,12 @@ class Resolver:
             self._thread.start()
 
     def address(self, host: str) -> str | None:
-        """The host's address, if it is one or is known by now."""
+        """The host's address, if it is one or is known by now.
+
+        Raises RuntimeError if a mistake of ours has ended the thread.
+        """
+        if self._thread is not None and not self._thread.is_alive():
+            raise RuntimeError("the resolver has died")
         if self._is_own(host):
             return self._source()
         return host if is_address(host) else self._addresses.get(host)
@@ -75,11 +81,6 @@ class Resolver:
         if host in self._wanted:
             self._doubted.add(host)
             self._changed.set()
-
-    @property
-    def alive(self) -> bool:
-        """False: a mistake of ours has ended the thread."""
-        return self._thread is None or self._thread.is_alive()
 
     def failure(self, host: str) -> str:
         """Why the host has no address yet."""

@@ -144,15 +144,23 @@ def test_a_machine_without_any_address_asks_nobody_and_goes_on() -> None:
         tool("ip", "netns", "del", name)
 
 
-def test_a_thread_that_has_died_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_has_died_ends_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     monkeypatch.setattr(resolve_module, "RETRY_S", "no number")
     resolver = Resolver(lambda: None)
-    assert resolver.alive
+    assert resolver.address("lb.example") is None
     monkeypatch.setattr(resolve_module, "resolve", lambda *_: ["10.0.0.7"])
     monkeypatch.setattr(resolve_module, "REFRESH_S", "no number")
     resolver.want(("lb.example",))
-    eventually(lambda: not resolver.alive)
+
+    def has_died() -> bool:
+        try:
+            resolver.address("10.0.0.7")
+        except RuntimeError as error:
+            return str(error) == "the resolver has died"
+        return False
+
+    eventually(has_died)
 
 
 def test_a_local_name_is_found_by_multicast() -> None:

@@ -162,9 +162,8 @@ class AgentProcess:
 
     def _watch_threads(self) -> None:
         """A thread that has died is a fault of ours, and nothing to go on without."""
-        for name, thread in (("keeper", self._keeper), ("resolver", self._resolver)):
-            if not thread.alive:
-                raise RuntimeError(f"the {name} has died")
+        if not self._keeper.alive:
+            raise RuntimeError("the keeper has died")
         if self._api.dead:
             raise RuntimeError(f"the HTTP API has died at {self._api.dead}")
 
