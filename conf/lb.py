@@ -25,7 +25,11 @@ from conf.lines import Key
 from conf.log import LbLog
 from conf.security import Security
 from conf.table import (
+    ALIKE,
+    COMPARED,
     NEEDS_RESTART,
+    STAGED,
+    ClusterWide,
     Endpoint,
     Finding,
     NeedsRestart,
@@ -94,16 +98,16 @@ class Local(Table):
 class NodeHealth(Table):
     """`[node_health]`: when a node is routed to, and when no longer."""
 
-    checks_before_routing: Annotated[int, whole(1, 1000)] = 3
-    checks_timeout_ms: Annotated[int, duration(50, DAY_MS)] = Field(
+    checks_before_routing: Annotated[int, whole(1, 1000), COMPARED] = 3
+    checks_timeout_ms: Annotated[int, duration(50, DAY_MS), COMPARED] = Field(
         default=5_000, alias="checks_timeout"
     )
-    black_list_after_fails: FailsBeforeBan = -1
-    black_list_expiry_ms: Annotated[int, duration(1, 365 * DAY_MS)] = Field(
+    black_list_after_fails: Annotated[FailsBeforeBan, COMPARED] = -1
+    black_list_expiry_ms: Annotated[int, duration(1, 365 * DAY_MS), COMPARED] = Field(
         default=60_000, alias="black_list_expiry"
     )
-    min_healthy: Percentage = 50
-    probe: Probe = "tcp"
+    min_healthy: Annotated[Percentage, COMPARED] = 50
+    probe: Annotated[Probe, COMPARED] = "tcp"
 
 
 def _decides_otherwise(before: tuple[Endpoint, ...], after: tuple[Endpoint, ...]) -> bool:
@@ -114,26 +118,30 @@ def _decides_otherwise(before: tuple[Endpoint, ...], after: tuple[Endpoint, ...]
 class Quorum(Table):
     """`[load_balancer_quorum]`: the LBs that decide together. No addresses: a quorum of one."""
 
-    name: Annotated[Name, NEEDS_RESTART] = "gale"
-    enforce_single_configuration: Boolean = False
+    name: Annotated[Name, NEEDS_RESTART, ClusterWide("or refused")] = "gale"
+    enforce_single_configuration: Annotated[Boolean, ALIKE] = False
     addresses: Annotated[
-        tuple[Endpoint, ...], NeedsRestart(_decides_otherwise, "between one LB and several")
+        tuple[Endpoint, ...],
+        NeedsRestart(_decides_otherwise, "between one LB and several"),
+        STAGED,
     ] = ()
-    heartbeat_ms: Annotated[int, duration(5, LARGEST_PROMISE_MS)] = Field(
+    heartbeat_ms: Annotated[int, duration(5, LARGEST_PROMISE_MS), ALIKE] = Field(
         default=25, alias="heartbeat"
     )
-    lease_ms: Annotated[int, duration(10, LARGEST_PROMISE_MS)] = Field(default=112, alias="lease")
-    promise_ms: Annotated[int, duration(10, LARGEST_PROMISE_MS)] = Field(
+    lease_ms: Annotated[int, duration(10, LARGEST_PROMISE_MS), ALIKE] = Field(
+        default=112, alias="lease"
+    )
+    promise_ms: Annotated[int, duration(10, LARGEST_PROMISE_MS), ALIKE] = Field(
         default=125, alias="promise"
     )
-    election_jitter_ms: Annotated[int, duration(10, 10_000)] = Field(
+    election_jitter_ms: Annotated[int, duration(10, 10_000), ALIKE] = Field(
         default=60, alias="election_jitter"
     )
     witness: Annotated[Boolean, NEEDS_RESTART] = False
-    on_quorum_loss: OnQuorumLoss = "lapse"
+    on_quorum_loss: Annotated[OnQuorumLoss, ALIKE] = "lapse"
     announce: Announce = "arp"
     announce_command: AbsolutePath | None = None
-    replication_port: Port | None = None
+    replication_port: Annotated[Port | None, ALIKE] = None
 
     def replication_port_of(self, peer: Endpoint) -> int:
         """Where a peer takes conntrack entries: by default the port after its quorum's."""
@@ -240,8 +248,8 @@ class LbConfig(Table):
     local: Local = Field(default_factory=dict, validate_default=True)
     node_health: NodeHealth = NodeHealth()
     quorum: Quorum = Field(default=Quorum(), alias="load_balancer_quorum")
-    virtual_ips: tuple[VirtualIp, ...] = ()
-    services: tuple[Service, ...] = Field(default=(), validate_default=True)
+    virtual_ips: Annotated[tuple[VirtualIp, ...], STAGED] = ()
+    services: Annotated[tuple[Service, ...], STAGED] = Field(default=(), validate_default=True)
     security: Security = Security()
     log: LbLog = LbLog()
     bus: Bus = Bus()

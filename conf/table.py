@@ -29,6 +29,26 @@ class NeedsRestart:
 NEEDS_RESTART = NeedsRestart()
 
 
+@dataclass(frozen=True, slots=True)
+class ClusterWide:
+    """Marks a key that all LBs of a cluster are to have alike; one without a mark is each LB's own.
+
+    Whoever asks which keys these are reads the marks: the quorum (`health_numbers`), and the
+    reference.
+    """
+
+    otherwise: str
+    """What becomes of an LB, or of a new value, as long as the files differ."""
+
+
+ALIKE = ClusterWide("alike")
+"""Nobody looks: the operator sees to it."""
+COMPARED = ClusterWide("compared")
+"""Every LB tells the others its own (`enforce_single_configuration`)."""
+STAGED = ClusterWide("staged")
+"""A new value is in force once all LBs have read the same."""
+
+
 class Table(BaseModel):
     """A TOML table: unknown keys are refused, and what was read never changes."""
 

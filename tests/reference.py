@@ -26,7 +26,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from conf.lb import LbConfig
 from conf.node import NodeConfig
-from conf.table import NeedsRestart
+from conf.table import ClusterWide, NeedsRestart
 from conf.values import duration_text
 from services.api.guard import Guard, Token
 from services.api.metrics import Scrape, exposition
@@ -260,18 +260,24 @@ def _reasons() -> str:
 # --------------------------------------------------------------------------- keys
 
 
-def keys_of(model: type[BaseModel], table: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Every key: its table as the file writes it, its name there, and pydantic's field."""
+def keys_of(
+    model: type[BaseModel], table: str = "", marks: tuple[Any, ...] = ()
+) -> Iterator[tuple[str, str, Any, tuple[Any, ...]]]:
+    """Every key: its table as the file writes it, its name there, pydantic's field, and the marks
+    that it and its table have.
+    """
     for name, field in model.model_fields.items():
+        marked = (*marks, *field.metadata)
         key = field.alias or name
         inner = _model_within(field.annotation)
         if inner is None or inner.__name__ == "Endpoint":
-            yield table, key, field
+            yield table, key, field, marked
         elif inner.__name__ == "Check":
-            yield from ((table, f"{key}.{name}", each) for _, name, each in keys_of(inner))
+            for _, part, each, all_marks in keys_of(inner, "", marked):
+                yield table, f"{key}.{part}", each, all_marks
         else:
             listed = str(field.annotation).startswith("tuple")
-            yield from keys_of(inner, f"[[{key}]]" if listed else f"[{key}]")
+            yield from keys_of(inner, f"[[{key}]]" if listed else f"[{key}]", marked)
 
 
 def _model_within(annotation: Any) -> type[BaseModel] | None:
@@ -287,21 +293,26 @@ def _keys() -> str:
         parts.append(f"## {name}\n")
         comments = comments_of(file.read_text())
         tables: dict[str, list[tuple[str, ...]]] = {}
-        for table, key, field in keys_of(model):
-            marks = (each.when for each in field.metadata if isinstance(each, NeedsRestart))
+        for table, key, field, marks in keys_of(model):
+            restart = (each.when for each in marks if isinstance(each, NeedsRestart))
+            alike = (each.otherwise for each in marks if isinstance(each, ClusterWide))
             meaning = comments.get((table, key.split(".")[0]), "")
             meaning = SAID_HERE.get((name, table, key), meaning)
             default = _default(field)
             if table != "[local]":
                 default = FILLED_IN.get(key, default)
-            row = f"`{key}`", default, expected_of(field), next(marks, ""), meaning
+            takes = expected_of(field)
+            row = f"`{key}`", default, takes, next(restart, ""), next(alike, ""), meaning
             tables.setdefault(table, []).append(row)
-        head = ("key", "default", "takes", "restart", "meaning")
+        head = ("key", "default", "takes", "restart", "on all LBs", "meaning")
         parts += [f"### `{table}`\n\n{_table(head, rows)}" for table, rows in tables.items()]
     lead = (
         "Every key of both files. *restart*: a running process keeps the old value until it is"
-        " started again; all others are taken up by `gale reload`. `gale check FILE` says what is"
-        " wrong with a file, and where."
+        " started again; all others are taken up by `gale reload`. *on all LBs*: where the files of"
+        " a cluster are to say the same. *alike*: the operator sees to it; *compared*: LBs tell one"
+        " another, and `enforce_single_configuration` says what becomes of it; *staged*: a new"
+        " value is in force once all have read it; *or refused*: an LB that differs is not spoken"
+        " to. `gale check FILE` says what is wrong with a file, and where."
     )
     return _page("Configuration keys", lead, *parts)
 
@@ -439,7 +450,7 @@ def _timeouts() -> str:
     rows = [
         (f"`{table} {key}`", _default(field), f"key of {name}: {expected_of(field)}")
         for name, (model, _) in FILES.items()
-        for table, key, field in keys_of(model)
+        for table, key, field, _ in keys_of(model)
         if field.alias and _is_duration(field)
     ]
     keys = "## That can be set\n\n" + _table(("key", "default", "takes"), rows)

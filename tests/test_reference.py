@@ -22,7 +22,7 @@ def test_no_page_is_left_over() -> None:
 def test_every_key_is_there_and_means_something(name: str) -> None:
     model, _ = FILES[name]
     rows = {tuple(line.split(" | ")[:1]): line for line in MADE["keys.md"].splitlines()}
-    for _, key, _ in keys_of(model):
+    for _, key, _, _ in keys_of(model):
         line = rows[f"| `{key}`",]
         assert len(line.rsplit(" | ", 1)[-1].rstrip(" |")) > 5, line
 
