@@ -6,7 +6,7 @@ addresses, numbers of this host for ports.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -148,6 +148,69 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
+class Death:
+    """A node that is down, or one of its services."""
+
+    silent: bool
+    """Nothing is heard of it, where it is said to be down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ailing:
+    """Who is down, as agreed or as seen from here."""
+
+    nodes: Mapping[str, Death]
+    """By the node's id."""
+    services: Set[tuple[str, str]]
+    """Service and node, where the node as a whole is not down."""
+
+    def death(self, place: Place) -> Death | None:
+        """None: nothing is known against the place."""
+        node = place.node.id
+        death = self.nodes.get(node)
+        if death is None and self.services and (place.service.name, node) in self.services:
+            return SICK
+        return death
+
+    def differs(self, other: Ailing) -> set[str]:
+        """The nodes of which the two do not say the same."""
+        ours, theirs = self.nodes, other.nodes
+        ids = ours.keys() | theirs.keys()
+        nodes = {node for node in ids if ours.get(node) != theirs.get(node)}
+        return nodes | {node for _, node in self.services ^ other.services}
+
+
+SICK = Death(silent=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Seated:
+    """What the last plan's seats were made of, where nothing stood in anybody's way: so the next
+    plan looks only at the nodes of which something else is known by then.
+    """
+
+    places: Mapping[str, list[Place]]
+    values: Mapping[int, Seat]
+    seat_of: Mapping[int, int]
+    takers: frozenset[int]
+    ailing: Ailing
+    hops: Mapping[str, NextHop | None]
+    of_node: Mapping[str, list[Place]]
+    nodes_at: Mapping[str, list[str]]
+    """By address, the ids of the nodes there."""
+
+
+class RingKey(NamedTuple):
+    """What a service's part of the map `ring` follows from. Services of one key share it."""
+
+    members: RingName
+    percents: tuple[int, ...]
+    """Of each member's slots, what it takes here; 0: it is masked."""
+    offsets: tuple[int, ...]
+    """Each member's seat less the service's id; 0: it has none."""
+
+
+@dataclass(frozen=True, slots=True)
 class KernelState:
     """What the maps hold, read from them at the start and from then on what plans left there."""
 
@@ -170,6 +233,10 @@ class KernelState:
     built: Mapping[RingName, BuiltRing] = field(default_factory=dict)
 
     placed: Placed | None = None
+    seated: Seated | None = None
+    ring_keys: Mapping[str, RingKey] = field(default_factory=dict)
+    """By service, as the last plan left them."""
+    ring_contents: Mapping[RingKey, SeatRing] = field(default_factory=dict)
 
 
 EMPTY = KernelState({}, {}, {})

@@ -44,7 +44,6 @@ from services.dataplane.maps import (
     KernelState,
     Place,
     Placed,
-    Seat,
     SeatRemoval,
     SeatWrite,
     Service,
@@ -125,16 +124,19 @@ def make_plan(
         services=services,
         rings=rings.contents,
         addresses=addresses.values,
-        endpoints=endpoints(kernel, services, seats.values, facts),
+        endpoints=endpoints(kernel, services, seats, facts),
         retired_ms=seats.retired_ms,
         waning_ms=fronts.waning_ms,
         unused_ms=addresses.unused_ms,
         ids=fronts.ids,
         built=rings.built,
         placed=Placed(table, fronts.ids, placed),
+        seated=seats.seated,
+        ring_keys=rings.keys,
+        ring_contents=rings.by_key,
     )
     return Plan(
-        writes=_ordered_writes(kernel, after, seats.fresh_cursors, slots),
+        writes=_ordered_writes(kernel, after, seats, slots),
         after=after,
         moved_slots=moved,
         described=(placed, fronts.ids, seats, rings),
@@ -173,14 +175,15 @@ def _with_rings(
 def _ordered_writes(
     before: KernelState,
     after: KernelState,
-    fresh_cursors: frozenset[int],
+    seats: Seats,
     slots: list[SlotsWrite],
 ) -> tuple[Write, ...]:
-    early, late = _seat_writes(before, after.seats, fresh_cursors)
+    early, late = _seat_writes(before, seats)
+    had, has = before.endpoints, after.endpoints
     endpoint_writes = (
         EndpointWrite(key, seat)
-        for key, seat in after.endpoints.items()
-        if before.endpoints.get(key) != seat
+        for key, seat in (has.items() if has is not had else ())
+        if had.get(key) != seat
     )
     address_writes = (
         AddressWrite(address, value)
@@ -201,23 +204,21 @@ def _ordered_writes(
         *(ServiceRemoval(key) for key in before.services if key not in after.services),
         *late,
         *(AddressRemoval(each) for each in before.addresses if each not in after.addresses),
-        *(EndpointRemoval(key) for key in before.endpoints if key not in after.endpoints),
+        *(EndpointRemoval(key) for key in (had if has is not had else ()) if key not in has),
         *(SeatRemoval(seat) for seat in before.seats if seat not in after.seats),
     )
 
 
-def _seat_writes(
-    kernel: KernelState, seats: Mapping[int, Seat], fresh_cursors: frozenset[int]
-) -> tuple[list[SeatWrite], list[SeatWrite]]:
+def _seat_writes(kernel: KernelState, seats: Seats) -> tuple[list[SeatWrite], list[SeatWrite]]:
     """Those to be made before slots are switched, and those that are true only after."""
     early: list[SeatWrite] = []
     late: list[SeatWrite] = []
     forgotten: set[int] = set()
-    for seat, value in seats.items():
-        old = kernel.seats.get(seat)
+    for seat in seats.values if seats.changed is None else sorted(seats.changed):
+        old, value = kernel.seats.get(seat), seats.values[seat]
         if old is value or old == value:
             continue
-        forgets = value.cursor in fresh_cursors and value.cursor not in forgotten
+        forgets = value.cursor in seats.fresh_cursors and value.cursor not in forgotten
         if forgets:
             forgotten.add(value.cursor)
         loses = old is not None and old.up and not value.up

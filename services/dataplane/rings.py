@@ -33,6 +33,7 @@ from services.dataplane.maps import (
     Facts,
     KernelState,
     Place,
+    RingKey,
     RingName,
     SeatRing,
     SlotsWrite,
@@ -50,6 +51,9 @@ class Rings:
     """By the ring's number."""
     built: dict[RingName, BuiltRing]
     refused: list[str]
+    keys: dict[str, RingKey]
+    """By service, what its ring follows from; with the contents below, for the next plan."""
+    by_key: dict[RingKey, SeatRing]
 
 
 @dataclass(slots=True)
@@ -70,7 +74,8 @@ def plan_rings(
     facts: Facts,
 ) -> Rings:
     built: dict[RingName, BuiltRing] = {}
-    groups = _groups(kernel, placed, ids, seats, seed, built)
+    keys = {name: _key(kernel, name, number, placed, seats) for name, number in ids.items()}
+    by_key = _groups(kernel, keys, placed, ids, seed, built)
     # Services that are retired take no new flow, so no ring of theirs is looked at.
     held = {v.service_id: v.ring for v in kernel.services.values() if not v.retired}
     holders: dict[int, set[int]] = {}
@@ -79,7 +84,7 @@ def plan_rings(
     of_service: dict[int, int] = {}
     contents: dict[int, SeatRing] = {}
     waiting: list[_Group] = []
-    for group in groups:
+    for group in sorted(by_key.values(), key=lambda group: -len(group.ids)):
         kept = _kept(kernel, group, held, holders, contents)
         if kept is None:
             waiting.append(group)
@@ -96,41 +101,61 @@ def plan_rings(
         else:
             contents[found] = group.content
             of_service |= dict.fromkeys(group.ids, found)
-    return Rings(of_service, contents, built, refused)
+    by_content = {key: group.content for key, group in by_key.items()}
+    return Rings(of_service, contents, built, refused, keys, by_content)
+
+
+def _members(places: Iterable[Place]) -> list[Place]:
+    return [place for place in places if place.node.weight > 0]
+
+
+def _key(
+    kernel: KernelState, name: str, number: int, placed: Mapping[str, list[Place]], seats: Seats
+) -> RingKey:
+    """What a service's ring follows from; the last plan's, where nothing of that has changed."""
+    known = kernel.ring_keys.get(name)
+    if known is not None and seats.touched is not None and name not in seats.touched:
+        return known
+    own = _members(placed[name])
+    offsets = [seats.seat_of.get(place.identity, NO_SEAT) - number for place in own]
+    return RingKey(
+        RingName(
+            own[0].service.affinity_group if own else "",
+            tuple([place.node.id for place in own]),
+        ),
+        tuple([place.percent if place.identity in seats.takers else 0 for place in own]),
+        tuple([max(0, offset) for offset in offsets]),
+    )
 
 
 def _groups(
     kernel: KernelState,
+    keys: Mapping[str, RingKey],
     placed: Mapping[str, list[Place]],
     ids: Mapping[str, int],
-    seats: Seats,
     seed: int,
     built: dict[RingName, BuiltRing],
-) -> Iterable[_Group]:
-    """Services of the same nodes whose seats lie alike, the largest group first."""
+) -> dict[RingKey, _Group]:
+    """Services of the same nodes whose seats lie alike."""
     masks: dict[tuple[RingName, tuple[int, ...]], ring.Ring] = {}
-    groups: dict[tuple[RingName, tuple[int, ...], tuple[int, ...]], _Group] = {}
-    for name, number in ids.items():
-        own = [place for place in placed[name] if place.node.weight > 0]
-        group_name = own[0].service.affinity_group if own else ""
-        members = RingName(group_name, tuple([place.node.id for place in own]))
-        before = kernel.built.get(members)
-        if members not in built:
-            built[members] = _build(before, own, seed, group_name)
-        parts = tuple([place.percent if place.identity in seats.takers else 0 for place in own])
-        offsets = tuple([seats.seat_of.get(place.identity, NO_SEAT) - number for place in own])
-        offsets = tuple([max(0, offset) for offset in offsets])
-        key = (members, parts, offsets)
+    groups: dict[RingKey, _Group] = {}
+    for name, key in keys.items():
         group = groups.get(key)
         if group is None:
-            mask = masks.get((members, parts))
-            if mask is None:
-                mask = ring.masked(built[members].ring, *_lenders(parts))
-                masks[members, parts] = mask
-            group = groups[key] = _Group(_content(mask, offsets))
-        group.ids.append(number)
+            members, percents, offsets = key
+            if members not in built:
+                built[members] = _build(kernel, members, _members(placed[name]), seed)
+            content = kernel.ring_contents.get(key)
+            if content is None or built[members] is not kernel.built.get(members):
+                mask = masks.get((members, percents))
+                if mask is None:
+                    mask = ring.masked(built[members].ring, *_lenders(percents))
+                    masks[members, percents] = mask
+                content = _content(mask, offsets)
+            group = groups[key] = _Group(content)
+        group.ids.append(ids[name])
         group.names.append(name)
-    return sorted(groups.values(), key=lambda group: -len(group.ids))
+    return groups
 
 
 def _lenders(percents: tuple[int, ...]) -> tuple[list[int], dict[int, int]]:
@@ -146,11 +171,12 @@ def _content(mask: ring.Ring, offsets: tuple[int, ...]) -> SeatRing:
     return slots.reshape(ENTRIES, LANES)
 
 
-def _build(before: BuiltRing | None, own: list[Place], seed: int, name: str) -> BuiltRing:
+def _build(kernel: KernelState, name: RingName, own: list[Place], seed: int) -> BuiltRing:
+    before = kernel.built.get(name)
     members = tuple([ring.Member(place.node.id, place.node.weight) for place in own])
     if before is not None and (before.members, before.seed) == (members, seed):
         return before
-    return BuiltRing(members, seed, ring.build(members, seed, name))
+    return BuiltRing(members, seed, ring.build(members, seed, name.group))
 
 
 def _kept(

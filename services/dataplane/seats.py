@@ -38,7 +38,17 @@ from bus.states import LocalView, NodeTable, states_apart
 from bus.words import Mode, NodeState, OnNodeDown, Protocol
 from services.dataplane.flows.census import Census
 from services.dataplane.fronts import SETTLE_MS
-from services.dataplane.maps import NO_SEAT, Facts, KernelState, Place, Seat, Service
+from services.dataplane.maps import (
+    NO_SEAT,
+    Ailing,
+    Death,
+    Facts,
+    KernelState,
+    Place,
+    Seat,
+    Seated,
+    Service,
+)
 from services.dataplane.nexthop import NextHop
 from services.dataplane.words import ServiceKey
 
@@ -61,18 +71,10 @@ NodePlace = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Death:
-    """A node that is down."""
-
-    silent: bool
-    """Nothing is heard of it, where it is said to be down."""
-
-
-@dataclass(frozen=True, slots=True)
 class Seats:
     """What is to stand in the map `seats`."""
 
-    seat_of: dict[int, int]
+    seat_of: Mapping[int, int]
     """By the identity of a place that the table names."""
     takers: frozenset[int]
     """The identities of those that take new flows."""
@@ -82,6 +84,12 @@ class Seats:
     refused: list[str]
     reasons: dict[int, str]
     """Why a node that is up or draining is not routed to; by the identity of the place."""
+    changed: frozenset[int] | None = None
+    """The only seats whose values may be others than before; None: all may."""
+    touched: frozenset[str] | None = None
+    """The only services whose seats, or takers, may be others than before; None: all may."""
+    seated: Seated | None = None
+    """For the next plan."""
 
 
 @lru_cache(1 << 17)
@@ -123,42 +131,125 @@ def plan_seats(
     census: Census | None,
     now_ms: int,
 ) -> Seats:
+    ailing = Ailing(_deaths(table, view), _sick(table, view))
+    made = _from_the_last(kernel, placed_by_service, ids, ailing, next_hops)
+    if made is not None:
+        return made
     placed = [place for own in placed_by_service.values() for place in own]
     seat_of, reasons = _given_seats(kernel, placed, ids, facts)
     retired_ms = _retired(kernel, seat_of, census, now_ms)
-    deaths, sick = _deaths(table, view), _sick(table, view)
     hops = {value.address: value.next_hop for value in kernel.seats.values()} | dict(next_hops)
     reasons |= _out_of_reach(placed, hops)
-    takers = frozenset(
-        place.identity
-        for place in placed
-        if place.state in SERVING
-        and place.node.weight > 0
-        and place.percent > 0
-        and place.node.id not in deaths
-        and (place.service.name, place.node.id) not in sick
-        and place.identity in seat_of
-        and place.identity not in reasons
-    )
+    able = (each for each in placed if each.identity in seat_of and each.identity not in reasons)
+    takers = frozenset(each.identity for each in able if _takes(each, ailing))
     values: dict[int, Seat] = {}
     for place in placed:
         seat = seat_of.get(place.identity)
         if seat is not None:
-            up = place.identity in takers
-            death = deaths.get(place.node.id)
-            if death is None and (place.service.name, place.node.id) in sick:
-                death = Death(silent=False)
-            number = ids[place.service.name]
-            hop = hops.get(place.node.address)
+            up, death = place.identity in takers, ailing.death(place)
+            number, hop = ids[place.service.name], hops.get(place.node.address)
             values[seat] = _value(kernel.seats.get(seat), place, number, death, hop, up=up)
-    values |= _retired_values(kernel, retired_ms, ids, table, deaths, next_hops)
+    values |= _retired_values(kernel, retired_ms, ids, table, ailing.nodes, next_hops)
     cursors, fresh = _cursors(kernel.seats, values)
     values = {
         seat: value if value.cursor == cursors[seat] else replace(value, cursor=cursors[seat])
         for seat, value in values.items()
     }
     refused = _left_out(placed, reasons)
-    return Seats(seat_of, takers, values, retired_ms, fresh, refused, reasons)
+    made = Seats(seat_of, takers, values, retired_ms, fresh, refused, reasons)
+    if reasons or retired_ms:
+        return made
+    return replace(made, seated=_seated(made, placed_by_service, ailing, hops))
+
+
+def _takes(place: Place, ailing: Ailing) -> bool:
+    """Whether a place takes new flows, if it has a seat and is within reach."""
+    return (
+        place.state in SERVING
+        and place.node.weight > 0
+        and place.percent > 0
+        and ailing.death(place) is None
+    )
+
+
+def _seated(
+    made: Seats,
+    placed: Mapping[str, list[Place]],
+    ailing: Ailing,
+    hops: Mapping[str, NextHop | None],
+) -> Seated:
+    of_node: dict[str, list[Place]] = {}
+    nodes_at: dict[str, list[str]] = {}
+    for own in placed.values():
+        for place in own:
+            known = of_node.setdefault(place.node.id, [])
+            if not known:
+                nodes_at.setdefault(place.node.address, []).append(place.node.id)
+            known.append(place)
+    return Seated(
+        places=placed,
+        values=made.values,
+        seat_of=made.seat_of,
+        takers=made.takers,
+        ailing=ailing,
+        hops=hops,
+        of_node=of_node,
+        nodes_at=nodes_at,
+    )
+
+
+def _from_the_last(
+    kernel: KernelState,
+    placed: Mapping[str, list[Place]],
+    ids: Mapping[str, int],
+    ailing: Ailing,
+    next_hops: Mapping[str, NextHop | None],
+) -> Seats | None:
+    """The last plan's seats, with those of the nodes of which something else is known now; None
+    where more than that may be different.
+
+    One node of very many dies, and the clients that it had wait: to look at all the others as well
+    would take longer than to notice its death.
+    """
+    before = kernel.seated
+    if before is None or before.places is not placed or before.values is not kernel.seats:
+        return None
+    moved = {
+        address: hop
+        for address, hop in next_hops.items()
+        if (known := before.hops.get(address)) is not hop and known != hop
+    }
+    hops = {**before.hops, **moved} if moved else before.hops
+    nodes = ailing.differs(before.ailing)
+    nodes.update(node for address in moved for node in before.nodes_at.get(address, ()))
+    touched = [place for node in nodes for place in before.of_node.get(node, ())]
+    ways = {place.node.address: hops.get(place.node.address) for place in touched}
+    if _out_of_reach(touched, ways):
+        return None
+    # Whoever may take new flows has a seat: nobody was refused one.
+    takers = before.takers.difference([place.identity for place in touched]).union(
+        [place.identity for place in touched if _takes(place, ailing)]
+    )
+    values, changed = dict(before.values), set()
+    for place in touched:
+        seat = before.seat_of.get(place.identity)
+        if seat is not None:
+            up, death = place.identity in takers, ailing.death(place)
+            number, hop = ids[place.service.name], hops.get(place.node.address)
+            values[seat] = _value(values[seat], place, number, death, hop, up=up)
+            changed.add(seat)
+    return Seats(
+        seat_of=before.seat_of,
+        takers=takers,
+        values=values,
+        retired_ms={},
+        fresh_cursors=frozenset(),
+        refused=[],
+        reasons={},
+        changed=frozenset(changed),
+        touched=frozenset(place.service.name for place in touched),
+        seated=replace(before, values=values, takers=takers, ailing=ailing, hops=hops),
+    )
 
 
 def _left_out(placed: Iterable[Place], reasons: Mapping[int, str]) -> list[str]:
@@ -417,9 +508,9 @@ def _free_cursor(members: Iterable[int], taken: set[int]) -> int:
 def endpoints(
     kernel: KernelState,
     services: Mapping[ServiceKey, Service],
-    seats: Mapping[int, Seat],
+    seats: Seats,
     facts: Facts,
-) -> dict[ServiceKey, int]:
+) -> Mapping[ServiceKey, int]:
     """Each node's address, port and protocol, with the lowest of its seats; as many as there is
     room for.
 
@@ -427,7 +518,7 @@ def endpoints(
     service has gone, the map still knows.
     """
     if kernel.ids and _have_same_places(kernel, services, seats):
-        return dict(kernel.endpoints)
+        return kernel.endpoints
     fronts: dict[int, set[tuple[int, Protocol]]] = {}
     for key, service in services.items():
         fronts.setdefault(service.service_id, set()).add((key.port, key.protocol))
@@ -437,8 +528,8 @@ def endpoints(
         known.setdefault((key.address, key.port), set()).add((key.port, key.protocol))
         of_seat.setdefault(seat, set()).add((key.port, key.protocol))
     found: dict[ServiceKey, int] = {}
-    for seat in sorted(seats):
-        value = seats[seat]
+    for seat in sorted(seats.values):
+        value = seats.values[seat]
         own = fronts.get(value.service_id, set())
         if not value.port:
             own = own or of_seat.get(seat, set())
@@ -453,16 +544,18 @@ def endpoints(
 
 
 def _have_same_places(
-    kernel: KernelState, services: Mapping[ServiceKey, Service], seats: Mapping[int, Seat]
+    kernel: KernelState, services: Mapping[ServiceKey, Service], seats: Seats
 ) -> bool:
     """Whether fronts, and where the seats' nodes serve them, are what the last plan left."""
-    if services.keys() != kernel.services.keys() or seats.keys() != kernel.seats.keys():
-        return False
     held = kernel.services
+    if services.keys() != held.keys():
+        return False
     if any(each.service_id != held[key].service_id for key, each in services.items()):
         return False
-    return all(
+    if seats.changed is not None:
+        return True
+    return seats.values.keys() == kernel.seats.keys() and all(
         value is old
         or (value.address, value.port, value.service_id) == (old.address, old.port, old.service_id)
-        for value, old in ((value, kernel.seats[seat]) for seat, value in seats.items())
+        for value, old in ((value, kernel.seats[seat]) for seat, value in seats.values.items())
     )

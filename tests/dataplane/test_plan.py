@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -326,7 +327,8 @@ def tables(draw: st.DrawFn) -> NodeTable:
 SICK_HERE = replace(
     view(1), nodes=(replace(view(1, state=UP).nodes[0], apart=(ServiceState("web", DOWN),)),)
 )
-views = st.sampled_from([None, view(), view(0), view(0, 1, 2), view(3, state=BANNED), SICK_HERE])
+ALL_VIEWS = (None, view(), view(0), view(0, 1, 2), view(3, state=BANNED), SICK_HERE)
+views = st.sampled_from(ALL_VIEWS)
 steps = st.tuples(
     tables(),
     views,
@@ -379,6 +381,95 @@ def test_the_maps_follow_the_table_through_deaths_and_restarts(
         census = kernel.census(again, now_ms)
         state = again.after
     ends_clean(kernel, state, history[-1][0], now_ms)
+
+
+OTHER_HOP = replace(HOP, destination_mac="02:00:00:00:00:03")
+BEHIND_A_ROUTER = replace(HOP, gateway="10.81.0.254")
+some_hops = st.lists(
+    st.sampled_from([HOP, HOP, HOP, OTHER_HOP, None, BEHIND_A_ROUTER]), min_size=6, max_size=6
+)
+news = st.tuples(st.integers(0, 3).map(lambda number: number // 3), views, some_hops)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(tables(), min_size=2, max_size=2), st.lists(news, min_size=2, max_size=8))
+def test_a_plan_that_remembers_the_last_one_is_no_other(
+    known: list[NodeTable], history: list[tuple[int, LocalView | None, list[NextHop | None]]]
+) -> None:
+    """Mostly the table stays the same, and only what is seen of the nodes changes."""
+    state = EMPTY
+    for which, local, ways in history:
+        hops = {node(number).address: hop for number, hop in enumerate(ways)}
+        plan, other = (
+            make_plan(each, known[which], local, hops, FACTS, None, 0)
+            for each in (state, forgetful(state))
+        )
+        assert in_turn(plan) == in_turn(other)
+        assert (plan.states(), plan.refused) == (other.states(), other.refused)
+        assert (plan.addresses, plan.reset_seats) == (other.addresses, other.reset_seats)
+        assert plan.moved_slots == other.moved_slots
+        state = plan.after
+
+
+@pytest.mark.parametrize("before", ALL_VIEWS)
+@pytest.mark.parametrize("after", ALL_VIEWS)
+def test_whatever_is_seen_after_whatever_was_seen(
+    before: LocalView | None, after: LocalView | None
+) -> None:
+    wanted = table(map(node, range(5)), (service("web"), service("dns", 53)))
+    hops = dict.fromkeys((each.address for each in wanted.nodes), HOP)
+    first = make_plan(EMPTY, wanted, None, hops, FACTS, None, 0)
+    remembered = make_plan(first.after, wanted, before, hops, FACTS, None, 0).after
+    plan, other = (
+        make_plan(each, wanted, after, hops, FACTS, None, 0)
+        for each in (remembered, forgetful(remembered))
+    )
+    assert in_turn(plan) == in_turn(other)
+    assert plan.states() == other.states()
+
+
+@pytest.mark.parametrize("hop", [OTHER_HOP, None, BEHIND_A_ROUTER])
+@pytest.mark.parametrize("mode", [Mode.L4, Mode.L2])
+def test_a_way_that_changes_is_written_for_each_service_of_the_node(
+    hop: NextHop | None, mode: Mode
+) -> None:
+    wanted = table(map(node, range(3)), (service("web", mode=mode), service("dns", 53)))
+    hops = dict.fromkeys((each.address for each in wanted.nodes), HOP)
+    state = make_plan(EMPTY, wanted, None, hops, FACTS, None, 0).after
+    for way in (hop, HOP):  # and back again
+        hops = {**hops, node(1).address: way}
+        plan = make_plan(state, wanted, None, hops, FACTS, None, 0)
+        other = make_plan(forgetful(state), wanted, None, hops, FACTS, None, 0)
+        assert in_turn(plan) == in_turn(other) != []
+        assert plan.states() == other.states()
+        state = plan.after
+
+
+@pytest.mark.parametrize("change", [{"hash_seed": 2}, {"nodes": (node(0, weight=3), node(1))}])
+def test_a_ring_that_is_built_anew_is_written_anew(change: dict[str, Any]) -> None:
+    wanted = table([node(0), node(1)])
+    first = make_plan(EMPTY, wanted, None, {}, FACTS, None, 0).after
+    plan, other = (
+        make_plan(each, replace(wanted, **change), None, {}, FACTS, None, 0)
+        for each in (first, forgetful(first))
+    )
+    assert in_turn(plan) == in_turn(other) != []
+
+
+def forgetful(state: KernelState) -> KernelState:
+    """The same maps, for a plan that looks at everything."""
+    return replace(state, seated=None, ring_keys={}, ring_contents={})
+
+
+def in_turn(plan: Plan) -> list[tuple[type[Write], list[str]]]:
+    """What is written, kind after kind; in which order those of a kind are is the same to all."""
+
+    def plain(write: Write) -> str:
+        if isinstance(write, SlotsWrite):
+            return repr((write.ring, write.indices.tolist(), write.values.tolist()))
+        return repr(write)
+
+    return [(kind, sorted(map(plain, own))) for kind, own in groupby(plan.writes, key=type)]
 
 
 def follows(kernel: Kernel, plan: Plan, wanted: NodeTable, local: LocalView | None) -> None:
