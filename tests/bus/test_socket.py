@@ -431,7 +431,7 @@ class Caller:
 
 
 def test_only_the_last_replies_are_remembered(context: Context, run_dir: Path) -> None:
-    """Whoever repeats a command soon is told what became of it; who comes much later begins anew."""
+    """Whoever repeats a command soon is told what became of it; who comes late begins anew."""
     path = topics.command_path(run_dir, SOURCE)
     server = CommandServer(context, path)
     done: list[str] = []

@@ -434,7 +434,7 @@ def test_a_way_that_changes_is_written_for_each_service_of_the_node(
     hop: NextHop | None, mode: Mode
 ) -> None:
     wanted = table(map(node, range(3)), (service("web", mode=mode), service("dns", 53)))
-    hops = dict.fromkeys((each.address for each in wanted.nodes), HOP)
+    hops: dict[str, NextHop | None] = {each.address: HOP for each in wanted.nodes}
     state = make_plan(EMPTY, wanted, None, hops, FACTS, None, 0).after
     for way in (hop, HOP):  # and back again
         hops = {**hops, node(1).address: way}
