@@ -6,7 +6,9 @@ does tell which descriptor it has accepted, and the kernel knows whose that is a
 through it. What is too much is shut down from here, below libzmq, which then sees a peer that has
 hung up:
 
-* more connections of one address than `Limits.of_address`, or too many of all: the newest;
+* more connections of one address than `Limits.of_address`: the newest;
+* more of all than there are descriptors for: one of somebody who is not known, so that those who
+  are can come back however many strangers there are;
 * a connection that brings more than `burst_bytes`, and `bytes_per_s` on the average beyond that.
   Each connection is looked at every `LOOK_MS`, and all at once when this process has grown by
   `GROWTH_BYTES` since it last was. With very many agents these looks would be what the process does
@@ -75,6 +77,8 @@ class _Connection:
     """What it may bring until it is looked at next, beyond `Limits.bytes_per_s`."""
     received: int = 0
     """Bytes, when it was looked at last."""
+    is_shut: bool = False
+    """It is there until libzmq says that it has gone."""
 
 
 class Connections:
@@ -90,9 +94,12 @@ class Connections:
         rejected: Counter[str],
         limits_of: Callable[[str], Limits | None],
         now_ms: int,
+        is_known: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """`limits_of`: what an address may cost; None: whatever it likes."""
-        self._limits_of = limits_of
+        """`limits_of`: what an address may cost; None: whatever it likes. `is_known`: whether an
+        address is one that strangers make room for, when there is none left.
+        """
+        self._limits_of, self._is_known = limits_of, is_known
         self._rejected = rejected
         """Where what was shut down is counted, by reason."""
         self.offender = ""
@@ -159,7 +166,19 @@ class Connections:
         if limits is not None and self._of_address[address] > limits.of_address:
             self._shut(descriptor, "too_many_connections")
         elif len(self._open) > self._most:
-            self._shut(descriptor, "too_many_connections_in_all")
+            self._shut(self._least_welcome(), "too_many_connections_in_all")
+
+    def _least_welcome(self) -> int:
+        """A late connection of a stranger's, as a rule the newest; of anybody's, if there is none.
+
+        It is found at once as long as whoever comes is a stranger itself.
+        """
+        standing = (each for each in reversed(self._open) if not self._open[each].is_shut)
+        return next(filter(self._is_stranger, standing), next(reversed(self._open)))
+
+    def _is_stranger(self, descriptor: int) -> bool:
+        address = self._open[descriptor].address
+        return self._limits_of(address) is not None and not self._is_known(address)
 
     def _gone(self, descriptor: int) -> None:
         known = self._open.pop(descriptor, None)
@@ -189,7 +208,8 @@ class Connections:
                 self._shut(descriptor, "too_many_bytes")
 
     def _shut(self, descriptor: int, reason: str) -> None:
-        address = self._open[descriptor].address
+        known = self._open[descriptor]
+        address, known.is_shut = known.address, True
 
         def shut(connection: socket.socket) -> bool:
             if _peer(connection) != address:

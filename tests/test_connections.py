@@ -16,7 +16,7 @@ from bus.socket import monotonic_ms
 from services.connections import Connections, Limits
 from tests.health.stranger import Stranger, part
 
-STRANGER, MEMBER = "127.0.0.2", "127.0.0.3"
+STRANGER, MEMBER, KNOWN, ALSO_KNOWN = (f"127.0.0.{host}" for host in range(2, 6))
 LIMITS = Limits(of_address=3, burst_bytes=200_000, bytes_per_s=1_000)
 PATIENCE_S = 20.0
 PART = part(bytes(60_000), more=True)
@@ -30,7 +30,14 @@ class Port:
         self.rejected: Counter[str] = Counter()
         self.members = {MEMBER}
         self.socket = tcp.accepting(context, 1 << 20)
-        self.book = Connections(context, self.socket, self.rejected, self.limits_of, monotonic_ms())
+        self.book = Connections(
+            context,
+            self.socket,
+            self.rejected,
+            self.limits_of,
+            monotonic_ms(),
+            is_known=lambda address: address in (KNOWN, ALSO_KNOWN),
+        )
         self.socket.bind("tcp://127.0.0.1:*")
         endpoint = str(self.socket.get_string(zmq.LAST_ENDPOINT)).rstrip("\0")
         self.number = int(endpoint.rpartition(":")[2])
@@ -91,6 +98,33 @@ def test_a_stranger_has_so_many_connections_and_a_member_as_many_as_it_likes(por
     port.until(lambda: sum(map(is_open, strangers)) == 3)
     assert all(map(is_open, members))
     assert "127.0.0.2: too many connections" in port.book.offender
+
+
+def test_when_no_descriptor_is_left_strangers_make_room_for_whom_is_known(port: Port) -> None:
+    port.book._most = 4
+    known = [port.connect(KNOWN) for _ in range(2)]
+    strangers = [port.connect(STRANGER) for _ in range(2)]
+    port.until(lambda: len(port.book) == 4)
+    known.append(port.connect(KNOWN))
+    port.until(lambda: port.rejected["too_many_connections_in_all"] == 1)
+    port.until(lambda: len(port.book) == 4)
+    assert all(map(is_open, known))
+    assert sum(map(is_open, strangers)) == 1
+    known.append(port.connect(ALSO_KNOWN))
+    port.until(lambda: port.rejected["too_many_connections_in_all"] == 2)
+    port.until(lambda: len(port.book) == 4)
+    assert all(map(is_open, known))
+    assert not any(map(is_open, strangers))
+
+
+def test_when_no_descriptor_is_left_a_stranger_takes_nobodys_place(port: Port) -> None:
+    port.book._most = 2
+    opened = [port.connect(KNOWN), port.connect(STRANGER)]
+    port.until(lambda: len(port.book) == 2)
+    late = port.connect("127.0.0.9")
+    port.until(lambda: port.rejected["too_many_connections_in_all"] == 1)
+    port.until(lambda: not is_open(late))
+    assert all(map(is_open, opened))
 
 
 def test_a_stranger_brings_so_many_bytes_and_a_member_as_many_as_it_likes(port: Port) -> None:

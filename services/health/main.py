@@ -122,7 +122,12 @@ class HealthProcess:
         self._listener = Listener(self._bus.context, self._keys)
         self._said_keys: tuple[str, ...] = ()
         self._connections = Connections(
-            self._bus.context, self._listener.socket, rejected, lambda _: LIMITS, now_ms
+            self._bus.context,
+            self._listener.socket,
+            rejected,
+            lambda _: LIMITS,
+            now_ms,
+            is_known=self._registry.knows,
         )
         self._prober = Prober()
         self._places_changed = True

@@ -178,6 +178,10 @@ class Registry:
         self._headcount.changed()
         self._outbox.changed()
 
+    def knows(self, address: str) -> bool:
+        """Whether a node is known there."""
+        return self._roster.has_any_at(address)
+
     # ----------------------------------------------------------------- time
 
     def tick(self, now_ms: int) -> None:

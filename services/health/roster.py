@@ -37,6 +37,9 @@ class Roster:
     def get(self, node_id: str) -> Node | None:
         return self._nodes.get(node_id)
 
+    def has_any_at(self, address: str) -> bool:
+        return address in self._of_address
+
     def why_full(self, address: str) -> str:
         """Why no other node of that address can join; empty: it can."""
         if self._of_address[address] >= MOST_NODES_OF_ADDRESS:
