@@ -117,7 +117,7 @@ class Beat:
     proposed: Version
     table: NodeTable | None
     """The proposed one, for a follower that does not have it."""
-    view_seen: tuple[str, int] | None
+    view_seen: tuple[str, Whole] | None
     """Boot and version of the receiver's newest view that arrived."""
     members: tuple[MemberSeen, ...] | None = None
     """None: as it was told last."""

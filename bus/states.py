@@ -35,6 +35,7 @@ from bus.words import (
     PortCount,
     Protocol,
     Role,
+    Stored,
     Weight,
     Whole,
     Word,
@@ -316,8 +317,8 @@ class Member:
 class NodeTable:
     """The one replicated register: what all LBs agree on. `(term, epoch)` orders its versions."""
 
-    term: Whole
-    epoch: Whole
+    term: Stored
+    epoch: Stored
     hash_seed: Word
     """64 bits that seed every ring: the same on all LBs, unpredictable to clients."""
     services: tuple[TableService, ...]

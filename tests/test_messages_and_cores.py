@@ -6,7 +6,8 @@ view or a table is refused as a whole, so one node's odd value would take all no
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, cast, get_args
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,13 @@ from bus.node_protocol import (
     NodeMessage,
     decode_node,
     encode_node,
+)
+from bus.peer_protocol import (
+    OrderAsked,
+    PeerMessage,
+    decode_peer,
+    decode_peer_head,
+    encode_peer,
 )
 from bus.states import (
     LocalView,
@@ -158,6 +166,56 @@ def test_the_quorum(views: list[LocalView], config: TableConfig, state: HardStat
             if ready.persist is not None:
                 core.stored(ready.persist.mark, now_ms)
         survives(Topic.STATE_QUORUM, core.state(now_ms))
+
+
+OWN, *PEERS = (f"10.0.0.{host}:8081" for host in range(1, 4))
+FAMILIAR: dict[str, st.SearchStrategy[Any]] = {
+    "term": st.integers(0, 3),
+    "asked": st.integers(0, 20),
+    "seq": st.integers(0, 20),
+    "boot": st.just("boot"),
+    "view_seen": st.none() | st.tuples(st.just("boot"), st.integers(0, 3)),
+}
+"""What a peer says that the core may take to be about itself."""
+
+
+@st.composite
+def peer_messages(draw: st.DrawFn) -> PeerMessage:
+    message = draw(values(draw(st.sampled_from(get_args(PeerMessage)))))
+    known = FAMILIAR.keys() & {field.name for field in fields(message)}
+    changed = {name: draw(FAMILIAR[name]) for name in sorted(known) if draw(st.booleans())}
+    if isinstance(message, OrderAsked):
+        changed.pop("asked", None)
+    return cast("PeerMessage", replace(message, **changed))
+
+
+@FEW
+@given(
+    st.lists(st.tuples(st.sampled_from(PEERS), peer_messages(), st.integers(0, 300)), max_size=30),
+    configurations(),
+    st.just(BLANK) | stored(),
+)
+def test_the_quorum_and_its_peers(
+    said: list[tuple[str, PeerMessage, int]], config: TableConfig, state: HardState
+) -> None:
+    meant = QuorumConfig("lb-0", OWN, config, Timing(), 1_000, others=tuple(PEERS))
+    core, now_ms = Quorum(meant, state, 2**64 - 1, 0, boot="boot"), 0
+    for peer, message, passed_ms in said:
+        now_ms += passed_ms
+        core.receive(peer, message, now_ms)
+        core.tick(now_ms)
+        while (ready := core.take(now_ms)) is not None:
+            if ready.committed is not None:
+                survives(Topic.STATE_TABLE, ready.committed)
+            for topic, event in ready.events:
+                survives(topic, event)
+            for out in ready.sends:
+                head, body = encode_peer(out.message, "gale", "boot", 1)
+                assert decode_peer(decode_peer_head(head), body) == out.message
+            if ready.persist is not None:
+                core.stored(ready.persist.mark, now_ms)
+        survives(Topic.STATE_QUORUM, core.state(now_ms))
+        core.next_due_ms()
 
 
 @settings(max_examples=20)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
 
-from bus import words
+from bus import peer_protocol, words
 from bus.codec import Envelope, Head
 from bus.node_protocol import NODE_PROTOCOL
 from bus.orders import Asked, OrderKind
@@ -28,7 +28,10 @@ from bus.topics import (
 
 RANGES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (words.Whole, st.integers(0, 2**62)),
-    (words.Stored, st.integers(0, 2**61)),
+    # Whoever reads it counts on from it, and says so to others.
+    (words.Stored, st.integers(0, 2**61 - 1_000)),
+    (peer_protocol.Promise, st.integers(0, words.LARGEST_PROMISE_MS)),
+    (peer_protocol.PortOrNone, st.integers(0, 65_535)),
     (words.Signed, st.integers(-(2**62), 2**62)),
     (words.Word, st.integers(0, 2**64 - 1)),
     (words.Duration, st.integers(0, 316_224_000_000)),
@@ -55,6 +58,8 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
     if get_origin(kind) is Annotated:
         return values(get_args(kind)[0])
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin is tuple and Ellipsis not in arguments:
+        return st.tuples(*map(values, arguments))
     if origin is tuple:
         return st.lists(values(arguments[0]), max_size=3).map(tuple)
     if origin is dict:

@@ -43,6 +43,7 @@ from bus.node_protocol import (
     encode_node,
 )
 from bus.orders import Asked, OrderKind
+from bus.peer_protocol import PeerMessage, Promise
 from bus.states import (
     Counters,
     LocalChecks,
@@ -206,20 +207,20 @@ def head_of(topic: Topic) -> Head:
 
 def whole_messages() -> Iterator[tuple[type[Any], dict[str, Any]]]:
     """Of every type that travels, one value as JSON."""
-    for kind in [*set(PAYLOADS.values()), *NODE_PROTOCOL.values()]:
+    for kind in [*set(PAYLOADS.values()), *NODE_PROTOCOL.values(), *get_args(PeerMessage)]:
         yield kind, orjson.loads(to_json(one_of_each(kind)))
 
 
 def one_of_each(kind: Any) -> Any:
     """A value of that type in which every list has an element."""
     simplest: dict[Any, Any] = {str: "x", float: 0.5, bool: True, type(None): None, Any: 1}
-    by_range = {1: (words.Whole, words.Signed, words.Word, words.Duration)}
+    counted = (words.Whole, words.Stored, words.Signed, words.Word, words.Duration, Promise)
     if kind == words.IPv4:
         return "10.0.0.1"
     if kind == words.Entry:
         return "lb-0.local:8081"
     ports = (words.Port, words.PortCount, words.LowPort)
-    if kind in (*by_range[1], words.Percent, words.Weight, *ports):
+    if kind in (*counted, words.Percent, words.Weight, *ports):
         return 1
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind, include_extras=True)
@@ -229,7 +230,7 @@ def one_of_each(kind: Any) -> Any:
         return made(**{name: one_of_each(hint) for name, hint in hints.items()})
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is tuple:
-        return (one_of_each(arguments[0]),)
+        return tuple(one_of_each(each) for each in arguments if each is not Ellipsis)
     if origin is dict:
         return {one_of_each(arguments[0]): one_of_each(arguments[1])}
     if origin in (types.UnionType, typing.Union, Annotated):
