@@ -91,7 +91,7 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class _HeadFrame:
-    v: int
+    v: Whole
     source: str
     host: str
     boot: str

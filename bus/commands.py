@@ -23,6 +23,7 @@ import zmq
 
 from bus.codec import MalformedMessage, UnknownVersion, from_json, to_json
 from bus.socket import LocalEndpoint, bounded
+from bus.words import Whole
 
 COMMAND_VERSION = 1
 COMMAND_TIMEOUT_MS = 2000
@@ -36,7 +37,7 @@ class Command:
     id: str
     verb: str
     arguments: dict[str, Any]
-    v: int = COMMAND_VERSION
+    v: Whole = COMMAND_VERSION
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,7 +239,7 @@ PEER_FORMAT = 1
 class PeerHead:
     """Who says something, and which of its messages it is."""
 
-    v: int
+    v: Whole
     cluster: str
     sender: str
     boot: str

@@ -28,60 +28,66 @@ Frames: kind, body (JSON), and for messages with records the records themselves,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from bus.codec import MalformedMessage, UnknownVersion, from_json, to_json
-from bus.words import Signed, Whole
+from bus.words import Stored, Whole
 
 REPLICA_VERSION = 1
 
 NO_POSITION = -1
 """There is no more of the table to come."""
+Position = Annotated[int, Meta(ge=NO_POSITION, lt=1 << 31)]
+Tick = Annotated[int, Meta(ge=0, lt=1 << 32)]
+Boot = Annotated[str, Meta(pattern="^[0-9a-f]{0,16}$")]
+"""64 bits: a follower keeps it in a map of the kernel's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    v: int
+    v: Whole
     cluster: str
     lb: str
-    known_boot: str
+    known_boot: Boot
     """The teller's start that the rest is about; empty: none."""
-    next_seq: Whole
-    position: Signed
+    next_seq: Stored
+    position: Position
     record_bytes: Whole
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    v: int
+    v: Whole
     cluster: str
     lb: str
-    boot: str
+    boot: Boot
     """Names this start of the teller's process: numbers are comparable only within one."""
-    next_seq: Whole
-    position: Signed
+    next_seq: Stored
+    position: Position
     synced: bool
     """Whether the teller itself has the flows that there are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    first: Whole
-    tick: Whole
+    first: Stored
+    tick: Tick
     """The teller's clock when the records were made: what passes in them passes from then on."""
     synced: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    position: Signed
-    following: Signed
-    tick: Whole
+    position: Position
+    following: Position
+    tick: Tick
 
 
 @dataclass(frozen=True, slots=True)
 class Mended:
-    tick: Whole
+    tick: Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    before_tick: Whole
+    before_tick: Tick
     """By the teller's clock: flows that began later are not in the numbers."""
 
 

@@ -6,6 +6,7 @@ view or a table is refused as a whole, so one node's odd value would take all no
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any, cast, get_args
 
@@ -33,6 +34,15 @@ from bus.peer_protocol import (
     decode_peer_head,
     encode_peer,
 )
+from bus.replica_protocol import (
+    WITH_BYTES,
+    Credit,
+    Hello,
+    ReplicaMessage,
+    Resume,
+    decode_replica,
+    encode_replica,
+)
 from bus.states import (
     LocalView,
     NodeTable,
@@ -50,6 +60,7 @@ from services.api import snapshot
 from services.api.fold import Fold
 from services.api.metrics import Scrape, exposition
 from services.api.snapshot import Local
+from services.dataplane.flows.replica import Following, Log, Teller, Telling
 from services.dataplane.maps import EMPTY, Facts
 from services.dataplane.plan import make_plan
 from services.health.keeping import KeptNode
@@ -216,6 +227,76 @@ def test_the_quorum_and_its_peers(
                 core.stored(ready.persist.mark, now_ms)
         survives(Topic.STATE_QUORUM, core.state(now_ms))
         core.next_due_ms()
+
+
+REPLICA_BOOT = "b007"
+RECORD_BYTES = 8
+
+
+@st.composite
+def replica_messages(draw: st.DrawFn) -> tuple[ReplicaMessage, bytes]:
+    """One that a follower or a teller may take to be about itself, and its records."""
+    message = draw(values(draw(st.sampled_from(get_args(ReplicaMessage)))))
+    usual = {
+        "cluster": st.just("gale"),
+        "boot": st.just(REPLICA_BOOT),
+        "known_boot": st.just(REPLICA_BOOT),
+        "next_seq": st.integers(0, 6),
+        "first": st.integers(0, 6),
+        "position": st.integers(-1, 3),
+        "allowed": st.integers(0, 60),
+    }
+    known = usual.keys() & {field.name for field in fields(message)}
+    changed = {name: draw(usual[name]) for name in sorted(known) if draw(st.booleans())}
+    payload = bytes(RECORD_BYTES * draw(st.integers(0, 3)))
+    return replace(message, **changed), payload if isinstance(message, WITH_BYTES) else b""
+
+
+def understood(message: ReplicaMessage, payload: bytes = b"") -> None:
+    assert decode_replica(encode_replica(message, payload)) == (message, payload)
+
+
+@FEW
+@given(st.lists(st.tuples(replica_messages(), st.integers(0, 2_000)), max_size=20))
+def test_who_follows_the_flows_of_another(
+    said: list[tuple[tuple[ReplicaMessage, bytes], int]],
+) -> None:
+    following, now_ms = Following("gale", "lb-0", RECORD_BYTES, 0), 0
+    for (message, payload), passed_ms in said:
+        now_ms += passed_ms
+        with suppress(ValueError):  # what is not for a follower, which is counted
+            entering = following.heard(message, payload, now_ms)
+            assert entering is None or not len(entering.records) % RECORD_BYTES
+        progress = following.progress  # as the kernel's map keeps it
+        assert 0 <= int(progress.boot or "0", 16) < 2**64
+        assert 0 <= progress.next_seq < 2**64
+        assert -1 <= progress.position < 2**31
+        for answer in following.take(now_ms, synced=True):
+            understood(answer)
+
+
+@FEW
+@given(
+    values(Hello),
+    st.lists(replica_messages(), max_size=20),
+    st.lists(st.integers(0, 3), max_size=20),
+)
+def test_who_tells_its_flows_to_another(
+    hello: Hello, said: list[tuple[ReplicaMessage, bytes]], happened: list[int]
+) -> None:
+    log = Log(RECORD_BYTES, 64)
+    hello = replace(hello, record_bytes=RECORD_BYTES)
+    telling = Telling(log, hello, Teller("gale", "lb-0", REPLICA_BOOT), 0)
+    for now_ms, (message, _) in enumerate(said):
+        for count in happened[now_ms : now_ms + 1]:
+            log.append(bytes(RECORD_BYTES * count), 1, now_ms)
+        if isinstance(message, Credit | Resume):
+            telling.heard(message)
+        for out in telling.take_live(now_ms, 1, synced=True):
+            understood(*out)
+        if telling.wants_part:
+            understood(*telling.told_part(-1, 1, b""))
+        assert telling.lag_ms(now_ms) >= 0
 
 
 @settings(max_examples=20)

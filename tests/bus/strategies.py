@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
 
-from bus import peer_protocol, words
+from bus import peer_protocol, replica_protocol, words
 from bus.codec import Envelope, Head
 from bus.node_protocol import NODE_PROTOCOL
 from bus.orders import Asked, OrderKind
@@ -32,6 +32,9 @@ RANGES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (words.Stored, st.integers(0, 2**61 - 1_000)),
     (peer_protocol.Promise, st.integers(0, words.LARGEST_PROMISE_MS)),
     (peer_protocol.PortOrNone, st.integers(0, 65_535)),
+    (replica_protocol.Position, st.integers(-1, 2**31 - 1)),
+    (replica_protocol.Tick, st.integers(0, 2**32 - 1)),
+    (replica_protocol.Boot, st.from_regex("[0-9a-f]{0,16}", fullmatch=True)),
     (words.Signed, st.integers(-(2**62), 2**62)),
     (words.Word, st.integers(0, 2**64 - 1)),
     (words.Duration, st.integers(0, 316_224_000_000)),

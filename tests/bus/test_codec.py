@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus import topics, words
+from bus import replica_protocol, topics, words
 from bus.codec import (
     BUS_VERSION,
     Envelope,
@@ -207,7 +207,13 @@ def head_of(topic: Topic) -> Head:
 
 def whole_messages() -> Iterator[tuple[type[Any], dict[str, Any]]]:
     """Of every type that travels, one value as JSON."""
-    for kind in [*set(PAYLOADS.values()), *NODE_PROTOCOL.values(), *get_args(PeerMessage)]:
+    replica_kinds = replica_protocol.REPLICA_PROTOCOL.values()
+    for kind in [
+        *set(PAYLOADS.values()),
+        *NODE_PROTOCOL.values(),
+        *get_args(PeerMessage),
+        *replica_kinds,
+    ]:
         yield kind, orjson.loads(to_json(one_of_each(kind)))
 
 
@@ -215,12 +221,21 @@ def one_of_each(kind: Any) -> Any:
     """A value of that type in which every list has an element."""
     simplest: dict[Any, Any] = {str: "x", float: 0.5, bool: True, type(None): None, Any: 1}
     counted = (words.Whole, words.Stored, words.Signed, words.Word, words.Duration, Promise)
+    if kind == replica_protocol.Boot:
+        return "1"
     if kind == words.IPv4:
         return "10.0.0.1"
     if kind == words.Entry:
         return "lb-0.local:8081"
     ports = (words.Port, words.PortCount, words.LowPort)
-    if kind in (*counted, words.Percent, words.Weight, *ports):
+    if kind in (
+        *counted,
+        replica_protocol.Position,
+        replica_protocol.Tick,
+        words.Percent,
+        words.Weight,
+        *ports,
+    ):
         return 1
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind, include_extras=True)
@@ -416,3 +431,26 @@ def test_one_line_keeps_the_words_and_what_is_one_line_already() -> None:
     assert one_line("a  b: ärger") == "a  b: ärger"
     assert one_line("line 1\n\n  line 2\r\n") == "line 1 line 2"
     assert one_line("x" * 1_000) == "x" * 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("welcome", {"boot": "no number"}),
+        ("welcome", {"boot": "0123456789abcdef0"}),
+        ("hello", {"known_boot": "ABC"}),
+        ("hello", {"position": -2}),
+        ("part", {"following": 2**31}),
+        ("live", {"tick": 2**32}),
+        ("digests", {"before_tick": 2**32}),
+        ("hello", {"v": -1}),
+    ],
+)
+def test_what_the_kernel_has_no_room_for_is_not_taken_from_a_replica(
+    kind: str, changes: dict[str, Any]
+) -> None:
+    good = orjson.loads(to_json(one_of_each(replica_protocol.REPLICA_PROTOCOL[kind])))
+    payload = [b""] if kind in ("part", "live", "digests") else []
+    replica_protocol.decode_replica([kind.encode(), orjson.dumps(good), *payload])
+    with pytest.raises(MalformedMessage):
+        replica_protocol.decode_replica([kind.encode(), orjson.dumps(good | changes), *payload])
