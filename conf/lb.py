@@ -94,6 +94,11 @@ class Local(Table):
     api_port: Port = 5555
     mode: Mode = "l4"
 
+    @property
+    def one_interface(self) -> bool:
+        """Clients and nodes are on the same one."""
+        return self.net_interface_private == self.net_interface_public
+
 
 class NodeHealth(Table):
     """`[node_health]`: when a node is routed to, and when no longer."""
@@ -292,6 +297,11 @@ class LbConfig(Table):
         yield from _virtual_ip_findings(self)
         yield from _service_findings(self)
         yield from _snat_findings(self)
+        if self.dataplane.reply_hook == "xdp" and self.local.one_interface:
+            wrong = '"xdp" takes what comes by the interface of the nodes alone'
+            expected = 'expected "tc", or an interface for each side'
+            key = ("dataplane", "reply_hook")
+            yield Finding(key, wrong, expected, rests_on=(("local",),))
 
 
 def _local_findings(local: Local) -> Iterator[Finding]:
@@ -589,8 +599,7 @@ def _front_findings(config: LbConfig, service: Service, index: int) -> Iterator[
         )
 
     local = config.local
-    is_one_interface = local.net_interface_private == local.net_interface_public
-    if is_one_interface and not service.address and service.mode != "l4":
+    if local.one_interface and not service.address and service.mode != "l4":
         yield Finding(
             ("services", index, "mode") if config.says("services") else ("local", "mode"),
             f'mode "{service.mode}" on one interface: nodes would take this machine\'s own address,'
@@ -598,7 +607,7 @@ def _front_findings(config: LbConfig, service: Service, index: int) -> Iterator[
             'expected mode "l4", a virtual IP, or an interface for each side',
             rests_on=(("local",), ("services", index), ("virtual_ips",)),
         )
-    if service.address or service.protocol != "tcp" or not is_one_interface:
+    if service.address or service.protocol != "tcp" or not local.one_interface:
         return
     # The default service stands in no file: its port is clients_port.
     key: Key = ("services", index, "port") if config.says("services") else ("local", "clients_port")

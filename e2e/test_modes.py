@@ -70,6 +70,24 @@ while time.monotonic() < deadline and probe.getsockopt(socket.IPPROTO_IP, IP_MTU
 print(probe.getsockopt(socket.IPPROTO_IP, IP_MTU))
 """
 
+CUT_DATAGRAMS = """
+import socket, sys, time
+IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0
+for size in (1472, 4000):
+    asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    asking.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+    asking.connect((sys.argv[1], 5300))
+    asking.settimeout(0.3)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        asking.send(bytes(size))
+        try:
+            print(len(asking.recv(65535).partition(b" ")[2]))
+            break
+        except TimeoutError:
+            pass
+"""
+
 
 @pytest.fixture(scope="module", params=["l2", "l3", "l4"])
 def hosts(
@@ -348,3 +366,13 @@ def test_uploads_and_datagrams_over_a_link_without_room(
     assert done.stdout.split() == ["all", "echoed"], done.stderr
     done = hosts.run(hosts.client, "python3", "-c", LONGEST_DATAGRAM, hosts.vip())
     assert int(done.stdout) == (narrow - 20 if mode == "l3" else narrow), done.stderr
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_sender_that_allows_its_datagrams_to_be_cut(hosts: Hosts) -> None:
+    """Nobody cuts them on the way to the node. In L3 the sender is told that they are too long
+    although it has not asked to be, and cuts them itself, also those that it has cut before.
+    """
+    hosts.run(hosts.client, "ip", "route", "flush", "cache")
+    done = hosts.run(hosts.client, "python3", "-c", CUT_DATAGRAMS, hosts.vip())
+    assert done.stdout.split() == ["1472", "4000"], done.stderr

@@ -2,7 +2,9 @@
 /* Answering a packet instead of sending it on: made of the packet itself, sent back the way it
  * came.
  *
- * - Too long for its way, DF set: ICMP "fragmentation needed" (RFC 792, RFC 1191).
+ * - Too long for its way: ICMP "fragmentation needed" (RFC 792, RFC 1191), also where DF is not
+ *   set. A router would cut such a packet; here nobody can, and a sender that believes the answer
+ *   cuts what it sends next. So do Linux's, also of datagrams that it sends in fragments.
  * - TCP that belongs to no flow, whose node is dead, or whose service has no node: RST (RFC 9293,
  *   3.5.2), so that a client connects anew within a round trip instead of waiting for minutes.
  * - A datagram to a service without a node: ICMP "port unreachable".
@@ -277,9 +279,6 @@ static __always_inline int send_answer(context_t *ctx, struct packet *packet,
 		return send_reset(ctx, packet);
 	if (packet->answer == ANSWER_ECHO)
 		return send_echo(ctx, packet);
-	if (packet->answer == ANSWER_TOO_BIG &&
-	    !(packet->ip->frag_off & bpf_htons(IP_DONT_FRAGMENT)))
-		return -1;
 	return send_icmp(ctx, packet, own);
 }
 

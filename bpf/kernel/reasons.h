@@ -41,7 +41,7 @@
 	REASON(fragment_forwarded, "a later fragment, sent after its first one")                   \
 	REASON(icmp_to_node, "an ICMP error, sent to the node whose packet it quotes")             \
 	REASON(icmp_to_client, "an ICMP error, sent to the client whose packet it quotes")         \
-	REASON(too_big_answered, "too long with DF set: answered with fragmentation needed")       \
+	REASON(too_big_answered, "too long for its way: answered with fragmentation needed")       \
 	REASON(ttl_answered, "time to live ran out here: answered with time exceeded")             \
 	REASON(no_flow_reset, "TCP of no flow: answered with RST")                                 \
 	REASON(dead_node_reset, "its node is dead: the client is told by RST, to connect anew")    \

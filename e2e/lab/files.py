@@ -188,13 +188,14 @@ def _write_node(lab: Plan, machine: str, served: tuple[Service, ...]) -> None:
 
 
 def lb_config(lab: Plan, machine: str, overlay: Table) -> Table:
+    links = lab.links(machine)
     ours: Table = {
         "local": {
             "name": machine,
             "node_port": 7070,
             "clients_port": 8080,
-            "net_interface_private": plan.PRIVATE.interface,
-            "net_interface_public": plan.PUBLIC.interface,
+            "net_interface_private": links[-1].network.interface,
+            "net_interface_public": links[0].network.interface,
             "mode": lab.mode,
         },
         "node_health": {"checks_before_routing": 3, "checks_timeout": "1s"},
@@ -206,7 +207,7 @@ def lb_config(lab: Plan, machine: str, overlay: Table) -> Table:
     if lab.keys:
         ours["security"] = {"keys": str(plan.keys(machine))}
     if lab.floating:
-        unit: Table = {"address": plan.VIP, "snat_addresses": list(plan.SNAT_ADDRESSES)}
+        unit: Table = {"address": plan.VIP, "snat_addresses": list(lab.snat_addresses)}
         ours["virtual_ips"] = [unit]
     if lab.voters:
         ours["load_balancer_quorum"] = {"addresses": _quorum_addresses(lab)}
@@ -235,7 +236,7 @@ def _write_witness(lab: Plan, overlay: Table) -> None:
     config = lb_config(lab, lab.lb_names[0], overlay)
     config["local"] |= {
         "name": plan.WITNESS,
-        "net_interface_public": plan.PRIVATE.interface,
+        "net_interface_public": lab.links(machine)[0].network.interface,
     }
     config["load_balancer_quorum"]["witness"] = True
     if lab.keys:

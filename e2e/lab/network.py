@@ -60,7 +60,7 @@ def _sysctl(machine: str, setting: str, value: int) -> None:
 def build(lab: Plan, outer_room: int, *, replies_by_xdp: bool = False) -> None:
     """Everything up to the point where each machine reaches each other on its networks.
 
-    `outer_room`: by how many bytes the private network's packets may be longer.
+    `outer_room`: by how many bytes packets between LBs and nodes may be longer.
     """
     for machine in (plan.SWITCH, *lab.machines):
         command(["ip", "netns", "add", plan.namespace(machine)])
@@ -70,8 +70,9 @@ def build(lab: Plan, outer_room: int, *, replies_by_xdp: bool = False) -> None:
         _set_forwarding(machine)
         for link in lab.links(machine):
             is_private = link.network is plan.PRIVATE
+            has_room = is_private or (lab.one_interface and plan.supervised(machine))
             kind = lab.device(link)
-            _plug_in(link, lab.mtu + (outer_room if is_private else 0), kind)
+            _plug_in(link, lab.mtu + (outer_room if has_room else 0), kind)
             if plan.is_lb(machine) and kind == devices.VETH:
                 _set_offloads(link, feeds_xdp=replies_by_xdp or not is_private)
             if plan.is_lb(machine) and lab.vlan and not is_private:
@@ -157,7 +158,7 @@ def _set_forwarding(machine: str) -> None:
 def _route(lab: Plan, machine: str) -> None:
     if machine == plan.ROUTER:
         return
-    network = plan.PRIVATE if plan.is_node(machine) else plan.PUBLIC
+    network = lab.links(machine)[0].network
     lines = [f"route add default via {network.address(plan.ROUTER_HOST)} mtu {lab.mtu}"]
     if plan.is_node(machine):
         (link,) = lab.links(machine)

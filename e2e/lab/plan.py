@@ -3,6 +3,7 @@
     public 10.80.0.0/24    client .2     lb-i .10+i                 router .254
     private 10.81.0.0/24                 lb-i .10+i    node-i .20+i router .254
     floating: the VIP 10.80.0.100, and 10.81.0.100 to .103, which nodes see of it in mode l4
+    one interface: nodes are on the public network too, as 10.80.0.20+i, and see 10.80.0.101 to .104
 
 Every machine is a network namespace `gale-<machine>`; a further one, `gale-switch`, holds the two
 bridges, so that nothing of the host's own network is touched. A machine's interface is called
@@ -52,8 +53,10 @@ PUBLIC = Network("public", "pub0", "10.80.0")
 PRIVATE = Network("private", "priv0", "10.81.0")
 ROUTER_HOST = 254
 VIP = PUBLIC.address(100)
-SNAT_ADDRESSES = tuple(PRIVATE.address(host) for host in range(100, 104))
+SNAT_HOSTS = range(100, 104)
 """As many ports for each LB as it has on an address of its own."""
+ONE_NETWORK_SNAT_HOSTS = range(101, 105)
+"""Likewise, where the VIP is of the same network."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ class Plan:
     floating: bool = True
     """The VIP is of all LBs together. False: each has its own public address for one, as where the
     configuration names no virtual IPs, and decides alone."""
+    one_interface: bool = False
+    """LBs have the public interface for both sides; nodes and clients are on its network."""
     witness: bool = False
     """The first node's machine has a vote in the LBs' quorum."""
     emulated: bool = False
@@ -148,9 +153,11 @@ class Plan:
         if machine == ROUTER:
             return (Link(machine, PUBLIC, ROUTER_HOST), Link(machine, PRIVATE, ROUTER_HOST))
         number = int(machine.rpartition("-")[2])
-        if is_lb(machine):
-            return (Link(machine, PUBLIC, 10 + number), Link(machine, PRIVATE, 10 + number))
-        return (Link(machine, PRIVATE, 20 + number),)
+        private = PUBLIC if self.one_interface else PRIVATE
+        if is_node(machine):
+            return (Link(machine, private, 20 + number),)
+        networks = dict.fromkeys((PUBLIC, private))
+        return tuple(Link(machine, network, 10 + number) for network in networks)
 
     def device(self, link: Link) -> str:
         """Of what kind this interface is."""
@@ -159,6 +166,13 @@ class Plan:
         number = min(self.lb_names.index(link.machine), len(self.devices) - 1)
         public, private = self.devices[number].split("/")
         return public if link.network is PUBLIC else private
+
+    @property
+    def snat_addresses(self) -> tuple[str, ...]:
+        """Those of the VIP: addresses of the network that the nodes are on."""
+        if self.one_interface:
+            return tuple(PUBLIC.address(host) for host in ONE_NETWORK_SNAT_HOSTS)
+        return tuple(PRIVATE.address(host) for host in SNAT_HOSTS)
 
     def vip(self, lb: str) -> str:
         """What clients of this LB use."""

@@ -95,9 +95,8 @@ def _front_problems(source: Source, config: LbConfig, own: set[str]) -> Iterator
         where = f"{each.protocol} {service.address or public}:{each.port}"
         wrong = f"{where}: this machine listens there itself"
         yield source.problem(_port_key(config, index), f"{wrong}, expected a port that is free")
-    one = config.local.net_interface_private == config.local.net_interface_public
     for index, service in enumerate(config.services):
-        if one and service.mode != "l4" and service.address in own:
+        if config.local.one_interface and service.mode != "l4" and service.address in own:
             wrong = f'mode "{service.mode}" on one interface, and {service.address} is its own'
             expected = 'expected mode "l4", a virtual IP, or an interface for each side'
             yield source.problem(("services", index, "address"), f"{wrong}, {expected}")

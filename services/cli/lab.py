@@ -79,6 +79,12 @@ def up(
             help="Kinds of the LBs' interfaces: veth, bridge, macvlan, vlan, bond, tap.",
         ),
     ] = "veth/veth",
+    one_interface: Annotated[
+        bool,
+        typer.Option(
+            "--one-interface", help="LBs have one, on one network with nodes and clients."
+        ),
+    ] = False,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="EXTRA.toml", help="Laid over each LB's.")
     ] = None,
@@ -104,6 +110,7 @@ def up(
             mode=mode,
             mtu=mtu,
             devices=(devices,),
+            one_interface=one_interface,
             keys=keys,
             witness=witness,
         )

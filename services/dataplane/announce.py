@@ -10,6 +10,7 @@ tells them (gratuitous ARP, RFC 5227, 3; unsolicited neighbour advertisement, RF
     HELD     a peer is heard again           HELD     announces as if it had been acquired now:
                                                       behind the cut that has healed, others may
                                                       have heard another LB
+    HELD     its interface has another MAC   HELD     likewise: neighbours have the old one
     HELD     another MAC address claims it   HELD     announces at once; `contests`
     HELD     its claim has ended             ABSENT   `lost`
 
@@ -18,8 +19,8 @@ more than one: hence the repetitions. Two that claim the same address would answ
 announcements for ever, so a rival is answered, and told of, at most once in a second.
 
 In: `look`, what the kernel's maps say (until when this LB claims which address, and who else was
-heard to); `peers`; `tick`. Nothing is announced that is not claimed at that moment, so whoever
-calls `tick` has just read the maps. Out, by `take`: what to send and to tell.
+heard to); `peers`; `moved`; `tick`. Nothing is announced that is not claimed at that moment, so
+whoever calls `tick` has just read the maps. Out, by `take`: what to send and to tell.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Standing(Enum):
 class Cause(Enum):
     CLAIMED = auto()
     PEER_HEARD = auto()
+    MOVED = auto()
     CONTESTED = auto()
     ENDED = auto()
 
@@ -58,6 +60,7 @@ class Does(Enum):
 TRANSITIONS: dict[tuple[Standing, Cause], tuple[Standing, Does]] = {
     (Standing.ABSENT, Cause.CLAIMED): (Standing.HELD, Does.BEGIN),
     (Standing.HELD, Cause.PEER_HEARD): (Standing.HELD, Does.BEGIN_AGAIN),
+    (Standing.HELD, Cause.MOVED): (Standing.HELD, Does.BEGIN_AGAIN),
     (Standing.HELD, Cause.CONTESTED): (Standing.HELD, Does.DEFEND),
     (Standing.HELD, Cause.ENDED): (Standing.ABSENT, Does.END),
 }
@@ -149,9 +152,15 @@ class Announcer:
         known, self._peers = self._peers, alive
         if known is None or not alive - known:
             return
-        for text, address in self._addresses.items():
-            if address.standing is Standing.HELD:
-                self._happens(text, address, Cause.PEER_HEARD, now_ms)
+        self._all_held(frozenset(self._addresses), Cause.PEER_HEARD, now_ms)
+
+    def moved(self, addresses: frozenset[str], now_ms: int) -> None:
+        """The interfaces of these have another MAC address than when this was called last."""
+        self._all_held(addresses, Cause.MOVED, now_ms)
+
+    def _all_held(self, addresses: frozenset[str], cause: Cause, now_ms: int) -> None:
+        for text in sorted(addresses & self.held):
+            self._happens(text, self._addresses[text], cause, now_ms)
 
     def tick(self, now_ms: int) -> None:
         """It is `now_ms`, and the maps have just been looked at."""

@@ -63,6 +63,8 @@ class Announcing:
         self._failed: dict[str, str] = {}
         """By address: why the script has not carried out what it was told."""
         self._known: frozenset[str] = frozenset()
+        self._macs: dict[str, bytes] = {}
+        """By address: that of its side's interface."""
         self._look_ms = now_ms
         self._term = 0
         self._socket: socket.socket | None = None
@@ -94,8 +96,12 @@ class Announcing:
         """`maps`: what they say at this moment. Returns what is to be published."""
         self._look_ms = now_ms + LOOK_MS
         self._core.look({text: _seen(each) for text, each in maps.items()}, now_ms)
-        self._core.tick(now_ms)
         sides = {text: _side(each, machine) for text, each in maps.items()}
+        macs = {text: side.mac for text, side in sides.items()}
+        moved = {text for text, mac in macs.items() if self._macs.get(text, mac) != mac}
+        self._macs = macs
+        self._core.moved(frozenset(moved), now_ms)
+        self._core.tick(now_ms)
         said = self._core.take()
         by_script = keys.announce == "exec"
         if said is not None:

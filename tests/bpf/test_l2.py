@@ -171,10 +171,13 @@ class TestTags:
 class TestTooLong:
     """A node's way with a smaller MTU than the client's."""
 
-    def test_answered_if_it_may_not_be_cut(self, scene: Scene, hook: str) -> None:
+    @pytest.mark.parametrize("flags", ["DF", ""])
+    def test_answered_whether_it_may_be_cut_or_not(
+        self, scene: Scene, hook: str, flags: str
+    ) -> None:
         scene.service("l2")
         scene.seat(mtu=1280)
-        packet = _df(1241)
+        packet = _flagged(1241, flags)
         out = scene.send(hook, packet)
         assert out.reason == "too_big_answered"
         assert out.packet == answer(packet, 1280)
@@ -182,17 +185,19 @@ class TestTooLong:
     def test_longest_that_fits(self, scene: Scene, hook: str) -> None:
         scene.service("l2")
         scene.seat(mtu=1280)
-        scene.expect(hook, _df(1240), "l2_forwarded")
+        scene.expect(hook, _flagged(1240, "DF"), "l2_forwarded")
 
-    def test_dropped_if_nobody_would_understand_an_answer(self, scene: Scene, hook: str) -> None:
-        scene.service("l2")
+    def test_the_first_fragment_of_what_its_sender_cut(self, scene: Scene, hook: str) -> None:
+        """Cut for a wider way than there is: with the answer the next one is cut for this one."""
+        scene.service("l2", protocol="udp")
         scene.seat(mtu=1280)
-        scene.expect(hook, tcp(CLIENT, SERVICE, "A", bytes(1241)), "drop_too_big")
+        packet = udp(CLIENT, SERVICE, bytes(1256), flags="MF")
+        scene.expect(hook, packet, "too_big_answered", answer(packet, 1280))
 
 
-def _df(size: int) -> bytes:
+def _flagged(size: int, flags: str) -> bytes:
     segment = TCP(sport=CLIENT[1], dport=PORT, flags="A") / Raw(bytes(size))
-    return ethernet(IP(src=CLIENT_ADDRESS, dst=VIP, flags="DF") / segment)
+    return ethernet(IP(src=CLIENT_ADDRESS, dst=VIP, flags=flags) / segment)
 
 
 def answer(packet: bytes, mtu: int) -> bytes:

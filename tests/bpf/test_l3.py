@@ -120,17 +120,13 @@ class TestTooLong:
         size = 1500 - OVERHEAD[encap] - 40
         forward(scene, hook, encap, tcp(CLIENT, SERVICE, "A", bytes(size)))
 
+    @pytest.mark.parametrize("flags", ["DF", "", "MF"])
     @pytest.mark.parametrize("size", [0, 1, 500])
-    def test_answered(self, scene: Scene, hook: str, encap: str, size: int) -> None:
+    def test_answered(self, scene: Scene, hook: str, encap: str, size: int, flags: str) -> None:
         scene.service("l3", flags=ENCAPSULATIONS[encap], protocol="udp")
         longest = 1500 - OVERHEAD[encap]
-        packet = udp(CLIENT, SERVICE, bytes(longest - 28 + 1 + size), flags="DF", tos=4)
+        packet = udp(CLIENT, SERVICE, bytes(longest - 28 + 1 + size), flags=flags, tos=4)
         scene.expect(hook, packet, "too_big_answered", answer(packet, longest))
-
-    def test_dropped_if_it_may_be_cut(self, scene: Scene, hook: str, encap: str) -> None:
-        scene.service("l3", flags=ENCAPSULATIONS[encap])
-        packet = tcp(CLIENT, SERVICE, "A", bytes(1500 - OVERHEAD[encap] - 39))
-        scene.expect(hook, packet, "drop_too_big")
 
     def test_an_error_is_never_answered_by_an_error(
         self, scene: Scene, hook: str, encap: str

@@ -105,7 +105,7 @@ class TestTowardsTheClient:
         scene.settings(**ways, private_by_tc=1)
         scene.expect("xdp_reply", long, "slow_output")
         scene.settings(**ways)
-        scene.expect("xdp_reply", long, "drop_too_big")  # without DF nobody is told
+        scene.expect("xdp_reply", long, "too_big_answered")
 
 
 @pytest.fixture(scope="session")

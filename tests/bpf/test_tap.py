@@ -81,6 +81,13 @@ def segments(
     ]
 
 
+def big(frame: bytes, payload: bytes) -> bytes:
+    """The frame with more payload than its IP header can tell: that says 0 (BIG TCP)."""
+    header = IP(frame[14:34])
+    header.len, header.chksum = 0, None
+    return frame[:14] + bytes(header) + frame[34:] + payload
+
+
 def check(got: list[bytes], wanted: list[bytes]) -> None:
     assert len(got) == len(wanted), f"{len(got)} frames, not {len(wanted)}"
     for one, other in zip(got, wanted, strict=True):
@@ -132,12 +139,8 @@ class TestReplies:
     def test_longer_than_the_header_can_say(self, tap: Taps, connection: Connection) -> None:
         """BIG TCP: a total length of 0, of what is merged alone."""
         payload = data(46)
-        sent = bytearray(connection.reply("PA", b"", id=7) + payload)
-        sent[16:18] = b"\0\0"
-        header = IP(bytes(sent[14:34]))
-        header.len, header.chksum = 0, None
-        sent[14:34] = bytes(header)
-        counted = tap.write("private", bytes(sent), merged=Merged(MSS))
+        sent = big(connection.reply("PA", b"", id=7), payload)
+        counted = tap.write("private", sent, merged=Merged(MSS))
         assert counted == {"tc_private.l4_reply": 1}
         wanted = segments(SERVICE, CLIENT, payload, MSS, seq=501, ack=102, ttl=63, id=7)
         check(tap.read("public"), [with_macs(frame, PEER_MAC, LB_MAC) for frame in wanted])
@@ -262,6 +265,70 @@ class TestRequests:
         after = tap.scene.counted_at_seat()
         assert after["packets_in"] - before.get("packets_in", 0) == count
         assert after["bytes_in"] - before.get("bytes_in", 0) == sum(map(len, wire))
+
+    @pytest.mark.parametrize("size", [65_485, 65_496, 65_800, 100_000])
+    def test_longer_than_a_header_can_say(self, tap: Taps, mode: str, size: int) -> None:
+        """The client's own, or the one that is put around it: in L3 that is longer."""
+        connection = self.serve(tap, mode)
+        before = tap.scene.counted_at_seat()
+        payload = data(1, size)
+        sent = (
+            connection.request("PA", payload, id=7)
+            if size <= 0xFFFF - 40
+            else big(connection.request("PA", b"", id=7), payload)
+        )
+        (reason,) = tap.write("public", sent, merged=Merged(1400))
+        assert reason == (
+            "tc_public.l4_established" if mode == "l4" else f"tc_public.{MODES[mode][0]}_forwarded"
+        )
+        wire = segments(CLIENT, SERVICE, payload, 1400, seq=101, ack=501, id=7)
+        got = tap.read("private")
+        assert len(got) == len(wire)
+        check(
+            got,
+            [
+                self.wanted(mode, one, connection, other)
+                for one, other in zip(wire, got, strict=True)
+            ],
+        )
+        after = tap.scene.counted_at_seat()
+        assert after["packets_in"] - before.get("packets_in", 0) == len(wire)
+        assert after["bytes_in"] - before.get("bytes_in", 0) == sum(map(len, wire))
+
+    def test_merged_datagrams(self, tap: Taps, mode: str) -> None:
+        connection = self.serve(tap, mode, "udp")
+        payload = data(3, 1200)[:-100]
+        sent = udp(CLIENT, SERVICE, payload, id=7)
+        (reason,) = tap.write("public", sent, merged=Merged(1200, UDP_SEGMENTS))
+        assert "drop" not in reason
+        wire = [udp(CLIENT, SERVICE, payload[n * 1200 :][:1200], id=7 + n) for n in range(3)]
+        got = tap.read("private")
+        assert len(got) == len(wire)
+        check(
+            got,
+            [
+                self.wanted(mode, one, connection, other)
+                for one, other in zip(wire, got, strict=True)
+            ],
+        )
+        after = tap.scene.counted_at_seat()
+        assert after["packets_in"] == 3
+        assert after["bytes_in"] == sum(map(len, wire))
+
+    def test_a_datagram_that_the_device_is_to_cut(self, tap: Taps, mode: str) -> None:
+        """The kernel puts nothing around such a one, as old virtual machines send."""
+        self.serve(tap, mode, "udp")
+        tap.node_behind("private", mtu=1600)
+        payload = data(3, 1480)[8:]
+        sent = udp(CLIENT, SERVICE, payload, id=7)
+        counted = tap.write("public", sent, merged=Merged(1480, UDP_FRAGMENTS))
+        got = tap.read("private")
+        if MODES[mode][0] == "l3":
+            assert counted == {"tc_public.drop_rewrite_failed": 1}
+            assert got == []
+            return
+        assert [len(frame) for frame in got] == [1514] * 3
+        assert b"".join(frame[34:] for frame in got)[8:] == payload
 
     @pytest.mark.parametrize("merged", [None, Merged(1400)])
     def test_too_long(self, tap: Taps, mode: str, merged: Merged | None) -> None:

@@ -237,6 +237,25 @@ def test_host_on_whose_address_two_services_are_one(
 
 
 @pytest.mark.usefixtures("_no_names")
+@pytest.mark.parametrize("mode", ["l2", "l3"])
+def test_host_whose_own_address_nodes_would_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """On one interface that is where they reach it; another address may be had by them."""
+    interfaces = {"lo": {"127.0.0.1", "198.51.100.9"}}
+    monkeypatch.setattr("services.cli.host.own_addresses", lambda: interfaces)
+    service = '[[services]]\nname = "a"\naddress = "{}"\nport = 1\nmode = "{}"\n'
+    file = _file(tmp_path, LOOPBACK + service.format("198.51.100.9", mode))
+    code, problems = _host_problems(file)
+    assert code == 1
+    ((line, key, message),) = problems
+    assert (line, key) == (7, "services[0].address")
+    assert message.startswith(f'mode "{mode}" on one interface, and 198.51.100.9 is its own, ')
+    for right in (("198.51.100.9", "l4"), ("198.51.100.10", mode)):
+        file = _file(tmp_path, LOOPBACK + service.format(*right))
+        assert _host_problems(file) == (0, [])
+
+
 def test_host_that_is_not_in_the_list(tmp_path: Path) -> None:
     text = (
         LOOPBACK + '[load_balancer_quorum]\naddresses = [\n{ ip = "198.51.100.1", port = 8081 },\n'

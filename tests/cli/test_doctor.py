@@ -579,6 +579,27 @@ def test_mtu(
     assert levels(mtu_findings(config(f'mode = "{mode}"\n'), there)) == wanted
 
 
+@pytest.mark.parametrize(
+    ("mtu", "mode", "wanted", "remedy"),
+    [
+        (1_500, "l4", ["ok"], ""),
+        (1_500, "l3", ["warn"], "ip link set pub0 mtu 1520"),
+        (1_520, "l3", ["ok"], ""),
+        (9_000, "l3", ["ok", "warn"], ""),
+    ],
+)
+def test_mtu_of_one_interface(
+    tmp_path: Path, mtu: int, mode: str, wanted: list[str], remedy: str
+) -> None:
+    """What the remedy asks for is enough."""
+    path = tmp_path / "lb.toml"
+    vip = '[[virtual_ips]]\naddress = "10.80.0.100"\n'
+    path.write_text(f'{LB_CONFIG.replace("priv0", "pub0")}mode = "{mode}"\n{vip}')
+    said = list(mtu_findings(load_lb(path), machine(link("pub0", mtu=mtu))))
+    assert levels(iter(said)) == wanted
+    assert said[0].remedy == remedy
+
+
 SNATLESS = '[[services]]\nname = "web"\nport = 80\nsnat = false\n'
 
 

@@ -419,6 +419,26 @@ BAD_FILES = [
         "same interface",
     ),
     Bad(
+        "replies by XDP on one interface",
+        '[local]\nnet_interface_private = "eth0"\nnet_interface_public = "eth0"\n'
+        '[dataplane]\nreply_hook = "xdp" #!\n',
+        "dataplane.reply_hook",
+        "an interface for each side",
+    ),
+    Bad(
+        "direct return on one interface",
+        '[local]\nnet_interface_private = "eth0"\nnet_interface_public = "eth0"\nmode = "l2" #!\n',
+        "local.mode",
+        "nodes would take this machine's own address",
+    ),
+    Bad(
+        "a service's direct return on one interface",
+        '[local]\nnet_interface_private = "eth0"\nnet_interface_public = "eth0"\n'
+        '[[services]]\nname = "a"\nport = 1\nmode = "l3" #!\n',
+        "services[0].mode",
+        "nodes would take this machine's own address",
+    ),
+    Bad(
         "duplicate VIP",
         LOCAL + '[[virtual_ips]]\naddress = "10.0.0.9"\n\n'
         '[[virtual_ips]]\naddress = "10.0.0.9" #!\n',

@@ -155,6 +155,24 @@ class TestPeers:
         assert announced(core, held(until_ms=0), START_MS + 10) == ()
 
 
+class TestAnotherMac:
+    def test_neighbours_are_told_as_if_it_had_just_been_acquired(self) -> None:
+        core = Announcer()
+        announced(core, held(), START_MS)
+        announced(core, held(), START_MS + 3_000)
+        core.moved(frozenset({VIP, "10.80.0.101"}), START_MS + 4_000)
+        later = [
+            each for each in (0, 10, 50, 200) if announced(core, held(), START_MS + 4_000 + each)
+        ]
+        assert later == [0, 50, 200]
+
+    def test_nobody_is_told_of_what_is_not_held(self) -> None:
+        core = Announcer()
+        core.look(held(until_ms=0), START_MS)
+        core.moved(frozenset({VIP}), START_MS + 10)
+        assert announced(core, held(until_ms=0), START_MS + 10) == ()
+
+
 class TestRivals:
     def core(self) -> Announcer:
         core = Announcer()

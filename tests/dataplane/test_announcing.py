@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,18 @@ def test_each_address_is_announced_on_its_side(wire: Wire, announcing: Announcin
         ClaimState(VIP, "public", True),
         ClaimState(SNAT, "private", True),
     )
+
+
+def test_on_another_card_an_address_is_announced_anew(wire: Wire, announcing: Announcing) -> None:
+    """On its side alone, and once it has been said there as often as after any change."""
+    for ms in (0, 3_000, 4_000):
+        announcing.serve(floating(), wire.machine, ARP, NOW_MS + ms)
+    wire.read("pub1"), wire.read("priv1")
+    changed = replace(wire.machine.public, mac=bytes.fromhex("02000000002b"))
+    for ms in (5_000, 5_010):
+        announcing.serve(floating(), replace(wire.machine, public=changed), ARP, NOW_MS + ms)
+    assert wire.read("pub1") == [announcement(VIP, changed.mac)]
+    assert wire.read("priv1") == []
 
 
 def test_what_is_not_claimed_is_not_announced(wire: Wire, announcing: Announcing) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
+from bpf.syscall import write_entries
 from bus.states import (
     NodeTable,
     SnatSlice,
@@ -82,6 +84,26 @@ def test_what_is_written_is_adopted(kernel: Kernel) -> None:
     for where, what in wanted.items():
         kernel.apply(ServiceWrite(where, what))
     assert kernel.adopt().services == wanted
+
+
+def test_the_key_of_a_new_service_is_written_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So whoever finds a service finds all that belongs to it."""
+    written: list[bytes] = []
+
+    def note(fd: int, keys: bytes, values: bytes) -> None:
+        written.append(values)
+        write_entries(fd, keys, values)
+
+    monkeypatch.setattr("services.dataplane.kernel.write_entries", note)
+    with maps() as loaded:
+        Kernel(loaded.bpf).apply(ServiceWrite(key(1), service(1)))
+        kind = np.dtype(loaded.bpf[b"services"].Leaf)
+    first, last = (np.frombuffer(values, kind)[0] for values in written)
+    of_the_key = {"address", "port", "protocol"}
+    assert {
+        name for name in kind.names or () if first[name].tobytes() != last[name].tobytes()
+    } == of_the_key
+    assert not any(first[name] for name in of_the_key)
 
 
 def test_a_change_stays_in_its_place_and_a_removal_frees_it(kernel: Kernel) -> None:

@@ -143,14 +143,16 @@ def test_the_plan_is_what_the_configuration_says(tmp_path: Path) -> None:
     )
     path.write_text(
         local.replace('"b"', '"a"')
-        + '[dataplane]\nxdp = "generic"\nreply_hook = "xdp"\n'
+        + '[dataplane]\nxdp = "generic"\n'
         + "conntrack_entries = 1024\nhalf_open_entries = 512\n"
     )
     plan = ProgramPlan.from_config(load_lb(path))
-    assert plan == ProgramPlan("a", "a", True, True, 1024, 512)
+    assert plan == ProgramPlan("a", "a", True, False, 1024, 512)
     assert plan.one_arm
     sizes = {"FLOW_BUCKETS": 128, "HALF_OPEN_WAYS": 8}
     assert plan.defines == sizes | {"GALE_ONE_ARM": 1, "GALE_GENERIC_XDP": 1}
+    path.write_text(local + '[dataplane]\nreply_hook = "xdp"\n')
+    assert ProgramPlan.from_config(load_lb(path)).xdp_replies
     assert not PLAN.one_arm
     assert "GALE_ONE_ARM" not in PLAN.defines
 
@@ -684,6 +686,23 @@ def test_where_the_kernel_refuses_xdp_alone_tc_takes_all_and_says_why(
     assert programs.lost(hooks) == []
     assert set(host.pins()) == {"tc_public", "tc_private"}
     programs.close()
+
+
+def test_without_its_tc_program_no_xdp_program_is_attached(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What XDP passes on must find the program that does the same work."""
+    attach_tc = attach.attach_tc
+
+    def refuse(netlink: IPRoute, interface: str, *rest: Any) -> None:
+        if interface == "pub0":
+            raise OSError("no TC today")
+        attach_tc(netlink, interface, *rest)
+
+    monkeypatch.setattr(attach, "attach_tc", refuse)
+    with pytest.raises(OSError, match="no TC today"):
+        host.attach()
+    assert not {place for place in attached(host) if place[0] == "pub0"}
 
 
 def test_an_earlier_xdp_program_comes_off_where_the_kernel_refuses_the_new_one(

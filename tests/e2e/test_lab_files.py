@@ -94,6 +94,19 @@ def test_names_and_addresses_others_rely_on() -> None:
     assert LAB.api_port("lb-1") == 5561
 
 
+def test_on_one_interface_all_are_on_one_network() -> None:
+    lab = Plan(lbs=2, nodes=2, one_interface=True)
+    assert [link.address for link in lab.links("lb-1")] == ["10.80.0.11"]
+    assert [link.address for link in lab.links("node-1")] == ["10.80.0.21"]
+    lb, node = lb_config(lab, "lb-1", {}), node_config(lab, "node-1", plan.SERVICES)
+    sides = {lb["local"][f"net_interface_{side}"] for side in ("public", "private")}
+    assert sides == {"pub0"}
+    (unit,) = lb["virtual_ips"]
+    assert unit["snat_addresses"] == [f"10.80.0.{host}" for host in range(101, 105)]
+    heard = [*lb["load_balancer_quorum"]["addresses"], *node["load_balancer"]["addresses"]]
+    assert {each["ip"] for each in heard} == {"10.80.0.10", "10.80.0.11"}
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -16,6 +16,7 @@ from services.cli.machine import (
 )
 
 ENCAPSULATION_BYTES = {"ipip": 20, "gue": 32}
+ETHERNET_MTU = 1_500
 LARGEST_XDP_MTU = 3_498
 """A page, less headroom, Ethernet and the frame's own bookkeeping."""
 RP_FILTER = "net/ipv4/conf/{}/rp_filter"
@@ -172,7 +173,9 @@ def xdp_findings(config: LbConfig, machine: Machine) -> Findings:
 
 
 def mtu_findings(config: LbConfig, machine: Machine) -> Findings:
-    """What is received on one side must fit out of the other."""
+    """What is received on one side must fit out of the other. On one interface that is what others
+    on its network send, by themselves no more than Ethernet's 1,500 bytes.
+    """
     public = machine.links.get(config.local.net_interface_public)
     private = machine.links.get(config.local.net_interface_private)
     if public is None or private is None:
@@ -181,14 +184,20 @@ def mtu_findings(config: LbConfig, machine: Machine) -> Findings:
         (ENCAPSULATION_BYTES[each.encap] for each in config.services if each.mode == "l3"),
         default=0,
     )
-    if private.mtu < public.mtu + extra:
+    if public is private:
+        comes_in = min(public.mtu, ETHERNET_MTU)
+        there = f"{public.name} has {public.mtu}, others on its network send {comes_in}"
+    else:
+        comes_in = public.mtu
+        there = f"{private.name} has {private.mtu}, {public.name} has {public.mtu}"
+    if private.mtu < comes_in + extra:
         for_outer = f" and {extra} more for the outer header" if extra else ""
         yield Finding(
             Level.WARN,
             "MTU",
-            f"{private.name} has {private.mtu}, {public.name} has {public.mtu}{for_outer}:"
-            " longer packets are answered with fragmentation-needed, or dropped by name",
-            f"ip link set {private.name} mtu {public.mtu + extra}",
+            f"{there}{for_outer}: longer packets are not carried, and their senders are told"
+            " (fragmentation needed)",
+            f"ip link set {private.name} mtu {comes_in + extra}",
         )
     else:
         yield Finding(Level.OK, "MTU", f"what {public.name} takes fits through {private.name}")
@@ -240,10 +249,12 @@ def client_address_findings(config: LbConfig, machine: Machine) -> Findings:
             "snat = true, or mode l2, or another network for the nodes",
         )
     else:
+        floats = config.virtual_ips and len(config.quorum.addresses) > 1
+        gateway = "one of the VIP's SNAT addresses" if floats else "this LB's address"
         yield Finding(
             Level.OK,
             "snat",
-            f"nodes see the clients' own addresses, and must reach them through this LB's address"
+            f"nodes see the clients' own addresses, and must reach them through {gateway}"
             f" on {private.name} ({services})",
         )
 
