@@ -18,6 +18,7 @@ import orjson
 import typer
 from rich.text import Text
 
+from bus.words import LARGEST_WEIGHT
 from conf import LbConfig, load_lb
 from services.cli.client import ApiError, Client, client_of, refused
 from services.cli.invocation import WRONG_USE, Invocation, print_json
@@ -32,7 +33,7 @@ def plan(
     context: typer.Context,
     file: File = None,
     without: Annotated[
-        list[str] | None, typer.Option(metavar="NODE", help="A node that would be gone (its id).")
+        list[str] | None, typer.Option(metavar="NODE", help="A node that would be gone.")
     ] = None,
     weight: Annotated[
         list[str] | None, typer.Option(metavar="NODE=N", help="A node's weight that would be N.")
@@ -56,9 +57,11 @@ def plan(
 
 
 def _weight(text: str) -> tuple[str, int]:
-    node, equals, number = text.rpartition("=")
-    if not node or not equals or not number.isascii() or not number.isdigit():
-        typer.echo(f"--weight {text}: expected NODE=N, as node-1@10.81.0.20=50", err=True)
+    node, _, number = text.rpartition("=")
+    is_number = number.isascii() and number.isdigit() and int(number) <= LARGEST_WEIGHT
+    if not node or not is_number:
+        expected = f"expected NODE=N, as node-1@10.81.0.20=50, N from 0 to {LARGEST_WEIGHT}"
+        typer.echo(f"--weight {text}: {expected}", err=True)
         raise typer.Exit(WRONG_USE)
     return node, int(number)
 

@@ -34,7 +34,8 @@ def test_plan_asks_without_applying(api: LocalApi, gale: Gale, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("--weight", "node-1"), ("--weight", "=5"), ("--weight", "n=-1")]
+    "arguments",
+    [(), *(("--weight", text) for text in ("node-1", "=5", "n=-1", "n=", "n=1001"))],
 )
 def test_a_plan_of_nothing_is_wrong_use(gale: Gale, arguments: tuple[str, ...]) -> None:
     result = gale("plan", *arguments)
