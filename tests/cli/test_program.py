@@ -51,6 +51,32 @@ def test_a_group_has_these_commands(group: str) -> None:
     assert set(command.list_commands(Context(command))) == set(GROUPS[group])
 
 
+OPTIONS = {
+    "check": "--host",
+    "status": "--watch",
+    "flows": "--node",
+    "node drain": "--within --why",
+    "node enable": "--why",
+    "node ban": "--why",
+    "node pardon": "--why",
+    "events": "--follow --since",
+    "capture": "-w",
+    "plan": "--without --weight",
+    "trace": "--all-lbs",
+    "lab up": "--mode --lbs --nodes --config",
+}
+"""That scripts may rely on."""
+
+
+@pytest.mark.parametrize("words", OPTIONS)
+def test_a_command_has_these_options(words: str) -> None:
+    command: Any = get_command(app)
+    for word in words.split():
+        command = command.get_command(Context(command), word)
+    options = {each for parameter in command.params for each in parameter.opts}
+    assert set(OPTIONS[words].split()) <= options
+
+
 @pytest.mark.parametrize("words", ["nosuch", *(f"{group} nosuch" for group in GROUPS)])
 def test_a_command_that_is_not_there_is_wrong_use(words: str) -> None:
     result = CliRunner().invoke(app, words.split())
