@@ -1,7 +1,7 @@
 """Alert rules, each with its trouble made in the lab: it fires, and no other one.
 
-GaleSnatPortsShort wants a lab of its own: test_few_ports.py. tests/api/test_prometheus.py has all of
-them by invented samples too, which say more of each rule's expression than one trouble does.
+GaleSnatPortsShort wants a lab of its own: test_few_ports.py. tests/api/test_prometheus.py has all
+of them by invented samples too, which say more of each rule's expression than one trouble does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`gale apply` on three LBs: staged on one after the other, in force on the last, or by a majority.
 
-The tests build upon each other: a service comes, another one comes by two of three, and files that
-are refused change nothing.
+The tests build upon each other: a service gets another port, and one more by two of three, and
+files that are refused change nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import subprocess
 import tomllib
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -19,8 +18,9 @@ from e2e.hosts import Hosts, events, newest_event, read_config, wait_for
 from e2e.lab import Plan
 from e2e.lab.files import toml_text
 
-FIRST = {"name": "first", "port": 9100, "node_port": 9000}
-SECOND = {"name": "second", "port": 9200, "node_port": 9000}
+NODES_PORT = 9000
+FIRST, SECOND, THIRD = 9100, 9200, 9300
+"""The ports that clients of `echo` are to use, one after the other; the nodes' stays."""
 FLOWS = 6
 PROCESSES = 4
 pytestmark = pytest.mark.timeout(300)
@@ -32,15 +32,15 @@ def hosts(machines_of: MachinesOf) -> Iterator[Hosts]:
         yield machines
 
 
-def with_service(hosts: Hosts, lb: str, service: dict[str, Any]) -> str:
-    """The LB's own file, with one service more."""
+def at_port(hosts: Hosts, lb: str, port: int) -> str:
+    """The LB's own file, with the service `echo` at this port."""
     config = tomllib.loads(read_config(hosts, lb))
-    return toml_text(config | {"services": [*config["services"], service]})
+    wanted = {"port": port, "node_port": NODES_PORT}
+    services = [each | wanted if each["name"] == "echo" else each for each in config["services"]]
+    return toml_text(config | {"services": services})
 
 
-def apply(
-    hosts: Hosts, lb: str, text: str, *options: str
-) -> subprocess.CompletedProcess[str]:
+def apply(hosts: Hosts, lb: str, text: str, *options: str) -> subprocess.CompletedProcess[str]:
     place = f"{hosts.environment(lb)['GALE_CONFIG']}.wanted"
     assert hosts.run(lb, "tee", place, stdin=text).returncode == 0
     return hosts.run(lb, "gale", "apply", place, "--yes", *options)
@@ -54,12 +54,11 @@ def status(hosts: Hosts, lb: str) -> str:
     return hosts.run(lb, "gale", "status").stdout
 
 
-def serves(hosts: Hosts, lb: str, service: dict[str, Any]) -> bool:
-    """Whether the service is agreed on, and the kernel has a ring for it."""
-    for each in hosts.api(lb, "/v1/services")["services"]:
-        if each["name"] == service["name"]:
-            return sum(seat["slots"] for seat in each["nodes"]) > 0
-    return False
+def serves(hosts: Hosts, lb: str, port: int) -> bool:
+    """Whether that port is agreed on, and the kernel has a ring for it."""
+    there = hosts.api(lb, "/v1/services")["services"]
+    found = [each["nodes"] for each in there if each["port"] == port]
+    return any(seat["slots"] for seats in found for seat in seats)
 
 
 def leader(hosts: Hosts) -> str:
@@ -77,17 +76,17 @@ def test_it_is_staged_on_one_after_the_other_and_in_force_on_the_last(hosts: Hos
     staged: list[str] = []
     for lb in early:
         staged.append(lb)
-        done = apply(hosts, lb, with_service(hosts, lb, FIRST))
+        done = apply(hosts, lb, at_port(hosts, lb, FIRST))
         assert done.returncode == 1, done.stderr
         so_far = f"staged on {len(staged)} of 3:"
         assert f" is {so_far}" in said(done), said(done)
         assert "it holds once every LB that lives has staged the same" in said(done)
-        assert f"({leader(hosts)} leads)" in said(done)
+        assert f"on the one that leads ({leader(hosts)})" in said(done)
         assert done.stdout.count("runs it") == PROCESSES
         for each in hosts.lbs:
             wait_for(lambda: so_far in status(hosts, each), f"{each} to show it")  # noqa: B023
             assert not serves(hosts, each, FIRST)
-    done = apply(hosts, last, with_service(hosts, last, FIRST))
+    done = apply(hosts, last, at_port(hosts, last, FIRST))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "is applied, and the kernel routes by it" in said(done)
     for lb in hosts.lbs:
@@ -96,17 +95,17 @@ def test_it_is_staged_on_one_after_the_other_and_in_force_on_the_last(hosts: Hos
         assert len(events(hosts, lb, "config.committed.", since[lb])) == 1
         path = f"{hosts.environment(lb)['GALE_CONFIG']}.before"
         assert hosts.run(lb, "cat", path).stdout == before[lb]
-    with hold(hosts, count=FLOWS, port=FIRST["port"]) as held:
+    with hold(hosts, count=FLOWS, port=FIRST) as held:
         assert held.ask() == FLOWS
 
 
 def test_a_majority_is_enough_where_the_leader_is_asked(hosts: Hosts) -> None:
     leads = leader(hosts)
     follower, late = (lb for lb in hosts.lbs if lb != leads)
-    alone = apply(hosts, leads, with_service(hosts, leads, SECOND), "--majority")
+    alone = apply(hosts, leads, at_port(hosts, leads, SECOND), "--majority")
     assert alone.returncode == 1
     assert "staged on 1 of 3: that is no majority" in said(alone)
-    elsewhere = apply(hosts, follower, with_service(hosts, follower, SECOND), "--majority")
+    elsewhere = apply(hosts, follower, at_port(hosts, follower, SECOND), "--majority")
     assert elsewhere.returncode == 1
     assert f"{leads} leads: ask there" in said(elsewhere)
     assert not any(serves(hosts, lb, SECOND) for lb in hosts.lbs)
@@ -115,7 +114,7 @@ def test_a_majority_is_enough_where_the_leader_is_asked(hosts: Hosts) -> None:
     for lb in hosts.lbs:
         wait_for(lambda: serves(hosts, lb, SECOND), f"{lb} to serve it")  # noqa: B023
     wait_for(lambda: f"staged on 1 of 3: {late}" in status(hosts, leads), "who lacks it is named")
-    done = apply(hosts, late, with_service(hosts, late, SECOND))
+    done = apply(hosts, late, at_port(hosts, late, SECOND))
     assert done.returncode == 0, done.stdout + done.stderr
     wait_for(lambda: "staged on" not in status(hosts, leads), "all to have it")
 
@@ -135,7 +134,7 @@ def test_a_file_that_one_lbs_processes_refuse_is_taken_back(hosts: Hosts) -> Non
     lb, others = hosts.lbs[0], hosts.lbs[1:]
     place, before = hosts.environment(lb)["GALE_CONFIG"], read_config(hosts, lb)
     hosts.run(lb, "chmod", "600", place)
-    wanted = with_service(hosts, lb, {"name": "third", "port": 9300, "node_port": 9000})
+    wanted = at_port(hosts, lb, THIRD)
     done = apply(hosts, lb, wanted)
     hosts.run(lb, "chmod", "640", place)
     assert done.returncode == 1

@@ -110,7 +110,7 @@ def _in_words(outcome: Outcome, place: Path, before: Path | None, *, taken: bool
         line = f"not in force after {SETTLE_S:.0f} s: gale status says what is missing{kept}"
         return Text(f"{place} is {line}", "bold red")
     line = f"{outcome.staged}; it holds once every LB that lives has staged the same"
-    leader = f" ({outcome.leader} leads)" if outcome.leader else ""
+    leader = f" ({outcome.leader})" if outcome.leader else ""
     instead = f"or gale apply --majority on the one that leads{leader}"
     if outcome.refusal:
         instead = f"without them: {outcome.refusal}"

@@ -123,7 +123,9 @@ def test_every_alert_is_explained_to_operators() -> None:
     section = OPERATING.read_text().partition("## What each alert means\n")[2].partition("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if "| `Gale" in line]
     said = {alert.strip("`"): severity for alert, severity, _, _ in rows}
-    severities = re.findall(r"- alert: (\w+)\n(?: +\S.*\n)*? +labels: { severity: (\w+) }", RULES.read_text())
+    severities = re.findall(
+        r"- alert: (\w+)\n(?: +\S.*\n)*? +labels: { severity: (\w+) }", RULES.read_text()
+    )
     assert said == dict(severities)
     assert set(said) == set(alerts())
     assert len(rows) == len(said)

@@ -146,7 +146,9 @@ def test_a_node_may_be_called_by_its_name_where_only_one_has_it() -> None:
     assert changed[first.id].state is NodeState.DOWN
     assert changed[NODES[1].id].weight == 7
     twice = replace(TABLE, nodes=(first, replace(NODES[1], name=first.name), *NODES[2:]))
-    with pytest.raises(WrongChangeError, match=f"several nodes are named {first.name}: {first.id}, "):
+    with pytest.raises(
+        WrongChangeError, match=f"several nodes are named {first.name}: {first.id}, "
+    ):
         read_change(asked).applied(twice)
     named_by_id = replace(TABLE, nodes=(first, replace(NODES[1], name=first.id)))
     changed = {

@@ -15,7 +15,11 @@ E2E = Path(alerts.__file__).parent
 def expected(path: Path) -> Iterator[str]:
     """The alerts that must fire by `check(scrape, [...])`, whatever else may."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check":
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "check"
+        ):
             yield from ast.literal_eval(node.args[1])
 
 
