@@ -63,7 +63,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHosts]:
 
 
 def test_the_ports_of_the_one_snat_address_run_short(hosts: LabHosts) -> None:
-    capacity = scrape(hosts).sum(CAPACITY)
+    capacity = wait_for(lambda: scrape(hosts).sum(CAPACITY), "the ports to be counted")
     assert ENOUGH * capacity < FLOWS < capacity
     check(scrape(hosts), [])
     words = ("python3", "-c", FILLING, hosts.vip(), str(FIRST_PORT), str(FLOWS))
