@@ -11,6 +11,8 @@
 #                 of both ends and of the table (SEEDS=): a quarter of an hour for 100,000
 #   make bench    what a packet costs, how many fit through, what TCP makes of it: 15 minutes
 #   make e2e-machines  the playbooks against machines with systemd that it makes itself: minutes
+#   make e2e-packages  the Debian packages, installed, upgraded, put back and purged in a layer above this
+#                 machine's own file system: a minute or two
 #   make deb      Debian packages, into build/deb; needs python3-venv and nothing else
 #   make reference  the pages of docs/reference, from the code; make screenshots: those of the console
 #   make consoles what many open consoles cost the API (CONSOLES=, NODES=)
@@ -45,7 +47,7 @@ TEST_PACKAGES := chromium fonts-dejavu-core prometheus perl spin gcc
 MACHINES_PACKAGES := debootstrap systemd-container openssh-client lintian vagrant
 VM_PACKAGES := qemu-system-x86 seabios busybox-static cpio kmod
 
-.PHONY: help setup check test unit e2e sim sequences demo bench vm e2e-machines deb clean
+.PHONY: help setup check test unit e2e sim sequences demo bench vm e2e-machines e2e-packages deb clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -198,6 +200,10 @@ e2e-machines: $(READY) build/deb/.built
 	fi
 	mkdir -p build
 	$(SUDO) $(PYTHON) -m e2e.machines 2>&1 | tee build/machines.log
+
+e2e-packages: $(READY) build/deb/.built
+	$(SUDO) unshare --mount --net --pid --fork --kill-child --mount-proc -- \
+	    $(PYTHON) -m e2e.machines.layer 2>&1 | tee build/packages.log
 
 # Without `setup`: whoever deploys from here needs no lab. The environment is of the distribution's own
 # Python, which the packages are made for.

@@ -237,6 +237,8 @@ def _shared(stage: Path) -> None:
     _write(stage / "usr/lib/sysusers.d/gale.conf", (HERE / "common/sysusers.conf").read_text())
     _write(stage / "usr/lib/tmpfiles.d/gale.conf", (HERE / "common/tmpfiles.conf").read_text())
     _write(stage / "etc/logrotate.d/gale", (HERE / "common/logrotate").read_text())
+    # The configurations are the administrator's, who finds a place for them.
+    (stage / "etc" / "gale").mkdir()
     # Where supervisord's files look for the logs, and what starts each process: beside themselves.
     (stage / "etc/supervisor/conf.d").mkdir(parents=True)
     (stage / "etc/supervisor/conf.d/log").symlink_to("/var/log/gale")

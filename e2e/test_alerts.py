@@ -1,8 +1,7 @@
 """Alert rules, each with its trouble made in the lab: it fires, and no other one.
 
-tests/api/test_prometheus.py has all of them, by invented samples. Made here are all but those that
-want other versions (GaleVersionsDiffer), tens of thousands of flows (GaleSnatPortsShort) or a
-starved machine (GaleBusDropped, GaleReplicationSlow).
+GaleSnatPortsShort wants a lab of its own: test_few_ports.py. tests/api/test_prometheus.py has all
+of them by invented samples too, which say more of each rule's expression than one trouble does.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -19,7 +19,8 @@ from e2e.held import hold
 from e2e.hosts import LabHosts, lab_hosts, node_states, send_signal, wait_for
 from e2e.lab import Plan
 from e2e.lab.files import toml_text
-from e2e.lab.plan import PRIVATE
+from e2e.lab.plan import PRIVATE, home
+from e2e.replicas import is_level
 
 DATAGRAMS = 5_000
 SMALL_TABLE = {"conntrack_entries": 1024, "half_open_entries": 256}
@@ -40,6 +41,24 @@ for _ in range(50):
 stranger.close(linger=5000)
 stranger.context.term()
 """
+FLOWS = 20
+LATE_S = 1.0
+OTHER_VERSION = "99.0"
+ORDERS, ORDERS_S = 900, 200
+"""Each makes two events at every LB at least, and a new version of two states. What was queued for
+a process that stands still, here and in the kernel, is fewer messages by far."""
+ORDERING = """
+import http.client, json, sys
+api = http.client.HTTPConnection("127.0.0.1", 5555, timeout=30)
+for number in range(int(sys.argv[2])):
+    body = json.dumps({"why": str(number)})
+    kind = {"Content-Type": "application/json"}
+    api.request("POST", f"/v1/nodes/{sys.argv[1]}/enable", body, kind)
+    answer = api.getresponse()
+    said = answer.read().decode()
+    if answer.status != 200:
+        sys.exit(said)
+"""
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -59,6 +78,10 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabHosts]:
 @pytest.fixture(autouse=True)
 def well(hosts: LabHosts) -> None:
     """Whatever the test before has done is mended."""
+    all_is_well(hosts)
+
+
+def all_is_well(hosts: LabHosts) -> None:
     the_holder(hosts)
     while True:
         wait_for(lambda: all(all_is_up(hosts, lb) for lb in hosts.lbs), "all to be up", 60)
@@ -232,8 +255,11 @@ def test_a_leader_stands_still_and_another_one_leads(hosts: LabHosts) -> None:
             ),
             "another one to lead, and the first not to know",
         )
-        expected = ["GaleTwoLeaders", "GaleLbGone", "GaleTableBehind"]
-        check(two, expected, maybe=["GaleProcessSilent"])
+        check(
+            two,
+            ["GaleTwoLeaders", "GaleLbGone", "GaleTableBehind"],
+            maybe=["GaleProcessSilent"],
+        )
 
 
 def test_the_lease_moves_again_and_again(hosts: LabHosts) -> None:
@@ -254,3 +280,80 @@ def test_the_flow_table_fills(hosts: LabHosts) -> None:
             "all LBs to have counted the flows",
         )
         check(filled, ["GaleFlowTableFilling"])
+
+
+def test_flows_reach_another_lb_late(hosts: LabHosts) -> None:
+    """Its dataplane stands still for a while, as where a machine is short of CPU."""
+    wait_for(lambda: all(is_level(hosts, lb) for lb in hosts.lbs), "all to be level", 60)
+    holder = the_holder(hosts)
+    slow = next(each for each in hosts.lbs if each != holder)
+    lag = f'gale_replication_lag_seconds{{job="gale",instance="{holder}:5555"'
+    send_signal(hosts, slow, "gale:dataplane", "STOP")
+    try:
+        with hold(hosts, count=FLOWS):
+            late = until(hosts, lambda seen: seen.sum(lag) > LATE_S, "flows to wait")
+    finally:
+        send_signal(hosts, slow, "gale:dataplane", "CONT")
+    check(late, ["GaleReplicationSlow"], maybe=["GaleProcessSilent", "GaleNotReady"])
+
+
+def test_an_api_that_stood_still_has_missed_messages(hosts: LabHosts) -> None:
+    """As where a machine is short of CPU, while a lot happens."""
+    stopped, asked = hosts.lbs[:2]
+    first = scrape(hosts)
+    dropped = f'gale_bus_dropped_total{{job="gale",instance="{stopped}:5555"'
+    node = hosts.api(asked, "/v1/nodes")["nodes"][0]["id"]
+    send_signal(hosts, stopped, "gale:api", "STOP")
+    try:
+        ordering = hosts.start(asked, "python3", "-c", ORDERING, node, str(ORDERS))
+        _, complaint = ordering.communicate(timeout=ORDERS_S)
+    finally:
+        send_signal(hosts, stopped, "gale:api", "CONT")
+    assert ordering.returncode == 0, complaint
+    all_is_well(hosts)
+    last = until(hosts, lambda seen: seen.sum(dropped) > first.sum(dropped), "what it has missed")
+    check(last, ["GaleBusDropped"], first=first)
+
+
+@contextmanager
+def of_another_version(hosts: LabHosts, lb: str) -> Iterator[None]:
+    """Its processes find another version installed, as in the middle of an upgrade."""
+    group = home(lb) / "supervisor" / "gale.conf"
+    shipped = group.readlink()
+    installed = home(lb) / "upgraded"
+    metadata = installed / f"gale-{OTHER_VERSION}.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: gale\nVersion: {OTHER_VERSION}\n")
+    begins, first = "[program:", f'environment=PYTHONPATH="{installed}"\n'
+    programs = shipped.read_text().split(begins)
+    changed = [programs[0], *(each.replace("]\n", f"]\n{first}", 1) for each in programs[1:])]
+    _supervise(hosts, lb, lambda: group.write_text(begins.join(changed)))
+    try:
+        yield
+    finally:
+        _supervise(hosts, lb, lambda: group.symlink_to(shipped))
+
+
+def _supervise(hosts: LabHosts, lb: str, write: Callable[[], object]) -> None:
+    """By another file, which `write` makes."""
+    (home(lb) / "supervisor" / "gale.conf").unlink()
+    write()
+    done = hosts.supervisorctl(lb, "update")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def versions(hosts: LabHosts, lb: str) -> set[str | None]:
+    try:
+        return {each["version"] for each in hosts.api(lb, "/v1/status")["processes"].values()}
+    except OSError:
+        return set()
+
+
+def test_one_lb_is_of_another_version(hosts: LabHosts) -> None:
+    lb = hosts.lbs[0]
+    build = f'gale_build_info{{job="gale",instance="{lb}:5555",version="{OTHER_VERSION}"'
+    with of_another_version(hosts, lb):
+        wait_for(lambda: versions(hosts, lb) == {OTHER_VERSION}, "all its processes to be anew")
+        all_is_well(hosts)
+        differ = until(hosts, lambda seen: seen.sum(build) == 1, "it to say so")
+        check(differ, ["GaleVersionsDiffer"])

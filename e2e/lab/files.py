@@ -84,8 +84,7 @@ def write_all(lab: Plan, overlay: Table) -> None:
         owner = "gale-dp" if plan.is_lb(machine) else "gale-agent"
         users.give(bpf_dir, owner, "gale", 0o750)
     for machine in lab.lb_names:
-        text = toml_text(lb_config(lab, machine, overlay))
-        (plan.home(machine) / "lb.toml").write_text(text)
+        _write_config(plan.home(machine) / "lb.toml", lb_config(lab, machine, overlay))
     for machine in lab.node_names:
         _write_node(lab, machine, services(lab, overlay))
     if lab.witness:
@@ -182,9 +181,15 @@ def _write_machine(machine: str) -> None:
 
 def _write_node(lab: Plan, machine: str, served: tuple[Service, ...]) -> None:
     home = plan.home(machine)
-    (home / "node.toml").write_text(toml_text(node_config(lab, machine, served)))
+    _write_config(home / "node.toml", node_config(lab, machine, served))
     (home / "nginx.conf").write_text(servers.nginx_conf(machine, WWW_DIR))
     (home / "supervisor" / "server.conf").write_text(servers.supervisor_conf(machine, served))
+
+
+def _write_config(path: Path, config: Table) -> None:
+    """As on any machine the administrator's, and readable for the processes alone."""
+    path.write_text(toml_text(config))
+    users.give(path, "root", "gale", 0o640)
 
 
 def lb_config(lab: Plan, machine: str, overlay: Table) -> Table:
@@ -241,7 +246,7 @@ def _write_witness(lab: Plan, overlay: Table) -> None:
     config["load_balancer_quorum"]["witness"] = True
     if lab.keys:
         config["security"]["keys"] = str(plan.keys(machine))
-    (home / "lb.toml").write_text(toml_text(config))
+    _write_config(home / "lb.toml", config)
     variables = {"CONFIG": "lb.toml", "RUN_DIR": "run", "STATE_DIR": "state"}
     environment = ",".join(f'GALE_{name}="{home / path}"' for name, path in variables.items())
     shipped = (SHIPPED_SUPERVISOR_DIR / "gale-witness.conf").read_text()

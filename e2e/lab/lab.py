@@ -313,6 +313,9 @@ class Lab:
 
     def pid(self, machine: str, process: str) -> int:
         """The process of an LB or a node that supervisord runs, or supervisord itself; 0: none."""
+        if not plan.supervised(self.known(machine)):
+            there = ", ".join((*self.plan.lb_names, *self.plan.node_names))
+            raise LabError(f"{machine} runs no processes of its own; {there} do")
         if process == SUPERVISORD:
             return self.supervisord_pid(machine)
         names = self._processes(machine)
@@ -338,7 +341,8 @@ class Lab:
 
     def set_server(self, machine: str, *, running: bool) -> None:
         if not plan.is_node(self.known(machine)):
-            raise LabError(f"{machine} has no server; the nodes are {self.plan.node_names}")
+            nodes = ", ".join(self.plan.node_names)
+            raise LabError(f"{machine} has no server; the nodes are {nodes}")
         self.supervisorctl(machine, "start" if running else "stop", f"{SERVER}:*")
 
     def set_cut(self, machine: str, *, cut: bool) -> None:

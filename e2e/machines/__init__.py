@@ -8,5 +8,8 @@ that deploys and asks, are joined by a bridge that leads nowhere else.
     root       the file system that all of them begin with
     machine    the network, and one machine: boot, run a command there, end
     site       several machines, what Ansible is told of them, and what the playbooks do to them
+    packages   those of `make deb`, and the same of a newer version
+    layer      `make e2e-packages`: what dpkg does of them, over this machine's own file system
+    show       what is said of what was seen
     __main__   `make e2e-machines`: the whole of it shown, with the time that it took
 """

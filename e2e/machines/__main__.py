@@ -18,11 +18,10 @@ Exit status 0: all of it was seen.
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,12 @@ from typing import Any
 from deb.build import checkout_version
 from e2e.lab.plan import CHECKOUT_DIR
 from e2e.machines.machine import Machine, call
+from e2e.machines.packages import NEWER, PACKAGES, repack
 from e2e.machines.root import PORTS, make_root
+from e2e.machines.show import Show, follows
 from e2e.machines.site import DeployError, Site, by_way_of, fetch, requests, site
 from e2e.traffic import Summary
 
-PACKAGES = CHECKOUT_DIR / "build" / "deb"
-NEWER = CHECKOUT_DIR / "build" / "deb-newer"
-FOLLOW_TIMEOUT_S = 60.0
 RATE = 20.0
 """Requests a second to each service while something happens."""
 OUTAGE_MS = 3_000.0
@@ -53,49 +51,10 @@ ip -o -4 address show dev lo | grep -v 127.0.0.1/8; true
 """
 
 
-class Show:
-    """Tells what was seen, with the time, and keeps what was not."""
-
-    def __init__(self) -> None:
-        self._begun_s = time.monotonic()
-        self.failed: list[str] = []
-
-    def say(self, text: str) -> None:
-        print(f"{time.monotonic() - self._begun_s:7.1f} s  {text}", flush=True)
-
-    def check(self, what: str, holds: bool, seen: object = "") -> None:
-        self.say(f"{'ok     ' if holds else 'FAILED '} {what} {seen}")
-        if not holds:
-            self.failed.append(what)
-
-
-def follows(condition: Callable[[], bool], timeout_s: float = FOLLOW_TIMEOUT_S) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
-
-
 def all_answer(port: int, nodes: tuple[Machine, ...]) -> bool:
     """Whether so many requests as make it certain were answered by just these nodes."""
     names = {fetch(port) for _ in range(12 * len(nodes))}
     return names == {node.name for node in nodes}
-
-
-def repack(packages: Path, into: Path, version: str, newer: str) -> None:
-    """The same packages under a newer version."""
-    shutil.rmtree(into, ignore_errors=True)
-    into.mkdir(parents=True)
-    for package in packages.glob("gale-*.deb"):
-        stage = into / "stage"
-        call("dpkg-deb", "--raw-extract", package, stage)
-        control = stage / "DEBIAN" / "control"
-        control.write_text(control.read_text().replace(version, newer))
-        name = package.name.replace(version, newer)
-        call("dpkg-deb", "--root-owner-group", "-Zxz", "-z1", "--build", stage, into / name)
-        shutil.rmtree(stage)
 
 
 @contextmanager

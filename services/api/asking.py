@@ -115,9 +115,9 @@ class PlanQuestion(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     without: Annotated[list[str], Field(max_length=1000)] = []
-    """Ids of nodes that would be gone."""
+    """Nodes that would be gone: their ids, or names that only one has."""
     weights: dict[str, Weight] = {}
-    """By node's id."""
+    """By node, likewise."""
     services: Annotated[list[Service], Field(max_length=1000)] | None = None
     """All there would be, each as the node table has it; null: as they are."""
 

@@ -1,13 +1,17 @@
 """What an operator may ask of the quorum by HTTP: to hand over, to commit, to go on alone, and who
 its members are. A change of the members is one by one: see `services.quorum.membership`.
+
+`If-Match` is the tag of `GET /v1/quorum`: who hands over, because he has seen that this LB leads,
+may not want it where another one leads by now.
 """
 
 from __future__ import annotations
 
 import uuid
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Path
+from fastapi import Depends, FastAPI, Path
 from pydantic import BaseModel
 
 from bus import topics
@@ -45,29 +49,36 @@ class Changed(BaseModel):
 Who = Annotated[str, Path(description="Its name, its host, or `HOST:PORT`.", max_length=300)]
 
 
-def add_cluster(app: FastAPI, source: Commands) -> None:
-    @app.post("/v1/handover", responses=guard.CHANGING)
-    async def handover(_caller: guard.MayChange) -> HandedOver:
+def add_cluster(app: FastAPI, source: Commands, tag: Callable[[], str]) -> None:
+    """`tag`: of what `GET /v1/quorum` says now."""
+
+    def as_seen(_caller: guard.MayChange, if_match: guard.IfMatch = None) -> None:
+        guard.check(if_match, tag())
+
+    changing: dict[str, Any] = {"responses": guard.CHANGING, "dependencies": [Depends(as_seen)]}
+
+    @app.post("/v1/handover", **changing)
+    async def handover() -> HandedOver:
         """Have this LB give up the lead and every VIP; answers when another LB has them."""
         return HandedOver(**await source.command(topics.QUORUM, "handover", {}))
 
-    @app.post("/v1/quorum/recover", responses=guard.CHANGING)
-    async def recover(_caller: guard.MayChange) -> Recovered:
+    @app.post("/v1/quorum/recover", **changing)
+    async def recover() -> Recovered:
         """Have this LB decide alone, since the others are gone for good; not while one is heard."""
         return Recovered(**await source.command(topics.QUORUM, "recover", {}))
 
-    @app.post("/v1/quorum/commit", responses=guard.CHANGING)
-    async def commit(_caller: guard.MayChange) -> Committed:
+    @app.post("/v1/quorum/commit", **changing)
+    async def commit() -> Committed:
         """Have the services and VIPs hold that a majority has staged; the leader alone can."""
         return Committed(**await source.command(topics.QUORUM, "commit", {}))
 
-    @app.post("/v1/quorum/members/{member}/add", responses=guard.CHANGING)
-    async def add(member: Who, _caller: guard.MayChange) -> Changed:
+    @app.post("/v1/quorum/members/{member}/add", **changing)
+    async def add(member: Who) -> Changed:
         """Have the LB be a member; answers when all go by it. 409: why not."""
         return await _change(source, MemberChange.ADD, member)
 
-    @app.post("/v1/quorum/members/{member}/remove", responses=guard.CHANGING)
-    async def remove(member: Who, _caller: guard.MayChange) -> Changed:
+    @app.post("/v1/quorum/members/{member}/remove", **changing)
+    async def remove(member: Who) -> Changed:
         """Have the LB be a member no more; answers when all go by it. 409: why not."""
         return await _change(source, MemberChange.REMOVE, member)
 

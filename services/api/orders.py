@@ -29,7 +29,7 @@ from bus.words import LARGEST_WEIGHT, LONGEST_MS, one_line
 from conf.values import duration
 from services.api import snapshot
 from services.api.guard import CHANGING, Caller, IfMatch, MayChange, check, etag
-from services.api.problems import refusal
+from services.api.problems import no_such, refusal
 from services.api.snapshot import NodeShape
 from services.api.source import Source
 
@@ -148,17 +148,17 @@ class _Desk:
             ids = ", ".join(node.id for node in meant)
             raise refusal(HTTPStatus.CONFLICT, f"several nodes are named so: {one_line(ids)}")
         if not meant:
-            return self._of_an_order(node_id)
+            return self._of_an_order(node_id, [node.id for node in shape.nodes])
         node: NodeShape = meant[0]
         check(if_match, etag(node))
         return node.id
 
-    def _of_an_order(self, node_id: str) -> str:
-        """A node that has been forgotten may have orders yet."""
+    def _of_an_order(self, node_id: str, there: list[str]) -> str:
+        """A node that has been forgotten may have orders yet; `there`: the ids of all others."""
         committed = snapshot.data_of(self._source.fold, Topic.STATE_TABLE)
         orders = committed.table.orders if committed is not None else ()
         if not any(order.asked.node == node_id for order in orders):
-            raise refusal(HTTPStatus.NOT_FOUND, f"no node has the id {one_line(node_id)}")
+            raise no_such("node", node_id, there)
         return node_id
 
     def order(

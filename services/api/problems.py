@@ -9,6 +9,7 @@ Pure.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -17,8 +18,11 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from bus.words import one_line
+
 PROBLEM = "application/problem+json"
 CLIENT_FAULTS, SERVER_FAULTS = "4", "5"
+NAMES_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,14 @@ def problem(status: int, detail: str, **headers: str) -> Response:
 def refusal(status: int, detail: str, **headers: str) -> HTTPException:
     """What a route or a dependency raises to give such an answer."""
     return HTTPException(status, detail, headers or None)
+
+
+def no_such(kind: str, name: str, there: Collection[str]) -> HTTPException:
+    """404 for a name that nobody has; it says who is there."""
+    shown = ", ".join(sorted(there)[:NAMES_SHOWN]) or "none"
+    more = f" and {len(there) - NAMES_SHOWN} more" if len(there) > NAMES_SHOWN else ""
+    detail = f"no {kind} is named {one_line(name)}; there are {shown}{more}"
+    return refusal(HTTPStatus.NOT_FOUND, detail)
 
 
 def documented(document: dict[str, Any]) -> dict[str, Any]:

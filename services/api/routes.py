@@ -27,7 +27,6 @@ from starlette.exceptions import HTTPException
 from bus import topics
 from bus.commands import CommandError
 from bus.topics import Topic
-from bus.words import one_line
 from services.api import snapshot
 from services.api.asking import add_questions
 from services.api.cluster import add_cluster
@@ -37,7 +36,7 @@ from services.api.guard import Guard, etag, tag_of
 from services.api.metrics import exposition
 from services.api.orders import add_orders
 from services.api.pages import add_pages
-from services.api.problems import Answers, answers, documented, problem, refusal
+from services.api.problems import Answers, answers, documented, no_such, problem, refusal
 from services.api.snapshot import (
     NodeShape,
     NodesShape,
@@ -47,7 +46,6 @@ from services.api.snapshot import (
 )
 from services.api.source import Source
 
-NAMES_SHOWN = 10
 LARGEST_FLOW_PAGE = 10_000
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OF_NOW = {"Cache-Control": "no-store"}
@@ -108,7 +106,7 @@ def application(source: Source, version: str, guard: Guard) -> FastAPI:
     _add_states(app, source)
     _add_flows(app, source)
     add_questions(app, source)
-    add_cluster(app, source)
+    add_cluster(app, source, lambda: tag(source.fold, QUORUM))
     add_orders(app, source)
     streams = Streams()
     add_events(app, source, streams)
@@ -151,11 +149,12 @@ def known(shape: Shape | None, process: str) -> Shape:
 
 
 def one_node(source: Source, node_id: str) -> NodeShape:
-    """A node by its id, for reading it or for an order about it; else 503 or 404."""
-    for candidate in known(snapshot.nodes(source.fold, source.now_ms()), topics.HEALTH).nodes:
+    """A node by its id; else 503 or 404."""
+    nodes = known(snapshot.nodes(source.fold, source.now_ms()), topics.HEALTH).nodes
+    for candidate in nodes:
         if candidate.id == node_id:
             return candidate
-    raise refusal(HTTPStatus.NOT_FOUND, f"no node has the id {one_line(node_id)}")
+    raise no_such("node", node_id, [each.id for each in nodes])
 
 
 def _add_problems(app: FastAPI) -> None:
@@ -255,6 +254,8 @@ def _add_flows(app: FastAPI, source: Source) -> None:
         names = {each.name for each in offered.services} if offered is not None else None
         _refuse_unknown("service", service, names)
         seen = snapshot.nodes(source.fold, now_ms)
+        if node and seen is not None:
+            node = snapshot.id_of(node, seen.nodes)
         ids = {each.id for each in seen.nodes} if seen is not None else None
         _refuse_unknown("node", node, ids)
         arguments = {"node": node, "service": service, "limit": limit}
@@ -264,7 +265,4 @@ def _add_flows(app: FastAPI, source: Source) -> None:
 def _refuse_unknown(kind: str, name: str | None, there: set[str] | None) -> None:
     """404 for a name that nobody has; as long as nothing is known, any may be right."""
     if name and there is not None and name not in there:
-        shown = ", ".join(sorted(there)[:NAMES_SHOWN]) or "none"
-        more = f" and {len(there) - NAMES_SHOWN} more" if len(there) > NAMES_SHOWN else ""
-        detail = f"no {kind} is named {one_line(name)}; there are {shown}{more}"
-        raise refusal(HTTPStatus.NOT_FOUND, detail)
+        raise no_such(kind, name, there)

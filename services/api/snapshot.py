@@ -503,6 +503,13 @@ def _standings(fold: Fold, table: NodeTable, now_ms: int) -> dict[str, _Standing
     return {number: _standing(node, agreed.get(number)) for number, node in known.items()}
 
 
+def id_of(node: str, nodes: Iterable[NodeShape]) -> str:
+    """The id of the node that is meant: by its id, or by its name where only one node has it."""
+    named = [each.id for each in nodes if each.name == node]
+    is_id = any(each.id == node for each in nodes)
+    return named[0] if len(named) == 1 and not is_id else node
+
+
 def quorum(fold: Fold, now_ms: int) -> QuorumShape | None:
     """`/v1/quorum`"""
     age, state = age_ms(fold, Topic.STATE_QUORUM, now_ms), data_of(fold, Topic.STATE_QUORUM)

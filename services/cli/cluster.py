@@ -81,20 +81,24 @@ def recover(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask; the ten seconds stay.")] = False,
 ) -> None:
     """Two of three are gone for good: have this one decide alone."""
-    client = client_of(Invocation.of(context))
+    invocation = Invocation.of(context)
+    client = client_of(invocation)
     try:
         state = client.get("/v1/quorum")
         others = [each["name"] or each["address"] for each in state["members"][1:]]
         told = {key: state[key] for key in ("name", "term", "epoch")}
-        typer.echo(RISK.format(**told, others=", ".join(others)))
-        if not yes and not typer.confirm("Go on?"):
+        typer.echo(RISK.format(**told, others=", ".join(others)), err=True)
+        if not yes and not typer.confirm("Go on?", err=True):
             raise typer.Exit(NO)
-        typer.echo(f"in {WAIT_S} seconds; interrupt to leave all as it is")
+        typer.echo(f"in {WAIT_S} seconds; interrupt to leave all as it is", err=True)
         time.sleep(WAIT_S)
-        client.command("/v1/quorum/recover")
+        answer = client.command("/v1/quorum/recover")
     except ApiError as error:
         raise refused(error) from None
-    typer.echo(AFTERWARDS.format(name=state["name"]))
+    if invocation.json:
+        print_json(answer)
+    else:
+        typer.echo(AFTERWARDS.format(name=state["name"]))
 
 
 def handover(context: typer.Context) -> None:

@@ -6,7 +6,6 @@ to resolve. Here it is looked for once, before they are started, and named with 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import socket
@@ -30,7 +29,8 @@ def host_problems(source: Source, config: LbConfig | NodeConfig) -> tuple[Proble
     else:
         key, lbs = ("load_balancer", "addresses"), config.load_balancer.addresses
         found = [*_unresolved(source, key, lbs, [_resolved(lb) for lb in lbs])]
-        found += _security_problems(source, config.security, key, list(enumerate(lbs)))
+        places = list(enumerate(lbs))
+        found += _security_problems(source, config.security, key, places, AGENT_USER)
     return tuple(sorted(found))
 
 
@@ -59,11 +59,12 @@ def _lb_problems(source: Source, config: LbConfig) -> Iterator[Problem]:
         for index, peer in enumerate(config.quorum.addresses)
         if own.isdisjoint(_resolved(peer))
     ]
-    yield from _security_problems(source, config.security, QUORUM_ADDRESSES, peers)
+    yield from _security_problems(source, config.security, QUORUM_ADDRESSES, peers, API_USER)
 
 
 QUORUM_ADDRESSES = ("load_balancer_quorum", "addresses")
-SERVICE_USER = "gale"
+API_USER, AGENT_USER = "gale-api", "gale-agent"
+"""Who reads a token, where the packages have made the users."""
 ANYWHERE = ("0.0.0.0", "::")
 
 
@@ -164,13 +165,15 @@ def _resolved(endpoint: Endpoint) -> set[str]:
 
 
 def _security_problems(
-    source: Source, security: Security, list_key: Key, lbs: list[tuple[int, Endpoint]]
+    source: Source, security: Security, list_key: Key, lbs: list[tuple[int, Endpoint]], reader: str
 ) -> Iterator[Problem]:
-    """`lbs`: those that this machine connects to, and where they stand in the file's list."""
+    """`lbs`: those that this machine connects to, and where they stand in the file's list.
+    `reader`: the user who reads the token.
+    """
     if security.keys is not None:
         yield from _key_problems(source, security.keys, list_key, lbs)
     if security.api_token_file is not None:
-        yield from _token_problems(source, security.api_token_file)
+        yield from _token_problems(source, security.api_token_file, reader)
 
 
 def _key_problems(
@@ -181,7 +184,7 @@ def _key_problems(
         wrong = f"{directory} is no directory"
         yield source.problem(key, f"{wrong}, expected one made by gale keygen {directory}")
         return
-    for problem in keys.permission_problems(directory, _owners()):
+    for problem in keys.permission_problems(directory, frozenset({0, os.geteuid()})):
         yield source.problem(key, problem)
     known = keys.KeyDirectory(directory)
     for problem in known.problems:
@@ -194,15 +197,17 @@ def _key_problems(
             yield source.problem((*list_key, index), f"{wrong}, {expected}")
 
 
-def _owners() -> frozenset[int]:
-    """Whose a secret may be: root's, the services' own user's, or whoever asks."""
-    found = {0, os.geteuid()}
-    with contextlib.suppress(KeyError):
-        found.add(pwd.getpwnam(SERVICE_USER).pw_uid)
-    return frozenset(found)
+def _may_own(reader: str) -> dict[int, str]:
+    """Whose a file may be that nobody else can read: the user's who reads it, where he is; else,
+    where no package has made him, whoever's the process may be: root's, or whoever asks.
+    """
+    try:
+        return {pwd.getpwnam(reader).pw_uid: reader}
+    except KeyError:
+        return {each: str(each) for each in sorted({0, os.geteuid()})}
 
 
-def _token_problems(source: Source, path: Path) -> Iterator[Problem]:
+def _token_problems(source: Source, path: Path, reader: str) -> Iterator[Problem]:
     key = ("security", "api_token_file")
     try:
         found = path.stat()
@@ -212,8 +217,8 @@ def _token_problems(source: Source, path: Path) -> Iterator[Problem]:
     mode = stat.S_IMODE(found.st_mode)
     if mode != keys.FILE_MODE:
         yield source.problem(key, f"{path} has mode {mode:04o}, expected 0600")
-    if found.st_uid not in _owners():
-        expected = " or ".join(map(str, sorted(_owners())))
+    if found.st_uid not in _may_own(reader):
+        expected = " or ".join(_may_own(reader).values())
         wrong = f"{path} belongs to user {found.st_uid}"
         yield source.problem(key, f"{wrong}, expected {expected}")
     if not stat.S_ISREG(found.st_mode) or not found.st_size:

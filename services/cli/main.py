@@ -35,7 +35,7 @@ COMMANDS = {
     "check": "services.cli.check:check",
     "reload": "services.cli.reload:reload",
     "plan": "services.cli.plan:plan",
-    "apply": "services.cli.plan:apply",
+    "apply": "services.cli.apply:apply",
     "status": "services.cli.status:status",
     "nodes": "services.cli.nodes:nodes",
     "node": "services.cli.node:app",

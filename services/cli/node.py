@@ -15,7 +15,10 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
+from bus.words import LARGEST_WEIGHT, LONGEST_MS
+from conf.values import duration
 from services.cli.client import ApiError, Client, client_of, refused
 from services.cli.invocation import WRONG_USE, Invocation, print_json
 from services.cli.nodes import order_text
@@ -24,6 +27,7 @@ app = typer.Typer(no_args_is_help=True, help="What you want of a node, agreed by
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="Its id, or its name if that is unique.")]
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="For whoever sees it later.")]
+_within = TypeAdapter(Annotated[int, duration(0, LONGEST_MS)])
 
 
 @app.command()
@@ -37,6 +41,11 @@ def drain(
     why: Why = "",
 ) -> None:
     """Send it no new flows, and let those that it has go on."""
+    try:
+        _within.validate_python("0s" if within is None else within)
+    except ValidationError as error:
+        typer.echo(f"--within: {error.errors()[0]['msg']}", err=True)
+        raise typer.Exit(WRONG_USE) from None
     _give(context, node, "drain", why, within=within)
 
 
@@ -66,8 +75,9 @@ def weight(
     why: Why = "",
 ) -> None:
     """Give it another part of the rings than its agent asks for."""
-    if number != "own" and not (number.isascii() and number.isdigit()):
-        typer.echo(f"{number}: expected a number from 0 to 1000, or own", err=True)
+    is_number = number.isascii() and number.isdigit() and int(number) <= LARGEST_WEIGHT
+    if number != "own" and not is_number:
+        typer.echo(f"{number}: expected a number from 0 to {LARGEST_WEIGHT}, or own", err=True)
         raise typer.Exit(WRONG_USE)
     _give(context, node, "weight", why, weight=None if number == "own" else int(number))
 

@@ -65,7 +65,7 @@ def _services_picture(answer: dict[str, Any]) -> RenderableType:
 
 def flows(
     context: typer.Context,
-    node: Annotated[str | None, typer.Option(help="Only flows to this node (its id).")] = None,
+    node: Annotated[str | None, typer.Option(help="Only flows to this node.")] = None,
     service: Annotated[str | None, typer.Option(help="Only flows of this service.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = FLOW_LIMIT,
     watch: Watch = False,

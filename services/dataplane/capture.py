@@ -12,6 +12,7 @@ that one. Of the words that say what became of it one must hold: `pass`, `forwar
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -56,7 +57,10 @@ def read_filter(words: Sequence[str], reasons: Sequence[str], hooks: Sequence[st
         elif word in hooks:
             at.add(word)
         elif word != "and":
-            terms.append(_term(word, waiting))
+            try:
+                terms.append(_term(word, waiting))
+            except _Unknown as unknown:
+                raise WrongFilter(_who_there_is(str(unknown), reasons, hooks)) from None
     if len(terms) > MOST_TERMS:
         raise WrongFilter(f"{len(terms)} conditions on addresses, ports and protocols, at most 8")
     return Filter(tuple(terms), _bits(wanted, reasons), _bits(at, hooks))
@@ -67,6 +71,21 @@ def _bits(wanted: set[str], names: Sequence[str]) -> int:
     return sum(1 << place for place, name in enumerate(names) if name in wanted or not wanted)
 
 
+class _Unknown(Exception):  # noqa: N818 - it names the word
+    """No word of a filter."""
+
+
+def _who_there_is(word: str, reasons: Sequence[str], hooks: Sequence[str]) -> str:
+    """What is wrong with it. There are many reasons: those most like it are named."""
+    near = difflib.get_close_matches(word, (*reasons, *hooks), n=3)
+    return (
+        f"{word!r}, expected tcp, udp, icmp, ip, ip6, arp, [src|dst] host ADDRESS,"
+        " net ADDRESS/BITS or port N, pass, forward, answer, drop, a hook"
+        f" ({', '.join(hooks)}), or a reason (docs/reference/reasons.md)"
+        + (f"; did you mean {' or '.join(near)}?" if near else "")
+    )
+
+
 def _term(word: str, rest: Iterator[str]) -> Term:
     if word in _PROTOCOLS:
         return Term(Part.PROTOCOL, _PROTOCOLS[word])
@@ -75,11 +94,7 @@ def _term(word: str, rest: Iterator[str]) -> Term:
     side = _SIDES.get(word, _EITHER)
     what = next(rest, "") if word in _SIDES else word
     if what not in ("host", "net", "port"):
-        raise WrongFilter(
-            f"{what or word!r}, expected tcp, udp, icmp, ip, ip6, arp, [src|dst] host ADDRESS,"
-            " net ADDRESS/BITS or port N, pass, forward, answer, drop, or the name of a reason"
-            " or of a hook"
-        )
+        raise _Unknown(what or word)
     value = next(rest, "")
     if what == "port":
         if not value.isascii() or not value.isdigit() or not 0 < int(value) <= 0xFFFF:

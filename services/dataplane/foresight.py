@@ -39,30 +39,40 @@ class Change:
     """What is to be other than it is."""
 
     without: frozenset[str]
-    """Ids of nodes that are gone."""
+    """Nodes that are gone: by their ids, or names that only one has."""
     weights: Mapping[str, int]
-    """By id."""
+    """Likewise."""
     services: tuple[TableService, ...] | None
     """None: as they are."""
 
     def applied(self, table: NodeTable) -> NodeTable:
         """The table after it; raises `WrongChangeError` for a node that is not in it."""
-        known = {node.id for node in table.nodes}
-        for node in (*self.without, *self.weights):
-            if node not in known:
-                there = ", ".join(sorted(known)) or "none"
-                raise WrongChangeError(f"no node is named {node}; there are {there}")
+        without = {_id_of(node, table) for node in self.without}
+        weights = {_id_of(node, table): weight for node, weight in self.weights.items()}
         nodes = tuple(
             replace(
                 node,
-                weight=self.weights.get(node.id, node.weight),
-                state=NodeState.DOWN if node.id in self.without else node.state,
-                silent=node.silent or node.id in self.without,
+                weight=weights.get(node.id, node.weight),
+                state=NodeState.DOWN if node.id in without else node.state,
+                silent=node.silent or node.id in without,
             )
             for node in table.nodes
         )
         services = table.services if self.services is None else self.services
         return replace(table, nodes=nodes, services=services)
+
+
+def _id_of(node: str, table: NodeTable) -> str:
+    """By its id, or by its name where only one node has it."""
+    ids = {each.id for each in table.nodes}
+    named = [each.id for each in table.nodes if each.name == node]
+    if node in ids:
+        return node
+    if len(named) == 1:
+        return named[0]
+    if named:
+        raise WrongChangeError(f"several nodes are named {node}: {', '.join(sorted(named))}")
+    raise WrongChangeError(f"no node is named {node}; there are {', '.join(sorted(ids)) or 'none'}")
 
 
 def read_change(arguments: Mapping[str, Any]) -> Change:

@@ -61,6 +61,12 @@ class Slice:
     low_ports: int
     """For clients whose own port is below 1024."""
 
+    @property
+    def ranges(self) -> tuple[range, range]:
+        """All of them."""
+        first, low = self.first_port, self.low_first_port
+        return range(first, first + self.ports), range(low, low + self.low_ports)
+
 
 NO_PORTS = Slice(0, 0, 0, 0)
 

@@ -87,7 +87,13 @@ class Plan:
     @property
     def watch(self) -> Watch:
         """What the next census is to look out for."""
-        return Watch(frozenset(self.after.waning_ms), frozenset(self.after.unused_ms))
+        after = self.after
+        own_ports = {
+            address: info.snat_slice.ranges
+            for address, info in after.addresses.items()
+            if info.snat_slice is not None
+        }
+        return Watch(frozenset(after.waning_ms), frozenset(after.unused_ms), own_ports)
 
     def can_free(self, census: Census | None) -> bool:
         """Whether something is there for flows that this census has not met: then plan again."""

@@ -65,9 +65,10 @@ def find(who: str, known: Mapping[str, str], others: Mapping[str, str]) -> str:
             raise ValueError(f"{who} may be {' or '.join(sorted(found))}")
         if found:
             return found[0]
+    there = ", ".join(sorted(name or entry for entry, name in {**others, **known}.items()))
     raise ValueError(
-        f"no load balancer called {who} is a member or is heard here; of one that is not, give"
-        " HOST:PORT as its own file lists it"
+        f"no load balancer called {who} is a member or is heard here; there are {there or 'none'};"
+        " of another one, give HOST:PORT as its own file lists it"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import glob
 import re
 import types
 import typing
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import orjson
+import pytest
+import zmq
 
 from bus import topics
 from bus.topics import (
@@ -103,3 +106,15 @@ def test_topics_end_in_a_dot_on_the_page_too() -> None:
 def test_the_script_is_ten_lines() -> None:
     (script,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     assert len(script.splitlines()) <= 10
+
+
+def test_the_script_listens_to_a_lab_that_is_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libzmq goes on trying, so it has to be told where that lab will be."""
+    monkeypatch.delenv("GALE_RUN_DIR", raising=False)
+    monkeypatch.setattr(glob, "glob", lambda _pattern: [])
+    connects: list[str] = []
+    monkeypatch.setattr(zmq.Socket, "connect", lambda _socket, place: connects.append(place))
+    (script,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    exec(script.partition("while True:")[0], {})
+    wanted = {f"ipc:///run/gale/lab/lb-{number}/run/events.ipc" for number in range(8)}
+    assert {"ipc:///run/gale/events.ipc"} | wanted == set(connects)

@@ -105,6 +105,12 @@ def test_a_name_that_only_one_node_has_will_do(quorum: Quorum, client: TestClien
     assert not twice.asked
 
 
+def test_who_is_there_is_said_of_a_node_that_is_not(client: TestClient) -> None:
+    there = f"no node is named nosuch; there are {ID}, {node_id('node-1')}"
+    for answer in (client.post("/v1/nodes/nosuch/ban"), client.get("/v1/nodes/nosuch")):
+        assert (answer.status_code, answer.json()["detail"]) == (404, there)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [

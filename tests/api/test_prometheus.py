@@ -15,6 +15,7 @@ from tests.api.test_metrics import LOCAL, full, scraped
 SHIPPED = Path(__file__).parents[2] / "conf" / "prometheus"
 RULES = SHIPPED / "gale.rules.yml"
 DASHBOARD = SHIPPED / "gale-dashboard.json"
+OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 LB, OTHER = 'job="gale",instance="lb-0:5555"', 'job="gale",instance="lb-1:5555"'
 
 WELL = {
@@ -116,6 +117,18 @@ def test_the_rules_are_rules() -> None:
 
 def test_every_alert_is_provoked_here() -> None:
     assert set(TROUBLE) == set(alerts())
+
+
+def test_every_alert_is_explained_to_operators() -> None:
+    section = OPERATING.read_text().partition("## What each alert means\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if "| `Gale" in line]
+    said = {alert.strip("`"): severity for alert, severity, _, _ in rows}
+    severities = re.findall(
+        r"- alert: (\w+)\n(?: +\S.*\n)*? +labels: { severity: (\w+) }", RULES.read_text()
+    )
+    assert said == dict(severities)
+    assert set(said) == set(alerts())
+    assert len(rows) == len(said)
 
 
 def test_a_leader_whose_metrics_cannot_be_had_still_leads(tmp_path: Path) -> None:

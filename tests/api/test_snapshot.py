@@ -367,3 +367,15 @@ def test_an_even_number_of_voters_is_said_to_be_one(voters: int, words: str) -> 
     assert said is not None
     assert words in said.advice
     assert bool(said.advice) == bool(words)
+
+
+def test_a_node_is_found_by_its_id_or_by_a_name_of_its_own() -> None:
+    one, other = node("n", id="n@10.81.0.1"), node("n", id="n@10.81.0.2")
+    nodes = nodes_of(fold_with(view=view(node("node-0"), one, other)))
+    for who, meant in (
+        ("node-0", node_id("node-0")),
+        (one.id, one.id),
+        ("n", "n"),
+        ("nosuch", "nosuch"),
+    ):
+        assert snapshot.id_of(who, nodes) == meant

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from services.cli.main import app
 from tests.cli.files import LB_CONFIG
 from tests.cli.local_api import LocalApi
 from tests.cli.network import Namespace
+from tests.cli.processes import Processes
 
 Gale = Callable[..., Result]
 
@@ -46,3 +48,13 @@ def namespace() -> Iterator[Namespace]:
     made = Namespace()
     yield made
     made.close()
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
+    # pytest's own folders have names that are too long for a socket.
+    with tempfile.TemporaryDirectory(prefix="gale-", dir="/tmp") as run_dir:
+        monkeypatch.setenv("GALE_RUN_DIR", run_dir)
+        made = Processes(Path(run_dir))
+        yield made
+        made.stop()

@@ -145,6 +145,26 @@ FLOW = {
     "idle_ms": 1_500,
     "age_ms": 7_444_000,
 }
+PLAN: dict[str, Any] = {
+    "services": [
+        {
+            "service": "web",
+            "mode": "l4",
+            "change": "",
+            "slots_moved": 16_384,
+            "share_moved": 0.25,
+            "flows": 1_200,
+            "flows_reset": 300,
+            "flows_moved": 4,
+            "flows_left": 0,
+        }
+    ],
+    "nodes": [{"node": "node-1@10.81.0.21", "slots": 16_384, "slots_after": 0}],
+    "refused": [],
+    "slots_moved": 16_384,
+    "flows_hit": 304,
+    "changes_nothing": False,
+}
 ANSWERS: dict[str, Any] = {
     "/v1/status": asdict(STATUS),
     "/v1/nodes": asdict(NodesShape([NODE], 1_234)),

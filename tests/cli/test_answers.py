@@ -11,7 +11,8 @@ from rich.console import Console
 from services.cli import tables
 from services.cli.tables import count, percent, size, span
 from tests.cli.conftest import Gale
-from tests.cli.local_api import ANSWERS, FLOW, Handler, LocalApi
+from tests.cli.local_api import ANSWERS, FLOW, PLAN, Handler, LocalApi
+from tests.cli.test_trace import ANSWER as TRACE
 
 
 @pytest.mark.parametrize("command", ["status", "nodes", "services", "quorum", "flows"])
@@ -144,14 +145,23 @@ def words(text: str) -> str:
     return "".join(text.split())
 
 
+COMMANDS = (
+    *(("status",), ("nodes",), ("services",), ("flows",), ("quorum",)),
+    ("plan", "--without", "node-1"),
+    ("trace", "tcp", "192.0.2.7:40000", "10.80.0.100:8080"),
+)
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
-@pytest.mark.parametrize("command", ["nodes", "services", "flows", "quorum"])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: words[0])
 def test_no_table_is_too_wide_and_none_loses_a_word(
-    monkeypatch: pytest.MonkeyPatch, gale: Gale, command: str, width: int
+    api: LocalApi, monkeypatch: pytest.MonkeyPatch, gale: Gale, command: tuple[str, ...], width: int
 ) -> None:
-    shown = drawn(monkeypatch, gale, width, command)
+    api.paths["/v1/status"] = ANSWERS["/v1/status"] | {"ready": True, "not_ready": []}
+    api.paths |= {"/v1/plan": PLAN, "/v1/trace": TRACE}
+    shown = drawn(monkeypatch, gale, width, *command)
     assert "…" not in shown
-    whole = drawn(monkeypatch, gale, 1_000, command)
+    whole = drawn(monkeypatch, gale, 1_000, *command)
     assert sorted(words(shown).replace("─", "")) == sorted(words(whole).replace("─", ""))
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -304,6 +305,33 @@ def test_host_whose_keys_are_anothers(tmp_path: Path) -> None:
         (7, "security.api_token_file"),
     ]
     assert all("belongs to user 4321, expected" in message for *_, message in problems)
+
+
+@pytest.mark.parametrize(
+    ("begin", "reader"),
+    [
+        (LOOPBACK, "gale-api"),
+        ('[load_balancer]\naddresses = [{ ip = "127.0.0.1", port = 7070 }]\n', "gale-agent"),
+    ],
+)
+def test_a_token_belongs_to_the_user_who_reads_it_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: str, reader: str
+) -> None:
+    def named(name: str) -> Any:
+        if name != reader:
+            raise KeyError(name)
+        return SimpleNamespace(pw_uid=4_321)
+
+    monkeypatch.setattr("services.cli.host.pwd.getpwnam", named)
+    token = tmp_path / "token"
+    token.write_text("a token\n")
+    token.chmod(0o600)
+    file = _file(tmp_path, f'{begin}[security]\napi_token_file = "{token}"\n')
+    _, ((_, key, message),) = _host_problems(file)
+    assert key == "security.api_token_file"
+    assert message == f"{token} belongs to user 0, expected {reader}"
+    os.chown(token, 4_321, -1)
+    assert _host_problems(file) == (0, [])
 
 
 def test_host_without_the_key_of_another_lb(tmp_path: Path) -> None:

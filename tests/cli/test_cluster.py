@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from services.api.snapshot import ApplicantShape
+from services.cli import cluster
 from tests.cli.conftest import Gale
 from tests.cli.local_api import QUORUM, LocalApi
 
@@ -45,3 +46,22 @@ def test_who_knocks_is_shown_with_what_lets_it_in(api: LocalApi, gale: Gale) -> 
     api.paths["/v1/quorum"] = asdict(replace(QUORUM, applicants=knocks))
     shown = gale("quorum").stdout
     assert "lb-3 (10.81.0.13:8090) is no member: gale quorum add lb-3" in shown
+
+
+def test_recover_says_what_it_risks_and_then_that_it_is_done(
+    api: LocalApi, gale: Gale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "WAIT_S", 0)
+    api.paths["/v1/quorum/recover"] = {"members": 1}
+    done = gale("quorum", "recover", "--yes")
+    assert done.exit_code == 0, done.output
+    assert "Be sure that all the others are off" in done.stderr
+    assert "lb-0 decides alone from now on" in done.stdout
+    told = gale("quorum", "recover", "--yes", "--json")
+    assert json.loads(told.stdout) == {"members": 1}
+
+
+def test_recover_does_nothing_unless_it_is_wanted(api: LocalApi, gale: Gale) -> None:
+    result = gale("quorum", "recover")
+    assert result.exit_code == 1
+    assert api.sent == []

@@ -114,7 +114,16 @@ def test_the_token_of_the_configuration_is_sent(
     assert desk.posted[-1][2]["Authorization"] == "Bearer s3cret"
 
 
-@pytest.mark.parametrize("number", ["x", "-1", "1.5", ""])
+@pytest.mark.parametrize("within", ["5", "5 minutes", "-1s", "", "99999h"])
+def test_a_time_that_is_none(desk: LocalApi, gale: Gale, within: str) -> None:
+    result = gale("node", "drain", ID, f"--within={within}")
+    assert result.exit_code == 2
+    assert "--within: " in result.stderr
+    assert "expected" in result.stderr
+    assert not desk.posted
+
+
+@pytest.mark.parametrize("number", ["x", "-1", "1.5", "", "1001"])
 def test_a_weight_that_is_none(desk: LocalApi, gale: Gale, number: str) -> None:
     assert gale("node", "weight", ID, "--", number).exit_code == 2
     assert not desk.posted

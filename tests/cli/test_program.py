@@ -8,8 +8,11 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click import Context
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from services.cli.main import COMMANDS, app
@@ -22,13 +25,64 @@ def test_it_says_which_version_it_is() -> None:
     assert (result.exit_code, result.stdout) == (0, f"gale {version('gale')}\n")
 
 
+GROUPS = {
+    "node": ("drain", "enable", "ban", "pardon", "weight"),
+    "quorum": ("add", "remove", "recover"),
+    "lab": ("up", "down", "status", "exec", "fault"),
+    "lab fault": ("cut", "heal", "one-way", "partial", "kill", "pause", "resume", "stop", "start"),
+}
+BELOW = tuple(f"{group} {command}" for group, commands in GROUPS.items() for command in commands)
+
+
 @pytest.mark.parametrize("option", ["-h", "--help"])
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("command", ["", *COMMANDS, *BELOW])
 def test_help_is_given_by_its_short_name_too(command: str, option: str) -> None:
     result = CliRunner().invoke(app, [*command.split(), option])
     assert result.exit_code == 0
     assert "Usage: " in result.stdout
     assert "-h, --help" in " ".join(result.stdout.split()) or "-h" in result.stdout
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_has_these_commands(group: str) -> None:
+    command: Any = get_command(app)
+    for word in group.split():
+        command = command.get_command(Context(command), word)
+    assert set(command.list_commands(Context(command))) == set(GROUPS[group])
+
+
+OPTIONS = {
+    "check": "--host",
+    "status": "--watch",
+    "flows": "--node",
+    "node drain": "--within --why",
+    "node enable": "--why",
+    "node ban": "--why",
+    "node pardon": "--why",
+    "events": "--follow --since",
+    "capture": "-w",
+    "plan": "--without --weight",
+    "trace": "--all-lbs",
+    "lab up": "--mode --lbs --nodes --config",
+}
+"""That scripts may rely on."""
+
+
+@pytest.mark.parametrize("words", OPTIONS)
+def test_a_command_has_these_options(words: str) -> None:
+    command: Any = get_command(app)
+    for word in words.split():
+        command = command.get_command(Context(command), word)
+    options = {each for parameter in command.params for each in parameter.opts}
+    assert set(OPTIONS[words].split()) <= options
+
+
+@pytest.mark.parametrize("words", ["nosuch", *(f"{group} nosuch" for group in GROUPS)])
+def test_a_command_that_is_not_there_is_wrong_use(words: str) -> None:
+    result = CliRunner().invoke(app, words.split())
+    assert result.exit_code == 2
+    assert "No such command 'nosuch'" in result.stderr
+    assert "-h" in result.stderr
 
 
 def test_a_command_of_the_lab_keeps_its_own_options() -> None:

@@ -41,6 +41,18 @@ def test_verdicts_and_reasons_are_alternatives() -> None:
     assert wanted.hooks == 1 << HOOKS.index("tc_private") | 1 << HOOKS.index("xdp_public")
 
 
+def test_a_reason_or_hook_that_is_not_there_is_told_with_those_that_are() -> None:
+    with pytest.raises(WrongFilter) as raised:
+        read_filter(["drop_no_prot"], NAMES, HOOKS)
+    said = str(raised.value)
+    assert f"a hook ({', '.join(HOOKS)})" in said
+    assert said.endswith("?")
+    assert "drop_no_port" in said.partition("did you mean ")[2]
+    with pytest.raises(WrongFilter) as raised:
+        read_filter(["qqqqqqqq"], NAMES, HOOKS)
+    assert "did you mean" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

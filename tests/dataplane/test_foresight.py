@@ -139,6 +139,25 @@ def test_services_that_come_go_and_change_are_named() -> None:
     assert not told["changes_nothing"]
 
 
+def test_a_node_may_be_called_by_its_name_where_only_one_has_it() -> None:
+    first = NODES[0]
+    asked = {"without": [first.name], "weights": {NODES[1].name: 7}}
+    changed = {node.id: node for node in read_change(asked).applied(TABLE).nodes}
+    assert changed[first.id].state is NodeState.DOWN
+    assert changed[NODES[1].id].weight == 7
+    twice = replace(TABLE, nodes=(first, replace(NODES[1], name=first.name), *NODES[2:]))
+    with pytest.raises(
+        WrongChangeError, match=f"several nodes are named {first.name}: {first.id}, "
+    ):
+        read_change(asked).applied(twice)
+    named_by_id = replace(TABLE, nodes=(first, replace(NODES[1], name=first.id)))
+    changed = {
+        node.id: node for node in read_change({"without": [first.id]}).applied(named_by_id).nodes
+    }
+    assert [node.state for node in changed.values()].count(NodeState.DOWN) == 1
+    assert changed[first.id].state is NodeState.DOWN
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -1266,6 +1266,12 @@ def test_ports_are_counted_once_for_each_address_towards_each_place() -> None:
     plan = run(kernel, EMPTY, with_slices([node(0), node(1)], *both, dns))
     own, shared = 31_232 + 424, 7_808 + 53
     assert snat_ports(plan.after) == 2 * own + 2 * 2 * shared
+    watched = plan.watch.own_ports or {}
+    assert {each: sum(map(len, ranges)) for each, ranges in watched.items()} == {
+        "10.81.0.10": own,
+        "10.81.0.101": shared,
+        "10.81.0.102": shared,
+    }
 
 
 def test_without_a_slice_there_are_no_ports() -> None:

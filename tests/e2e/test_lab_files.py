@@ -9,7 +9,7 @@ import pytest
 import tomli
 
 from conf import load_lb, load_node
-from e2e.lab import ExtraFileError, Lab, Plan, plan, servers
+from e2e.lab import ExtraFileError, Lab, LabError, Plan, plan, servers
 from e2e.lab import lab as lab_module
 from e2e.lab.files import (
     lb_config,
@@ -133,6 +133,22 @@ def test_an_extra_file_that_no_lb_would_take_is_refused_before_anything_is_done(
     with pytest.raises(ExtraFileError, match=re.escape(str(extra))) as caught:
         Lab(LAB).up(lambda _: None, extra)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("who", "process", "says"),
+    [
+        ("nosuch", "health", "no nosuch in this lab; there are client, router, lb-0, node-0"),
+        ("nosuch", "supervisord", "no nosuch in this lab; there are client, router, lb-0, node-0"),
+        ("client", "health", "client runs no processes of its own; lb-0, node-0 do"),
+    ],
+)
+def test_who_is_not_there_is_said_with_who_is(who: str, process: str, says: str) -> None:
+    lab = Lab(Plan(nodes=1))
+    with pytest.raises(LabError, match=re.escape(says)):
+        lab.pid(who, process)
+    with pytest.raises(LabError, match="lb-0 has no server; the nodes are node-0"):
+        lab.set_server("lb-0", running=True)
 
 
 def test_an_extra_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

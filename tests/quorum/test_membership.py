@@ -52,8 +52,12 @@ def test_an_operator_calls_an_lb_by_its_name_its_host_or_its_entry() -> None:
     for who in ("lb-2", "10.0.0.3", "10.0.0.3:8"):
         assert find(who, members, others) == "10.0.0.3:8"
     assert find("lb-0", members, {"10.0.0.9:8": "lb-0"}) == "10.0.0.1:8", "members come first"
-    with pytest.raises(ValueError, match="no load balancer called lb-7"):
+    with pytest.raises(
+        ValueError, match=r"no load balancer called lb-7 .*; there are lb-0, lb-1, lb-2;"
+    ):
         find("lb-7", members, others)
+    with pytest.raises(ValueError, match=r"there are 10\.0\.0\.1:8;"):
+        find("lb-7", {"10.0.0.1:8": ""}, {})
     with pytest.raises(ValueError, match=r"may be 10\.0\.0\.3:8 or 10\.0\.0\.4:8"):
         find("x", members, {"10.0.0.3:8": "x", "10.0.0.4:8": "x"})
 

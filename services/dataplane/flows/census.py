@@ -39,6 +39,10 @@ class Watch:
 
     fronts: frozenset[ServiceKey] = frozenset()
     snat_addresses: frozenset[str] = frozenset()
+    own_ports: Mapping[str, tuple[range, ...]] | None = None
+    """By SNAT address, the ports of it that are this LB's: a flow that another LB has told of holds
+    one of that LB's. None: no other LB takes any.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class Census:
     half_open: int
     """Flows that only one side has spoken in, or that have seen one question and one answer."""
     snat_ports: int
-    """Flows that hold a source port of ours."""
+    """Flows that hold a source port of this LB's."""
     old_records: int
     """What is left in the table before this one, in records: flows have two."""
     seats: frozenset[int]
@@ -74,6 +78,7 @@ class Counting:
         self._seats: NDArray[np.bool_] = np.zeros(1 << 16, np.bool_)
         self._flows_of = np.zeros(1 << 16, np.int64)
         self._snat_ports = self._old_records = 0
+        self._own_ports = None if watch.own_ports is None else _by_ports(watch.own_ports)
         self._fronts = dict.fromkeys(watch.fronts, 0)
         self._snat_addresses = dict.fromkeys(watch.snat_addresses, 0)
 
@@ -86,7 +91,7 @@ class Counting:
         states = np.bincount(requests["state"], minlength=len(FlowState))
         self._states += states[: len(FlowState)]
         by_us = requests["saddr"] != requests["key"]["saddr"]
-        self._snat_ports += int(np.count_nonzero(by_us))
+        self._snat_ports += self._count_held(requests, by_us)
         for front in self._fronts:
             self._fronts[front] += _count_front(requests, front)
         for address in self._snat_addresses:
@@ -94,6 +99,17 @@ class Counting:
             self._snat_addresses[address] += int(
                 np.count_nonzero(by_us & (requests["saddr"] == word))
             )
+
+    def _count_held(self, requests: Records, by_us: NDArray[np.bool_]) -> int:
+        if self._own_ports is None:
+            return int(np.count_nonzero(by_us))
+        ports = requests["sport"].astype(np.uint16).view(">u2")
+        held = 0
+        for ranges, addresses in self._own_ports.items():
+            here = by_us & np.isin(requests["saddr"], addresses)
+            for each in ranges:
+                held += int(np.count_nonzero(here & (ports >= each.start) & (ports < each.stop)))
+        return held
 
     def result(self) -> Census:
         half_open = int(self._states[list(HALF_OPEN)].sum())
@@ -108,6 +124,14 @@ class Counting:
             snat_addresses=self._snat_addresses,
             flows_of={int(s): int(self._flows_of[s]) for s in np.flatnonzero(self._flows_of)},
         )
+
+
+def _by_ports(own: Mapping[str, tuple[range, ...]]) -> dict[tuple[range, ...], list[int]]:
+    """Addresses, as the records have them, of each of which the same ports are this LB's."""
+    found: dict[tuple[range, ...], list[int]] = {}
+    for address, ranges in own.items():
+        found.setdefault(ranges, []).append(address_word(address))
+    return found
 
 
 def _count_front(requests: Records, front: ServiceKey) -> int:

@@ -77,6 +77,26 @@ def test_only_flows_with_an_address_of_ours_hold_a_port(loaded: LoadedObject) ->
     assert count(loaded).snat_ports == 6
 
 
+def test_a_port_of_another_lbs_is_not_held_here(loaded: LoadedObject) -> None:
+    """Ports of a shared address count by whose they are, those of another one by their own."""
+    ports = [600, 652, 653, 1_536, 9_343, 9_344, 60_000, 1_536]
+    other = "10.81.0.11"
+    number = np.arange(len(ports))
+    put(
+        loaded,
+        len(ports),
+        sport=[socket.htons(port) for port in ports],
+        saddr=np.where(number == 7, address(other), address(SNAT)),
+    )
+    shared = (range(1_536, 9_344), range(600, 653))
+    assert count(loaded, Watch(own_ports={SNAT: shared})).snat_ports == 4
+    assert count(loaded, Watch(own_ports={SNAT: shared, "10.81.0.98": shared})).snat_ports == 4
+    both_of_ours = {SNAT: shared, other: (range(1_536, 1_537), range(0))}
+    assert count(loaded, Watch(own_ports=both_of_ours)).snat_ports == 5
+    assert count(loaded, Watch(own_ports={})).snat_ports == 0
+    assert count(loaded).snat_ports == len(ports)
+
+
 def test_what_is_watched_is_counted_by_address_port_and_protocol(loaded: LoadedObject) -> None:
     web = ServiceKey(VIP, 8080, Protocol.TCP)
     near = [
