@@ -165,6 +165,10 @@ class Rig:
         envelope = self.newest.get(Topic.STATE_QUORUM)
         return None if envelope is None else envelope.data
 
+    def wait_until_it_waits_for(self, what: str) -> None:
+        """For exactly that: what it has waited for before may be heard first."""
+        self.wait(lambda: (state := self.quorum()) and state.waiting_for == what)
+
     def started(self) -> ProcessEvent:
         def found() -> ProcessEvent | None:
             return next((e.data for e in self.events if e.topic is Topic.PROCESS_STARTED), None)
@@ -196,8 +200,7 @@ def rig() -> Iterator[Rig]:
 
 def test_it_commits_what_health_sees_and_says_so(rig: Rig) -> None:
     rig.start()
-    wanted = "the first view of the health process"
-    rig.wait(lambda: s if (s := rig.quorum()) and s.waiting_for == wanted else None)
+    rig.wait_until_it_waits_for("the first view of the health process")
     assert rig.table() is None
     rig.sees(view(seen("a", UP), seen("b", UP)))
     table = rig.wait_states({"a": UP, "b": UP})
@@ -441,12 +444,11 @@ def test_a_disk_that_cannot_be_written_stops_the_table_and_nothing_else(rig: Rig
     before = rig.wait_states({"a": UP})
     shutil.rmtree(rig.state.parent)
     rig.sees(view(seen("a", DOWN), version=2))
-    state = rig.wait(lambda: s if (s := rig.quorum()) and s.waiting_for else None)
-    assert state.waiting_for == f"{rig.state}: No such file or directory"
+    rig.wait_until_it_waits_for(f"{rig.state}: No such file or directory")
     assert rig.table() == before
     rig.state.parent.mkdir()
     assert rig.wait_states({"a": DOWN}).epoch == 2
-    rig.wait(lambda: (s := rig.quorum()) and s.waiting_for == "")
+    rig.wait_until_it_waits_for("")
     assert rig.log.read_text().count("the table stands still") == 1
 
 
@@ -458,14 +460,13 @@ def test_a_disk_that_does_not_answer_is_said_and_stops_nothing_else(rig: Rig) ->
     temporary = rig.state.with_name("quorum.state.tmp")
     os.mkfifo(temporary)
     rig.sees(view(seen("a", DOWN), version=2))
-    state = rig.wait(lambda: s if (s := rig.quorum()) and s.waiting_for else None)
-    assert state.waiting_for == f"{rig.state}: the disk does not answer"
+    rig.wait_until_it_waits_for(f"{rig.state}: the disk does not answer")
     assert rig.table() == before
     rig.reload()
     # Once somebody reads, the writer learns that it was no file, and tries again.
     temporary.read_bytes()
     assert rig.wait_states({"a": DOWN}).epoch == 2
-    rig.wait(lambda: (s := rig.quorum()) and s.waiting_for == "")
+    rig.wait_until_it_waits_for("")
     assert rig.log.read_text().count("the disk does not answer") == 1
 
 
@@ -475,12 +476,11 @@ def test_a_full_disk_stops_the_table_until_there_is_room(rig: Rig) -> None:
     before = rig.wait_states({"a": UP})
     with tiny_disk(rig.state.parent) as filler:
         rig.sees(view(seen("a", DOWN), version=2))
-        state = rig.wait(lambda: s if (s := rig.quorum()) and s.waiting_for else None)
-        assert state.waiting_for == f"{rig.state}: No space left on device"
+        rig.wait_until_it_waits_for(f"{rig.state}: No space left on device")
         assert rig.table() == before
         filler.unlink()
         assert rig.wait_states({"a": DOWN}).epoch == 2
-        rig.wait(lambda: (s := rig.quorum()) and s.waiting_for == "")
+        rig.wait_until_it_waits_for("")
         assert rig.state.exists()
 
 
