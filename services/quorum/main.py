@@ -142,9 +142,7 @@ class QuorumProcess:
         self._view: Envelope | None = None
         self._unwritten: Persist | None = None
         """What the core wants on the disk and is not there yet."""
-        self._is_writing = False
-        self._silent_ms = now_ms
-        """When a write that is under way will have taken too long."""
+        self._silent_ms: int | None = None  # when the write under way will have taken too long
         table = core_config(config).table
         self._claims = Claims(paths.bpf_dir, table, now_ms, alone=not self._listed)
         self._carrier = Carrier(config.local.net_interface_public)
@@ -390,14 +388,15 @@ class QuorumProcess:
         self._commands.serve(self._command)
 
     def _write(self, now_ms: int) -> None:
-        if self._unwritten is not None and not self._is_writing and now_ms >= self._retry_ms:
-            self._is_writing, self._silent_ms = True, now_ms + SILENT_MS
+        is_writing = self._silent_ms is not None
+        if self._unwritten is not None and not is_writing and now_ms >= self._retry_ms:
+            self._silent_ms = now_ms + SILENT_MS
             self._writer.write(self._unwritten)
 
     def _look_at_disk(self, now_ms: int) -> None:
         written = self._writer.take()
         if written is not None:
-            self._is_writing = False
+            self._silent_ms = None
             if written.error is None:
                 self._unwritten = None
                 self._stored = written.persist.state
@@ -406,7 +405,7 @@ class QuorumProcess:
                 problem = getattr(written.error, "strerror", None) or str(written.error)
                 self._complain(problem, now_ms)
                 self._retry_ms = now_ms + RETRY_MS
-        elif self._is_writing and now_ms >= self._silent_ms:
+        elif self._silent_ms is not None and now_ms >= self._silent_ms:
             self._complain(SILENT_DISK, now_ms)
             self._silent_ms = now_ms + SILENT_MS
         self._write(now_ms)
@@ -486,7 +485,7 @@ class QuorumProcess:
                 due_ms = min(due_ms, next_ms)
         if self._handover is not None:
             due_ms = min(due_ms, now_ms + HANDING_OVER_MS)
-        if self._unwritten is not None and not self._is_writing:
+        if self._unwritten is not None and self._silent_ms is None:
             due_ms = min(due_ms, self._retry_ms)
         if self._listed:
             due_ms = min(due_ms, self._peers.next_due_ms())
