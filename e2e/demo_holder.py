@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from e2e.failover import holders, the_holder
 from e2e.held import hold
 from e2e.hosts import LabHosts, wait_for
-from e2e.replicas import flows_of, is_level
+from e2e.replicas import PATIENCE_S, all_know
 from e2e.traffic import Summary, Traffic
 
 IDLE, MOVING = 100, 20
 EVERY_MS = 50
 AFTERWARDS_S = 1.5
-PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Holder:
             idle = opened.enter_context(hold(self._hosts, count=IDLE))
             moving = opened.enter_context(hold(self._hosts, count=MOVING, every_ms=EVERY_MS))
             lost = the_holder(self._hosts)
-            self._wait_until_known_to_others(lost)
+            all_know(self._hosts, IDLE + MOVING)
             opened.callback(self._hosts.set_cut, lost, cut=False)
             before = len(self._requests.results)
             self._hosts.set_cut(lost, cut=True)
@@ -71,12 +70,3 @@ class Holder:
     def _heir_of(self, lost: str) -> str | None:
         others = [lb for lb in holders(self._hosts) if lb != lost]
         return others[0] if others else None
-
-    def _wait_until_known_to_others(self, lb: str) -> None:
-        def known() -> bool:
-            others = [each for each in self._hosts.lbs if each != lb]
-            return is_level(self._hosts, lb) and all(
-                flows_of(self._hosts, each) >= IDLE + MOVING for each in others
-            )
-
-        wait_for(known, "the other load balancers to know the flows", PATIENCE_S)

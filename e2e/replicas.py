@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from e2e.hosts import Hosts
+from e2e.hosts import Hosts, wait_for
+
+PATIENCE_S = 60.0
 
 
 def is_level(hosts: Hosts, lb: str) -> bool:
@@ -19,3 +21,12 @@ def flows_of(hosts: Hosts, lb: str) -> int:
     """How many established ones are known at an LB, whoever opened them."""
     established = hosts.metrics(lb, "gale_conntrack_entries")
     return int(sum(s.value for s in established if s.labels["table"] == "established"))
+
+
+def all_know(hosts: Hosts, flows: int) -> None:
+    """Wait until every LB has so many, and is told what becomes of them."""
+
+    def known() -> bool:
+        return all(is_level(hosts, lb) and flows_of(hosts, lb) >= flows for lb in hosts.lbs)
+
+    wait_for(known, f"{flows} flows at every LB", PATIENCE_S)

@@ -27,7 +27,8 @@ stands in nobody's way: it counts all entries as others, reaches none of them, a
 waits for.
 
 An unreadable state directory or a full disk belongs to the machine, not to the file: said once in
-the log and in `waiting_for`, tried again every second.
+the log and in `waiting_for`, tried again every second. So is a disk that has not answered for a
+second, which is waited for.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ from services.quorum.waiting import Answer
 
 REPUBLISH_MS = 500
 RETRY_MS = 1_000
+SILENT_MS = 1_000
+SILENT_DISK = "the disk does not answer"
 LOOK_MS = 100
 """How often what people see is made anew, if neither role nor term nor table has changed."""
 HANDOVER_MS = 1_500
@@ -139,7 +142,7 @@ class QuorumProcess:
         self._view: Envelope | None = None
         self._unwritten: Persist | None = None
         """What the core wants on the disk and is not there yet."""
-        self._is_writing = False
+        self._silent_ms: int | None = None  # when the write under way will have taken too long
         table = core_config(config).table
         self._claims = Claims(paths.bpf_dir, table, now_ms, alone=not self._listed)
         self._carriers = carriers(config.local)
@@ -386,28 +389,33 @@ class QuorumProcess:
         self._commands.serve(self._command)
 
     def _write(self, now_ms: int) -> None:
-        if self._unwritten is not None and not self._is_writing and now_ms >= self._retry_ms:
-            self._is_writing = True
+        is_writing = self._silent_ms is not None
+        if self._unwritten is not None and not is_writing and now_ms >= self._retry_ms:
+            self._silent_ms = now_ms + SILENT_MS
             self._writer.write(self._unwritten)
 
     def _look_at_disk(self, now_ms: int) -> None:
         written = self._writer.take()
         if written is not None:
-            self._is_writing = False
+            self._silent_ms = None
             if written.error is None:
                 self._unwritten = None
                 self._stored = written.persist.state
                 self._core.stored(written.persist.mark, now_ms)
             else:
-                self._complain(written.error, now_ms)
+                problem = getattr(written.error, "strerror", None) or str(written.error)
+                self._complain(problem, now_ms)
+                self._retry_ms = now_ms + RETRY_MS
+        elif self._silent_ms is not None and now_ms >= self._silent_ms:
+            self._complain(SILENT_DISK, now_ms)
+            self._silent_ms = now_ms + SILENT_MS
         self._write(now_ms)
 
-    def _complain(self, error: BaseException, now_ms: int) -> None:
-        reason = f"{self._storage.path}: {getattr(error, 'strerror', None) or error}"
+    def _complain(self, problem: str, now_ms: int) -> None:
+        reason = f"{self._storage.path}: {problem}"
         if reason != self._core.state(now_ms).waiting_for:
             _log.error("the table stands still: cannot write", path=reason)
         self._core.stall(reason)
-        self._retry_ms = now_ms + RETRY_MS
 
     def _publish(self, ready: Ready) -> None:
         if ready.committed is not None:
@@ -478,7 +486,7 @@ class QuorumProcess:
                 due_ms = min(due_ms, next_ms)
         if self._handover is not None:
             due_ms = min(due_ms, now_ms + HANDING_OVER_MS)
-        if self._unwritten is not None and not self._is_writing:
+        if self._unwritten is not None and self._silent_ms is None:
             due_ms = min(due_ms, self._retry_ms)
         if self._listed:
             due_ms = min(due_ms, self._peers.next_due_ms())

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
+import numpy as np
 import pytest
 
+from bpf.clock import TICK_MS, ticks
+from bpf.syscall import get_object, map_shape
 from bus.keys import write_key
 from bus.states import DataplaneState
 from services.cli.keygen import make_cluster
-from services.dataplane.replication import STRANGER_LIMITS
+from services.dataplane.flows.record import REQUEST, FlowState
+from services.dataplane.replication import COMPARED_AGE_TICKS, STRANGER_LIMITS
+from tests.dataplane.flows.made import flow_type
 from tests.dataplane.machines import PATIENCE_S, Connection, in_network
+from tests.dataplane.maps import maps
 from tests.dataplane.two_lbs import (
     NAMES,
     PRIVATE,
@@ -24,6 +32,10 @@ from tests.dataplane.two_lbs import (
     config,
     two_lbs,
 )
+
+FLOWS = 30
+OLD_S = (COMPARED_AGE_TICKS * TICK_MS + 2_000) / 1_000
+"""Flows of that age are compared, on both sides."""
 
 
 @pytest.fixture
@@ -147,6 +159,50 @@ def test_an_end_is_known_there_too(pair: TwoLbs) -> None:
         *pair.lbs,
     )
     assert pair.b.total() == 4
+
+
+def test_a_flow_that_is_lost_there_comes_back_by_comparing(pair: TwoLbs) -> None:
+    """Nothing that happens to it would tell of it again for half an hour. Of the other flows none
+    is told but those of its part of all keys.
+    """
+    for lb in pair.lbs:
+        lb.compare_ms = 500
+    both_up(pair)
+    connections = opened(pair, FLOWS)
+    known(pair, pair.b, FLOWS)
+    time.sleep(OLD_S)
+    before = mended(pair)
+    forget(pair.b, connections[3])
+    assert pair.b.total() == FLOWS - 1
+    known(pair, pair.b, FLOWS)
+    until(lambda: mended(pair) > before, "mended", *pair.lbs)
+    assert mended(pair) - before < FLOWS // 2
+    pair.die(pair.a)
+    pair.move_to(pair.b)
+    assert all(each.echo() for each in connections)
+
+
+def mended(pair: TwoLbs) -> int:
+    """Flows that A has told B of because theirs differ."""
+    return pair.a.until_counted(lambda _: True).replication.get("mended", 0)
+
+
+def forget(lb: Lb, connection: Connection) -> None:
+    """Take a client's flow out of an LB's table, as only a mistake of ours could."""
+    port = socket.htons(int(connection.address.rpartition(":")[2]))
+    with maps() as loaded:
+        kind = flow_type(loaded.bpf[b"flows"])
+    fd = get_object(lb.bpf_dir / "maps" / "flows")
+    _, _, bucket_bytes, buckets, _ = map_shape(fd)
+    with closing(mmap.mmap(fd, bucket_bytes * buckets, flags=mmap.MAP_SHARED)) as memory:
+        records = np.frombuffer(memory, kind)
+        is_its = records["state"] == FlowState.TCP_ESTABLISHED
+        is_its &= (records["key"]["direction"] == REQUEST) & (records["key"]["sport"] == port)
+        (place,) = np.flatnonzero(is_its)
+        for each in (place, records["other"][place]):
+            records["deadline"][each] = ticks(time.monotonic_ns())
+        del records
+    os.close(fd)
 
 
 def test_another_cluster_is_refused_by_name(pair: TwoLbs) -> None:

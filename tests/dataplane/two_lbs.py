@@ -11,6 +11,7 @@ import contextlib
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +80,20 @@ class Lb(Site):
     def __init__(self, directory: Path, bpf_dir: Path, name: str) -> None:
         directory.mkdir()
         self.name = name
+        self.compare_ms: int | None = None
+        """How often it has the others compare their flows with its own; None: as it does."""
         super().__init__(directory, bpf_dir)
+
+    def command(self) -> list[str]:
+        whole = super().command()
+        if self.compare_ms is None:
+            return whole
+        program = (
+            "from services.dataplane import main, replication;"
+            f"replication.COMPARE_MS = {self.compare_ms};"
+            "main.main()"
+        )
+        return [*whole[:-1], sys.executable, "-c", program]
 
     def write_config(self, text: str = "") -> None:
         super().write_config(text or config(self.name))

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -164,6 +165,10 @@ class Rig:
         envelope = self.newest.get(Topic.STATE_QUORUM)
         return None if envelope is None else envelope.data
 
+    def wait_until_it_waits_for(self, what: str) -> None:
+        """For exactly that: what it has waited for before may be heard first."""
+        self.wait(lambda: (state := self.quorum()) and state.waiting_for == what)
+
     def started(self) -> ProcessEvent:
         def found() -> ProcessEvent | None:
             return next((e.data for e in self.events if e.topic is Topic.PROCESS_STARTED), None)
@@ -195,8 +200,7 @@ def rig() -> Iterator[Rig]:
 
 def test_it_commits_what_health_sees_and_says_so(rig: Rig) -> None:
     rig.start()
-    wanted = "the first view of the health process"
-    rig.wait(lambda: s if (s := rig.quorum()) and s.waiting_for == wanted else None)
+    rig.wait_until_it_waits_for("the first view of the health process")
     assert rig.table() is None
     rig.sees(view(seen("a", UP), seen("b", UP)))
     table = rig.wait_states({"a": UP, "b": UP})
@@ -440,13 +444,56 @@ def test_a_disk_that_cannot_be_written_stops_the_table_and_nothing_else(rig: Rig
     before = rig.wait_states({"a": UP})
     shutil.rmtree(rig.state.parent)
     rig.sees(view(seen("a", DOWN), version=2))
-    state = rig.wait(lambda: s if (s := rig.quorum()) and s.waiting_for else None)
-    assert state.waiting_for == f"{rig.state}: No such file or directory"
+    rig.wait_until_it_waits_for(f"{rig.state}: No such file or directory")
     assert rig.table() == before
     rig.state.parent.mkdir()
     assert rig.wait_states({"a": DOWN}).epoch == 2
-    rig.wait(lambda: (s := rig.quorum()) and s.waiting_for == "")
+    rig.wait_until_it_waits_for("")
     assert rig.log.read_text().count("the table stands still") == 1
+
+
+def test_a_disk_that_does_not_answer_is_said_and_stops_nothing_else(rig: Rig) -> None:
+    """What is opened for the next state is a pipe that nobody reads: the write is never done."""
+    rig.start()
+    rig.sees(view(seen("a", UP)))
+    before = rig.wait_states({"a": UP})
+    temporary = rig.state.with_name("quorum.state.tmp")
+    os.mkfifo(temporary)
+    rig.sees(view(seen("a", DOWN), version=2))
+    rig.wait_until_it_waits_for(f"{rig.state}: the disk does not answer")
+    assert rig.table() == before
+    rig.reload()
+    # Once somebody reads, the writer learns that it was no file, and tries again.
+    temporary.read_bytes()
+    assert rig.wait_states({"a": DOWN}).epoch == 2
+    rig.wait_until_it_waits_for("")
+    assert rig.log.read_text().count("the disk does not answer") == 1
+
+
+def test_a_full_disk_stops_the_table_until_there_is_room(rig: Rig) -> None:
+    rig.start()
+    rig.sees(view(seen("a", UP)))
+    before = rig.wait_states({"a": UP})
+    with tiny_disk(rig.state.parent) as filler:
+        rig.sees(view(seen("a", DOWN), version=2))
+        rig.wait_until_it_waits_for(f"{rig.state}: No space left on device")
+        assert rig.table() == before
+        filler.unlink()
+        assert rig.wait_states({"a": DOWN}).epoch == 2
+        rig.wait_until_it_waits_for("")
+        assert rig.state.exists()
+
+
+@contextmanager
+def tiny_disk(place: Path) -> Iterator[Path]:
+    """A full one of 64 kB in the place of a directory; the file that fills it."""
+    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=64k", "tiny", place), check=True)
+    filler = place / "filler"
+    try:
+        filler.write_bytes(bytes(64 << 10))
+        yield filler
+    finally:
+        subprocess.run(("umount", "--lazy", place), check=True)
 
 
 def test_of_several_addresses_one_must_be_this_machines(rig: Rig) -> None:
