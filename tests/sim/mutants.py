@@ -31,6 +31,8 @@ SOURCES = Path(__file__).parents[2]
 COPIED = ("bpf", "bus", "conf", "services", "tests")
 PLUGINS = ("-p", "pytest_timeout", "-p", "no:cacheprovider")
 """Of pytest, all that the tests of shells need: to load the others takes longer than to run one."""
+PYTEST = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "COLUMNS": "200"}
+"""So wide that it says how a test failed."""
 
 MUTANTS = (
     Mutant(
@@ -235,7 +237,7 @@ def sound() -> bool:
 
 def _run(root: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
     """Python with these words, in the copy."""
-    environment = os.environ | {"PYTHONPATH": str(root), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = os.environ | {"PYTHONPATH": str(root), **PYTEST}
     return subprocess.run(
         [sys.executable, *words],
         cwd=root,

@@ -9,6 +9,15 @@ _LISTENER = "tests/health/test_listener.py::"
 _PROCESS = "tests/test_process.py::"
 _LINK = "tests/node/test_link.py::"
 
+_KEEP = "        if self._keep:\n            self._save(now_ms)\n"
+_TELL = (
+    "        for topic, event in self._events:\n"
+    "            self._publisher.publish(topic, event)\n"
+    '            what = {"node": event.id, "state": event.state.value, "fails": event.fails}\n'
+    '            _log.info(topic.value.rstrip("."), reason=event.reason, **what)\n'
+    "        self._events.clear()\n"
+)
+
 
 def _of(path: str, test: str, name: str, old: str, new: str) -> Mutant:
     package, _, module = path.rpartition("/")
@@ -35,14 +44,8 @@ SHELL_MUTANTS = (
         "services/health/main.py",
         _TURNS + "test_what_is_published_has_been_kept",
         "state is kept after it was published",
-        "        if self._keep:\n"
-        "            self._save(now_ms)\n"
-        "        for topic, event in self._events:\n"
-        "            self._publisher.publish(topic, event)\n",
-        "        for topic, event in self._events:\n"
-        "            self._publisher.publish(topic, event)\n"
-        "        if self._keep:\n"
-        "            self._save(now_ms)\n",
+        _KEEP + _TELL,
+        _TELL + _KEEP,
     ),
     _of(
         "services/health/main.py",
