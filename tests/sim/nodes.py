@@ -166,6 +166,8 @@ class World:
         self.now_ms = 1_000_000
         self.steps = 0
         self.network = self._draw_network()
+        # With three failures to a ban there are hardly any within so short a time.
+        self.policy = replace(POLICY, black_list_after_fails=self.random.choice((1, 3)))
         self._numbers = itertools.count()
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         count = self.random.randint(2, 5)
@@ -306,7 +308,7 @@ class World:
     def start_health(self, *, blank: bool = False) -> None:
         if self.registry is not None:
             return
-        self.registry = Registry(POLICY, self.now_ms)
+        self.registry = Registry(self.policy, self.now_ms)
         self.health_boot += 1
         self.view = None
         if blank:
@@ -497,9 +499,10 @@ class World:
         found = node.found_sick
         self._must(found is not None, "own-look", f"{node.id} has not looked yet")
         same = (message.status is ServingStatus.NOT_SERVING) is bool(found)
-        named = {name for each in message.sick or () for name in each.services}
-        # Of all it says that it does not serve, and names none.
-        same &= message.sick is None or named == (found if found != set(NAMES) else set())
+        named = frozenset(name for each in message.sick or () for name in each.services)
+        # That it serves nothing, it says without names.
+        to_name = found if found != frozenset(NAMES) else frozenset()
+        same &= message.sick is None or named == to_name
         self._must(same, "own-look", f"{node.id} found {found} and says {message.status}, {named}")
 
     def _check_adopted(self, kept: tuple[KeptNode, ...], view: LocalView) -> None:
