@@ -185,6 +185,8 @@ class World:
         """Whether something has come that is neither a message nor time."""
         self.health_inbox: list[tuple[bytes, str, list[bytes]]] = []
         self.view: LocalView | None = None
+        self.view_ms = self.now_ms
+        """When it was made."""
         self.quorum: Quorum | None = None
         self.quorum_disk: tuple[HardState, int] = (BLANK, self.now_ms)
         self.table: NodeTable | None = None
@@ -412,7 +414,8 @@ class World:
                 stored = replace(stored, table=aged(stored.table, self.now_ms - saved_ms))
             self.quorum = Quorum(CONFIG, stored, 7, self.now_ms)
             if self.view is not None:
-                self.quorum.report(f"boot-{self.health_boot}", self.view, self.now_ms)
+                age_ms = self.now_ms - self.view_ms
+                self.quorum.report(f"boot-{self.health_boot}", self.view, self.now_ms, age_ms)
 
     def kill_quorum(self) -> None:
         self.quorum = None
@@ -585,7 +588,7 @@ class World:
         if self.view is not None and not changed:
             same = _untimed(view) == _untimed(self.view)
             self._must(same, "version-kept", "a view that nobody was told of")
-        self.view = view
+        self.view, self.view_ms = view, self.now_ms
 
     def _check_orders(self) -> None:
         for number, (asked, since_ms) in self.asked.items():
