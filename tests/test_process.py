@@ -84,6 +84,24 @@ def test_a_signal_wakes_the_loop_and_is_taken_once(
     assert started.wait() == 0
 
 
+def test_what_has_woken_the_loop_is_seen_to(tmp_path: Path) -> None:
+    run = (
+        "loop = process.Loop(); loop.signals.wake();"
+        " print(len(loop.wait(60_000)), len(loop.wait(0)))"
+    )
+    done = subprocess.run(program(tmp_path, run), capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "0"]
+
+
+def test_who_has_not_listened_for_so_long_is_late_by_that(tmp_path: Path) -> None:
+    run = (
+        "now_ms = process.monotonic_ms(); loop = process.Loop(); loop.wait(0, now_ms - 5_000);"
+        " print(loop.late_ms(now_ms))"
+    )
+    done = subprocess.run(program(tmp_path, run), capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["5000"]
+
+
 def test_late_is_what_a_turn_begins_after_the_moment_it_waited_for() -> None:
     lateness = Lateness(1_000)
     assert lateness.begins(1_000) == 0

@@ -6,11 +6,13 @@ import socket
 import subprocess
 import time
 
+import pytest
 import zmq
 
 from bus.node_protocol import (
     Heartbeat,
     Hello,
+    decode_node,
     encode_node,
 )
 from bus.words import NodeState
@@ -54,6 +56,31 @@ def test_a_message_too_large_costs_a_connection_and_no_more() -> None:
         lb.router.send_multipart([lb.heard[-1][0], b"welcome", b"x" * (LARGEST_FRAME + 1)])
         lb.until(lambda: lb.session["phase"] == Phase.ABSENT)
         lb.admit()
+
+
+def test_what_could_not_be_sent_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[list[bytes]] = []
+
+    def refuse(_: Link, frames: list[bytes]) -> bool:
+        refused.append(frames)
+        return False
+
+    with fake_lb() as lb:
+        first = lb.admit()
+        with monkeypatch.context() as patched:
+            patched.setattr(Link, "send", refuse)
+            lb.until(lambda: refused, "a beat that does not go")
+        lost = decode_node(refused[0])
+        assert isinstance(lost, Heartbeat)
+        assert lost.seq > first.seq
+        assert (first.prepared is None, lost.prepared is None) == (False, True)
+
+        def later() -> list[Heartbeat]:
+            beats = [each for _, each in lb.heard if isinstance(each, Heartbeat)]
+            return [each for each in beats if each.seq > lost.seq]
+
+        lb.until(later, "the next beat")
+        assert later()[0].prepared is not None
 
 
 def test_a_thousand_services_fit_into_a_welcome() -> None:

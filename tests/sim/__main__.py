@@ -37,9 +37,9 @@ def play_some(seeds: range, size: int) -> tuple[list[str], Counter[str], int]:
     return failed, drawn, steps
 
 
-def chunks(first: int, count: int) -> Iterable[range]:
-    for start in range(first, first + count, CHUNK):
-        yield range(start, min(start + CHUNK, first + count))
+def chunks(first: int, count: int, size: int = CHUNK) -> Iterable[range]:
+    for start in range(first, first + count, size):
+        yield range(start, min(start + size, first + count))
 
 
 def main() -> int:
@@ -54,7 +54,8 @@ def main() -> int:
     failed: list[str] = []
     drawn: Counter[str] = Counter()
     steps = played = 0
-    todo = list(chunks(options.first, options.seeds))
+    size = 1 if options.first_failure else CHUNK
+    todo = list(chunks(options.first, options.seeds, size))
     with ProcessPoolExecutor(options.jobs) as pool:
         results = (
             pool.map(play_some, todo, [options.lbs] * len(todo))

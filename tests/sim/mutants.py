@@ -1,10 +1,14 @@
-"""Faults put into the cores on purpose: each must be caught, or the simulator has a hole.
+"""Faults put into the sources on purpose: each must be caught, or the tests have a hole.
 
     python -m tests.sim.mutants [NAME …]
 
-A mutant is a place in a module of a service and what is to stand there instead. It is made
-in a copy of the sources and played until the first seed that fails with it. Exit status 1: some
-were not caught within `SEEDS`, or their place is not in the sources any more.
+A mutant is a place in a module and what is to stand there instead (`mutant`). It is made in a copy
+of the sources. One of a core is played until the first seed that fails with it; where a test is
+named, that is run. Said is by which seed, or by which test, each was caught. Exit status 1: some
+were not, within `SEEDS`, or their place is not in the sources any more.
+
+Here are those of the quorum's cores; `node_mutants` has those that the schedules of nodes catch,
+`shell_mutants` those of the processes around the cores.
 """
 
 from __future__ import annotations
@@ -14,15 +18,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.sim.mutant import Mutant
 from tests.sim.node_mutants import NODE_MUTANTS
+from tests.sim.shell_mutants import SHELL_MUTANTS
 
 SEEDS = 2_000
 SOURCES = Path(__file__).parents[2]
-PACKAGES = ("bus", "conf", "services", "tests")
-
+COPIED = ("bpf", "bus", "conf", "services", "tests")
+PLUGINS = ("-p", "pytest_timeout", "-p", "no:cacheprovider")
+"""Of pytest, all that the tests of shells need: to load the others takes longer than to run one."""
+PYTEST = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "COLUMNS": "200"}
+"""So wide that it says how a test failed."""
 
 MUTANTS = (
     Mutant(
@@ -175,50 +185,84 @@ MUTANTS = (
         "                return wish.made(members)\n",
         "                members = wish.made(members)\n",
     ),
+    Mutant(
+        "a voter keeps a newer table to itself",
+        "election.py",
+        "        newer = own.table if own is not None and own.version > accepted else None\n",
+        "        newer = None\n",
+        test="tests/sim/test_partial.py::test_somebody_leads_and_goes_on_leading[constrained-5]",
+    ),
 )
+ALL = (*MUTANTS, *NODE_MUTANTS, *SHELL_MUTANTS)
 
 
 def by_name(name: str) -> Mutant:
-    return next(mutant for mutant in (*MUTANTS, *NODE_MUTANTS) if mutant.name == name)
+    return next(mutant for mutant in ALL if mutant.name == name)
 
 
-def caught(mutant: Mutant, seeds: int) -> str | None:
-    """What the first seed said that failed with it; None: none of so many did."""
+@contextmanager
+def sources_with(mutant: Mutant | None) -> Iterator[Path]:
+    """A copy of the sources with the fault in it; None: without any."""
     with tempfile.TemporaryDirectory(prefix="gale-mutant-") as made:
         root = Path(made)
-        for package in PACKAGES:
+        for package in COPIED:
             shutil.copytree(SOURCES / package, root / package, symlinks=True)
-        path = root / "services" / mutant.service / mutant.module
-        text = path.read_text()
-        if text.count(mutant.old) != 1:
-            raise ValueError(f"{mutant.name}: its place is {text.count(mutant.old)} times there")
-        path.write_text(text.replace(mutant.old, mutant.new))
-        command = [
-            sys.executable,
-            "-m",
-            "tests.sim",
-            "--lbs",
-            str(mutant.lbs),
-            "--seeds",
-            str(seeds),
-        ]
-        done = subprocess.run(
-            [*command, "--first-failure"],
-            cwd=root,
-            env=os.environ | {"PYTHONPATH": str(root)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode == 0:
-            return None
-        return (done.stdout.strip() or done.stderr.strip()).splitlines()[-1]
+        shutil.copy2(SOURCES / "pyproject.toml", root)
+        if mutant is not None:
+            path = root / mutant.path
+            path.write_text(mutant.made_in(path.read_text()))
+        yield root
+
+
+def caught(mutant: Mutant, seeds: int = SEEDS) -> str | None:
+    """What the first seed said that failed with it, or its test; None: nothing did.
+
+    Raises RuntimeError if what is to catch it did not even run.
+    """
+    words = ["-m", "tests.sim", "--lbs", str(mutant.lbs), "--seeds", str(seeds), "--first-failure"]
+    words += ["--first", str(mutant.first)]
+    start = "seed "
+    if mutant.test:
+        words, start = ["-m", "pytest", "-q", "-x", *PLUGINS, mutant.test], "FAILED "
+    with sources_with(mutant) as root:
+        done = _run(root, words)
+    if done.returncode == 0:
+        return None
+    said = [line for line in done.stdout.splitlines() if line.startswith(start)]
+    if not said:
+        raise RuntimeError(f"{mutant.name}: {done.stdout[-2_000:]}{done.stderr[-2_000:]}")
+    return said[-1]
+
+
+def sound() -> bool:
+    """Whether the tests pass in a copy without any fault: else their failing would say nothing."""
+    tests = dict.fromkeys(mutant.test for mutant in ALL if mutant.test)
+    with sources_with(None) as root:
+        done = _run(root, ["-m", "pytest", "-q", *PLUGINS, *tests])
+    print(done.stdout.splitlines()[-1], flush=True)
+    return done.returncode == 0
+
+
+def _run(root: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Python with these words, in the copy."""
+    environment = os.environ | {"PYTHONPATH": str(root), **PYTEST}
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def main(names: list[str]) -> int:
+    chosen = [by_name(name) for name in names] or ALL
+    if any(mutant.test for mutant in chosen) and not sound():
+        return 1
     escaped = 0
-    for mutant in [by_name(name) for name in names] or (*MUTANTS, *NODE_MUTANTS):
-        said = caught(mutant, SEEDS)
+    for mutant in chosen:
+        said = caught(mutant)
         escaped += said is None
         print(f"{'caught ' if said else 'ESCAPED'}  {mutant.name}  ({said})", flush=True)
     return 1 if escaped else 0

@@ -7,14 +7,18 @@ enables. After `TROUBLE_MS` all of it is mended, and within `LIVE_MS` everything
 
 What must hold, by the names that violations have:
 
-    living-down       silence takes a node down only if it was silent, as far as health could hear
+    living-down       silence takes a node down only if it was silent while health could hear
     dead-revived      nothing brings a node up but beats that are younger than checks_timeout
-    own-word          "not serving" is said of a node only if its agent has said it
+    restart-revived   health's restart brings no node up
+    own-look          an agent says what its last checks have found, and nothing before them
+    own-word          "not serving" is said of a node only if its agent has said it, of all services
+    sick-served       a service that its agent calls sick is not routed to there
     not-serving-up    whoever has said that it does not serve is routed to no more
     checks-before     UP comes after checks_before_routing good beats since it was down; how old a
                       beat is, is known as exactly as the quickest of this agent's so far tells
     ring-emptied      silence alone leaves min_healthy of a service's nodes
-    ban-broken        a banned node is not routed to before its time is up, or it was pardoned
+    ban-broken        a banned node is not routed to before its time is up, or it was pardoned; and
+                      then it is banned no more, whatever was restarted meanwhile
     pardon-lost       a node that was pardoned is not banned any more
     order-broken      no table shows a drained or banned node UP, and none forgets an agreed order
     deadline-missed   a drain that is over ends the node's flows, and not before
@@ -36,9 +40,16 @@ from functools import partial
 from random import Random
 
 from bus.events import NodeEvent
-from bus.node_protocol import Heartbeat, Hello, OfferedService, decode_node, encode_node
+from bus.node_protocol import (
+    Heartbeat,
+    Hello,
+    NodeMessage,
+    OfferedService,
+    decode_node,
+    encode_node,
+)
 from bus.orders import Asked, OrderKind
-from bus.states import LocalView, NodeTable, TableService
+from bus.states import LocalView, NodeTable, TableService, states_apart
 from bus.topics import Topic
 from bus.words import Encapsulation, Mode, NodeState, Protocol, ServingStatus
 from services.health.keeping import KeptNode
@@ -116,11 +127,21 @@ class Node:
     newest_ms: int = -LONG_MS
     """When the newest beat that health has read was sent."""
     said: ServingStatus = ServingStatus.SERVING
+    found_sick: frozenset[str] | None = None
+    """By the last checks of this agent; None: it has not looked yet."""
+    named: set[str] = field(default_factory=set)
+    """The services that it has called sick by name, as far as health has read it since that hello.
+    """
     has_said: set[str] = field(default_factory=set)
+    """What it does not serve, by what it has said."""
+    last_seq: dict[bytes, int] = field(default_factory=dict)
+    """By connection, the largest number of a beat that health has read."""
     bad_ms: int = -LONG_MS
-    """When health has last read that it does not serve."""
+    """When health has last read that it serves nothing."""
     good_run: int = 0
     """Good beats that health has read one after the other."""
+    best_run: int = 0
+    """The most of them since it last told what happened."""
     fresh_run: int = 0
     """Those of them that it has read since it last told what happened."""
     banned_until_ms: int = -1
@@ -145,6 +166,8 @@ class World:
         self.now_ms = 1_000_000
         self.steps = 0
         self.network = self._draw_network()
+        # With three failures to a ban there are hardly any within so short a time.
+        self.policy = replace(POLICY, black_list_after_fails=self.random.choice((1, 3)))
         self._numbers = itertools.count()
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         count = self.random.randint(2, 5)
@@ -156,13 +179,19 @@ class World:
         self.health_disk: tuple[tuple[KeptNode, ...], int] = ((), self.now_ms)
         self.health_boot = 0
         self.health_paused_ms: int | None = None
+        self.deaf_ms: list[tuple[int, int]] = []
+        """From when to when health was paused."""
         self.is_health_new = True
         """Whether something has come that is neither a message nor time."""
         self.health_inbox: list[tuple[bytes, str, list[bytes]]] = []
         self.view: LocalView | None = None
+        self.view_ms = self.now_ms
+        """When it was made."""
         self.quorum: Quorum | None = None
         self.quorum_disk: tuple[HardState, int] = (BLANK, self.now_ms)
         self.table: NodeTable | None = None
+        self.table_ms = self.now_ms
+        """When it was made."""
         self.asked: dict[str, tuple[Asked, int]] = {}
         self.agreed: dict[str, Ordered] = {}
         self.start_quorum()
@@ -248,6 +277,7 @@ class World:
         node.agent.tick(self.now_ms)
         output = node.agent.take_output()
         for _, message in output.messages:
+            self._check_word(node, message)
             if node.connection is not None:
                 send = partial(self._to_health, node, node.connection, encode_node(message))
                 self._carry(node, send)
@@ -259,6 +289,7 @@ class World:
             for plan in node.agent.plans():
                 good = plan.service not in node.sick
                 node.agent.checked(plan, good, "as it is", self.now_ms)
+                node.found_sick = frozenset(node.sick)
             node.is_new = True
         self.after(CHECK_MS, partial(self._check, node))
 
@@ -279,7 +310,7 @@ class World:
     def start_health(self, *, blank: bool = False) -> None:
         if self.registry is not None:
             return
-        self.registry = Registry(POLICY, self.now_ms)
+        self.registry = Registry(self.policy, self.now_ms)
         self.health_boot += 1
         self.view = None
         if blank:
@@ -288,14 +319,16 @@ class World:
                 node.banned_until_ms = -1
         kept, saved_ms = self.health_disk
         self.registry.adopt(kept, self.now_ms - saved_ms, self.now_ms)
+        self._check_adopted(kept, self.registry.view(self.now_ms))
         if self.table is not None:
             self._tell_table()
         for node in self.nodes:
-            node.good_run, node.boot = 0, ""
+            node.good_run, node.boot, node.has_said = 0, "", set()
             self.after(self.random.randint(1, 200), partial(self.connect, node))
 
     def kill_health(self) -> None:
-        self.registry, self.health_paused_ms = None, None
+        self._end_pause()
+        self.registry = None
         self.health_inbox.clear()
         for node in self.nodes:
             if node.connection is not None:
@@ -327,7 +360,7 @@ class World:
         for topic, event in output.events:
             self._check_event(topic, event, view, before)
         for node in self.nodes:
-            node.fresh_run = 0
+            node.fresh_run, node.best_run = 0, node.good_run
         if output.view_changed and self.quorum is not None:
             self.quorum.report(f"boot-{self.health_boot}", view, self.now_ms)
         for connection, message in output.messages:
@@ -345,7 +378,7 @@ class World:
 
     def _tell_table(self) -> None:
         if self.registry is not None and self.table is not None:
-            self.registry.adopt_table(self.table, self.now_ms)
+            self.registry.adopt_table(self.table, self.now_ms, self.now_ms - self.table_ms)
             self.registry.heed(self.table, self.now_ms)
             self.is_health_new = True
 
@@ -355,8 +388,7 @@ class World:
 
     def resume_health(self) -> None:
         if self.registry is not None and self.health_paused_ms is not None:
-            late_ms = self.now_ms - self.health_paused_ms
-            self.health_paused_ms = None
+            late_ms = self._end_pause()
             inbox, self.health_inbox = self.health_inbox, []
             for connection, address, frames in inbox:
                 self._note_read(connection, frames)
@@ -364,6 +396,14 @@ class World:
             self.registry.lagged(late_ms, self.now_ms)
             self.is_health_new = True
             self._tell_table()
+
+    def _end_pause(self) -> int:
+        """Health is paused no longer; how long it was."""
+        since_ms, self.health_paused_ms = self.health_paused_ms, None
+        if since_ms is None:
+            return 0
+        self.deaf_ms.append((since_ms, self.now_ms))
+        return self.now_ms - since_ms
 
     # ------------------------------------------------------------------ quorum
 
@@ -374,7 +414,8 @@ class World:
                 stored = replace(stored, table=aged(stored.table, self.now_ms - saved_ms))
             self.quorum = Quorum(CONFIG, stored, 7, self.now_ms)
             if self.view is not None:
-                self.quorum.report(f"boot-{self.health_boot}", self.view, self.now_ms)
+                age_ms = self.now_ms - self.view_ms
+                self.quorum.report(f"boot-{self.health_boot}", self.view, self.now_ms, age_ms)
 
     def kill_quorum(self) -> None:
         self.quorum = None
@@ -401,7 +442,7 @@ class World:
             self._must(table.epoch >= before.epoch, "table-changed", "an older epoch")
             same = _timeless(table) == _timeless(before)
             self._must(table.epoch > before.epoch or same, "table-changed", "one epoch, two tables")
-        self.table = table
+        self.table, self.table_ms = table, self.now_ms
         if self.health_paused_ms is None:
             self._tell_table()
 
@@ -435,19 +476,48 @@ class World:
         node, message = self.owners[connection], decode_node(frames)
         if isinstance(message, Hello) and message.boot != node.boot:
             node.boot, node.quickest_ms = message.boot, LONG_MS
-        if not isinstance(message, Heartbeat):
+            node.named, node.has_said = set(), set()
+        if not isinstance(message, Heartbeat) or message.seq <= node.last_seq.get(connection, 0):
             return
+        node.last_seq[connection] = message.seq
         node.quickest_ms = min(node.quickest_ms, self.now_ms - message.sent_ms)
         node.newest_ms = max(node.newest_ms, message.sent_ms)
         node.said = message.status
-        if message.status is ServingStatus.NOT_SERVING:
-            node.bad_ms = self.now_ms
         if message.sick is not None:
-            node.has_said = {name for each in message.sick for name in each.services}
+            node.named = {name for each in message.sick for name in each.services}
+        of_all = message.status is ServingStatus.NOT_SERVING and not node.named
+        node.has_said = set(NAMES) if of_all else node.named
+        if node.has_said == set(NAMES):
+            node.bad_ms = self.now_ms
         is_young = message.sent_ms + node.quickest_ms > self.now_ms - TIMEOUT_MS
         good = message.status is ServingStatus.SERVING or node.has_said != set(NAMES)
         node.good_run = node.good_run + is_young if good else 0
+        node.best_run = max(node.best_run, node.good_run)
         node.fresh_run = node.fresh_run + is_young if good else 0
+
+    def _check_word(self, node: Node, message: NodeMessage) -> None:
+        """What an agent says is what it has found."""
+        if not isinstance(message, Heartbeat):
+            return
+        found = node.found_sick
+        self._must(found is not None, "own-look", f"{node.id} has not looked yet")
+        same = (message.status is ServingStatus.NOT_SERVING) is bool(found)
+        named = frozenset(name for each in message.sick or () for name in each.services)
+        # That it serves nothing, it says without names.
+        to_name = found if found != frozenset(NAMES) else frozenset()
+        same &= message.sick is None or named == to_name
+        self._must(same, "own-look", f"{node.id} found {found} and says {message.status}, {named}")
+
+    def _check_adopted(self, kept: tuple[KeptNode, ...], view: LocalView) -> None:
+        routed = {each.id for each in kept if each.state in TAKES}
+        for seen in view.nodes:
+            is_new = seen.state in TAKES and seen.id not in routed
+            self._must(not is_new, "restart-revived", f"{seen.id} is {seen.state}")
+
+    def _listened_ms(self, since_ms: int) -> int:
+        """How much of the time since then health could hear."""
+        deaf_ms = sum(max(0, end - max(begin, since_ms)) for begin, end in self.deaf_ms)
+        return self.now_ms - since_ms - deaf_ms
 
     def _check_event(
         self, topic: Topic, event: NodeEvent, view: LocalView, before: LocalView | None
@@ -460,16 +530,20 @@ class World:
             known_ms = age_ms - node.quickest_ms
             self._must(known_ms < TIMEOUT_MS, "dead-revived", f"{event.id} after {age_ms} ms")
             if event.previous is NodeState.PROBATION:
-                self._must(node.good_run >= 3, "checks-before", f"{event.id}: {node.good_run}")
+                self._must(node.best_run >= 3, "checks-before", f"{event.id}: {node.best_run}")
         elif topic is Topic.NODE_DOWN:
             own = event.reason.startswith("not serving")
             said = node.bad_ms == self.now_ms
             self._must(said or not own, "own-word", f"{event.id}: {event.reason}")
             if not own and event.previous in (UP, SUSPECT):
-                self._must(age_ms >= TIMEOUT_MS, "living-down", f"{event.id} after {age_ms} ms")
+                silent_ms = self._listened_ms(node.newest_ms)
+                self._must(
+                    silent_ms >= TIMEOUT_MS, "living-down", f"{event.id} after {silent_ms} ms"
+                )
                 if _has_taken(event.id, before):
                     self._check_who_is_left(event, view)
-            node.good_run = node.good_run if own else 0
+            if not own:
+                node.good_run = node.best_run = 0
         elif topic is Topic.NODE_BANNED:
             node.banned_until_ms, node.pardoned = self.now_ms + EXPIRY_MS, False
         elif topic is Topic.NODE_PARDONED:
@@ -478,6 +552,7 @@ class World:
             self._must(early or over, "ban-broken", f"{event.id}: {event.reason}")
             # Beats may have been read in the same turn, after the pardon; those of before are void.
             node.banned_until_ms, node.good_run = -1, node.fresh_run
+            node.best_run = node.fresh_run
 
     def _check_who_is_left(self, gone: NodeEvent, view: LocalView) -> None:
         out = {
@@ -494,9 +569,12 @@ class World:
         for seen in view.nodes:
             node = self.by_id[seen.id]
             banned = self.now_ms < node.banned_until_ms
-            self._must(
-                not (banned and seen.state in TAKES), "ban-broken", f"{seen.id} is {seen.state}"
-            )
+            broken = seen.state in TAKES if banned else seen.state is BANNED
+            known = node.banned_until_ms >= 0
+            self._must(not (known and broken), "ban-broken", f"{seen.id} is {seen.state}")
+            states = states_apart(seen)
+            served = [name for name in node.has_said if states.get(name, seen.state) in TAKES]
+            self._must(not served, "sick-served", f"{served} at {seen.id}")
             pardoned = node.pardoned and seen.state is BANNED
             self._must(not pardoned, "pardon-lost", f"{seen.id} is banned yet")
             nothing = node.said is ServingStatus.NOT_SERVING and node.has_said == set(NAMES)
@@ -510,7 +588,7 @@ class World:
         if self.view is not None and not changed:
             same = _untimed(view) == _untimed(self.view)
             self._must(same, "version-kept", "a view that nobody was told of")
-        self.view = view
+        self.view, self.view_ms = view, self.now_ms
 
     def _check_orders(self) -> None:
         for number, (asked, since_ms) in self.asked.items():
@@ -648,7 +726,7 @@ class NodeSchedule:
 
     def _boot(self, node: Node) -> None:
         if not node.is_alive:
-            node.is_alive, node.boots = True, node.boots + 1
+            node.is_alive, node.boots, node.found_sick = True, node.boots + 1, None
             boot = f"{node.name}-{node.boots}"
             node.agent = Agent(AgentConfig(node.name, 1, ("lb",), ()), boot, self.world.now_ms)
             self.world.connect(node)

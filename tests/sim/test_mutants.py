@@ -1,15 +1,21 @@
-"""Each fault that is put in on purpose has its place in the sources, whatever was moved since."""
+"""Each fault that is put in on purpose has its place in the sources, and is caught."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.sim.mutant import Mutant
-from tests.sim.mutants import MUTANTS, SOURCES
-from tests.sim.node_mutants import NODE_MUTANTS
+from tests.sim.mutants import ALL, SOURCES, caught
+
+each_mutant = pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: mutant.name)
 
 
-@pytest.mark.parametrize("mutant", [*MUTANTS, *NODE_MUTANTS], ids=lambda mutant: mutant.name)
+@each_mutant
 def test_its_place_is_there_once(mutant: Mutant) -> None:
-    text = (SOURCES / "services" / mutant.service / mutant.module).read_text()
-    assert text.count(mutant.old) == 1
+    mutant.made_in((SOURCES / mutant.path).read_text())
+
+
+@pytest.mark.timeout(600)
+@each_mutant
+def test_it_is_caught(mutant: Mutant) -> None:
+    assert caught(mutant), "nothing fails with it"

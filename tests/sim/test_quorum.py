@@ -12,7 +12,7 @@ from tests.sim.schedule import Schedule
 CHUNK = 25
 
 
-@pytest.mark.parametrize("first", range(0, 500, CHUNK))
+@pytest.mark.parametrize("first", range(0, 1000, CHUNK))
 def test_three_lbs(first: int) -> None:
     for seed in range(first, first + CHUNK):
         Schedule(seed, 3).play()
