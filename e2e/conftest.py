@@ -33,6 +33,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "anywhere: asks for nothing that only a lab can do, so it runs on any machines"
     )
+    config.addinivalue_line(
+        "markers",
+        "lasting: shows over minutes what others show in seconds: `make e2e` runs it, and not"
+        " `make test`, which has to stay short",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
