@@ -40,12 +40,14 @@ MUTANTS = (
         "election.py",
         "        if now_ms < self._promised_until_ms or self.has_lease(now_ms):\n",
         "        if self.has_lease(now_ms):\n",
+        first=15,
     ),
     Mutant(
         "a leader votes while it has its lease",
         "election.py",
         "        if now_ms < self._promised_until_ms or self.has_lease(now_ms):\n",
         "        if now_ms < self._promised_until_ms:\n",
+        first=285,
     ),
     Mutant(
         "a start forgets what was promised",
