@@ -172,24 +172,28 @@ MUTANTS = (
         "roster.py",
         "        accepted = self._register.accepted\n        table = accepted.table",
         "        accepted = self._register.committed\n        table = accepted.table",
+        first=39,
     ),
     Mutant(
         "the leader's file alone says who the members are",
         "listing.py",
         " or any(each != self.own for each in others):\n",
         ":\n",
+        first=17,
     ),
     Mutant(
         "a list is noted before the members are those of it",
         "listing.py",
         "        return after, self.own if is_done else agreed\n",
         "        return after, self.own\n",
+        first=7,
     ),
     Mutant(
         "the files change all members at once",
         "listing.py",
         "                return wish.made(members)\n",
         "                members = wish.made(members)\n",
+        first=17,
     ),
     Mutant(
         "a voter keeps a newer table to itself",
