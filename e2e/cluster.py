@@ -102,7 +102,7 @@ def all_serve(hosts: Hosts) -> None:
 
 def are_of_one_move(seen: Summary) -> None:
     """Whether what failed was under way when the VIP moved, younger than what is replicated."""
-    assert set(seen.errors) <= {"reset"}, seen.errors
+    assert set(seen.errors) <= {"reset"}, seen.failures
     assert seen.failing_ms < MOVE_MS, seen.failures
 
 

@@ -31,6 +31,7 @@ from e2e.cluster import (
     set_in_quorum,
 )
 from e2e.conftest import MachinesOf
+from e2e.held import hold
 from e2e.hosts import (
     Hosts,
     LabHosts,
@@ -43,9 +44,10 @@ from e2e.hosts import (
     wait_for,
 )
 from e2e.lab import Plan
+from e2e.replicas import all_know
 from e2e.traffic import Traffic
 
-FLOWS = 300
+FLOWS, HELD = 300, 40
 START_S = 30.0
 """The goal is three seconds on a machine that does nothing else; the test prints what it saw."""
 TRACING_S = 300
@@ -317,29 +319,41 @@ def changed(hosts: Hosts, lb: str, change: str, whom: str) -> None:
 
 
 def test_one_is_removed_and_one_is_added_while_requests_run(hosts: Hosts) -> None:
-    """The one that comes has an empty disk, as a new machine has."""
+    """The one that comes has an empty disk, as a new machine has. Open connections live on."""
     leader = agreed(hosts)
     one, other = others(hosts, leader)
-    requests = traffic(hosts, rate=50)
-    wait_for(lambda: requests.results, "the first answer")
-    refused = hosts.run(one, "gale", "quorum", "remove", leader)
-    assert refused.returncode == 1
-    assert "leads: `gale handover` there first" in refused.stderr
-    changed(hosts, one, "remove", other)
-    wait_for(lambda: members(hosts, one) == members(hosts, leader) == {leader, one}, "two members")
-    wait_for(lambda: (state := quorum(hosts, other)) and not state["is_member"], "it knows")
-    wait_for(partial(quorum_lost, hosts, other), "nobody to speak to it any more", PATIENCE_S)
-    hosts.supervisorctl(other, "stop", "gale:quorum")
-    hosts.run(other, "sh", "-c", 'rm "$GALE_STATE_DIR/quorum.state"')
-    hosts.supervisorctl(other, "start", "gale:quorum")
-    wait_for(lambda: other in applicants(hosts, one), "it knocks", PATIENCE_S)
-    changed(hosts, one, "add", other)
-    wait_for(lambda: members(hosts, one) == members(hosts, other) == set(hosts.lbs), "three again")
-    one_table(hosts)
-    are_of_one_move(requests.stop())
+    with hold(hosts, count=HELD, every_ms=200) as held:
+        all_know(hosts, HELD)
+        requests = traffic(hosts, rate=50)
+        wait_for(lambda: requests.results, "the first answer")
+        refused = hosts.run(one, "gale", "quorum", "remove", leader)
+        assert refused.returncode == 1
+        assert "leads: `gale handover` there first" in refused.stderr
+        changed(hosts, one, "remove", other)
+        is_removed(hosts, leader, one, other)
+        hosts.supervisorctl(other, "stop", "gale:quorum")
+        hosts.run(other, "sh", "-c", 'rm "$GALE_STATE_DIR/quorum.state"')
+        wait_for(lambda: other not in applicants(hosts, one), "its knocking to be over", PATIENCE_S)
+        hosts.supervisorctl(other, "start", "gale:quorum")
+        wait_for(lambda: other in applicants(hosts, one), "it knocks", PATIENCE_S)
+        changed(hosts, one, "add", other)
+        everybody = set(hosts.lbs)
+        wait_for(lambda: members(hosts, one) == members(hosts, other) == everybody, "three again")
+        one_table(hosts)
+        are_of_one_move(requests.stop())
+        assert held.ended == {}
+        assert held.ask() == HELD
     hosts.supervisorctl(one, "restart", "gale:quorum")
     agreed(hosts)
-    assert members(hosts, one) == set(hosts.lbs), "kept over restarts"
+    assert members(hosts, one) == everybody, "kept over restarts"
+
+
+def is_removed(hosts: Hosts, leader: str, one: str, other: str) -> None:
+    """Until the two others go by it, and it knows it, and is spoken to no more."""
+    two = {leader, one}
+    wait_for(lambda: members(hosts, one) == members(hosts, leader) == two, "two members")
+    wait_for(lambda: (state := quorum(hosts, other)) and not state["is_member"], "it knows")
+    wait_for(partial(quorum_lost, hosts, other), "nobody to speak to it any more", PATIENCE_S)
 
 
 def test_the_members_become_those_that_all_files_list(hosts: LabHosts) -> None:

@@ -53,10 +53,8 @@ PUBLIC = Network("public", "pub0", "10.80.0")
 PRIVATE = Network("private", "priv0", "10.81.0")
 ROUTER_HOST = 254
 VIP = PUBLIC.address(100)
-SNAT_HOSTS = range(100, 104)
+SNAT_ADDRESSES = tuple(PRIVATE.address(host) for host in range(100, 104))
 """As many ports for each LB as it has on an address of its own."""
-ONE_NETWORK_SNAT_HOSTS = range(101, 105)
-"""Likewise, where the VIP is of the same network."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +169,8 @@ class Plan:
     def snat_addresses(self) -> tuple[str, ...]:
         """Those of the VIP: addresses of the network that the nodes are on."""
         if self.one_interface:
-            return tuple(PUBLIC.address(host) for host in ONE_NETWORK_SNAT_HOSTS)
-        return tuple(PRIVATE.address(host) for host in SNAT_HOSTS)
+            return tuple(PUBLIC.address(host) for host in range(101, 105))
+        return SNAT_ADDRESSES
 
     def vip(self, lb: str) -> str:
         """What clients of this LB use."""

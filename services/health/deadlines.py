@@ -8,7 +8,8 @@ becomes of it is for `silence` to say.
 later, until the node's next heartbeat: the missing beats may be ours, not the node's. It costs two
 numbers: each node remembers the total lag there was when it was last seen (`lag_mark_ms`), and what
 has come since is its extension. A beat that was sent before a lag was noticed, and read after it,
-has the mark from before, for which the last lags are remembered with their times.
+has the mark from before, for which the last lags are remembered with their times. When a suspect
+is looked at again is a moment of its own, which `lagged` moves as well.
 
 **The heap.** A beat moves a deadline at almost no cost: it writes the node's fields and leaves the
 heap alone. An entry that comes up looks the deadline up anew, and goes back if it has moved. There
@@ -59,6 +60,9 @@ class Deadlines:
         """This loop was late by `lag_ms`: no node is to be blamed for that time."""
         self._lags.append((now_ms, self._lag_total_ms))
         self._lag_total_ms += lag_ms
+        for node in self._roster:
+            if node.state is SUSPECT:
+                node.suspect_until_ms += lag_ms
 
     def watch(self, node: Node) -> None:
         """A node that is new here: its time runs from when it was last seen."""

@@ -464,6 +464,22 @@ def test_a_suspect_is_looked_at_again_and_again_until_it_can_be_spared() -> None
     assert rig.observe(suspect.id).fails == 0
 
 
+def test_our_own_lag_is_no_silence_of_a_suspect() -> None:
+    rig = Rig(HALF)
+    agents = brought_up(rig, 3)
+    rig.wait(LONG_MS)
+    suspect, back = [agent for agent in agents if agent.state is SUSPECT]
+    (down,) = [agent for agent in agents if agent.state is DOWN]
+    back.beat()
+    down.bring_up()
+    rig.now_ms += 2 * TIMEOUT_MS
+    rig.registry.lagged(2 * TIMEOUT_MS, rig.now_ms)
+    rig.tick()
+    assert suspect.state is SUSPECT, "it could be spared, and nobody has listened"
+    rig.wait(TIMEOUT_MS, beating=[back, down])
+    assert suspect.state is DOWN
+
+
 def test_who_has_failed_by_its_own_word_has_not_if_the_last_one_is_in_doubt_at_once() -> None:
     rig = Rig(HALF)
     first, second = brought_up(rig, 2)

@@ -22,9 +22,9 @@ class Mutant:
     package: str = "services/quorum"
     lbs: int = 3
     """In the schedules that are to catch it; 0: those of nodes."""
-    first: int = 0
-    """The seed to begin with: the first that caught it when that was looked for last, so that it
-    need not be looked for each time."""
+    first: int | None = None
+    """The seed to begin with: the first that caught it when that was looked for last. None: nobody
+    has looked yet, and it may take hundreds, so this is not for each run of the tests."""
     test: str = ""
     """Which is to catch it instead of schedules, as pytest names it."""
 

@@ -40,12 +40,14 @@ MUTANTS = (
         "election.py",
         "        if now_ms < self._promised_until_ms or self.has_lease(now_ms):\n",
         "        if self.has_lease(now_ms):\n",
+        first=15,
     ),
     Mutant(
         "a leader votes while it has its lease",
         "election.py",
         "        if now_ms < self._promised_until_ms or self.has_lease(now_ms):\n",
         "        if now_ms < self._promised_until_ms:\n",
+        first=285,
     ),
     Mutant(
         "a start forgets what was promised",
@@ -64,6 +66,7 @@ MUTANTS = (
         "election.py",
         "            and self.vote in (None, message.sender)\n",
         "",
+        first=7,
     ),
     Mutant(
         "an older table may win",
@@ -114,6 +117,7 @@ MUTANTS = (
         "register.py",
         "        if 1 + sum(held == version for held in self.held.values()) < majority:\n",
         "        if 1 + sum(held == version for held in self.held.values()) < majority - 1:\n",
+        first=33,
     ),
     Mutant(
         "what is committed is published before it is stored",
@@ -123,6 +127,7 @@ MUTANTS = (
         "        self.stored = self.accepted\n"
         "        version = version_of(self.stored)\n"
         "        if version != self.committed_version or",
+        first=0,
     ),
     Mutant(
         "a VIP is granted while another owner is proposed",
@@ -135,6 +140,7 @@ MUTANTS = (
         "leases.py",
         "        return now_ms >= self.free_ms(vip)\n",
         "        return True\n",
+        first=4,
     ),
     Mutant(
         "a grant counts from when it came",
@@ -166,24 +172,28 @@ MUTANTS = (
         "roster.py",
         "        accepted = self._register.accepted\n        table = accepted.table",
         "        accepted = self._register.committed\n        table = accepted.table",
+        first=39,
     ),
     Mutant(
         "the leader's file alone says who the members are",
         "listing.py",
         " or any(each != self.own for each in others):\n",
         ":\n",
+        first=17,
     ),
     Mutant(
         "a list is noted before the members are those of it",
         "listing.py",
         "        return after, self.own if is_done else agreed\n",
         "        return after, self.own\n",
+        first=7,
     ),
     Mutant(
         "the files change all members at once",
         "listing.py",
         "                return wish.made(members)\n",
         "                members = wish.made(members)\n",
+        first=17,
     ),
     Mutant(
         "a voter keeps a newer table to itself",
@@ -220,7 +230,7 @@ def caught(mutant: Mutant, seeds: int = SEEDS) -> str | None:
     Raises RuntimeError if what is to catch it did not even run.
     """
     words = ["-m", "tests.sim", "--lbs", str(mutant.lbs), "--seeds", str(seeds), "--first-failure"]
-    words += ["--first", str(mutant.first)]
+    words += ["--first", str(mutant.first or 0)]
     start = "seed "
     if mutant.test:
         words, start = ["-m", "pytest", "-q", "-x", *PLUGINS, mutant.test], "FAILED "

@@ -6,7 +6,7 @@ from tests.sim.mutant import Mutant
 
 
 def _of(service: str, module: str, name: str, old: str, new: str) -> Mutant:
-    return Mutant(name, module, old, new, package=f"services/{service}", lbs=0)
+    return Mutant(name, module, old, new, package=f"services/{service}", lbs=0, first=0)
 
 
 NODE_MUTANTS = (
