@@ -34,10 +34,10 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from bus.states import LocalView, NodeTable, states_apart
+from bus.states import LocalView, NodeTable, TableService, states_apart
 from bus.words import Mode, NodeState, OnNodeDown, Protocol
 from services.dataplane.flows.census import Census
-from services.dataplane.fronts import SETTLE_MS
+from services.dataplane.fronts import SETTLE_MS, shared_snat
 from services.dataplane.maps import NO_SEAT, Facts, KernelState, Place, Seat, Service
 from services.dataplane.nexthop import NextHop
 from services.dataplane.words import ServiceKey
@@ -128,7 +128,7 @@ def plan_seats(
     retired_ms = _retired(kernel, seat_of, census, now_ms)
     deaths, sick = _deaths(table, view), _sick(table, view)
     hops = {value.address: value.next_hop for value in kernel.seats.values()} | dict(next_hops)
-    reasons |= _out_of_reach(placed, hops)
+    reasons |= _out_of_reach(placed, hops) | _cut_off_from_itself(placed, hops, table, facts)
     takers = frozenset(
         place.identity
         for place in placed
@@ -193,6 +193,40 @@ def _out_of_reach(placed: Iterable[Place], hops: Mapping[str, NextHop | None]) -
         and place.node.state in SEATED
         and place.node.address in behind
     }
+
+
+def _cut_off_from_itself(
+    placed: Iterable[Place],
+    hops: Mapping[str, NextHop | None],
+    table: NodeTable,
+    facts: Facts,
+) -> dict[int, str]:
+    """Why this machine takes no flow of its own LB although it is a node that is well; by the
+    place's identity. Where it can, see bpf/kernel/own_node.h.
+    """
+    own = {address for address, hop in hops.items() if hop is not None and hop.own}
+    if not own:
+        return {}
+    return {
+        place.identity: why
+        for place in placed
+        if place.node.address in own
+        and place.node.state in SEATED
+        and (why := _why_not_itself(place.service, table, facts))
+    }
+
+
+def _why_not_itself(service: TableService, table: NodeTable, facts: Facts) -> str:
+    if service.mode is not Mode.L4:
+        return ""
+    if not service.snat:
+        return "this machine is the node, and with snat = false its answers go past this LB"
+    if facts.own_addresses.issuperset(shared_snat(service, table)):
+        return (
+            "this machine is the node, and its answers to an address of its own never come back to"
+            " this LB: give the virtual IP a snat_address"
+        )
+    return facts.no_way_to_itself
 
 
 def _value(
