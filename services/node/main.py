@@ -94,13 +94,8 @@ class AgentProcess:
         self._loop = Loop()
         self._poller, self._signals = self._loop.poller, self._loop.signals
         self._resolver = Resolver(self._signals.wake)
-        host = partial(
-            Host,
-            paths.run_dir,
-            paths.bpf_dir,
-            paths.state_dir / PROGRAM_CACHE,
-            beside_lb=paths.lb_beside is not None,
-        )
+        directories = paths.run_dir, paths.bpf_dir, paths.state_dir / PROGRAM_CACHE
+        host = partial(Host, *directories, beside_lb=paths.lb_beside is not None)
         self._keeper = Keeper(host, self._signals.wake)
         self._order = Order()
         self._lingering = Lingering()
