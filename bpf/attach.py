@@ -11,7 +11,8 @@ after, thus at whatever point the process dies, one of the two pins is what is a
 privilege (root) the name decides too, for pins that were lost: `gale_...`. Everything else is
 foreign and refused, by the kernel as well: the request names the program it means to replace
 (XDP_FLAGS_REPLACE). TC filters tell their name to everybody; ours is handle 1 of priority 1, with
-direct action, on the ingress of clsact, and filters of other priorities are left alone.
+direct action, on the ingress of clsact, and filters of other priorities are left alone. Where a
+machine is load balancer and node there are two more (`Spot`).
 
 A load balancer's programs and a node agent's (`gale_unwrap`, pinned as `unwrap_...`) may share a
 machine and a BPF directory. To a load balancer the agent's are a stranger's.
@@ -74,6 +75,19 @@ class ForeignProgram(Exception):  # noqa: N818 - likewise
 
 class NativeXdpUnsupported(Exception):  # noqa: N818 - likewise
     """The interface's driver does not take this XDP program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where on an interface a TC filter of ours stands: ingress or egress, and its priority."""
+
+    parent: int
+    priority: int = OUR_PRIORITY
+
+
+FIRST, FIRST_ON_EGRESS = Spot(INGRESS), Spot(EGRESS)
+BEHIND_THE_LB = Spot(INGRESS, OUR_PRIORITY + 1)
+"""The unwrapper's on a machine that is an LB too: it gets what the LB's program leaves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,12 +264,14 @@ def _set_xdp(link: _Link, fd: int | None, expected_fd: int | None, flavour: str)
 # --------------------------------------------------------------------------- TC
 
 
-def attach_tc(netlink: IPRoute, interface: str, fd: int, pin_path: Path) -> Hook:
-    """Attach a TC program to the ingress and pin it, in the place of ours that was there."""
+def attach_tc(
+    netlink: IPRoute, interface: str, fd: int, pin_path: Path, spot: Spot = FIRST
+) -> Hook:
+    """Attach a TC program to ingress or egress and pin it, in the place of ours that was there."""
     with _interface(netlink, interface) as link:
         _add_clsact(link)
-        there = _filters_in_our_place(link)
-        _refuse_foreign_filter(interface, there, pin_path)
+        there = _filters_in_our_place(link, spot)
+        _refuse_foreign_filter(interface, there, pin_path, spot)
         try:
             netlink.tc(
                 # To add one fails if somebody else has put a filter there meanwhile.
@@ -263,8 +279,8 @@ def attach_tc(netlink: IPRoute, interface: str, fd: int, pin_path: Path) -> Hook
                 "bpf",
                 link.index,
                 handle=OUR_HANDLE,
-                prio=OUR_PRIORITY,
-                parent=INGRESS,
+                prio=spot.priority,
+                parent=spot.parent,
                 fd=fd,
                 name=program_info(fd).name,
                 direct_action=True,
@@ -273,47 +289,58 @@ def attach_tc(netlink: IPRoute, interface: str, fd: int, pin_path: Path) -> Hook
             if error.code != errno.EEXIST:
                 raise
             raise ForeignProgram(f"{interface}: another TC filter was attached meanwhile") from None
-    pin(fd, pin_path)
-    return tc_state(netlink, interface, pin_path)
+    _pin_filter(fd, pin_path)
+    return tc_state(netlink, interface, pin_path, spot)
 
 
-def detach_tc(netlink: IPRoute, interface: str, pin_path: Path) -> bool:
+def _pin_filter(fd: int, pin_path: Path) -> None:
+    """On a machine that is a load balancer too, the directory is not the agent's: its filter is
+    known by its name alone there.
+    """
+    try:
+        pin(fd, pin_path)
+    except PermissionError:
+        if not is_unwrappers(pin_path.name):
+            raise
+
+
+def detach_tc(netlink: IPRoute, interface: str, pin_path: Path, spot: Spot = FIRST) -> bool:
     """Take our filter off, and clsact with it if nobody else uses it; False when there was none."""
     with _interface(netlink, interface) as link:
-        attached = _is_ours(_filters_in_our_place(link).get(OUR_HANDLE), pin_path)
+        attached = _is_ours(_filters_in_our_place(link, spot).get(OUR_HANDLE), pin_path)
         if attached:
-            _delete_filter(link)
+            _delete_filter(link, spot)
     pin_path.unlink(missing_ok=True)
     return attached
 
 
-def remove_filter(netlink: IPRoute, interface: str, name: str) -> None:
+def remove_filter(netlink: IPRoute, interface: str, name: str, spot: Spot = FIRST) -> None:
     """Take our filter off if it still has this name, and clsact if nobody else uses it.
 
     Raises `ForeignProgram` if it has another name by now.
     """
     with _interface(netlink, interface) as link:
-        present = _filters_in_our_place(link).get(OUR_HANDLE)
+        present = _filters_in_our_place(link, spot).get(OUR_HANDLE)
         if present != name:
             raise ForeignProgram(f"{interface}: another TC filter was attached meanwhile")
-        _delete_filter(link)
+        _delete_filter(link, spot)
 
 
-def _delete_filter(link: _Link) -> None:
+def _delete_filter(link: _Link, spot: Spot) -> None:
     netlink = link.netlink
     netlink.tc(
-        "del-filter", "bpf", link.index, handle=OUR_HANDLE, prio=OUR_PRIORITY, parent=INGRESS
+        "del-filter", "bpf", link.index, handle=OUR_HANDLE, prio=spot.priority, parent=spot.parent
     )
     if not any(netlink.get_filters(index=link.index, parent=at) for at in (INGRESS, EGRESS)):
         netlink.tc("del", "clsact", link.index)
 
 
-def tc_state(netlink: IPRoute, interface: str, pin_path: Path) -> Hook:
-    """What is on the interface's ingress now."""
+def tc_state(netlink: IPRoute, interface: str, pin_path: Path, spot: Spot = FIRST) -> Hook:
+    """What is on the interface's ingress, or egress, now."""
     try:
         with _interface(netlink, interface) as link:
-            names = _filters_in_our_place(link)
-        _refuse_foreign_filter(interface, names, pin_path)
+            names = _filters_in_our_place(link, spot)
+        _refuse_foreign_filter(interface, names, pin_path, spot)
     except (InterfaceMissing, ForeignProgram) as reason:
         return Hook(pin_path.name, interface, False, "", str(reason))
     if OUR_HANDLE not in names:
@@ -329,12 +356,12 @@ def _add_clsact(link: _Link) -> None:
             raise
 
 
-def _filters_in_our_place(link: _Link) -> dict[int, str]:
-    """Handle -> name of the ingress filters of our priority; of other kinds, their kind."""
+def _filters_in_our_place(link: _Link, spot: Spot) -> dict[int, str]:
+    """Handle -> name of the filters of our priority there; of other kinds, their kind."""
     names = {}
-    for entry in link.netlink.get_filters(index=link.index, parent=INGRESS):
+    for entry in link.netlink.get_filters(index=link.index, parent=spot.parent):
         # Each priority is listed once more without a handle, before its filters.
-        if entry["info"] >> 16 != OUR_PRIORITY or not entry["handle"]:
+        if entry["info"] >> 16 != spot.priority or not entry["handle"]:
             continue
         name = entry.get_attr("TCA_KIND")
         if name == "bpf":
@@ -343,11 +370,13 @@ def _filters_in_our_place(link: _Link) -> dict[int, str]:
     return names
 
 
-def _refuse_foreign_filter(interface: str, names: dict[int, str], pin_path: Path) -> None:
+def _refuse_foreign_filter(
+    interface: str, names: dict[int, str], pin_path: Path, spot: Spot
+) -> None:
     for name in names.values():
         if not _is_ours(name, pin_path):
             raise ForeignProgram(
-                f"{interface}: a TC filter that is not ours has priority {OUR_PRIORITY}: {name}"
+                f"{interface}: a TC filter that is not ours has priority {spot.priority}: {name}"
             )
 
 
@@ -368,7 +397,7 @@ def refuse_foreign(netlink: IPRoute, interface: str, xdp_pin: Path | None, tc_pi
             own_fd = _own_program(interface, _attached_xdp(link), xdp_pin)
             if own_fd is not None:
                 os.close(own_fd)
-        _refuse_foreign_filter(interface, _filters_in_our_place(link), tc_pin)
+        _refuse_foreign_filter(interface, _filters_in_our_place(link, FIRST), tc_pin, FIRST)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,10 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from bpf.attach import (
+    BEHIND_THE_LB,
+    FIRST,
+    FIRST_ON_EGRESS,
     GENERIC,
-    INGRESS,
     NATIVE,
     OFFLOADED,
     OUR_HANDLE,
@@ -48,9 +50,10 @@ from bpf.attach import (
 )
 from bpf.syscall import ProgramInfo, get_object, program_by_id, program_info
 
-XDP, TC = "xdp", "tc"
+XDP, TC, TC_EGRESS = "xdp", "tc", "tc egress"
+SPOTS = {TC: FIRST, TC_EGRESS: FIRST_ON_EGRESS}
 Place = tuple[str, str]
-"""An interface, and xdp or tc."""
+"""An interface, and xdp, tc or tc egress."""
 FORMER = "former_"
 _XDP_IDS = {
     "IFLA_XDP_DRV_PROG_ID": NATIVE,
@@ -71,7 +74,7 @@ class Attachment:
 
     interface: str
     hook: str
-    """xdp, or tc for the ingress of clsact."""
+    """xdp, or tc for the ingress of clsact, or tc egress."""
     flavour: str
     """XDP: native, generic or offloaded; TC: the kind of the filter."""
     program_id: int
@@ -93,8 +96,9 @@ class Attachment:
 
     def __str__(self) -> str:
         name = self.name or "a program"
-        what = f"{self.flavour} XDP" if self.hook == XDP else f"TC {self.flavour}"
-        number = f"prio {self.priority}" if self.hook == TC else f"id {self.program_id}"
+        tc = "TC egress" if self.hook == TC_EGRESS else "TC"
+        what = f"{self.flavour} XDP" if self.hook == XDP else f"{tc} {self.flavour}"
+        number = f"id {self.program_id}" if self.hook == XDP else f"prio {self.priority}"
         return f"{name} ({what}, {number})"
 
 
@@ -102,7 +106,10 @@ class Attachment:
 
 
 def attachments(netlink: IPRoute, interface: str, bpf_dir: Path) -> list[Attachment]:
-    """XDP programs and ingress filters of `interface`; raises `InterfaceMissing`."""
+    """XDP programs and filters of `interface`; raises `InterfaceMissing`.
+
+    Strangers' filters on egress are not among them: they are in nobody's way.
+    """
     try:
         index = socket.if_nametoindex(interface)
         link = netlink.get_links(index)[0]
@@ -143,20 +150,22 @@ def _of_link(
         if number:
             program = _name_of(number)
             yield Attachment(name, XDP, flavour, number, program, _owner(number, program, pins))
-    for entry in netlink.get_filters(index=link["index"], parent=INGRESS) if filters else ():
-        # Each priority is listed once more without a handle, before its filters.
-        if entry["handle"]:
-            yield _filter(name, entry, pins)
+    for hook, spot in SPOTS.items() if filters else ():
+        for entry in netlink.get_filters(index=link["index"], parent=spot.parent):
+            # Each priority is listed once more without a handle, before its filters.
+            found = _filter(name, hook, entry, pins) if entry["handle"] else None
+            if found is not None and (hook == TC or found.ours):
+                yield found
 
 
-def _filter(interface: str, entry: Any, pins: dict[int, Path]) -> Attachment:
+def _filter(interface: str, hook: str, entry: Any, pins: dict[int, Path]) -> Attachment:
     kind, name, owner = entry.get_attr("TCA_KIND"), "", Owner.STRANGER
     priority, handle = entry["info"] >> 16, entry["handle"]
     if kind == "bpf":
         name = entry.get_attr("TCA_OPTIONS").get_attr("TCA_BPF_NAME") or ""
-        if (priority, handle) == (OUR_PRIORITY, OUR_HANDLE):
+        if handle == OUR_HANDLE and priority in (OUR_PRIORITY, BEHIND_THE_LB.priority):
             owner = _owner(0, name, pins)
-    return Attachment(interface, TC, kind, 0, name, owner, priority, handle)
+    return Attachment(interface, hook, kind, 0, name, owner, priority, handle)
 
 
 def _owner(program_id: int, name: str, pins: dict[int, Path]) -> Owner:
@@ -237,8 +246,10 @@ def take_off(netlink: IPRoute, attachment: Attachment, bpf_dir: Path) -> None:
     """
     if not attachment.ours:
         raise ValueError(f"{attachment.interface}: {attachment} is not Gale's")
-    if attachment.hook == TC:
-        remove_filter(netlink, attachment.interface, attachment.name)
+    first = SPOTS.get(attachment.hook)
+    if first is not None:
+        spot = replace(first, priority=attachment.priority)
+        remove_filter(netlink, attachment.interface, attachment.name, spot)
         return
     pin = _pins(bpf_dir).get(attachment.program_id)
     fd = program_by_id(attachment.program_id) if pin is None else get_object(pin)

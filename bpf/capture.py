@@ -35,6 +35,8 @@ from bpf.trace import HOOKS
 
 OWN = ("capture_setup", "passing", "capture_lost", "captured")
 SOURCES = ("xdp.c", "tc.c")
+PROGRAMS = HOOKS | {"tc_own": ("gale_tc_own", ProgramKind.TC)}
+"""By the name of the pin: that one counts and shows what it sees as `tc_private` does."""
 _FIRST = bytes(4)
 
 
@@ -63,7 +65,7 @@ class CapturePrograms:
         `frags`: as `LoadedObject.function` takes it, for XDP.
         """
         for hook in hooks:
-            name, kind = HOOKS[hook]
+            name, kind = PROGRAMS[hook]
             if kind is ProgramKind.XDP:
                 self.xdp.function(name, "xdp", frags=frags)
             else:

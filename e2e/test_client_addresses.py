@@ -19,6 +19,7 @@ from e2e.held import Held, hold
 from e2e.hosts import Hosts, LabHosts, lab_hosts, read_config, verdicts, wait_for, write_config
 from e2e.lab import Plan
 from e2e.lab.plan import CLIENT
+from e2e.replicas import all_know
 from e2e.test_replication import death_of_holder
 from e2e.test_routes import sh
 
@@ -84,7 +85,8 @@ def test_connections_outlive_the_lb_that_they_came_through(hosts: LabHosts) -> N
         assert verdicts(hosts, hosts.lbs[0])["l4_reply"] > 100, "answers come through it"
         return
     with hold(hosts, count=FLOWS) as held:
-        dead = death_of_holder(hosts, FLOWS)
+        all_know(hosts, FLOWS)
+        dead = death_of_holder(hosts)
         assert held.ask() == FLOWS
         assert held.ended == {}
         assert themselves(hosts, held) <= peers(hosts)

@@ -13,7 +13,8 @@ IPERF = {"name": "iperf", "port": 5201, "affinity": "client"}
 """iperf3's two connections, one that controls and one that carries, belong to one node."""
 LEAST_BITS_PER_SECOND = 100e6
 FETCH = """
-fetch() { curl --silent --max-time 20 --noproxy '*' "http://$1:8080/$2"; }
+fetch() { curl --silent --max-time 20 --noproxy '*' "http://$1:$port/$2"; }
+port=$2
 for i in $(seq 12); do fetch "$1" ""; done | sort -u | xargs
 [ "$(fetch "$1" 1m.bin | sha256sum | cut -c-64)" = "$(fetch "$1" 1m.bin.sha256 | cut -c-64)" ] \\
     && echo whole
@@ -30,9 +31,9 @@ assert stream.read(len(sent)) == sent
 UDP_CLIENT = Path(__file__).with_name("datagrams.py").read_text()
 
 
-def pages_and_a_download(hosts: Hosts, vip: str) -> None:
+def pages_and_a_download(hosts: Hosts, vip: str, port: int = 8080) -> None:
     """Pages of every node, and a megabyte with its hash."""
-    done = hosts.run(hosts.client, "bash", "-c", FETCH, "fetch", vip)
+    done = hosts.run(hosts.client, "bash", "-c", FETCH, "fetch", vip, str(port))
     assert done.stdout.split() == [*hosts.nodes, "whole"], done.stderr
 
 

@@ -43,9 +43,14 @@ class Address(NamedTuple):
     """How long its network's prefix is."""
 
     @property
+    def is_of_host(self) -> bool:
+        """Whether nobody else reaches this machine by it: one of its loopback."""
+        return self.scope == _SCOPE_HOST
+
+    @property
     def broadcast(self) -> str | None:
         """All hosts of its network; None where nobody has such an address (RFC 3021)."""
-        if self.scope == _SCOPE_HOST or self.prefix_bits > LONGEST_WITH_BROADCAST:
+        if self.is_of_host or self.prefix_bits > LONGEST_WITH_BROADCAST:
             return None
         network = IPv4Network(f"{self.address}/{self.prefix_bits}", strict=False)
         return str(network.broadcast_address)
@@ -74,7 +79,7 @@ def all_addresses() -> list[Address]:
 def network_addresses() -> list[str]:
     """Those that others may reach this machine by: none of its loopback, where a node has the VIP.
     Raises OSError."""
-    return [each.address for each in all_addresses() if each.scope != _SCOPE_HOST]
+    return [each.address for each in all_addresses() if not each.is_of_host]
 
 
 def boot_id() -> str:

@@ -201,11 +201,28 @@ static __always_inline struct decision can_deliver(context_t *ctx, const struct 
 	return unlikely(!seat->ifindex) ? decide(REASON_drop_no_route) : UNDECIDED;
 }
 
+/* To this machine itself (own_node.h): by the seat's device, as if it had come in there. */
+static __always_inline int deliver_to_own(context_t *ctx, struct packet *packet,
+					  const struct seat *seat)
+{
+	struct ethhdr *ethernet;
+
+	strip_tags(ctx, packet);
+	ethernet = packet_start(ctx);
+	if ((void *)(ethernet + 1) > packet_end(ctx))
+		return VERDICT_DROP;
+	copy_mac(ethernet->h_dest, seat->destination_mac);
+	copy_mac(ethernet->h_source, seat->source_mac);
+	return bpf_redirect(seat->ifindex, BPF_F_INGRESS);
+}
+
 static __always_inline int deliver_to_seat(context_t *ctx, struct packet *packet,
 					   const struct seat *seat)
 {
 	struct next_hop next_hop = { .family = 2 /* AF_INET */, .address = seat->next_hop };
 
+	if (unlikely(seat->flags & SEAT_OWN))
+		return deliver_to_own(ctx, packet, seat);
 	if (seat->ifindex != ctx->ifindex)
 		strip_tags(ctx, packet);
 	/* A router of the other family: the kernel's own routes know it. */

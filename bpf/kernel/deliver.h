@@ -20,6 +20,12 @@ static __always_inline struct decision answer_time_exceeded(struct packet *packe
 	return decide(REASON_ttl_answered);
 }
 
+/* Whether the seat's node is this machine (own_node.h). */
+static __always_inline int is_own(const struct seat *seat)
+{
+	return seat->flags & SEAT_OWN;
+}
+
 /* To a seat. `overhead`: what will be put around it, by a router then (L3). */
 static __always_inline struct decision may_forward(context_t *ctx, struct packet *packet,
 						   const struct seat *seat, __u16 overhead)

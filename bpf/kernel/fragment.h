@@ -143,7 +143,7 @@ static __always_inline struct decision forward_fragment(context_t *ctx, struct p
 	counters = seat_counters.lookup(&index);
 	if (!seat || !counters)
 		return decide(REASON_drop_no_node);
-	overhead = first->mode == MODE_L3 ? outer_bytes(first->flags) : 0;
+	overhead = first->mode == MODE_L3 && !is_own(seat) ? outer_bytes(first->flags) : 0;
 	refused = may_forward(ctx, packet, seat, overhead);
 	if (is_decided(refused))
 		return refused;
@@ -151,12 +151,14 @@ static __always_inline struct decision forward_fragment(context_t *ctx, struct p
 		if (packet->ip->ttl <= 1)
 			return decide(REASON_drop_ttl);
 		translate_fragment(packet, first);
-	} else if (first->mode == MODE_L3 &&
+	} else if (overhead &&
 		   encapsulate(ctx, packet, seat, first->flags, packet->key.saddr, own)) {
 		return decide(REASON_drop_rewrite_failed);
 	}
 	counters->packets_in += packet->segments;
 	counters->bytes_in += packet->bytes;
+	if (unlikely(is_own(seat) && first->mode != MODE_L4))
+		return decide(REASON_pass_own_node);
 	packet->verdict = deliver_to_seat(ctx, packet, seat);
 	return decide(REASON_fragment_forwarded);
 }

@@ -20,6 +20,7 @@
 	REASON(pass_other_mac, "a frame to another MAC address, to a group or to all")             \
 	REASON(pass_not_ready, "programs are attached, but user space has not set them up yet")    \
 	REASON(pass_claimed_elsewhere, "another machine says that it has a floating address")      \
+	REASON(pass_own_node, "modes l2 and l3: this machine is the node, and answers by itself")  \
 	/* Ours, but XDP cannot finish it: TC does the same work on the next hook. */              \
 	REASON(slow_next_hop, "the next hop is not resolved yet")                                  \
 	REASON(slow_output, "the device it leaves by takes no frames from XDP")                    \

@@ -166,13 +166,18 @@ static __always_inline struct decision error_to_client(context_t *ctx, struct pa
 }
 
 /* A request by the nodes' side: from here no node's answer would find its way back through this LB.
- * Whoever sent it is told at once. With one interface for both sides a request is one like any
+ * Whoever sent it is told at once; but for what another LB sends here in L2 because this machine is
+ * a node, too: the host answers that. With one interface for both sides a request is one like any
  * other, and does not come here.
  */
 static __always_inline struct decision refuse_hairpin(struct packet *packet)
 {
 #ifndef GALE_ONE_ARM
-	if (!packet->icmp_error && find_service(&packet->key)) {
+	struct service *service = packet->icmp_error ? 0 : find_service(&packet->key);
+
+	if (service && service->mode == MODE_L2 && service->flags & SERVICE_OF_THIS_NODE)
+		return decide(REASON_pass_own_node);
+	if (service) {
 		packet->answer =
 			packet->key.protocol == IPPROTO_TCP ? ANSWER_RESET : ANSWER_UNREACHABLE;
 		return decide(REASON_hairpin_refused);

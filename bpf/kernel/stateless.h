@@ -52,6 +52,7 @@ static __always_inline struct decision forward_stateless(context_t *ctx, struct 
 	counters = seat_counters.lookup(&index);
 	if (unlikely(!seat || !counters))
 		return decide(REASON_drop_no_node);
+	overhead = is_own(seat) ? 0 : overhead;
 	refused = may_forward(ctx, packet, seat, overhead);
 	if (unlikely(is_decided(refused)))
 		return refused;
@@ -61,6 +62,8 @@ static __always_inline struct decision forward_stateless(context_t *ctx, struct 
 	counters->packets_in += packet->segments;
 	counters->bytes_in += packet->bytes;
 	counters->flows += is_syn(packet);
+	if (unlikely(is_own(seat)))
+		return decide(REASON_pass_own_node);
 	if (overhead && encapsulate(ctx, packet, seat, service->flags, hash, own))
 		return decide(REASON_drop_rewrite_failed);
 	packet->verdict = deliver_to_seat(ctx, packet, seat);

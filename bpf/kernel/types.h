@@ -83,6 +83,7 @@ struct service_key {
 #define SERVICE_HAS_FLOWS 16  /* of mode L4, or was until lately: look for flows first */
 #define SERVICE_RETIRED 32    /* takes no new flow: it is here for those it has */
 #define SERVICE_KEEPS_PORT 64 /* L4, a range of ports: nodes serve it on the same ports */
+#define SERVICE_OF_THIS_NODE 128 /* L2: this machine is a node of it, and other LBs send to it */
 
 #define SNAT_ADDRESSES 8
 
@@ -117,6 +118,7 @@ struct ring_entry {
 #define SEAT_DEAD 4	/* its node is down: UDP and a SYN choose anew */
 #define SEAT_RESET 8	/* ... and so its other TCP flows are reset */
 #define SEAT_BY_TC 16	/* the device towards it takes no frames from XDP */
+#define SEAT_OWN 32	/* its node is this machine (own_node.h) */
 
 /* One node's place at one service, with all that the fast path needs to reach it. */
 struct seat {

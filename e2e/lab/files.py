@@ -5,12 +5,14 @@ it and state costs no fsync. A machine's directory:
 
     lb-0/    lb.toml  supervisord.conf  run/  state/  log/  bpf/ (a bpffs)  supervisor/
     node-0/  node.toml  supervisord.conf  nginx.conf  run/  state/  log/  bpf/  supervisor/
+             a machine that is both has both sets, as /etc/gale and /etc/supervisor have
     keys/    one directory for each machine, if they have keys
     www/     what every node's nginx serves
 
 `supervisor/` is what /etc/supervisor/conf.d is on a real machine: the shipped file of
 conf/supervisor, linked, and `log` beside it. The environment of the services stands in
-supervisord.conf itself, so that whoever starts supervisord there starts the same thing.
+supervisord.conf itself, so that whoever starts supervisord there starts the same thing. On a
+machine that is both it names the LB's file; the agent's own is named behind its program.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,8 @@ def write_all(lab: Plan, overlay: Table) -> None:
         for path in (plan.KEYS_DIR, *plan.KEYS_DIR.rglob("*")):
             users.give(path, "root", "gale-keys", 0o750 if path.is_dir() else 0o640)
     _write_www(SMALL_FILES if lab.emulated else FILES)
-    for machine in (*lab.lb_names, *lab.node_names):
-        _write_machine(machine)
+    for machine in lab.supervised:
+        _write_machine(lab, machine)
         bpf_dir = plan.home(machine) / "bpf"
         _mount("bpf", bpf_dir, "mode=0755")
         owner = "gale-dp" if plan.is_lb(machine) else "gale-agent"
@@ -163,7 +165,7 @@ def _write_www(sizes: dict[str, int]) -> None:
         (WWW_DIR / f"{name}.sha256").write_text(f"{digest.hexdigest()}  {name}\n")
 
 
-def _write_machine(machine: str) -> None:
+def _write_machine(lab: Plan, machine: str) -> None:
     home = plan.home(machine)
     _prepare(home)
     for directory in ("log", "bpf", "supervisor"):
@@ -173,10 +175,34 @@ def _write_machine(machine: str) -> None:
     plan.supervisor_conf(machine).write_text(
         SUPERVISORD_CONF.format(home=home, environment=environment)
     )
-    shipped = "gale.conf" if plan.is_lb(machine) else "gale-node.conf"
-    (home / "supervisor" / shipped).symlink_to(SHIPPED_SUPERVISOR_DIR / shipped)
+    for shipped, text in groups(lab, machine).items():
+        place = home / "supervisor" / shipped
+        if text:
+            place.write_text(text)
+        else:
+            place.symlink_to(SHIPPED_SUPERVISOR_DIR / shipped)
     (home / "supervisor" / "start").symlink_to(SHIPPED_SUPERVISOR_DIR / "start")
     (home / "supervisor" / "log").symlink_to(home / "log")
+
+
+def groups(lab: Plan, machine: str) -> dict[str, str]:
+    """The shipped files that supervisord of a machine reads; empty: unchanged."""
+    own = {"gale.conf": ""} if machine in lab.lb_names else {}
+    if machine in lab.node_names:
+        own["gale-node.conf"] = (
+            _with_environment("gale-node.conf", _of_node(machine)) if own else ""
+        )
+    return own
+
+
+def _of_node(machine: str) -> dict[str, Path]:
+    return {"GALE_CONFIG": plan.home(machine) / "node.toml"}
+
+
+def _with_environment(shipped: str, variables: Mapping[str, Path]) -> str:
+    """A shipped file, whose last section is a program's, with what that one finds there."""
+    environment = ",".join(f'{name}="{value}"' for name, value in variables.items())
+    return f"{(SHIPPED_SUPERVISOR_DIR / shipped).read_text()}environment={environment}\n"
 
 
 def _write_node(lab: Plan, machine: str, served: tuple[Service, ...]) -> None:
@@ -248,10 +274,9 @@ def _write_witness(lab: Plan, overlay: Table) -> None:
         config["security"]["keys"] = str(plan.keys(machine))
     _write_config(home / "lb.toml", config)
     variables = {"CONFIG": "lb.toml", "RUN_DIR": "run", "STATE_DIR": "state"}
-    environment = ",".join(f'GALE_{name}="{home / path}"' for name, path in variables.items())
-    shipped = (SHIPPED_SUPERVISOR_DIR / "gale-witness.conf").read_text()
+    own = {f"GALE_{name}": home / path for name, path in variables.items()}
     place = plan.home(machine) / "supervisor" / "gale-witness.conf"
-    place.write_text(f"{shipped}environment={environment}\n")
+    place.write_text(_with_environment("gale-witness.conf", own))
 
 
 def services(lab: Plan, overlay: Table) -> tuple[Service, ...]:

@@ -104,7 +104,7 @@ class Lab:
             plan.OUTER_BYTES_ROOM if outer else 0,
             replies_by_xdp=files.replies_by_xdp(self.plan, overlay),
         )
-        for machine in (*self.plan.node_names, *self.plan.lb_names):
+        for machine in reversed(self.plan.supervised):
             say(f"starting supervisord on {machine}")
             self.start_supervisord(machine)
         for lb in self.plan.lb_names:
@@ -224,7 +224,7 @@ class Lab:
         return any(each["held"] and each["address"] == plan.VIP for each in claims)
 
     def _not_answering(self, lb: str, port: int | None) -> list[str]:
-        count = 20 * self.plan.nodes
+        count = 20 * len(self.plan.node_names)
         rate = 100 / self._patience
         arguments = [self.plan.vip(lb), str(port), "--timeout", str(self._patience)]
         arguments += ["--rate", str(rate), "--seconds", str(count / rate)]
@@ -241,7 +241,7 @@ class Lab:
     def log_tails(self) -> str:
         """What supervisord says of each machine, and the last lines of its processes' logs."""
         parts = []
-        for machine in (*self.plan.lb_names, *self.plan.node_names):
+        for machine in self.plan.supervised:
             parts.append(f"\n== {machine}\n{self.supervisorctl(machine, 'status').stdout.rstrip()}")
             for log in sorted((plan.home(machine) / "log").glob("*.log")):
                 lines = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
@@ -340,7 +340,7 @@ class Lab:
         os.kill(pid, number)
 
     def set_server(self, machine: str, *, running: bool) -> None:
-        if not plan.is_node(self.known(machine)):
+        if self.known(machine) not in self.plan.node_names:
             nodes = ", ".join(self.plan.node_names)
             raise LabError(f"{machine} has no server; the nodes are {nodes}")
         self.supervisorctl(machine, "start" if running else "stop", f"{SERVER}:*")

@@ -12,7 +12,8 @@ What the settings are for (each was found out by losing packets without it):
   private side. An LB has `ip_forward = 0` and `rp_filter = 1`, the strictest that must do.
 * Nodes have their default route through the router; LBs they reach on their own network. Where the
   private network has room for outer headers, that is for what nodes receive: what they send goes on
-  to the client's network, so their routes say its MTU.
+  to the client's network, so their routes say its MTU. On a machine that is an LB too, which wraps
+  packets for others, only the routes to the addresses that answers go to say so.
 
 A failure of a command here is an error of the lab, raised with what the command said.
 """
@@ -160,10 +161,14 @@ def _route(lab: Plan, machine: str) -> None:
         return
     network = lab.links(machine)[0].network
     lines = [f"route add default via {network.address(plan.ROUTER_HOST)} mtu {lab.mtu}"]
-    if plan.is_node(machine):
+    if plan.is_node_alone(machine):
         (link,) = lab.links(machine)
         on_link = f"{network.prefix}.0/24 dev {network.interface} proto kernel scope link"
         lines.append(f"route replace {on_link} src {link.address} mtu {lab.mtu}")
+    elif machine in lab.node_names:
+        private = lab.links(machine)[-1]
+        to_lbs = f"{plan.SNAT_NETWORK} dev {private.network.interface} src {private.address}"
+        lines.append(f"route add {to_lbs} mtu {lab.mtu}")
     _ip(machine, lines)
 
 

@@ -2,6 +2,7 @@
 
     public 10.80.0.0/24    client .2     lb-i .10+i                 router .254
     private 10.81.0.0/24                 lb-i .10+i    node-i .20+i router .254
+    shared: no node-i, each lb-i is a node as well
     floating: the VIP 10.80.0.100, and 10.81.0.100 to .103, which nodes see of it in mode l4
     one interface: nodes are on the public network too, as 10.80.0.20+i, and see 10.80.0.101 to .104
 
@@ -55,6 +56,8 @@ ROUTER_HOST = 254
 VIP = PUBLIC.address(100)
 SNAT_ADDRESSES = tuple(PRIVATE.address(host) for host in range(100, 104))
 """As many ports for each LB as it has on an address of its own."""
+SNAT_NETWORK = f"{SNAT_ADDRESSES[0]}/30"
+"""These four and no others."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,8 @@ class Plan:
     """LBs have the public interface for both sides; nodes and clients are on its network."""
     witness: bool = False
     """The first node's machine has a vote in the LBs' quorum."""
+    shared: bool = False
+    """Each LB's machine is a node too, and there are no others: `nodes` says nothing then."""
     emulated: bool = False
     """On a machine that is emulated, some thirty times as slow: all is waited for longer, and the
     servers have no file that takes a minute to make."""
@@ -132,11 +137,16 @@ class Plan:
 
     @property
     def node_names(self) -> tuple[str, ...]:
-        return tuple(f"node-{i}" for i in range(self.nodes))
+        return self.lb_names if self.shared else tuple(f"node-{i}" for i in range(self.nodes))
+
+    @property
+    def supervised(self) -> tuple[str, ...]:
+        """The machines that Gale runs on, each once."""
+        return tuple(dict.fromkeys((*self.lb_names, *self.node_names)))
 
     @property
     def machines(self) -> tuple[str, ...]:
-        return (CLIENT, ROUTER, *self.lb_names, *self.node_names)
+        return (CLIENT, ROUTER, *self.supervised)
 
     @property
     def voters(self) -> tuple[str, ...]:
@@ -184,7 +194,8 @@ def is_lb(machine: str) -> bool:
     return machine.startswith("lb-")
 
 
-def is_node(machine: str) -> bool:
+def is_node_alone(machine: str) -> bool:
+    """Whether it is a node and no LB."""
     return machine.startswith("node-")
 
 
@@ -215,7 +226,7 @@ def supervisor_conf(machine: str) -> Path:
 
 
 def supervised(machine: str) -> bool:
-    return is_lb(machine) or is_node(machine)
+    return is_lb(machine) or is_node_alone(machine)
 
 
 def environment(machine: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ KEY = RUN_DIR / "key"
 KEYS = RUN_DIR / "keys"
 INVENTORY = RUN_DIR / "hosts.ini"
 VIP = f"{PREFIX}.100"
+SNAT = f"{PREFIX}.101"
 RECAP = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.M)
 SSH = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-q")
 Say = Callable[[str], None]
@@ -43,8 +44,9 @@ class Site:
 
     @property
     def ports(self) -> dict[str, int]:
-        """The service of each mode. A machine that is LB and node cannot unwrap what l3 wraps."""
-        return PORTS if self.nodes != self.lbs else {"l4": PORTS["l4"]}
+        """The service of each mode; of machines that are both, which have one card, not l2's."""
+        both = self.nodes == self.lbs
+        return {mode: port for mode, port in PORTS.items() if not both or mode != "l2"}
 
     @property
     def machines(self) -> tuple[Machine, ...]:
@@ -113,6 +115,7 @@ def _write_inventory(made: Site) -> None:
     )
     shared = {
         "gale_virtual_ip": VIP,
+        "gale_snat_address": SNAT,
         "gale_keys": True,
         "gale_lb_interface_public": "eth0",
         "gale_lb_interface_private": "eth0",

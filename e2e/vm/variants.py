@@ -19,6 +19,7 @@ Program = tuple[str, str, Literal["xdp", "tc"]]
 PUBLIC: tuple[Program, ...] = (
     ("xdp.c", "gale_xdp_public", "xdp"),
     ("tc.c", "gale_tc_public", "tc"),
+    ("tc.c", "gale_tc_own", "tc"),
 )
 PRIVATE: tuple[Program, ...] = (
     ("xdp.c", "gale_xdp_reply", "xdp"),

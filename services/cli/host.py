@@ -14,23 +14,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bus import keys
-from conf import Endpoint, LbConfig, NodeConfig, Problem, Source
+from conf import Endpoint, LbConfig, NodeConfig, Paths, Problem, Source
 from conf.lb import Service, overlap
 from conf.lines import Key
 from conf.security import Security
+from services.cli import shared
 from services.cli.machine import Listener, listeners
 from services.machine import all_addresses, own_address
 
 
 def host_problems(source: Source, config: LbConfig | NodeConfig) -> tuple[Problem, ...]:
     """Everything this machine lacks of what the file names, in the order of its lines."""
+    paths = Paths.from_environment()
     if isinstance(config, LbConfig):
-        found = [*_lb_problems(source, config)]
+        node = shared.node_here(source, paths)
+        found = [*_lb_problems(source, config, node)]
+        if node is not None:
+            found += shared.lb_problems(source, config, node, all_addresses())
     else:
         key, lbs = ("load_balancer", "addresses"), config.load_balancer.addresses
-        found = [*_unresolved(source, key, lbs, [_resolved(lb) for lb in lbs])]
+        resolved = [_resolved(lb) for lb in lbs]
+        found = [*_unresolved(source, key, lbs, resolved)]
         places = list(enumerate(lbs))
         found += _security_problems(source, config.security, key, places, AGENT_USER)
+        lb_config = shared.lb_here(source, paths)
+        if lb_config is not None:
+            found += shared.node_problems(source, config, lb_config, all_addresses(), resolved)
     return tuple(sorted(found))
 
 
@@ -42,17 +51,20 @@ def own_addresses() -> dict[str, set[str]]:
     return found
 
 
-def _lb_problems(source: Source, config: LbConfig) -> Iterator[Problem]:
+def _lb_problems(source: Source, config: LbConfig, node: NodeConfig | None) -> Iterator[Problem]:
     interfaces = own_addresses()
     yield from _interface_problems(source, config, interfaces)
     yield from _membership_problems(source, config, set().union(*interfaces.values()))
+    # A node has VIPs on its loopback, in modes l2 and l3, and its servers listen on them.
+    theirs = [each for each in interfaces if node is None or each != LOOPBACK]
     for index, virtual_ip in enumerate(config.virtual_ips):
-        for name, addresses in interfaces.items():
-            if virtual_ip.address in addresses:
+        for name in theirs:
+            if virtual_ip.address in interfaces[name]:
                 wrong = f"{virtual_ip.address} is an address of {name}"
                 expected = "expected none: a floating address is never an address of the machine"
                 yield source.problem(("virtual_ips", index, "address"), f"{wrong}, {expected}")
-    yield from _front_problems(source, config, set().union(*interfaces.values()))
+    reached = set().union(*(interfaces[name] for name in theirs))
+    yield from _front_problems(source, config, reached)
     own = set().union(*interfaces.values())
     peers = [
         (index, peer)
@@ -66,6 +78,7 @@ QUORUM_ADDRESSES = ("load_balancer_quorum", "addresses")
 API_USER, AGENT_USER = "gale-api", "gale-agent"
 """Who reads a token, where the packages have made the users."""
 ANYWHERE = ("0.0.0.0", "::")
+LOOPBACK = "lo"
 
 
 def occupied(

@@ -71,6 +71,9 @@ def up(
     witness: Annotated[
         bool, typer.Option("--witness", help="The first node's machine votes with the LBs.")
     ] = False,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Each LB's machine is a node too: no others.")
+    ] = False,
     mtu: Annotated[int, typer.Option(min=576, max=65000, help="Of every network.")] = 1500,
     devices: Annotated[
         str,
@@ -104,6 +107,10 @@ def up(
             raise typer.BadParameter(
                 f"{devices}: expected two of {there}, as bridge/veth", param_hint="--devices"
             )
+        if shared and witness:
+            raise typer.BadParameter(
+                "with --shared there is no machine that only votes", param_hint="--witness"
+            )
         plan = lab.Plan(
             lbs=lbs,
             nodes=nodes,
@@ -113,6 +120,7 @@ def up(
             one_interface=one_interface,
             keys=keys,
             witness=witness,
+            shared=shared,
         )
         built = lab.Lab(plan)
         with lab.exclusive(_say):

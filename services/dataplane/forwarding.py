@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pyroute2 import IPRoute
 
 from bpf.syscall import possible_cpus
@@ -27,7 +28,7 @@ from services.dataplane.counters import Counters
 from services.dataplane.entering import Entering
 from services.dataplane.flows.census import Census, Counting, Watch
 from services.dataplane.flows.raw import RawSender
-from services.dataplane.flows.resets import Resets, segments
+from services.dataplane.flows.resets import NOBODY_S, Resets, segments
 from services.dataplane.flows.table import Block, FlowTable, TablePair
 from services.dataplane.flows.told import Flows
 from services.dataplane.flows.turns import Questions, Rounds
@@ -36,6 +37,7 @@ from services.dataplane.kernel import Kernel, Settings
 from services.dataplane.programs import FRAGS_MTU, ProgramPlan, Programs
 from services.dataplane.seat_counts import Reading
 from services.dataplane.tracing import Tracing
+from services.dataplane.words import address_word
 
 CENSUS_MS = 5_000
 """The shortest time between two passes over the flow table."""
@@ -190,16 +192,25 @@ class Forwarding:
 
     def _pass(self) -> Generator[None, None, Census]:
         counting = Counting(monotonic_ms(), self.watch)
+        held = self._held() if self._resets.is_needed else NOBODY_S
         for block in self.tables.blocks():
             is_old = block.table is self.tables.old_flows
             counting.add(block.records, old=is_old)
             if self._resets.is_needed and len(self._sender) < RESETS_WAITING:
-                self._tell(block, is_old)
+                self._tell(block, is_old, held)
             yield
         return counting.result()
 
-    def _tell(self, block: Block, is_old: bool) -> None:
-        found = self._resets.find(int(is_old), block.table.places, block.places, block.records)
+    def _held(self) -> NDArray[np.uint32]:
+        """The VIPs that this LB holds now."""
+        now_ns = monotonic_ms() * 1_000_000
+        floating = self.kernel.floating().items()
+        held = [text for text, each in floating if each.until_ns > now_ns and ":" not in text]
+        return np.array([address_word(text) for text in held], np.uint32)
+
+    def _tell(self, block: Block, is_old: bool, held: NDArray[np.uint32]) -> None:
+        table, places = block.table.places, block.places
+        found = self._resets.find(int(is_old), table, places, block.records, held)
         if len(found):
             self._sender.add(segments(found), found["last_hop"])
 

@@ -188,6 +188,13 @@ def _service_value(
     )
 
 
+def shared_snat(service: TableService, table: NodeTable) -> tuple[str, ...]:
+    """The SNAT addresses that all LBs have in common; empty: each takes its own address."""
+    return service.snat_addresses or next(
+        (vip.snat_addresses for vip in table.vip_owners if vip.address == service.address), ()
+    )
+
+
 def _snat(
     service: TableService,
     table: NodeTable,
@@ -195,9 +202,7 @@ def _snat(
     own_slices: Mapping[str | None, Slice],
 ) -> tuple[tuple[str, ...], Slice]:
     """The addresses whose ports it takes, and which ports: the same on each of them."""
-    shared = service.snat_addresses or next(
-        (vip.snat_addresses for vip in table.vip_owners if vip.address == service.address), ()
-    )
+    shared = shared_snat(service, table)
     if not shared:
         return (facts.private_address,), own_slices.get(None, NO_PORTS)
     slices = {address: own_slices.get(address, NO_PORTS) for address in shared}

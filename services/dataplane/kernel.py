@@ -57,9 +57,10 @@ from services.dataplane.words import (
 
 MAX_SERVICES = 2_048
 """Ids of services: for a thousand, and for those that have gone and still have flows."""
-SEAT_RESOLVED, SEAT_UP, SEAT_DEAD, SEAT_RESET, SEAT_BY_TC = 1, 2, 4, 8, 16
+SEAT_RESOLVED, SEAT_UP, SEAT_DEAD, SEAT_RESET, SEAT_BY_TC, SEAT_OWN = 1, 2, 4, 8, 16, 32
 SERVICE_AFFINITY_CLIENT, SERVICE_NO_SNAT, SERVICE_GUE = 1, 2, 4
 SERVICE_NO_RESET, SERVICE_HAS_FLOWS, SERVICE_RETIRED, SERVICE_KEEPS_PORT = 8, 16, 32, 64
+SERVICE_OF_THIS_NODE = 128
 ASKED_IN_PUBLIC = 1
 ADDRESS_OF_SERVICE, ADDRESS_FLOATING, ADDRESS_SNAT = 1, 2, 4
 MODES = {Mode.L2: 2, Mode.L3: 3, Mode.L4: 4}
@@ -402,6 +403,7 @@ def _service(value: Any) -> Service:
         has_flows=bool(flags & SERVICE_HAS_FLOWS),
         retired=bool(flags & SERVICE_RETIRED),
         keeps_port=bool(flags & SERVICE_KEEPS_PORT),
+        of_this_node=bool(flags & SERVICE_OF_THIS_NODE),
         ring=int(value["ring"]),
         snat_addresses=tuple(address_text(word) for word in addresses),
         snat_slice=_slice(value),
@@ -422,6 +424,7 @@ def _seat(value: Any) -> Seat:
             gateway=None if gateway == address else gateway,
             source=address_text(value["outer_source"]),
             by_tc=bool(flags & SEAT_BY_TC),
+            own=bool(flags & SEAT_OWN),
         )
     return Seat(
         identity=int(value["identity"]),
@@ -452,7 +455,8 @@ def _seat_fields(seat: Seat) -> dict[str, Any]:
         | SEAT_UP * seat.up
         | SEAT_DEAD * seat.dead
         | SEAT_RESET * seat.reset
-        | SEAT_BY_TC * (hop is not None and hop.by_tc),
+        | SEAT_BY_TC * (hop is not None and hop.by_tc)
+        | SEAT_OWN * (hop is not None and hop.own),
     }
     if hop is None:
         return values
@@ -493,6 +497,7 @@ def _info_fields(info: AddressInfo) -> dict[str, int]:
 def _service_fields(service: Service) -> dict[str, Any]:
     flags = SERVICE_NO_RESET * service.no_reset | SERVICE_HAS_FLOWS * service.has_flows
     flags |= SERVICE_RETIRED * service.retired | SERVICE_KEEPS_PORT * service.keeps_port
+    flags |= SERVICE_OF_THIS_NODE * service.of_this_node
     if service.affinity is Affinity.CLIENT:
         flags |= SERVICE_AFFINITY_CLIENT
     if not service.snat:

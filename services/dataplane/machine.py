@@ -50,7 +50,7 @@ class Addresses(NamedTuple):
     """IPv4 addresses, whatever interface they are on."""
 
     own: frozenset[str]
-    """All of this host."""
+    """All by which others reach this host: not those of its loopback, where a node has a VIP."""
     broadcasts: frozenset[str]
     """Of the networks that it is in."""
 
@@ -58,7 +58,8 @@ class Addresses(NamedTuple):
 def addresses() -> Addresses:
     present = all_addresses()
     broadcasts = frozenset(each.broadcast for each in present if each.broadcast is not None)
-    return Addresses(frozenset(each.address for each in present), broadcasts)
+    own = frozenset(each.address for each in present if not each.is_of_host)
+    return Addresses(own, broadcasts)
 
 
 def device(netlink: IPRoute, ifindex: int) -> Device | None:

@@ -160,6 +160,7 @@ class DataplaneProcess:
         self._marked_ways: Mapping[str, NextHop | None] = {}
         self._path_mtu = PathMtu()
         self._next_hops: Mapping[str, NextHop | None] = {}
+        self._no_way_to_itself = ""
         self._watched: frozenset[str] = frozenset()
         self._forwarding: Forwarding | None = None
         self._waiting_for = ""
@@ -291,7 +292,7 @@ class DataplaneProcess:
     def _look_for_ways(self, now_ms: int) -> Mapping[str, NextHop | None]:
         """The next hops, each with who sends to it: the same object while nothing has changed."""
         self._features = self._devices.serve()
-        ways, by = self._monitor.serve(now_ms), (self._features, self._senders)
+        ways, by = self._monitor.serve(now_ms), (self._features, self._senders, self._home)
         if ways is not self._heard_ways or by != self._sent_by:
             self._heard_ways, self._sent_by = ways, by
             self._marked_ways = outputs.marked(ways, *by)
@@ -302,6 +303,13 @@ class DataplaneProcess:
         forwarding = self._forwarding
         generic = self._started_with.dataplane.xdp == "generic"
         return outputs.Senders(generic, forwarding is not None and forwarding.xdp_in_pieces)
+
+    @property
+    def _home(self) -> outputs.Home | None:
+        if self._forwarding is None:
+            return None
+        private = self._forwarding.machine.private
+        return outputs.Home(private.ifindex, private.mac.hex(":"))
 
     def _is_by_tc(self, ifindex: int) -> bool:
         return outputs.by_tc(ifindex, self._features, self._senders)
@@ -561,7 +569,7 @@ class DataplaneProcess:
 
     def _describe_outputs(self, forwarding: Forwarding) -> None:
         present = forwarding.machine
-        hops = {hop.ifindex for hop in self._next_hops.values() if hop is not None}
+        hops = outputs.devices_of(self._next_hops)
         forwarding.outputs = outputs.states(
             forwarding.hooks,
             present.public.ifindex,
@@ -580,6 +588,7 @@ class DataplaneProcess:
         table = self._in_force(self._table, now_ms)
         # A new node's way is known before its seat is written.
         self._watch(self._watched | {node.address for node in table.nodes}, now_ms)
+        self._serve_itself(forwarding)
         hops, facts = self._next_hops, self._facts(forwarding)
         plan = make_plan(self._held, table, self._view, hops, facts, forwarding.census, now_ms)
         self._held, without_place = forwarding.kernel.carry_out(plan)
@@ -600,6 +609,16 @@ class DataplaneProcess:
         self._stale = any(hops.get(address) != hop for address, hop in self._next_hops.items())
         if without_place:
             self._stale |= any(isinstance(write, ServiceRemoval) for write in plan.writes)
+
+    def _serve_itself(self, forwarding: Forwarding) -> None:
+        """Before this machine has a seat as a node, what takes its answers is on its hook."""
+        is_node = any(hop is not None and hop.own for hop in self._next_hops.values())
+        try:
+            forwarding.programs.serve_itself(is_node)
+        except NOT_READY as reason:
+            self._no_way_to_itself = f"this machine is the node, and cannot answer: {reason}"
+        else:
+            self._no_way_to_itself = ""
 
     def _in_force(self, table: NodeTable, now_ms: int) -> NodeTable:
         """The table with the modes that its services are to have now (`mode_change`)."""
@@ -649,6 +668,7 @@ class DataplaneProcess:
             private_address=forwarding.machine.private.address,
             own_addresses=forwarding.addresses.own,
             broadcasts=forwarding.addresses.broadcasts,
+            no_way_to_itself=self._no_way_to_itself,
             max_seats=forwarding.kernel.max_seats,
             max_services=MAX_SERVICES,
             max_rings=forwarding.kernel.max_rings,

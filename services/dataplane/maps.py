@@ -96,6 +96,8 @@ class Service:
     """Empty unless the mode is L4 and `snat` is set."""
     snat_slice: Slice
     """On each of these addresses. Without ports it takes no new flow."""
+    of_this_node: bool = False
+    """Its mode is L2, and this machine is a node of it: what other LBs send is for the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +203,7 @@ class Seated:
     takers: frozenset[int]
     ailing: Ailing
     hops: Mapping[str, NextHop | None]
+    facts: Facts
     of_node: Mapping[str, list[Place]]
     nodes_at: Mapping[str, list[str]]
     """By address, the ids of the nodes there."""
@@ -356,3 +359,5 @@ class Facts:
     max_endpoints: int
     broadcasts: frozenset[str] = frozenset()
     """Addresses of whole networks that this host is in."""
+    no_way_to_itself: str = ""
+    """Why this machine, if it is a node too, cannot answer flows of this LB; empty: it can."""

@@ -51,7 +51,7 @@ IFLA_ADDRESS, IFLA_MTU = 1, 4
 NDA_DST, NDA_LLADDR = 1, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_METRICS, RTA_VIA = 1, 4, 5, 7, 8, 18
 RTAX_MTU = 2
-RTN_UNICAST = 1
+RTN_UNICAST, RTN_LOCAL = 1, 2
 RTM_F_CLONED = 0x200
 NTF_USE = 0x01
 IFF_UP = 0x01
@@ -64,6 +64,7 @@ ROUTE = struct.Struct("=8BI")
 ERROR = struct.Struct("=i")
 U32 = struct.Struct("=I")
 
+LOOPBACK_NETWORK = bytes([127])
 SO_RCVBUFFORCE = 33
 """Which Python's socket does not name."""
 RECEIVE_BYTES = 1 << 16
@@ -187,10 +188,14 @@ def decode(kind: int, body: bytes) -> Message | None:
 
 
 def decode_route(body: bytes) -> Route | None:
-    """The answer to a `route_request`; None unless packets can be sent that way."""
+    """The answer to a `route_request`; None unless packets can be sent that way.
+
+    What is of this machine alone (127.0.0.0/8) is no node's address: each LB has it.
+    """
     kind = ROUTE.unpack_from(body)[7]
     found = attributes(body[ROUTE.size :])
-    if kind != RTN_UNICAST or RTA_OIF not in found:
+    is_own = kind == RTN_LOCAL and found.get(RTA_DST, b"")[:1] != LOOPBACK_NETWORK
+    if (kind != RTN_UNICAST and not is_own) or RTA_OIF not in found:
         return None
     gateway = found.get(RTA_GATEWAY)
     if gateway is None and RTA_VIA in found:
@@ -201,6 +206,7 @@ def decode_route(body: bytes) -> Route | None:
         gateway=_address(gateway),
         source=_address(found.get(RTA_PREFSRC)),
         mtu=None if mtu is None else U32.unpack(mtu)[0],
+        own=is_own,
     )
 
 

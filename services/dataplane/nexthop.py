@@ -11,7 +11,9 @@ that goes down takes its routes with it without a word, so a change of a link ma
 
 **Out** come `NextHop`s. Without a neighbour that is known to be there (`USABLE`), the destination's
 MAC is None: TC takes the packets, and the kernel holds them until ARP has answered. Without a route
-there is no next hop at all.
+there is no next hop at all. An address of this machine itself has one that says so (`own`), and
+leads nowhere yet: by which interface the machine is to get it is not the kernel's to say
+(`outputs`).
 
 **The path's MTU.** A router on the way may take less than the link does. What it said of that
 (`PathNarrowed`) the kernel has put into its route by then, so the route is asked for again, and
@@ -64,6 +66,8 @@ class NextHop:
     """The address of this LB that the kernel would choose towards the node."""
     by_tc: bool = False
     """The device takes no frames from XDP (`outputs`)."""
+    own: bool = False
+    """The node is this machine."""
 
 
 # --------------------------------------------------------------------------- messages of netlink
@@ -123,6 +127,8 @@ class Route:
     source: str | None
     mtu: int | None
     """None: the link's."""
+    own: bool = False
+    """The address is one of this machine's."""
 
 
 class NextHopTable:
@@ -251,7 +257,7 @@ class NextHopTable:
         keys = {
             (route.ifindex, route.gateway or address)
             for address, route in self._routes.items()
-            if route is not None and self._is_up(route.ifindex)
+            if route is not None and not route.own and self._is_up(route.ifindex)
         }
         self._wanted = frozenset(key for key in keys if not self._state(key) & FIXED)
         return self._wanted
@@ -285,6 +291,10 @@ class NextHopTable:
         link = None if route is None else self._links.get(route.ifindex)
         if route is None or link is None or not link.up:
             return None
+        if route.own:
+            return NextHop(
+                link.ifindex, NO_MAC, None, LONGEST_PACKET_BYTES, None, route.source, own=True
+            )
         neighbour = self._neighbours.get((link.ifindex, route.gateway or address))
         usable = neighbour is not None and neighbour.state & USABLE
         return NextHop(

@@ -11,6 +11,9 @@ A frame that came in pieces (an MTU of some thousand bytes) needs a device that 
 Generic XDP works on the kernel's own packets and sends by any device as well; only it is not told
 which checksums are yet to be finished, so it is for packets that come off a wire. A kernel before
 6.3 cannot be asked: TC sends.
+
+A node that is this machine itself gets its packets from TC, too, by the nodes' side as other nodes
+do (bpf/kernel/own_node.h): its next hop is that interface's own MAC address.
 """
 
 from __future__ import annotations
@@ -43,6 +46,14 @@ class Senders:
 
 
 @dataclass(frozen=True, slots=True)
+class Home:
+    """The interface of the nodes' side."""
+
+    ifindex: int
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """What an operator knows it by."""
 
@@ -60,17 +71,35 @@ def by_tc(ifindex: int, features: Mapping[int, int] | None, senders: Senders) ->
 
 
 def marked(
-    next_hops: Mapping[str, NextHop | None], features: Mapping[int, int] | None, senders: Senders
+    next_hops: Mapping[str, NextHop | None],
+    features: Mapping[int, int] | None,
+    senders: Senders,
+    home: Home | None = None,
 ) -> dict[str, NextHop | None]:
-    """The same next hops, each saying whether TC must send to it."""
-    devices = {hop.ifindex for hop in next_hops.values() if hop is not None}
+    """The same next hops, each saying whether TC must send to it; the way to this machine itself.
+
+    `home`: None while nobody knows.
+    """
+    devices = devices_of(next_hops)
     left_to_tc = {ifindex for ifindex in devices if by_tc(ifindex, features, senders)}
     return {
-        address: hop
-        if hop is None or hop.by_tc == (hop.ifindex in left_to_tc)
-        else replace(hop, by_tc=hop.ifindex in left_to_tc)
+        address: _marked(hop, hop.ifindex in left_to_tc, home) if hop is not None else None
         for address, hop in next_hops.items()
     }
+
+
+def devices_of(next_hops: Mapping[str, NextHop | None]) -> set[int]:
+    """By which packets leave."""
+    return {hop.ifindex for hop in next_hops.values() if hop is not None and not hop.own}
+
+
+def _marked(hop: NextHop, by_tc: bool, home: Home | None) -> NextHop | None:
+    if hop.own and home is None:
+        return None
+    if hop.own and home is not None:
+        mac = home.mac
+        return replace(hop, ifindex=home.ifindex, source_mac=mac, destination_mac=mac, by_tc=True)
+    return hop if hop.by_tc == by_tc else replace(hop, by_tc=by_tc)
 
 
 def why(device: Device, ifindex: int, features: Mapping[int, int] | None, senders: Senders) -> str:

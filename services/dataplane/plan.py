@@ -31,6 +31,7 @@ from bus.states import (
     NodeTable,
     SeatState,
 )
+from bus.words import Mode
 from services.dataplane import ring
 from services.dataplane.flows.census import Census, Watch
 from services.dataplane.fronts import has_waned, is_unused, plan_addresses, plan_fronts
@@ -122,7 +123,7 @@ def make_plan(
     placed = _placed(kernel, table, fronts.ids)
     seats = plan_seats(kernel, placed, fronts.ids, table, view, next_hops, facts, census, now_ms)
     rings = plan_rings(kernel, placed, fronts.ids, seats, table.hash_seed, facts)
-    services = _with_rings(fronts.values, rings.of_service)
+    services = _with_rings(fronts.values, rings.of_service, _own_services(seats))
     addresses = plan_addresses(kernel, table, services, facts, census, now_ms)
     slots, moved = slot_writes(kernel, rings)
     after = KernelState(
@@ -159,16 +160,31 @@ def _placed(
     return places(table, ids)
 
 
+def _own_services(seats: Seats) -> frozenset[int]:
+    """The ids of the services that this machine is a node of."""
+    if seats.seated is not None:
+        ways = seats.seated.hops.values()
+        if not any(way is not None and way.own for way in ways):
+            return frozenset()
+    hops = ((seat.service_id, seat.next_hop) for seat in seats.values.values())
+    return frozenset(number for number, hop in hops if hop is not None and hop.own)
+
+
 def _with_rings(
-    fronts: Mapping[ServiceKey, Service], rings: Mapping[int, int]
+    fronts: Mapping[ServiceKey, Service], rings: Mapping[int, int], own: frozenset[int]
 ) -> dict[ServiceKey, Service]:
-    """Each service with the number of its ring; without those for which there is none."""
+    """Each service with the number of its ring, and whether this machine is a node of it; without
+    those for which there is no ring.
+    """
     known: dict[int, Service | None] = {}
     values: dict[ServiceKey, Service] = {}
     for key, service in fronts.items():
         if id(service) not in known:
             place = service.ring if service.retired else rings.get(service.service_id)
-            known[id(service)] = None if place is None else replace(service, ring=place)
+            of_this_node = service.mode is Mode.L2 and service.service_id in own
+            known[id(service)] = (
+                None if place is None else replace(service, ring=place, of_this_node=of_this_node)
+            )
         value = known[id(service)]
         if value is not None:
             values[key] = value

@@ -24,6 +24,10 @@ which `attach` writes in the order that loses nothing: set before the first prog
 has a table before its own, cleared after the last one that had is gone.
 
 The map of rings grows in the same way with the number of services: a larger copy, programs over it.
+
+Where this machine is a node of this LB, `tc_own` takes that node's answers on the way out
+(bpf/kernel/own_node.h). The node table says so, later than these programs are attached: so
+`serve_itself` puts it on its hook and takes it off, and its pin keeps it there over a restart.
 """
 
 from __future__ import annotations
@@ -35,7 +39,16 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from bpf import attach
-from bpf.attachments import TC, XDP, Attachment, Place, set_aside, take_off_rest
+from bpf.attachments import (
+    SPOTS,
+    TC,
+    TC_EGRESS,
+    XDP,
+    Attachment,
+    Place,
+    set_aside,
+    take_off_rest,
+)
 from bpf.chain import FlowTables
 from bpf.loader import LoadedObject, compile_programs, fill_cache
 from bpf.pins import PinnedMaps
@@ -157,6 +170,7 @@ class Programs:
         self._pins = bpf_dir / "prog"
         self._netlink = netlink
         self._without_xdp: dict[str, str] = {}
+        self._serves_itself = (self._pins / "tc_own").exists()
         self._left: dict[Attachment, str] = {}
         """What is wanted no longer and could not be taken off, with the reason."""
         self.taken_off: tuple[str, ...] = ()
@@ -226,6 +240,8 @@ class Programs:
             wanted[plan.private, TC] = "tc_private"
         if self._replies_by_xdp:
             wanted[plan.private, XDP] = "xdp_private"
+        if self._serves_itself:
+            wanted[plan.private, TC_EGRESS] = "tc_own"
         return {place: pin for place, pin in wanted.items() if pin not in self._without_xdp}
 
     @property
@@ -260,6 +276,8 @@ class Programs:
         if not plan.one_arm:
             attach.attach_tc(netlink, plan.private, tc_private, self._pins / "tc_private")
         attach.attach_tc(netlink, plan.public, tc_public, self._pins / "tc_public")
+        if self._serves_itself:
+            self._attach_own()
         for pin, interface, fd in loaded:
             self._attach_xdp(pin, interface, fd)
         rest = take_off_rest(netlink, self._bpf_dir, self._wanted)
@@ -270,6 +288,20 @@ class Programs:
         self.migrated = self._maps.migrated
         self._maps.commit()
         return self.hooks()
+
+    def serve_itself(self, wanted: bool) -> None:
+        """Whether this machine is a node of this LB, from now on. Raises what attaching raises."""
+        if wanted and not self._serves_itself:
+            self._attach_own()
+        elif self._serves_itself and not wanted:
+            attach.detach_tc(
+                self._netlink, self.plan.private, self._pins / "tc_own", attach.FIRST_ON_EGRESS
+            )
+        self._serves_itself = wanted
+
+    def _attach_own(self) -> None:
+        fd, pin = self._tc.function("gale_tc_own", "tc"), self._pins / "tc_own"
+        attach.attach_tc(self._netlink, self.plan.private, fd, pin, attach.FIRST_ON_EGRESS)
 
     def _xdp_hooks(self, machine: Machine) -> list[tuple[str, str, Interface]]:
         """Pin, function and interface of each XDP program that is wanted."""
@@ -289,10 +321,10 @@ class Programs:
         They have been loaded, for frames in pieces if `takes_pieces`. Raises what attaching raises.
         """
         netlink, flavour = self._netlink, self._flavour
-        for pin in ("tc_private", "tc_public"):
-            if pin in self.places:
+        for (interface, hook), pin in self._wanted.items():
+            if hook in SPOTS:
                 fd = (tc or self._tc).function(f"gale_{pin}", "tc")
-                attach.attach_tc(netlink, self.places[pin], fd, self._pins / pin)
+                attach.attach_tc(netlink, interface, fd, self._pins / pin, SPOTS[hook])
         for pin, name, at in self._xdp_hooks(self._machine):
             if pin not in self.places:
                 continue
@@ -335,6 +367,11 @@ class Programs:
         states.append(_state(attach.tc_state(netlink, plan.public, self._pins / "tc_public")))
         if not plan.one_arm:
             states.append(_state(attach.tc_state(netlink, plan.private, self._pins / "tc_private")))
+        if self._serves_itself:
+            pin = self._pins / "tc_own"
+            states.append(
+                _state(attach.tc_state(netlink, plan.private, pin, attach.FIRST_ON_EGRESS))
+            )
         for each, problem in self._left.items():
             detail = f"not wanted any more, and it cannot be taken off: {problem}"
             states.append(HookState(each.name, each.interface, True, each.flavour, detail))

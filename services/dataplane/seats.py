@@ -34,10 +34,10 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from bus.states import LocalView, NodeTable, states_apart
+from bus.states import LocalView, NodeTable, TableService, states_apart
 from bus.words import Mode, NodeState, OnNodeDown, Protocol
 from services.dataplane.flows.census import Census
-from services.dataplane.fronts import SETTLE_MS
+from services.dataplane.fronts import SETTLE_MS, shared_snat
 from services.dataplane.maps import (
     NO_SEAT,
     Ailing,
@@ -132,14 +132,14 @@ def plan_seats(
     now_ms: int,
 ) -> Seats:
     ailing = Ailing(_deaths(table, view), _sick(table, view))
-    made = _from_the_last(kernel, placed_by_service, ids, ailing, next_hops)
+    made = _from_the_last(kernel, placed_by_service, ids, table, ailing, next_hops, facts)
     if made is not None:
         return made
     placed = [place for own in placed_by_service.values() for place in own]
     seat_of, reasons = _given_seats(kernel, placed, ids, facts)
     retired_ms = _retired(kernel, seat_of, census, now_ms)
     hops = {value.address: value.next_hop for value in kernel.seats.values()} | dict(next_hops)
-    reasons |= _out_of_reach(placed, hops)
+    reasons |= _out_of_reach(placed, hops) | _cut_off_from_itself(placed, hops, table, facts)
     able = (each for each in placed if each.identity in seat_of and each.identity not in reasons)
     takers = frozenset(each.identity for each in able if _takes(each, ailing))
     values: dict[int, Seat] = {}
@@ -159,7 +159,7 @@ def plan_seats(
     made = Seats(seat_of, takers, values, retired_ms, fresh, refused, reasons)
     if reasons or retired_ms:
         return made
-    return replace(made, seated=_seated(made, placed_by_service, ailing, hops))
+    return replace(made, seated=_seated(made, placed_by_service, ailing, hops, facts))
 
 
 def _takes(place: Place, ailing: Ailing) -> bool:
@@ -177,6 +177,7 @@ def _seated(
     placed: Mapping[str, list[Place]],
     ailing: Ailing,
     hops: Mapping[str, NextHop | None],
+    facts: Facts,
 ) -> Seated:
     of_node: dict[str, list[Place]] = {}
     nodes_at: dict[str, list[str]] = {}
@@ -193,6 +194,7 @@ def _seated(
         takers=made.takers,
         ailing=ailing,
         hops=hops,
+        facts=facts,
         of_node=of_node,
         nodes_at=nodes_at,
     )
@@ -202,8 +204,10 @@ def _from_the_last(
     kernel: KernelState,
     placed: Mapping[str, list[Place]],
     ids: Mapping[str, int],
+    table: NodeTable,
     ailing: Ailing,
     next_hops: Mapping[str, NextHop | None],
+    facts: Facts,
 ) -> Seats | None:
     """The last plan's seats, with those of the nodes of which something else is known now; None
     where more than that may be different.
@@ -213,6 +217,8 @@ def _from_the_last(
     """
     before = kernel.seated
     if before is None or before.places is not placed or before.values is not kernel.seats:
+        return None
+    if before.facts != facts:
         return None
     moved = {
         address: hop
@@ -224,7 +230,7 @@ def _from_the_last(
     nodes.update(node for address in moved for node in before.nodes_at.get(address, ()))
     touched = [place for node in nodes for place in before.of_node.get(node, ())]
     ways = {place.node.address: hops.get(place.node.address) for place in touched}
-    if _out_of_reach(touched, ways):
+    if _out_of_reach(touched, ways) or _cut_off_from_itself(touched, ways, table, facts):
         return None
     # Whoever may take new flows has a seat: nobody was refused one.
     takers = before.takers.difference([place.identity for place in touched]).union(
@@ -284,6 +290,40 @@ def _out_of_reach(placed: Iterable[Place], hops: Mapping[str, NextHop | None]) -
         and place.node.state in SEATED
         and place.node.address in behind
     }
+
+
+def _cut_off_from_itself(
+    placed: Iterable[Place],
+    hops: Mapping[str, NextHop | None],
+    table: NodeTable,
+    facts: Facts,
+) -> dict[int, str]:
+    """Why this machine takes no flow of its own LB although it is a node that is well; by the
+    place's identity. Where it can, see bpf/kernel/own_node.h.
+    """
+    own = {address for address, hop in hops.items() if hop is not None and hop.own}
+    if not own:
+        return {}
+    return {
+        place.identity: why
+        for place in placed
+        if place.node.address in own
+        and place.node.state in SEATED
+        and (why := _why_not_itself(place.service, table, facts))
+    }
+
+
+def _why_not_itself(service: TableService, table: NodeTable, facts: Facts) -> str:
+    if service.mode is not Mode.L4:
+        return ""
+    if not service.snat:
+        return "this machine is the node, and with snat = false its answers go past this LB"
+    if facts.own_addresses.issuperset(shared_snat(service, table)):
+        return (
+            "this machine is the node, and its answers to an address of its own never come back to"
+            " this LB: give the virtual IP a snat_address"
+        )
+    return facts.no_way_to_itself
 
 
 def _value(

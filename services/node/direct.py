@@ -188,7 +188,7 @@ class Found:
     loopback: frozenset[str]
     """The addresses of lo."""
     elsewhere: Mapping[str, str]
-    """The addresses of other interfaces, with these."""
+    """The addresses of other interfaces, with these. Who is its own only LB wraps nothing."""
     settings: Mapping[str, int]
     facing: frozenset[str]
     """The interfaces that reach the LBs."""
@@ -266,7 +266,8 @@ def _impossible(need: Need, found: Found) -> tuple[str, ...]:
             for address in sorted(need.addresses & found.elsewhere.keys())
         ),
     ]
-    if need.tunnelled and not found.facing:
+    alone = bool(found.lbs) and found.lbs <= found.elsewhere.keys()
+    if need.tunnelled and not found.facing and not alone:
         missing.append("no interface reaches a load balancer: nowhere to unwrap packets")
     return tuple(missing)
 

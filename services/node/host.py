@@ -94,10 +94,12 @@ class Report:
 class Host:
     """One machine's network namespace; used by one thread."""
 
-    def __init__(self, run_dir: Path, bpf_dir: Path, cache_dir: Path) -> None:
+    def __init__(
+        self, run_dir: Path, bpf_dir: Path, cache_dir: Path, *, beside_lb: bool = False
+    ) -> None:
         self._netlink = IPRoute()
         self._record = RecordFile(run_dir)
-        self._unwrapper = Unwrapper(self._netlink, bpf_dir, cache_dir)
+        self._unwrapper = Unwrapper(self._netlink, bpf_dir, cache_dir, beside_lb=beside_lb)
         self._missing: list[str] = []
         try:
             self._taken = self._record.load()

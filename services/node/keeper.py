@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 from services.node.host import Host, Order, Report
 
@@ -23,10 +22,9 @@ FINISH_S = 10.0
 class Keeper:
     """Owned by the loop; `wake` makes the loop look at a report that has changed."""
 
-    def __init__(
-        self, run_dir: Path, bpf_dir: Path, cache_dir: Path, wake: Callable[[], None]
-    ) -> None:
-        self._directories = run_dir, bpf_dir, cache_dir
+    def __init__(self, host: Callable[[], Host], wake: Callable[[], None]) -> None:
+        """`host`: makes the one that the thread uses."""
+        self._host = host
         self._wake = wake
         self._changed = threading.Event()
         self._ending = False
@@ -55,7 +53,7 @@ class Keeper:
         return self.report
 
     def _run(self) -> None:
-        host = Host(*self._directories)
+        host = self._host()
         try:
             while not self._ending:
                 self._changed.wait(TURN_S)

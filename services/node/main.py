@@ -27,6 +27,7 @@ import secrets
 import socket
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import structlog
@@ -50,7 +51,7 @@ from services.node.core import (
     CheckPlan,
 )
 from services.node.direct import NOTHING_NEEDED, NOTHING_TAKEN, Lingering, need_of
-from services.node.host import Order, open_flows
+from services.node.host import Host, Order, open_flows
 from services.node.keeper import Keeper
 from services.node.link import (
     Address,
@@ -93,8 +94,9 @@ class AgentProcess:
         self._loop = Loop()
         self._poller, self._signals = self._loop.poller, self._loop.signals
         self._resolver = Resolver(self._signals.wake)
-        cache_dir = paths.state_dir / PROGRAM_CACHE
-        self._keeper = Keeper(paths.run_dir, paths.bpf_dir, cache_dir, self._signals.wake)
+        directories = paths.run_dir, paths.bpf_dir, paths.state_dir / PROGRAM_CACHE
+        host = partial(Host, *directories, beside_lb=paths.lb_beside is not None)
+        self._keeper = Keeper(host, self._signals.wake)
         self._order = Order()
         self._lingering = Lingering()
         self._prober = Prober(self._poller)

@@ -4,8 +4,10 @@ It is loaded once in the agent's life, with a map of its own, and the map is fil
 program is attached. So an agent that is started again puts a complete program and map in the place
 of the old ones, in one step, and one that was killed leaves everything at work.
 
-On a machine that is an LB too, the place may be taken by the LB's own program: that is refused, as
-a stranger's is.
+On a machine that is an LB too (its file says so) the LB's own program has the first place, and the
+unwrapper stands behind it: what the LB sends to others never comes to it, and what other LBs send
+here the LB's program leaves. Where no file says so, and an LB's program is in the place all the
+same, that is refused, as a stranger's is.
 """
 
 from __future__ import annotations
@@ -34,8 +36,14 @@ class PlaceTakenError(Exception):
 class Unwrapper:
     """The program of one agent."""
 
-    def __init__(self, netlink: IPRoute, bpf_dir: Path, cache_dir: Path) -> None:
+    def __init__(
+        self, netlink: IPRoute, bpf_dir: Path, cache_dir: Path, *, beside_lb: bool = False
+    ) -> None:
         self._netlink = netlink
+        self._spot, self._other = attach.FIRST, attach.BEHIND_THE_LB
+        """Where the filter is; where it was before the machine became an LB, or was one no more."""
+        if beside_lb:
+            self._spot, self._other = self._other, self._spot
         self._pins = bpf_dir / "prog"
         self._cache_dir = cache_dir
         self._objects: dict[str, LoadedObject] = {}
@@ -55,17 +63,28 @@ class Unwrapper:
                     raise PlaceTakenError(f"{interface}: {state.detail} has the unwrapper's place")
                 self._attach(interface, how)
                 self._attached.add((interface, how))
+                if how == TC:
+                    self._leave(interface, self._other)
 
     def remove(self, places: frozenset[tuple[str, str]]) -> None:
         """Leave these places; what is there and not the unwrapper stays."""
         for interface, how in sorted(places):
             self._attached.discard((interface, how))
             try:
-                if _is_unwrapper(self._state(interface, how)):
-                    detach = attach.detach_xdp if how == XDP else attach.detach_tc
-                    detach(self._netlink, interface, self._pin(interface, how))
+                if how == XDP and _is_unwrapper(self._state(interface, how)):
+                    attach.detach_xdp(self._netlink, interface, self._pin(interface, how))
+                elif how == TC:
+                    self._leave(interface, self._other)
+                    self._leave(interface, self._spot)
+                    self._pin(interface, how).unlink(missing_ok=True)
             except attach.InterfaceMissing:
                 self._pin(interface, how).unlink(missing_ok=True)
+
+    def _leave(self, interface: str, spot: attach.Spot) -> None:
+        """The filter alone, if it stands there: another one may have the pin."""
+        state = attach.tc_state(self._netlink, interface, self._pin(interface, TC), spot)
+        if _is_unwrapper(state):
+            attach.remove_filter(self._netlink, interface, PROGRAM, spot)
 
     def _fill(self, how: str, addresses: frozenset[str]) -> None:
         if how not in self._objects:
@@ -85,7 +104,8 @@ class Unwrapper:
     def _attach(self, interface: str, how: str) -> None:
         loaded, pin = self._objects[how], self._pin(interface, how)
         if how == TC:
-            attach.attach_tc(self._netlink, interface, loaded.function(PROGRAM, TC), pin)
+            fd = loaded.function(PROGRAM, TC)
+            attach.attach_tc(self._netlink, interface, fd, pin, self._spot)
             return
         (link,) = self._netlink.link("get", ifname=interface)
         frags = link.get_attr("IFLA_MTU") > FRAGS_MTU
@@ -93,8 +113,10 @@ class Unwrapper:
         attach.attach_xdp(self._netlink, interface, fd, pin)
 
     def _state(self, interface: str, how: str) -> attach.Hook:
-        look = attach.xdp_state if how == XDP else attach.tc_state
-        return look(self._netlink, interface, self._pin(interface, how))
+        pin = self._pin(interface, how)
+        if how == XDP:
+            return attach.xdp_state(self._netlink, interface, pin)
+        return attach.tc_state(self._netlink, interface, pin, self._spot)
 
     def _pin(self, interface: str, how: str) -> Path:
         # A BPF file system has no dots in names, an interface no colon.

@@ -146,6 +146,9 @@ class Rig:
     def tc_private(self, packet: bytes, ingress_ifindex: int = LOOPBACK) -> Result:
         return run_tc(self.function("tc_private"), packet, ingress_ifindex)
 
+    def tc_own(self, packet: bytes, ingress_ifindex: int = LOOPBACK) -> Result:
+        return run_tc(self.function("tc_own"), packet, ingress_ifindex)
+
     def xdp_reply(self, packet: bytes, ingress_ifindex: int = LOOPBACK) -> Result:
         return run_xdp(self.function("xdp_reply"), packet, ingress_ifindex)
 

@@ -65,8 +65,9 @@ MTU = 1500
 SEED = 0x0123_4567_89AB_CDEF
 
 RESOLVED, UP = 1, 2
-SEAT_DEAD, SEAT_RESET, SEAT_BY_TC = 4, 8, 16
+SEAT_DEAD, SEAT_RESET, SEAT_BY_TC, SEAT_OWN = 4, 8, 16, 32
 AFFINITY_CLIENT, NO_SNAT, GUE, NO_RESET, HAS_FLOWS, RETIRED, KEEPS_PORT = 1, 2, 4, 8, 16, 32, 64
+OF_THIS_NODE = 128
 OF_SERVICE, FLOATING, OF_SNAT = 1, 2, 4
 PUBLIC_SIDE, PRIVATE_SIDE = 1, 2
 RING_ENTRIES, LANES = 16385, 4
@@ -92,7 +93,7 @@ CLOCK_MONOTONIC_COARSE = 6
 
 REQUEST_HOOKS = ("xdp_public", "tc_public")
 REPLY_HOOKS = ("tc_private", "xdp_reply")
-_COUNTED_AS = {"xdp_reply": "xdp_private"}
+_COUNTED_AS = {"xdp_reply": "xdp_private", "tc_own": "tc_private"}
 
 _HOOKS, _NAMES = hooks(), list(reasons())
 _FORWARDS, _DROPS = _NAMES.index("forward_first"), _NAMES.index("drop_first")
@@ -163,6 +164,7 @@ class Scene:
             "tc_public": programs.tc_public,
             "tc_private": programs.tc_private,
             "xdp_reply": programs.xdp_reply,
+            "tc_own": programs.tc_own,
         }
         self._rings: dict[int, tuple[int, ...]] = {}
         self._seats: set[int] = set()

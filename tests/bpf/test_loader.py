@@ -347,7 +347,8 @@ def test_the_compiler_is_never_loaded_into_the_process_itself(cache: Cache) -> N
 
 @pytest.mark.parametrize("defines", [{}, {"GALE_ONE_ARM": 1}], ids=["two arms", "one arm"])
 def test_the_real_programs_load_without_a_warning(defines: dict[str, str | int]) -> None:
-    programs = {"xdp.c": ["gale_xdp_public"], "tc.c": ["gale_tc_public", "gale_tc_private"]}
+    tc = ["gale_tc_public", "gale_tc_private", "gale_tc_own"]
+    programs = {"xdp.c": ["gale_xdp_public"], "tc.c": tc}
     for loaded, functions in zip(
         compile_programs(list(programs), defines=defines), programs.values(), strict=True
     ):

@@ -51,9 +51,9 @@ def _source(context: str, found: str, absent: str, *functions: str) -> str:
 
 
 XDP = _source("xdp_md", "XDP_TX", "XDP_DROP", "gale_xdp_public", "gale_xdp_reply")
-TC = _source("__sk_buff", "TC_ACT_OK", "TC_ACT_SHOT", "gale_tc_public", "gale_tc_private").replace(
-    "#include <linux/bpf.h>", "#include <linux/bpf.h>\n#include <linux/pkt_cls.h>"
-)
+TC = _source(
+    "__sk_buff", "TC_ACT_OK", "TC_ACT_SHOT", "gale_tc_public", "gale_tc_private", "gale_tc_own"
+).replace("#include <linux/bpf.h>", "#include <linux/bpf.h>\n#include <linux/pkt_cls.h>")
 
 
 def sources() -> tuple[str, str]:

@@ -324,16 +324,18 @@ def test_no_carrier_anywhere_on_a_node(namespace: Namespace) -> None:
 def test_a_node_without_c_is_found_by_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listener: socket.socket
 ) -> None:
-    """An LB's file is the first that is looked for; where there is none, a node's."""
+    """An LB's file is the first that is looked for; where there is none, a node's; or both."""
     from services.cli import doctor
     from services.cli.invocation import Invocation
 
     monkeypatch.delenv("GALE_CONFIG", raising=False)
     paths = Paths(lb_config=tmp_path / "lb.toml", node_config=tmp_path / "node.toml")
     asked = Invocation(config=None, json=False)
-    assert doctor.file_of(asked, paths) == paths.node_config
+    assert doctor.files_of(asked, paths) == (paths.node_config,)
     paths.lb_config.touch()
-    assert doctor.file_of(asked, paths) == paths.lb_config
+    assert doctor.files_of(asked, paths) == (paths.lb_config,)
+    paths.node_config.touch()
+    assert doctor.files_of(asked, paths) == (paths.lb_config, paths.node_config)
 
 
 def test_a_server_of_datagrams_is_looked_for_among_those() -> None:

@@ -382,6 +382,20 @@ def test_paths_move_as_a_whole() -> None:
     assert Paths.from_environment({"GALE_RUN_DIR": ""}) == Paths()
 
 
+def test_the_other_file_of_a_machine_that_is_both_stands_beside_its_own(tmp_path: Path) -> None:
+    lb, node = tmp_path / "lb.toml", tmp_path / "node.toml"
+    usual = Paths(lb_config=lb, node_config=node)
+    as_lb, as_node = (Paths.from_environment({"GALE_CONFIG": str(each)}) for each in (lb, node))
+    other = Paths.from_environment({"GALE_CONFIG": str(tmp_path / "gale.toml")})
+    assert {each.node_beside for each in (usual, as_lb, other)} == {None}
+    for each in (lb, node, tmp_path / "gale.toml"):
+        each.touch()
+    assert (usual.node_beside, usual.lb_beside) == (node, lb)
+    assert (as_lb.node_beside, as_lb.lb_beside) == (node, None)
+    assert (as_node.node_beside, as_node.lb_beside) == (None, lb)
+    assert (other.node_beside, other.lb_beside) == (None, None)
+
+
 def test_a_host_name_that_is_no_name_is_refused_unless_another_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,6 +148,7 @@ def test_sizes_are_those_of_the_maps(kernel: Kernel) -> None:
         replace(SEAT, up=False, dead=True, reset=True),
         replace(SEAT, next_hop=None),
         replace(SEAT, next_hop=replace(HOP, destination_mac=None)),
+        replace(SEAT, next_hop=replace(HOP, by_tc=True, own=True)),
         replace(SEAT, next_hop=replace(HOP, gateway="10.81.0.254", mtu=65_535)),
         replace(SEAT, port=65_535, service_id=63, identity=2**64 - 1),
     ],

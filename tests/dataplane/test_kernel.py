@@ -62,6 +62,7 @@ def service(number: int) -> Service:
         ring=number % 4,
         snat_addresses=("10.81.0.10",),
         snat_slice=Slice(1536, 31_232, 600, 424),
+        of_this_node=bool(number % 2),
     )
 
 

@@ -153,6 +153,18 @@ def test_an_address_nobody_has_spoken_to_is_resolved(wire: Wire, watch: Watch) -
     assert hop == NextHop(index, wire.mac(wire.lb), wire.mac(wire.node), 1500, None, OWN)
 
 
+def test_an_address_of_this_machine_says_so_and_its_loopback_is_nobody_s(
+    wire: Wire, watch: Watch
+) -> None:
+    watch.monitor.watch(frozenset({OWN, "127.0.0.1", "127.1.2.3"}))
+    hop = watch.until_reachable(OWN, own=True)
+    assert (hop.destination_mac, hop.mtu, hop.source) == (None, 65_535, OWN)
+    assert watch.monitor.serve(0)["127.0.0.1"] is None
+    assert watch.monitor.serve(0)["127.1.2.3"] is None
+    wire.ip_lb(f"address del {OWN}/24 dev w0")
+    watch.until_unreachable(OWN)
+
+
 def test_what_the_kernel_knew_before_is_there_at_once(wire: Wire, watch: Watch) -> None:
     wire.ip_lb(f"neigh replace {NODE} dev w0 lladdr {wire.mac(wire.node)} nud stale")
     netns.pushns(wire.lb)
@@ -278,9 +290,9 @@ def test_a_link_that_comes_after_the_watch(wire: Wire, watch: Watch) -> None:
 @pytest.mark.parametrize("kind", ["blackhole", "unreachable", "prohibit"])
 def test_routes_that_lead_nowhere(wire: Wire, watch: Watch, kind: str) -> None:
     wire.ip_lb(f"route add {kind} 192.0.2.0/24")
-    watch.monitor.watch(frozenset({"192.0.2.7", OWN, "fd00::7"}))
+    watch.monitor.watch(frozenset({"192.0.2.7", "fd00::7"}))
     hops = watch.monitor.serve(0)
-    assert hops == {"192.0.2.7": None, OWN: None, "fd00::7": None}
+    assert hops == {"192.0.2.7": None, "fd00::7": None}
 
 
 def test_a_lost_notification_is_made_good(wire: Wire, watch: Watch) -> None:

@@ -70,6 +70,20 @@ def test_a_narrow_path_is_asked_for_at_once_and_again_as_long_as_it_is() -> None
     assert table.routes_to_ask() == []
 
 
+def test_an_address_of_this_machine_leads_nowhere_and_asks_for_no_neighbour() -> None:
+    table = NextHopTable()
+    table.watch([NODE])
+    table.fold(Link(1, "00:00:00:00:00:00", 65_536, True))
+    table.answer(NODE, Route(1, None, NODE, None, own=True))
+    assert table.next_hops() == {
+        NODE: NextHop(1, "00:00:00:00:00:00", None, 65_535, None, NODE, own=True)
+    }
+    assert table.due(0) == []
+    table.answer(NODE, ON_LINK)
+    table.fold(LINK)
+    assert table.due(0) == [(3, NODE)]
+
+
 def test_in_every_order() -> None:
     for order in permutations(range(4)):
         table = NextHopTable()

@@ -7,7 +7,16 @@ import pytest
 from bus.states import HookState, OutputState
 from services.dataplane import outputs
 from services.dataplane.nexthop import NextHop
-from services.dataplane.outputs import Device, Senders, by_tc, marked, states, why
+from services.dataplane.outputs import (
+    Device,
+    Home,
+    Senders,
+    by_tc,
+    devices_of,
+    marked,
+    states,
+    why,
+)
 
 NATIVE = Senders(generic=False, in_pieces=False)
 IN_PIECES = Senders(generic=False, in_pieces=True)
@@ -44,6 +53,22 @@ def test_next_hops_are_marked() -> None:
     assert seen["b"] is None
     again = marked(seen, {**FEATURES, BRIDGE: 0x67}, NATIVE)
     assert again == {"a": HOP, "b": None}
+
+
+OWN = NextHop(9, "00:00:00:00:00:00", None, 65_535, None, "10.81.0.10", own=True)
+"""Of this machine: as the kernel has it, by the loopback."""
+
+
+def test_the_way_to_this_machine_is_by_the_nodes_side_and_tc_s() -> None:
+    mac = "02:00:00:00:00:09"
+    seen = marked({"a": OWN, "b": HOP}, {**FEATURES, BRIDGE: 0x67}, NATIVE, Home(CARD, mac))
+    assert seen["a"] == NextHop(CARD, mac, mac, 65_535, None, "10.81.0.10", by_tc=True, own=True)
+    assert seen["b"] == HOP
+    assert devices_of(seen) == {BRIDGE}
+
+
+def test_without_a_nodes_side_there_is_no_way_to_this_machine() -> None:
+    assert marked({"a": OWN}, FEATURES, NATIVE) == {"a": None}
 
 
 @pytest.mark.parametrize(

@@ -960,6 +960,55 @@ def test_next_hops_are_kept_changed_and_unset() -> None:
     assert not lost.states()[0].resolved
 
 
+OWN_HOP = replace(HOP, destination_mac=HOP.source_mac, by_tc=True, own=True)
+SHARED_SNAT = {"snat_addresses": ("10.81.0.100",)}
+
+
+def itself(fields: dict[str, Any], facts: Facts = FACTS) -> Plan:
+    """A service of two nodes, the first of which is this machine."""
+    nodes = [node(0), node(1)]
+    hops = {nodes[0].address: OWN_HOP, nodes[1].address: HOP}
+    return make_plan(EMPTY, table(nodes, [service("web", **fields)]), None, hops, facts, None, 0)
+
+
+@pytest.mark.parametrize(
+    "fields", [SHARED_SNAT, {"mode": Mode.L2}, {"mode": Mode.L3}], ids=["l4", "l2", "l3"]
+)
+def test_this_machine_serves_where_it_can(fields: dict[str, Any]) -> None:
+    plan = itself(fields)
+    assert [seat.share > 0 for seat in plan.states()] == [True, True]
+    assert plan.refused == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "facts", "why"),
+    [
+        ({}, FACTS, "give the virtual IP a snat_address"),
+        ({"snat_addresses": (FACTS.private_address,)}, FACTS, "an address of its own"),
+        ({"snat": False}, FACTS, "snat = false"),
+        (SHARED_SNAT, replace(FACTS, no_way_to_itself="no hook"), "no hook"),
+    ],
+)
+def test_where_its_answers_would_not_come_back_this_machine_takes_nothing_and_says_why(
+    fields: dict[str, Any], facts: Facts, why: str
+) -> None:
+    plan = itself(fields, facts)
+    first, second = plan.states()
+    assert (first.share, second.share) == (0.0, 1.0)
+    assert why in first.reason
+    assert why in plan.refused[0]
+
+
+def test_only_in_l2_what_other_lbs_send_is_the_host_s() -> None:
+    for mode, expected in ((Mode.L2, True), (Mode.L3, False), (Mode.L4, False)):
+        (value,) = itself({"mode": mode}).after.services.values()
+        assert value.of_this_node is expected
+    plan = make_plan(
+        EMPTY, table([node(1)], [service("web", mode=Mode.L2)]), None, {}, FACTS, None, 0
+    )
+    assert not any(value.of_this_node for value in plan.after.services.values())
+
+
 def test_a_retired_seat_s_next_hop_is_kept_current() -> None:
     kernel = Kernel()
     first = hops_plan(kernel, EMPTY, {node(0).address: HOP})

@@ -297,6 +297,35 @@ def nameless(program_id: int) -> int:
     raise PermissionError(program_id)
 
 
+OWN = ("priv0", "tc egress", "gale_tc_own")
+
+
+def test_a_machine_that_is_a_node_too_takes_its_own_answers_and_goes_on_after_a_restart(
+    host: Host,
+) -> None:
+    first = host.attach()
+    first.serve_itself(True)
+    assert attached(host) == BOTH_ARMS | {OWN}
+    assert ("tc_own", "priv0", "tc") in told(first.hooks())
+    first.close()
+    second = host.attach()
+    assert attached(host) == BOTH_ARMS | {OWN}
+    second.serve_itself(False)
+    assert attached(host) == BOTH_ARMS
+    assert "tc_own" not in host.pins()
+    assert told(second.hooks()) == TWO_ARMS
+    second.close()
+
+
+def test_another_private_interface_takes_its_own_answers_with_it(host: Host) -> None:
+    first = host.attach()
+    first.serve_itself(True)
+    first.close()
+    second = host.attach(replace(PLAN, private="br0"))
+    assert attached(host) == ON_THE_BRIDGE | {("br0", "tc egress", "gale_tc_own")}
+    second.close()
+
+
 @pytest.mark.parametrize(("before", "after"), list(permutations(PLANS, 2)))
 def test_after_any_change_only_what_is_wanted_is_attached(
     host: Host, monkeypatch: pytest.MonkeyPatch, before: str, after: str

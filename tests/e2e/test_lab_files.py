@@ -12,6 +12,7 @@ from conf import load_lb, load_node
 from e2e.lab import ExtraFileError, Lab, LabError, Plan, plan, servers
 from e2e.lab import lab as lab_module
 from e2e.lab.files import (
+    groups,
     lb_config,
     node_config,
     read_extra,
@@ -74,6 +75,33 @@ def test_services_of_the_extra_file_are_served_and_checked() -> None:
     assert 'echo.py" node-0 7777 9000\n' in text
     assert 'udp.py" node-0 53 5201 5300\n' in text
     assert web_port(LAB, MIXED) == 80
+
+
+SHARED = Plan(lbs=3, shared=True)
+
+
+def test_machines_that_are_both_stand_in_the_lab_once() -> None:
+    assert SHARED.node_names == SHARED.lb_names == SHARED.supervised
+    assert SHARED.machines == ("client", "router", "lb-0", "lb-1", "lb-2")
+    assert LAB.supervised == ("lb-0", "lb-1", "node-0", "node-1", "node-2")
+
+
+def test_a_machine_that_is_both_runs_both_groups_each_with_its_own_file() -> None:
+    both = groups(SHARED, "lb-1")
+    assert both["gale.conf"] == "", "as it was shipped"
+    last = both["gale-node.conf"].splitlines()[-1]
+    assert last == 'environment=GALE_CONFIG="/run/gale/lab/lb-1/node.toml"'
+    assert plan.environment("lb-1")["GALE_CONFIG"] == "/run/gale/lab/lb-1/lb.toml"
+    assert groups(LAB, "lb-1") == {"gale.conf": ""}
+    assert groups(LAB, "node-1") == {"gale-node.conf": ""}
+
+
+def test_a_node_that_is_an_lb_too_knows_all_lbs_by_the_private_network() -> None:
+    config = node_config(SHARED, "lb-2", plan.SERVICES)
+    assert config["node"] == {"name": "lb-2"}
+    assert [each["ip"] for each in config["load_balancer"]["addresses"]] == [
+        "10.81.0.10", "10.81.0.11", "10.81.0.12",
+    ]  # fmt: skip
 
 
 def test_without_iperf3_in_the_file_none_is_run() -> None:

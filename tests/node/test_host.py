@@ -42,9 +42,9 @@ class Machine:
     bpf_dir: Path
     hosts: list[Host] = field(default_factory=list)
 
-    def host(self) -> Host:
+    def host(self, *, beside_lb: bool = False) -> Host:
         """An agent that starts."""
-        host = Host(self.directory, self.bpf_dir, IMAGES)
+        host = Host(self.directory, self.bpf_dir, IMAGES, beside_lb=beside_lb)
         self.hosts.append(host)
         return host
 
@@ -380,6 +380,44 @@ def test_the_load_balancers_own_program_keeps_its_place(machine: Machine) -> Non
     assert report.hindrance.endswith("has the unwrapper's place")
     host.settle(Order())
     assert filters() == before
+
+
+def places() -> list[tuple[int, str]]:
+    """Priority and name of each filter."""
+    shown = json.loads(tool("tc", "-j", "filter", "show", "dev", "priv0", "ingress") or "[]")
+    options = [(each["pref"], each.get("options", {})) for each in shown]
+    return [(pref, each["bpf_name"]) for pref, each in options if "bpf_name" in each]
+
+
+def test_on_a_machine_that_is_an_lb_too_the_unwrapper_stands_behind_the_lb_s_program(
+    machine: Machine,
+) -> None:
+    tool("tc", "qdisc", "add", "dev", "priv0", "clsact")
+    pin = machine.bpf_dir / "gale_tc_private"
+    os.close(program("gale_tc_private", ProgramKind.TC, pin))
+    words = f"filter add dev priv0 ingress prio 1 handle 1 bpf da pinned {pin}"
+    tool("tc", *words.split())
+    host = machine.host(beside_lb=True)
+    assert host.settle(order()).hindrance == ""
+    assert [priority for priority, _ in places()] == [1, 2]
+    assert places()[1][1].startswith("gale_unwrap")
+    host.settle(Order())
+    assert [priority for priority, _ in places()] == [1]
+
+
+def test_an_agent_whose_machine_becomes_an_lb_makes_room_for_it_and_back(machine: Machine) -> None:
+    for beside_lb, priority in ((False, 1), (True, 2), (False, 1)):
+        assert machine.host(beside_lb=beside_lb).settle(order()).hindrance == ""
+        assert [each for each, _ in places()] == [priority]
+    machine.take_back()
+    assert places() == []
+
+
+def test_who_is_its_own_only_lb_has_nothing_to_unwrap(machine: Machine) -> None:
+    report = machine.host().settle(Order(L3, lbs=frozenset({"10.81.0.20"})))
+    assert report.hindrance == ""
+    assert VIP in loopback()
+    assert places() == []
 
 
 def test_an_address_of_another_interface_is_told(machine: Machine) -> None:

@@ -6,7 +6,8 @@ nothing, needs no process of Gale to run, and works the same before the first st
 middle of trouble. Run it as root: without, the kernel does not tell whose programs are attached.
 
 Which machine it is the file says: that of `-c` or of the environment, or else whichever of
-/etc/gale/lb.toml and /etc/gale/node.toml there is.
+/etc/gale/lb.toml and /etc/gale/node.toml there is. Where both are, the machine is looked at as an
+LB and then as a node; what both find alike is said once.
 
 The checks stand in two tables, `lb.CHECKS` and `node.CHECKS` (`gale doctor --list` prints them);
 each is a function from what was read of this machine to findings.
@@ -23,7 +24,7 @@ import typer
 
 from conf import LbConfig, Paths, Source, load_either
 from services.cli.doctor import lb, node
-from services.cli.doctor.finding import Check, Findings, Level, line
+from services.cli.doctor.finding import Check, Finding, Findings, Level, line
 from services.cli.invocation import NO, WELL, Invocation, print_json
 from services.cli.tables import show, table
 
@@ -51,7 +52,15 @@ def doctor(
 def examine(invocation: Invocation) -> Findings:
     """All that the checks find on this machine."""
     paths = Paths.from_environment()
-    source = Source.read(file_of(invocation, paths))
+    said: set[Finding] = set()
+    for file in files_of(invocation, paths):
+        for finding in _of_file(Source.read(file), paths):
+            if finding not in said:
+                yield finding
+            said.add(finding)
+
+
+def _of_file(source: Source, paths: Paths) -> Findings:
     config = load_either(source)
     if isinstance(config, LbConfig):
         here = lb.look(source, config, paths)
@@ -63,11 +72,12 @@ def examine(invocation: Invocation) -> Findings:
             yield from of_node.examine(there)
 
 
-def file_of(invocation: Invocation, paths: Paths) -> Path:
-    """The file that says which machine this is."""
+def files_of(invocation: Invocation, paths: Paths) -> tuple[Path, ...]:
+    """The files that say which machine this is."""
     if invocation.config is not None or os.environ.get("GALE_CONFIG"):
-        return invocation.config_path()
-    return paths.lb_config if paths.lb_config.exists() else paths.node_config
+        return (invocation.config_path(),)
+    found = tuple(path for path in (paths.lb_config, paths.node_config) if path.exists())
+    return found or (paths.node_config,)
 
 
 def _list(*, as_json: bool) -> None:

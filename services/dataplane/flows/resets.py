@@ -8,6 +8,11 @@ exactly the sequence number that the client waits for next, which is what makes 
 (RFC 5961, 3.2). The request's record has it, as the last acknowledgement that came; while none has
 come yet, it has the number of the SYN-ACK, and the client waits for the one after it.
 
+A flow that another LB has told of, and of which no packet has come here yet, is that LB's to reset:
+it knows the numbers. But that one may be dead as well: a machine may be LB and node. So whoever
+holds the VIP now asks such a client instead, by a segment that has been acknowledged long ago: the
+client answers it by where it really is (RFC 9293, 3.10.7.4), and the programs answer that by a RST.
+
 Each flow is told once for each death of its seat: told it was under a version of its record, in
 the n-th death that this process has seen. Nothing is written into the table; the flow ends by its
 deadline, or gives way to a SYN on the same ports.
@@ -28,7 +33,7 @@ SEGMENT_BYTES = 40
 
 _TIME_TO_LIVE = 64
 _DO_NOT_FRAGMENT = 0x4000
-_RST_AND_OFFSET = 5 << 12 | 0x04
+_RST_AND_OFFSET, _ACK_AND_OFFSET = 5 << 12 | 0x04, 5 << 12 | 0x10
 """Five words of header, and the flag."""
 _WORDS = SEGMENT_BYTES // 2
 _IP_WORDS = 10
@@ -38,6 +43,8 @@ _DEATHS = 0xFFFF
 
 CONNECTED = (FlowState.TCP_ANSWERED, FlowState.TCP_ESTABLISHED, FlowState.TCP_CLOSING)
 """States in which the client may take itself for connected."""
+
+NOBODY_S: NDArray[np.uint32] = np.zeros(0, np.uint32)
 
 Segments = NDArray[np.uint8]
 """Shape (n, SEGMENT_BYTES): IPv4 packets, whole."""
@@ -72,19 +79,24 @@ class Resets:
         return bool(self._death_of.any())
 
     def find(
-        self, table: int, table_places: int, places: NDArray[np.intp], records: Records
+        self,
+        table: int,
+        table_places: int,
+        places: NDArray[np.intp],
+        records: Records,
+        held: NDArray[np.uint32] = NOBODY_S,
     ) -> Records:
         """Those of these living records whose clients are to be told now, and count as told.
 
-        `table` numbers the tables; `places` are the records' within it.
+        `table` numbers the tables; `places` are the records' within it. `held`: the VIPs that this
+        LB holds, as they stand in packets.
         """
         deaths = self._death_of[records["seat"]]
         chosen = deaths > 0
         chosen &= np.isin(records["state"], CONNECTED)
         chosen &= records["key"]["direction"] == REQUEST
         chosen &= records["key"]["protocol"] == TCP
-        # What another LB forwards it tells its clients of, whose numbers it knows.
-        chosen &= records["flags"] & FLOW_REPLICA == 0
+        chosen &= ~_is_replica(records) | np.isin(records["key"]["daddr"], held)
         if not chosen.any():
             return records[:0]
         told = self._told.setdefault(table, np.zeros(table_places, np.uint32))
@@ -95,7 +107,7 @@ class Resets:
 
 
 def segments(requests: Records) -> Segments:
-    """A RST to each of these requests' clients; checksums by RFC 1071."""
+    """What tells each of these requests' clients; checksums by RFC 1071."""
     count = len(requests)
     key = requests["key"]
     packet = np.zeros((count, SEGMENT_BYTES), np.uint8)
@@ -109,15 +121,21 @@ def segments(requests: Records) -> Segments:
     packet[:, 16:20] = _octets(key["saddr"])
     packet[:, 20:22] = _octets(key["dport"])
     packet[:, 22:24] = _octets(key["sport"])
-    is_unheard = requests["state"] == FlowState.TCP_ANSWERED
-    packet[:, 24:28] = _octets((requests["acked"] + is_unheard.astype(np.uint32)).astype(">u4"))
-    words[:, 16] = _RST_AND_OFFSET
+    is_unheard = (requests["state"] == FlowState.TCP_ANSWERED).astype(np.uint32)
+    asks = _is_replica(requests)
+    packet[:, 24:28] = _octets((requests["acked"] + is_unheard - asks).astype(">u4"))
+    words[:, 16] = np.where(asks, _ACK_AND_OFFSET, _RST_AND_OFFSET)
     words[:, _IP_CHECKSUM] = _checksum(words[:, :_IP_WORDS].sum(axis=1, dtype=np.uint32))
     pseudo = words[:, _SOURCE : _DESTINATION + 2].sum(axis=1, dtype=np.uint32)
     pseudo += np.uint32(TCP + SEGMENT_BYTES - 2 * _IP_WORDS)
     segment = words[:, _IP_WORDS:_WORDS].sum(axis=1, dtype=np.uint32)
     words[:, _TCP_CHECKSUM] = _checksum(pseudo + segment)
     return packet
+
+
+def _is_replica(records: Records) -> NDArray[np.bool_]:
+    is_replica: NDArray[np.bool_] = records["flags"] & FLOW_REPLICA != 0
+    return is_replica
 
 
 def _octets(column: NDArray[np.generic]) -> NDArray[np.uint8]:

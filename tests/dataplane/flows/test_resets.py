@@ -12,6 +12,7 @@ from scapy.layers.inet import IP, TCP
 
 from bpf.loader import LoadedObject
 from services.dataplane.flows.record import UDP, FlowState, Records
+from services.dataplane.flows.records import FLOW_REPLICA
 from services.dataplane.flows.resets import Resets, segments
 from tests.bpf.harness import problems
 from tests.dataplane.flows.made import address, both, flow_type, replies, requests
@@ -138,6 +139,30 @@ def test_what_is_sent_is_what_the_client_believes(kind: np.dtype[Any]) -> None:
             "R",
         )
         assert (tcp.window, tcp.urgptr, tcp.dataofs) == (0, 0, 5)
+
+
+def test_another_lb_s_clients_are_asked_by_whoever_holds_their_vip(kind: np.dtype[Any]) -> None:
+    """The LB that knows their numbers may be dead with the node."""
+    resets = Resets()
+    resets.bury(frozenset({5}))
+    made = flows(kind, 4, seat=5, flags=[FLOW_REPLICA, FLOW_REPLICA, 0, FLOW_REPLICA])
+    made["key"]["daddr"][3] = 7
+    assert find(resets, made) == [3]
+    vip = np.array([made["key"]["daddr"][0]], np.uint32)
+    found = resets.find(0, PLACES, np.arange(4), made, vip)
+    assert sorted(found["key"]["sport"].tolist()) == [1, 2], "those told before are told"
+    assert len(resets.find(0, PLACES, np.arange(4), made, vip)) == 0
+
+
+@pytest.mark.parametrize("acked", [1000, 0])
+def test_who_is_asked_is_sent_what_was_acknowledged_long_ago(
+    kind: np.dtype[Any], acked: int
+) -> None:
+    made = flows(kind, 1, flags=FLOW_REPLICA, acked=acked, state=FlowState.TCP_ESTABLISHED)
+    (packet,) = segments(made)
+    assert problems(bytes(12) + b"\x08\x00" + bytes(packet)) == []
+    tcp = IP(bytes(packet))[TCP]
+    assert (tcp.seq, tcp.ack, str(tcp.flags)) == ((acked - 1) % 2**32, 0, "A")
 
 
 def test_nobody_to_tell_makes_no_packet(kind: np.dtype[Any]) -> None:
