@@ -162,7 +162,7 @@ class Plan:
             return (Link(machine, PUBLIC, ROUTER_HOST), Link(machine, PRIVATE, ROUTER_HOST))
         number = int(machine.rpartition("-")[2])
         private = PUBLIC if self.one_interface else PRIVATE
-        if is_node(machine):
+        if is_node_alone(machine):
             return (Link(machine, private, 20 + number),)
         networks = dict.fromkeys((PUBLIC, private))
         return tuple(Link(machine, network, 10 + number) for network in networks)
