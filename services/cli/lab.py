@@ -99,14 +99,7 @@ def up(
     if mode not in ("l2", "l3", "l4"):
         raise typer.BadParameter(f"{mode}: expected l2, l3 or l4", param_hint="--mode")
     with _lab() as lab:
-        from e2e.lab.devices import known
-
-        kinds = devices.split("/")
-        if len(kinds) != 2 or not set(kinds) <= known():
-            there = ", ".join(sorted(known()))
-            raise typer.BadParameter(
-                f"{devices}: expected two of {there}, as bridge/veth", param_hint="--devices"
-            )
+        _check_devices(devices)
         if shared and witness:
             raise typer.BadParameter(
                 "with --shared there is no machine that only votes", param_hint="--witness"
@@ -126,6 +119,18 @@ def up(
         with lab.exclusive(_say):
             _up(lab, built, config)
         _say("the lab serves; `gale lab status` shows it, `gale lab down` takes it away")
+
+
+def _check_devices(devices: str) -> None:
+    """This machine's kernel must have both kinds."""
+    from e2e.lab.devices import known
+
+    kinds = devices.split("/")
+    if len(kinds) != 2 or not set(kinds) <= known():
+        there = ", ".join(sorted(known()))
+        raise typer.BadParameter(
+            f"{devices}: expected two of {there}, as bridge/veth", param_hint="--devices"
+        )
 
 
 def _up(lab: ModuleType, built: Any, config: Path | None) -> None:
