@@ -99,6 +99,7 @@ MUTANTS = (
         "election.py",
         "        return promised[needed - 1] if len(promised) >= needed else now_ms - 1\n",
         "        return max(promised, default=now_ms + self.timing.lease_ms)\n",
+        first=60,
     ),
     Mutant(
         "what is accepted counts before it is stored",
@@ -147,6 +148,7 @@ MUTANTS = (
         "leases.py",
         "                until_ms = asked_ms + passed_on(grant.left_ms)\n",
         "                until_ms = self._asked_ms[-1][1] + grant.left_ms\n",
+        first=79,
     ),
     Mutant(
         "any release counts",
