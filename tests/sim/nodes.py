@@ -536,7 +536,9 @@ class World:
             said = node.bad_ms == self.now_ms
             self._must(said or not own, "own-word", f"{event.id}: {event.reason}")
             if not own and event.previous in (UP, SUSPECT):
-                silent_ms = self._listened_ms(node.newest_ms)
+                # A suspect has been silent for that before; an old beat since then says nothing.
+                was_up = event.previous is UP
+                silent_ms = self._listened_ms(node.newest_ms) if was_up else age_ms
                 self._must(
                     silent_ms >= TIMEOUT_MS, "living-down", f"{event.id} after {silent_ms} ms"
                 )
