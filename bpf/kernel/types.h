@@ -77,12 +77,12 @@ struct service_key {
 };
 
 #define SERVICE_AFFINITY_CLIENT 1 /* the client's address alone picks the slot */
-#define SERVICE_NO_SNAT 2     /* L4: nodes see the client's address and answer through this LB */
-#define SERVICE_GUE 4	      /* L3: UDP and GUE instead of IP in IP */
-#define SERVICE_NO_RESET 8    /* TCP of no flow is dropped, not answered */
-#define SERVICE_HAS_FLOWS 16  /* of mode L4, or was until lately: look for flows first */
-#define SERVICE_RETIRED 32    /* takes no new flow: it is here for those it has */
-#define SERVICE_KEEPS_PORT 64 /* L4, a range of ports: nodes serve it on the same ports */
+#define SERVICE_NO_SNAT 2	 /* L4: nodes see the client's address and answer through this LB */
+#define SERVICE_GUE 4		 /* L3: UDP and GUE instead of IP in IP */
+#define SERVICE_NO_RESET 8	 /* TCP of no flow is dropped, not answered */
+#define SERVICE_HAS_FLOWS 16	 /* of mode L4, or was until lately: look for flows first */
+#define SERVICE_RETIRED 32	 /* takes no new flow: it is here for those it has */
+#define SERVICE_KEEPS_PORT 64	 /* L4, a range of ports: nodes serve it on the same ports */
 #define SERVICE_OF_THIS_NODE 128 /* L2: this machine is a node of it, and other LBs send to it */
 
 #define SNAT_ADDRESSES 8
