@@ -257,7 +257,8 @@ def sound() -> bool:
 
 def _run(root: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
     """Python with these words, in the copy."""
-    environment = os.environ | {"PYTHONPATH": str(root), **PYTEST}
+    # What pytest was told for the tests around this is not meant for those in the copy.
+    environment = os.environ | {"PYTHONPATH": str(root), "PYTEST_ADDOPTS": "", **PYTEST}
     return subprocess.run(
         [sys.executable, *words],
         cwd=root,
