@@ -214,7 +214,7 @@ def decides_alone(hosts: LabHosts, left: str, gone: tuple[str, ...]) -> None:
     done = recover(hosts, left, "y")
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - began >= RECOVERY_S
-    assert f"Be sure that all the others are off: {', '.join(gone)}." in done.stdout
+    assert f"Be sure that all the others are off: {', '.join(gone)}." in done.stderr
     assert f"{left} decides alone from now on." in done.stdout
     wait_for(lambda: hosts.lab.holds_the_vip(left), "the VIP to be its own")
     assert members(hosts, left) == {left}
