@@ -296,6 +296,7 @@ def test_flows_reach_another_lb_late(hosts: LabHosts) -> None:
     check(late, ["GaleReplicationSlow"], maybe=["GaleProcessSilent", "GaleNotReady"])
 
 
+@pytest.mark.lasting
 def test_an_api_that_stood_still_has_missed_messages(hosts: LabHosts) -> None:
     """As where a machine is short of CPU, while a lot happens."""
     stopped, asked = hosts.lbs[:2]
