@@ -9,8 +9,8 @@ it holds a table to the moment that the last write is made:
 * *nothing*: a plan that changes nothing, as after a beat that says something new.
 
 Each service is served by ten nodes, or by fifty: 10,000 and 50,000 places of a node at a service.
-A third scale is sixty services on ten thousand nodes, of which each serves six: 60,000 places, and
-rings of a thousand nodes. Wall-clock milliseconds, since that is what a client waits for.
+A third scale is sixty services on ten thousand nodes, of which each serves three: 30,000 places,
+and rings of five hundred nodes. Wall-clock milliseconds, since that is what a client waits for.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Scale:
         return TableNode(f"{name}@{address}", name, address, NodeState.UP, 1, names)
 
 
-SCALES = (Scale(10), Scale(50), Scale(1_000, 10_000, 60, {"death": _DEATH}))
+SCALES = (Scale(10), Scale(50), Scale(500, 10_000, 60, {"death": _DEATH}))
 
 
 def run(trials: int, progress: Callable[[str], None]) -> Result:

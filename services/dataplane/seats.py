@@ -132,7 +132,7 @@ def plan_seats(
     now_ms: int,
 ) -> Seats:
     ailing = Ailing(_deaths(table, view), _sick(table, view))
-    made = _from_the_last(kernel, placed_by_service, ids, table, ailing, next_hops, facts)
+    made = _from_the_last(kernel, placed_by_service, ids, table, ailing, next_hops, facts, census)
     if made is not None:
         return made
     placed = [place for own in placed_by_service.values() for place in own]
@@ -157,7 +157,7 @@ def plan_seats(
     }
     refused = _left_out(placed, reasons)
     made = Seats(seat_of, takers, values, retired_ms, fresh, refused, reasons)
-    if reasons or retired_ms:
+    if reasons:
         return made
     return replace(made, seated=_seated(made, placed_by_service, ailing, hops, facts))
 
@@ -208,6 +208,7 @@ def _from_the_last(
     ailing: Ailing,
     next_hops: Mapping[str, NextHop | None],
     facts: Facts,
+    census: Census | None,
 ) -> Seats | None:
     """The last plan's seats, with those of the nodes of which something else is known now; None
     where more than that may be different.
@@ -218,17 +219,10 @@ def _from_the_last(
     before = kernel.seated
     if before is None or before.places is not placed or before.values is not kernel.seats:
         return None
-    if before.facts != facts:
+    retired_ms = kernel.retired_ms
+    if before.facts != facts or any(has_gone(census, *each) for each in retired_ms.items()):
         return None
-    moved = {
-        address: hop
-        for address, hop in next_hops.items()
-        if (known := before.hops.get(address)) is not hop and known != hop
-    }
-    hops = {**before.hops, **moved} if moved else before.hops
-    nodes = ailing.differs(before.ailing)
-    nodes.update(node for address in moved for node in before.nodes_at.get(address, ()))
-    touched = [place for node in nodes for place in before.of_node.get(node, ())]
+    hops, touched = _news(before, ailing, next_hops)
     ways = {place.node.address: hops.get(place.node.address) for place in touched}
     if _out_of_reach(touched, ways) or _cut_off_from_itself(touched, ways, table, facts):
         return None
@@ -244,11 +238,17 @@ def _from_the_last(
             number, hop = ids[place.service.name], hops.get(place.node.address)
             values[seat] = _value(values[seat], place, number, death, hop, up=up)
             changed.add(seat)
+    for seat, value in _retired_values(
+        kernel, retired_ms, ids, table, ailing.nodes, next_hops
+    ).items():
+        if value != values[seat]:
+            values[seat] = value
+            changed.add(seat)
     return Seats(
         seat_of=before.seat_of,
         takers=takers,
         values=values,
-        retired_ms={},
+        retired_ms=dict(retired_ms),
         fresh_cursors=frozenset(),
         refused=[],
         reasons={},
@@ -256,6 +256,21 @@ def _from_the_last(
         touched=frozenset(place.service.name for place in touched),
         seated=replace(before, values=values, takers=takers, ailing=ailing, hops=hops),
     )
+
+
+def _news(
+    before: Seated, ailing: Ailing, next_hops: Mapping[str, NextHop | None]
+) -> tuple[Mapping[str, NextHop | None], list[Place]]:
+    """All next hops as they are now, and the places of nodes of which anything is other by now."""
+    moved = {
+        address: hop
+        for address, hop in next_hops.items()
+        if (known := before.hops.get(address)) is not hop and known != hop
+    }
+    nodes = ailing.differs(before.ailing)
+    nodes.update(node for address in moved for node in before.nodes_at.get(address, ()))
+    hops = {**before.hops, **moved} if moved else before.hops
+    return hops, [place for node in nodes for place in before.of_node.get(node, ())]
 
 
 def _left_out(placed: Iterable[Place], reasons: Mapping[int, str]) -> list[str]:
@@ -462,13 +477,15 @@ def _resets(policy: OnNodeDown | None, death: Death) -> bool:
 
 def _retired_values(
     kernel: KernelState,
-    retired: Iterable[int],
+    retired: Mapping[int, int],
     ids: Mapping[str, int],
     table: NodeTable,
     deaths: Mapping[str, Death],
     next_hops: Mapping[str, NextHop | None],
 ) -> dict[int, Seat]:
     """A retired seat's node is known by its address alone."""
+    if not retired:
+        return {}
     policies = {ids[s.name]: s.on_node_down for s in table.services if s.name in ids}
     nodes_at: dict[str, list[str]] = {}
     for node in table.nodes:
