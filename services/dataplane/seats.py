@@ -241,7 +241,7 @@ def _from_the_last(
     for seat, value in _retired_values(
         kernel, retired_ms, ids, table, ailing.nodes, next_hops
     ).items():
-        if value != values[seat]:
+        if value is not values[seat] and value != values[seat]:
             values[seat] = value
             changed.add(seat)
     return Seats(
@@ -495,13 +495,10 @@ def _retired_values(
         old = kernel.seats[seat]
         policy = policies.get(old.service_id)
         death = _death_at(nodes_at.get(old.address, ()), deaths, old)
-        values[seat] = replace(
-            old,
-            up=False,
-            dead=death is not None,
-            reset=death is not None and _resets(policy, death),
-            next_hop=next_hops.get(old.address, old.next_hop),
-        )
+        dead, reset = death is not None, death is not None and _resets(policy, death)
+        hop = next_hops.get(old.address, old.next_hop)
+        same = (old.up, old.dead, old.reset) == (False, dead, reset) and old.next_hop == hop
+        values[seat] = old if same else replace(old, up=False, dead=dead, reset=reset, next_hop=hop)
     return values
 
 
