@@ -12,10 +12,11 @@ UDP_PORT = 5300
 IPERF = {"name": "iperf", "port": 5201, "affinity": "client"}
 """iperf3's two connections, one that controls and one that carries, belong to one node."""
 LEAST_BITS_PER_SECOND = 100e6
+# So many pages that one of three nodes sends none of them once in four million times.
 FETCH = """
 fetch() { curl --silent --max-time 20 --noproxy '*' "http://$1:$port/$2"; }
 port=$2
-for i in $(seq 12); do fetch "$1" ""; done | sort -u | xargs
+for i in $(seq 40); do fetch "$1" ""; done | sort -u | xargs
 [ "$(fetch "$1" 1m.bin | sha256sum | cut -c-64)" = "$(fetch "$1" 1m.bin.sha256 | cut -c-64)" ] \\
     && echo whole
 """
