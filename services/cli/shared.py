@@ -58,7 +58,6 @@ def lb_problems(
         for each in addresses
         if each.interface == config.local.net_interface_private
     ]
-    one = config.local.net_interface_private == config.local.net_interface_public
     for index, service in enumerate(config.services):
         if names and service.name not in names:
             continue
@@ -73,7 +72,7 @@ def lb_problems(
                 wrong += f" {config.local.net_interface_private}"
                 expected = "expected one of its network"
         else:
-            wrong, expected = _of_direct_return(service, shared, one=one)
+            wrong, expected = _of_direct_return(service, shared, one=config.local.one_interface)
         if wrong:
             key = _key(config, index)
             yield source.problem(key, f"{BOTH}: {wrong}, {expected}")

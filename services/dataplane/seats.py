@@ -142,13 +142,7 @@ def plan_seats(
     reasons |= _out_of_reach(placed, hops) | _cut_off_from_itself(placed, hops, table, facts)
     able = (each for each in placed if each.identity in seat_of and each.identity not in reasons)
     takers = frozenset(each.identity for each in able if _takes(each, ailing))
-    values: dict[int, Seat] = {}
-    for place in placed:
-        seat = seat_of.get(place.identity)
-        if seat is not None:
-            up, death = place.identity in takers, ailing.death(place)
-            number, hop = ids[place.service.name], hops.get(place.node.address)
-            values[seat] = _value(kernel.seats.get(seat), place, number, death, hop, up=up)
+    values = _values(kernel.seats, placed, seat_of, takers, ids, ailing, hops)
     values |= _retired_values(kernel, retired_ms, ids, table, ailing.nodes, next_hops)
     cursors, fresh = _cursors(kernel.seats, values)
     values = {
@@ -230,14 +224,8 @@ def _from_the_last(
     takers = before.takers.difference([place.identity for place in touched]).union(
         [place.identity for place in touched if _takes(place, ailing)]
     )
-    values, changed = dict(before.values), set()
-    for place in touched:
-        seat = before.seat_of.get(place.identity)
-        if seat is not None:
-            up, death = place.identity in takers, ailing.death(place)
-            number, hop = ids[place.service.name], hops.get(place.node.address)
-            values[seat] = _value(values[seat], place, number, death, hop, up=up)
-            changed.add(seat)
+    new = _values(before.values, touched, before.seat_of, takers, ids, ailing, hops)
+    values, changed = {**before.values, **new}, set(new)
     for seat, value in _retired_values(
         kernel, retired_ms, ids, table, ailing.nodes, next_hops
     ).items():
@@ -339,6 +327,26 @@ def _why_not_itself(service: TableService, table: NodeTable, facts: Facts) -> st
             " this LB: give the virtual IP a snat_address"
         )
     return facts.no_way_to_itself
+
+
+def _values(
+    held: Mapping[int, Seat],
+    places: Iterable[Place],
+    seat_of: Mapping[int, int],
+    takers: frozenset[int],
+    ids: Mapping[str, int],
+    ailing: Ailing,
+    hops: Mapping[str, NextHop | None],
+) -> dict[int, Seat]:
+    """By seat, of the places that have one. `held`: what the kernel has there."""
+    values: dict[int, Seat] = {}
+    for place in places:
+        seat = seat_of.get(place.identity)
+        if seat is not None:
+            up, death = place.identity in takers, ailing.death(place)
+            number, hop = ids[place.service.name], hops.get(place.node.address)
+            values[seat] = _value(held.get(seat), place, number, death, hop, up=up)
+    return values
 
 
 def _value(

@@ -449,13 +449,19 @@ def test_after_a_restart_nobody_is_judged_before_the_grace_is_over() -> None:
     assert agent.state is DOWN
 
 
-def test_a_suspect_is_looked_at_again_and_again_until_it_can_be_spared() -> None:
-    rig = Rig(HALF)
+def one_of_three_is_back(rig: Rig) -> tuple[Agent, Agent, Agent]:
+    """All fell silent: one is a suspect yet, one is heard again, and one is down."""
     agents = brought_up(rig, 3)
     rig.wait(LONG_MS)
     suspect, back = [agent for agent in agents if agent.state is SUSPECT]
     (down,) = [agent for agent in agents if agent.state is DOWN]
     back.beat()
+    return suspect, back, down
+
+
+def test_a_suspect_is_looked_at_again_and_again_until_it_can_be_spared() -> None:
+    rig = Rig(HALF)
+    suspect, back, down = one_of_three_is_back(rig)
     rig.wait(LONG_MS, beating=[back])
     assert suspect.state is SUSPECT
     down.bring_up()
@@ -466,11 +472,7 @@ def test_a_suspect_is_looked_at_again_and_again_until_it_can_be_spared() -> None
 
 def test_our_own_lag_is_no_silence_of_a_suspect() -> None:
     rig = Rig(HALF)
-    agents = brought_up(rig, 3)
-    rig.wait(LONG_MS)
-    suspect, back = [agent for agent in agents if agent.state is SUSPECT]
-    (down,) = [agent for agent in agents if agent.state is DOWN]
-    back.beat()
+    suspect, back, down = one_of_three_is_back(rig)
     down.bring_up()
     rig.now_ms += 2 * TIMEOUT_MS
     rig.registry.lagged(2 * TIMEOUT_MS, rig.now_ms)
