@@ -225,6 +225,18 @@ class TestRequests:
             frame = _outer(wrapped(routed(frame), gue_port=int.from_bytes(got[34:36])), got)
         return with_macs(frame, NODE_MAC, LB_MAC)
 
+    def arrives(self, tap: Taps, mode: str, connection: Connection, wire: list[bytes]) -> None:
+        """At the node, each of these that a client sent, as the mode has it."""
+        got = tap.read("private")
+        assert len(got) == len(wire)
+        check(
+            got,
+            [
+                self.wanted(mode, one, connection, other)
+                for one, other in zip(wire, got, strict=True)
+            ],
+        )
+
     @PIECES
     @pytest.mark.parametrize("partial", [False, True])
     @pytest.mark.parametrize("protocol", ["tcp", "udp"])
@@ -282,15 +294,7 @@ class TestRequests:
             "tc_public.l4_established" if mode == "l4" else f"tc_public.{MODES[mode][0]}_forwarded"
         )
         wire = segments(CLIENT, SERVICE, payload, 1400, seq=101, ack=501, id=7)
-        got = tap.read("private")
-        assert len(got) == len(wire)
-        check(
-            got,
-            [
-                self.wanted(mode, one, connection, other)
-                for one, other in zip(wire, got, strict=True)
-            ],
-        )
+        self.arrives(tap, mode, connection, wire)
         after = tap.scene.counted_at_seat()
         assert after["packets_in"] - before.get("packets_in", 0) == len(wire)
         assert after["bytes_in"] - before.get("bytes_in", 0) == sum(map(len, wire))
@@ -302,15 +306,7 @@ class TestRequests:
         (reason,) = tap.write("public", sent, merged=Merged(1200, UDP_SEGMENTS))
         assert "drop" not in reason
         wire = [udp(CLIENT, SERVICE, payload[n * 1200 :][:1200], id=7 + n) for n in range(3)]
-        got = tap.read("private")
-        assert len(got) == len(wire)
-        check(
-            got,
-            [
-                self.wanted(mode, one, connection, other)
-                for one, other in zip(wire, got, strict=True)
-            ],
-        )
+        self.arrives(tap, mode, connection, wire)
         after = tap.scene.counted_at_seat()
         assert after["packets_in"] == 3
         assert after["bytes_in"] == sum(map(len, wire))
