@@ -35,7 +35,7 @@ from e2e.held import hold
 from e2e.hosts import LabHosts, lab_hosts, read_config, traffic, wait_for, write_config
 from e2e.lab import Plan
 from e2e.lab.files import toml_text
-from e2e.replicas import is_level
+from e2e.replicas import all_know, is_level
 from e2e.traffic import Traffic
 
 FLOWS = 40
@@ -99,6 +99,7 @@ def test_a_chain_with_the_leader_in_its_middle_costs_nothing(hosts: LabHosts) ->
 def test_each_alone_agrees_on_nothing_new_until_they_are_heard(hosts: LabHosts) -> None:
     """Nobody claims the VIP, so nothing comes any more; the connections wait for that."""
     with hold(hosts, count=FLOWS) as held:
+        all_know(hosts, FLOWS)
         for sender, receiver in permutations(hosts.lbs, 2):
             hosts.cut_way(sender, receiver)
         for lb in hosts.lbs:
