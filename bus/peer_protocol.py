@@ -82,7 +82,9 @@ class VoteReply:
     has_table: bool
     """Whether the voter has accepted any."""
     table: NodeTable | None
-    """The voter's own, if that is newer than the candidate's: so the candidate can catch up."""
+    """The voter's own, if that is newer than the candidate's: so the candidate can catch up. If the
+    voter has accepted none: the one that the first is to be made of, from a time alone.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,6 +255,7 @@ def as_new_machines(hosts: LabHosts, left: str, gone: tuple[str, ...]) -> None:
     all_serve(hosts)
     the_holder(hosts)
     assert all(members(hosts, lb) == set(hosts.lbs) for lb in hosts.lbs)
+    assert {weight(hosts, lb) for lb in hosts.lbs} == {60}, "what was agreed on alone"
     serves(hosts)
 
 

@@ -11,7 +11,7 @@ be interrupted. Exit code 1: it was refused, or not wanted.
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -85,6 +85,7 @@ def recover(
     client = client_of(invocation)
     try:
         state = client.get("/v1/quorum")
+        _needed(state)
         others = [each["name"] or each["address"] for each in state["members"][1:]]
         told = {key: state[key] for key in ("name", "term", "epoch")}
         typer.echo(RISK.format(**told, others=", ".join(others)), err=True)
@@ -99,6 +100,17 @@ def recover(
         print_json(answer)
     else:
         typer.echo(AFTERWARDS.format(name=state["name"]))
+
+
+def _needed(state: dict[str, Any]) -> None:
+    """Nobody is asked, and nobody waits, where the quorum process would refuse it anyway."""
+    others = state["members"][1:]
+    if not others:
+        raise ApiError("this LB decides alone already")
+    heard = [each["name"] or each["address"] for each in others if each["alive"]]
+    there = state["leader"] or ", ".join(heard)
+    if there:
+        raise ApiError(f"{there} is heard: nothing is lost that will not come back")
 
 
 def handover(context: typer.Context) -> None:

@@ -37,7 +37,7 @@ from services.quorum.reports import OwnView, Reports
 from services.quorum.roster import Own, Roster, in_force
 from services.quorum.seen import Seen
 from services.quorum.staged import Staging
-from services.quorum.table import SLOT_REUSE_MS, TableConfig, bootstrap
+from services.quorum.table import SLOT_REUSE_MS, TableConfig
 from services.quorum.timing import Timing
 
 
@@ -132,10 +132,9 @@ def compose(
     grants = Grants(boot, roster, election, register, outbox)
     seen = Seen(roster, election, register, staging, reports, now_ms)
     news = News(roster, election, staging, seen)
-    first = stored.table or bootstrap(0, hash_seed)
     opening = Opening(config.grace_ms)
     proposer = Proposer(
-        first,
+        hash_seed,
         config.slot_reuse_ms,
         opening,
         roster,
@@ -163,13 +162,17 @@ def compose(
 def _remembered(stored: HardState, now_ms: int, *, alone: bool) -> Register:
     """What the disk has of the agreement counts for a quorum of one, and in the cluster it is of.
 
-    One LB alone goes by its table at once. In a cluster it may have been overtaken.
+    One LB alone goes by its table at once. In a cluster it may have been overtaken; and what it has
+    from when it was alone, nobody else has agreed to.
     """
-    if stored.table is None or not (alone or stored.joined):
+    table = stored.table or stored.first
+    if table is None:
         return Register()
-    kept = Dated(stored.table, now_ms)
+    kept = Dated(table, now_ms)
     if alone:
         return Register(kept, kept, kept, version_of(kept))
+    if stored.table is None or not stored.joined:
+        return Register(first=kept)
     return Register(kept, kept)
 
 

@@ -348,7 +348,8 @@ class Quorum:
     def _on_vote_reply(self, peer: str, message: VoteReply, now_ms: int) -> None:
         self._election.saw_term(message.term, now_ms)
         if message.table is not None and not self._leading.is_so:
-            self._accept(message.table, now_ms)
+            take = self._accept if message.has_table else self._register.begin_with
+            take(message.table, now_ms)
         self._election.vote_reply(peer, message, now_ms)
 
     def _on_beat(self, peer: str, message: Beat, now_ms: int) -> None:

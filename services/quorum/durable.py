@@ -40,6 +40,8 @@ class HardState:
     """The longest time for which this LB has ever promised a leader to elect nobody else."""
     joined: bool = False
     """Whether it remembers what this LB did in a cluster; else it is of a quorum of one."""
+    first: NodeTable | None = None
+    """In a cluster that has no table yet: what its first is to be made of."""
 
 
 BLANK = HardState(0, None, None)
@@ -74,8 +76,11 @@ class Disk:
         self._writing_since_ms = now_ms
         self._being_stored = accepted
         table = accepted.at(now_ms) if accepted is not None else None
+        kept = self._register.first
+        first = kept.at(now_ms) if kept is not None else None
         joined = not self._alone and not election.is_blank
-        state = HardState(election.term, election.vote, table, election.promise_ms, joined)
+        term, vote, promise_ms = election.term, election.vote, election.promise_ms
+        state = HardState(term, vote, table, promise_ms, joined, first)
         return Persist(election.mark, state)
 
     def stored(self, mark: int) -> bool:

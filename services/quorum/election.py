@@ -28,7 +28,8 @@ for the end of what it has granted.
 voted and what it had accepted. It votes only once it has stored a committed table; or, at the first
 start of a cluster, if all the others have told it, in answer to a question of this start of its
 process, that they have no table either (so none was ever committed), and then only in terms larger
-than all of theirs (so it has never voted in one).
+than all of theirs (so it has never voted in one). The same answers tell it what the first table is
+to be made of, so whoever leads first knows.
 
 **Partial connections.** A voter that knows a newer table than the candidate sends it along, so an
 LB that alone reaches a majority can catch up from those that it reaches, and is elected.
@@ -397,9 +398,9 @@ class Election:
     def _reply(
         self, peer: str, asked: int, accepted: Version, granted: bool, mark: int, boot: str = ""
     ) -> None:
-        own = self._register.accepted
+        has_table = self._register.accepted is not None
+        own = self._register.accepted or self._register.first
         newer = own.table if own is not None and own.version > accepted else None
-        has_table = own is not None
         reply = VoteReply(self.name, self.term, asked, granted, boot, has_table, newer)
         self.outbox.append(Outgoing(peer, reply, mark))
 

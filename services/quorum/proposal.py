@@ -18,9 +18,9 @@ and slots, the other parts have each their own. Two things are kept here:
   flow can hold a port of them any more;
 * when nodes in slow start were given more last, so that a large pool makes no table each moment.
 
-**The first table** of a cluster is made of the one that this LB had when it was alone. A blank LB
-makes none before the first report: if it lost its file, the rings in the kernel are better than an
-empty table.
+**The first table** of a cluster is made of what a member had when it was alone (`register`), or of
+nothing. It is not made before the first report: if all have lost their files, the rings in the
+kernel are better than an empty table.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from services.quorum.register import Register
 from services.quorum.reports import Reports
 from services.quorum.roster import Roster
 from services.quorum.staged import Staging
-from services.quorum.table import TableConfig, merge
+from services.quorum.table import TableConfig, bootstrap, merge
 
 
 class Proposer:
@@ -48,7 +48,7 @@ class Proposer:
 
     def __init__(
         self,
-        first: NodeTable,
+        hash_seed: int,
         slot_reuse_ms: int,
         opening: Opening,
         roster: Roster,
@@ -60,10 +60,8 @@ class Proposer:
         desks: Desks,
         now_ms: int,
     ) -> None:
-        """`first`: what the first table is made of, if none is known: the one that the disk has
-        from when this LB was alone, or an empty one.
-        """
-        self._first, self._roster = first, roster
+        """`hash_seed`: of a first table that is made of nothing."""
+        self._hash_seed, self._roster = hash_seed, roster
         self._election, self._register = election, register
         self._reports, self._grants = reports, grants
         self._staging, self._desks = staging, desks
@@ -92,7 +90,7 @@ class Proposer:
             return None
         if accepted is None and not self._reports.any_heard():
             return None
-        base = accepted.at(now_ms) if accepted is not None else self._begin(term)
+        base = accepted.at(now_ms) if accepted is not None else self._begin(term, now_ms)
         circumstances = self._circumstances_of(base, now_ms)
         step = any(now_ms >= at_ms for at_ms in self._steps())
         if not (self.stale or inherited or step) and circumstances == self._circumstances:
@@ -134,9 +132,11 @@ class Proposer:
             held_back=lambda nodes: self._opening.held_back(base.nodes, nodes, reports, now_ms),
         )
 
-    def _begin(self, term: int) -> NodeTable:
+    def _begin(self, term: int, now_ms: int) -> NodeTable:
         """What the first table of a cluster is made of."""
-        return replace(self._first, term=term, epoch=0, members=(), listed="")
+        known = self._register.first
+        first = known.at(now_ms) if known is not None else bootstrap(term, self._hash_seed)
+        return replace(first, term=term, epoch=0, members=(), listed="")
 
     # ------------------------------------------------------------------ what it is made of
 

@@ -13,6 +13,10 @@ holds in its own term first, since only tables of its own term are counted (Raft
 A member that comes to know that its stored table is the committed one publishes it. One that was
 overtaken (the leader has committed a table that it does not have) waits for the next beat.
 
+**The first table** of a cluster is made of `first`: the newest table of any member's time alone. No
+member has agreed to that, so it counts for nothing in votes and acknowledgements; whoever is told
+of it keeps it as its own, since each may be the one that leads first.
+
 A table says how much time is left of a ban, so each copy here knows as of when that is.
 """
 
@@ -53,6 +57,8 @@ class Register:
     committed: Dated | None = None
     committed_version: Version = NO_VERSION
     """The newest that is known to be committed; `committed` may be older yet."""
+    first: Dated | None = None
+    """See above; None: no member is known to have been alone before, or a table is accepted."""
     held: dict[str, Version] = field(default_factory=dict)
     """For a leader: what each other member has stored, as it said last."""
 
@@ -60,8 +66,14 @@ class Register:
         """Take a table that is newer than the one accepted; whether it was."""
         if Version(table.term, table.epoch) <= version_of(self.accepted):
             return False
-        self.accepted = Dated(table, now_ms)
+        self.accepted, self.first = Dated(table, now_ms), None
         return True
+
+    def begin_with(self, table: NodeTable, now_ms: int) -> None:
+        """A member that has no table of the cluster says this one is of its time alone."""
+        told = Dated(table, now_ms)
+        if self.accepted is None and told.version > version_of(self.first):
+            self.first = told
 
     def refresh(self, table: NodeTable, now_ms: int) -> None:
         """The same version, with the time left of its bans as it is known by now."""

@@ -71,6 +71,7 @@ class _Record:
     machine_boot: str
     promise_ms: Duration = 0
     joined: bool = False
+    first: NodeTable | None = None
 
 
 class Storage:
@@ -94,10 +95,9 @@ class Storage:
             record = self._parse(raw)
         except _DamagedError as damage:
             return BLANK, f"{self._file.set_aside(damage)}, starting blank"
-        table = record.table
-        if table is not None and record.machine_boot == self._machine_boot:
-            table = aged(table, now_ms - record.saved_ms)
-        return HardState(record.term, record.vote, table, record.promise_ms, record.joined), ""
+        table, first = (self._aged(each, record, now_ms) for each in (record.table, record.first))
+        state = HardState(record.term, record.vote, table, record.promise_ms, record.joined, first)
+        return state, ""
 
     def save(self, state: HardState, now_ms: int) -> None:
         """Durable when this returns; after an OSError the file is as it was, or new and whole."""
@@ -109,10 +109,15 @@ class Storage:
             self._machine_boot,
             state.promise_ms,
             state.joined,
+            state.first,
         )
         body = to_json(record)
         head = f"{MAGIC} {FORMAT} {hashlib.sha256(body).hexdigest()}\n".encode()
         self._file.save(head + body)
+
+    def _aged(self, table: NodeTable | None, record: _Record, now_ms: int) -> NodeTable | None:
+        is_of_this_boot = record.machine_boot == self._machine_boot
+        return aged(table, now_ms - record.saved_ms) if table and is_of_this_boot else table
 
     def _parse(self, raw: bytes) -> _Record:
         head, _, body = raw.partition(b"\n")

@@ -7,12 +7,16 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from services.api.snapshot import ApplicantShape
+from services.api.snapshot import ApplicantShape, QuorumShape
 from services.cli import cluster
 from tests.cli.conftest import Gale
 from tests.cli.local_api import QUORUM, LocalApi
 
 PATH = "/v1/quorum/members/lb-3"
+OWN = QUORUM.members[0]
+GONE = replace(OWN, name="lb-1", address="10.81.0.11:8081", alive=False)
+LEFT = replace(QUORUM, leader=None, quorum=False, members=[OWN, GONE])
+"""One of two, which hears nobody."""
 
 
 @pytest.mark.parametrize(
@@ -52,6 +56,7 @@ def test_recover_says_what_it_risks_and_then_that_it_is_done(
     api: LocalApi, gale: Gale, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "WAIT_S", 0)
+    api.paths["/v1/quorum"] = asdict(LEFT)
     api.paths["/v1/quorum/recover"] = {"members": 1}
     done = gale("quorum", "recover", "--yes")
     assert done.exit_code == 0, done.output
@@ -62,6 +67,26 @@ def test_recover_says_what_it_risks_and_then_that_it_is_done(
 
 
 def test_recover_does_nothing_unless_it_is_wanted(api: LocalApi, gale: Gale) -> None:
+    api.paths["/v1/quorum"] = asdict(LEFT)
     result = gale("quorum", "recover")
     assert result.exit_code == 1
+    assert "Go on?" in result.stderr
+    assert api.sent == []
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (replace(LEFT, leader="lb-1"), "lb-1 is heard: nothing is lost that will not come back"),
+        (replace(LEFT, members=[OWN, replace(GONE, alive=True)]), "lb-1 is heard: nothing is lost"),
+        (replace(LEFT, members=[OWN], leader="lb-0"), "this LB decides alone already"),
+    ],
+)
+def test_recover_does_not_ask_where_it_would_be_refused(
+    api: LocalApi, gale: Gale, state: QuorumShape, reason: str
+) -> None:
+    api.paths["/v1/quorum"] = asdict(state)
+    result = gale("quorum", "recover")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(reason)
     assert api.sent == []

@@ -13,6 +13,7 @@ from services.quorum.durable import HardState
 from services.quorum.staged import digest
 from services.quorum.table import TableConfig
 from tests.quorum.cluster import OLD, VIP, Cluster, holder, led
+from tests.quorum.rig import table_of
 from tests.quorum.views import ECHO, WEB, seen, view
 
 UP = NodeState.UP
@@ -125,6 +126,25 @@ def test_a_holder_that_may_not_any_more_lets_go_at_once() -> None:
     made.cores[before].stand((), 5, made.now_ms)
     made.run(2_000)
     assert before not in holder(made), "nothing moves back by itself"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_one_had_agreed_on_alone_is_where_several_begin_whoever_leads(seed: int) -> None:
+    made = Cluster("lb-0", "lb-1", "lb-2", table=OLD)
+    made.random.seed(seed)
+    of_one = replace(table_of("lb-0", epoch=40), term=9, hash_seed=4_711, members=())
+    stored = HardState(9, "lb-0", of_one)
+    made.cores["lb-0"] = Quorum(
+        made.configs["lb-0"], stored, 8, 0, boot="grown", draw=made.random.random
+    )
+    made.until(made.leader)
+    made.see(*((name, view(seen("a", UP))) for name in made.cores))
+    made.until(lambda: all(core.committed(made.now_ms) for core in made.cores.values()))
+    for core in made.cores.values():
+        held = core.committed(made.now_ms)
+        assert held is not None
+        assert held.table.hash_seed == 4_711
+        assert held.table.term > of_one.term
 
 
 def test_one_that_is_left_of_three_goes_on_alone_by_the_table_it_has() -> None:

@@ -38,9 +38,22 @@ def test_in_a_cluster_the_table_may_have_been_overtaken() -> None:
 def test_what_it_did_alone_is_no_memory_of_the_cluster() -> None:
     made = parts(replace(STORED, joined=False), "lb-1")
     assert made.register.stored is None
+    assert made.register.first is not None
+    assert made.register.first.table == STORED.table, "but the first table is made of it"
     assert made.roster.in_force == ("lb-0", "lb-1")
     assert (made.election.vote, made.election.is_blank) == (None, True)
     assert made.staging.agreed == ""
+
+
+def test_what_was_kept_for_the_first_table_is_kept_over_a_restart() -> None:
+    kept = HardState(9, "lb-1", None, 125, joined=True, first=STORED.table)
+    among_others = parts(kept, "lb-1").register
+    assert (among_others.accepted, among_others.stored) == (None, None)
+    assert among_others.first is not None
+    assert among_others.first.table == STORED.table
+    alone_again = parts(kept).register
+    assert alone_again.committed is not None
+    assert alone_again.committed.table == STORED.table
 
 
 @pytest.mark.parametrize("witness", [False, True])

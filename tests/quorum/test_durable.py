@@ -38,6 +38,22 @@ def test_one_write_at_a_time_and_the_next_has_what_came_meanwhile() -> None:
     assert second.mark > first.mark
 
 
+def test_what_the_first_table_is_to_be_made_of_is_kept_until_there_is_one() -> None:
+    made = rig("lb-1")
+    disk = disk_of(made)
+    made.register.begin_with(table_of("lb-0", epoch=40), 0)
+    made.election.saw_term(2, 5)
+    persist = disk.next_persist(5)
+    assert persist is not None
+    assert (persist.state.table, persist.state.first) == (None, table_of("lb-0", epoch=40))
+    disk.stored(persist.mark)
+    accept(made, 1, 10)
+    persist = disk.next_persist(10)
+    assert persist is not None
+    assert persist.state.table == table_of("lb-0", "lb-1")
+    assert persist.state.first is None
+
+
 def test_a_state_with_the_same_table_is_no_news_of_it() -> None:
     made = rig("lb-1", table=table_of("lb-0", "lb-1"))
     disk = disk_of(made)

@@ -16,7 +16,6 @@ from services.quorum.proposal import Proposer
 from services.quorum.reports import OwnView, Reports
 from services.quorum.seen import Seen
 from services.quorum.staged import Staging
-from services.quorum.table import bootstrap
 from tests.quorum.cluster import OLD, VIP
 from tests.quorum.rig import Rig, rig, table_of
 
@@ -36,7 +35,7 @@ class Leader:
         self.desks = Desks("lb-0", made.outbox)
         seen = Seen(made.roster, made.election, made.register, staging, reports, 0)
         proposer = Proposer(
-            bootstrap(0, 7),
+            7,
             1_000,
             Opening(1_000),
             made.roster,

@@ -15,7 +15,7 @@ from services.quorum.register import Dated, Register
 from services.quorum.reports import OwnView, Reports
 from services.quorum.roster import SILENT_REPORT_MS
 from services.quorum.staged import Staging
-from services.quorum.table import TableConfig, bootstrap
+from services.quorum.table import TableConfig
 from tests.quorum.cluster import OLD
 from tests.quorum.rig import Rig, rig, table_of
 from tests.quorum.views import seen, view
@@ -27,18 +27,15 @@ REUSE_MS = 50_000
 class Leader:
     """A rig that leads, and what it makes tables of."""
 
-    def __init__(
-        self, made: Rig, first: NodeTable | None = None, config: TableConfig = OLD
-    ) -> None:
+    def __init__(self, made: Rig, config: TableConfig = OLD) -> None:
         self.made = made
         made.lead()
         self.reports = Reports(OwnView("lb-0", alone=made.roster.alone), 2_000)
         self.desks = Desks("lb-0", made.outbox)
         grants = Grants("b", made.roster, made.election, made.register, made.outbox)
         staging = Staging(config, None, alone=made.roster.alone, witness=False)
-        begin = first or bootstrap(0, 7)
         self.proposer = Proposer(
-            begin,
+            7,
             REUSE_MS,
             Opening(1_000),
             made.roster,
@@ -83,7 +80,8 @@ def test_nothing_is_made_before_a_view_and_one_table_at_a_time() -> None:
 
 
 def test_the_first_table_is_made_of_that_of_when_it_was_alone() -> None:
-    one = Leader(rig("lb-1"), first=replace(table_of("lb-5", epoch=40), hash_seed=99))
+    one = Leader(rig("lb-1"))
+    one.made.register.begin_with(replace(table_of("lb-5", epoch=40), hash_seed=99), 0)
     one.see("lb-0", UP, 1, 1)
     first = one.proposer.next_table(1)
     assert first is not None

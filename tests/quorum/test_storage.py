@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     directory = tmp_path / "not" / "yet"
     assert Storage(directory, BOOT).load(0) == (BLANK, "")
     member = HardState(4, None, None, promise_ms=125, joined=True)
-    for state in (HardState(1, "lb-0", None), hard_state(2), hard_state(3), member):
+    growing = replace(member, first=hard_state(2).table)
+    for state in (HardState(1, "lb-0", None), hard_state(2), hard_state(3), member, growing):
         Storage(directory, BOOT).save(state, 10)
         assert Storage(directory, BOOT).load(20) == (state, "")
     assert (directory / "quorum.state").stat().st_mode & 0o777 == 0o600

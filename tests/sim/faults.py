@@ -39,13 +39,17 @@ class Faults:
     """LBs are added to the cluster and removed from it."""
     relist: bool = False
     """Another list of LBs is written into all files, one after the other."""
+    alone: bool = False
+    """One of them was alone before, and has a table of that time."""
 
     def words(self) -> str:
         drawn = [name for name in self.__slots__ if getattr(self, name) not in (False, 0.0)]
         return ", ".join(drawn)
 
 
-def draw(random: Random) -> Faults:
+def draw(random: Random, apart: Random) -> Faults:
+    """`apart`: what came later is drawn from this, so that each seed draws what it always drew."""
+
     def maybe(value: float) -> float:
         return value * random.random() if random.random() < 0.4 else 0.0
 
@@ -72,4 +76,5 @@ def draw(random: Random) -> Faults:
         reloads=some(),
         membership=some(),
         relist=some(),
+        alone=apart.random() < 0.2,
     )

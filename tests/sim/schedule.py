@@ -42,7 +42,7 @@ class Schedule:
 
     def __init__(self, seed: int, size: int) -> None:
         self.random = Random(seed)
-        self.faults = draw(self.random)
+        self.faults = draw(self.random, Random(f"apart {seed}"))
         self.world = World(self.random, size, self.faults)
         self.down: set[str] = set()
 

@@ -46,6 +46,11 @@ ATTENTION_MS = 0.2
 """What a turn of an LB's loop takes."""
 
 
+OF_ONE_SEED = 4_711
+OF_ONE = HardState(9, "lb-0", NodeTable(9, 40, OF_ONE_SEED, (), (), (), (), ()))
+"""What an LB has on its disk that was alone until now."""
+
+
 class ViolationError(AssertionError):
     """An invariant does not hold; the message says which, and when."""
 
@@ -119,6 +124,8 @@ class World:
         self.committed: dict[tuple[int, int], NodeTable] = {}
         self.leaders: dict[int, str] = {}
         self.steps = 0
+        if faults.alone and size > 1:
+            self.machines["lb-0"].disk = OF_ONE
         for machine in self.machines.values():
             self.start(machine)
 
@@ -295,6 +302,8 @@ class World:
         known = self.committed.setdefault(version(table), table)
         if not same_content(known, table):
             raise ViolationError(f"two tables of version {version(table)}")
+        if self.faults.alone and len(self.listed) > 1 and table.hash_seed != OF_ONE_SEED:
+            raise ViolationError("what was agreed on alone was lost")
         epochs = [epoch for _, epoch in sorted(self.committed)]
         if any(later <= earlier for earlier, later in pairwise(epochs)):
             raise ViolationError(f"a committed table was lost: {sorted(self.committed)[-4:]}")
