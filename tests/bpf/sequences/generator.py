@@ -125,6 +125,24 @@ class Generator:
         events.append((self._chance.choice(("silence", "silence", "guard")),))
         return events
 
+    def afterwards(self) -> list[Event]:
+        """A RST that may have ended a connection, and did not: so it lives on, however idle.
+
+        Of the number that it takes the sender must have more under way than is acknowledged. This
+        came later than all else, and is drawn apart: what else a seed draws stays as it was.
+        """
+        chance = random.Random(f"afterwards {self._world.setup.seed}")
+        if not {"forge_client", "forge_node"} & set(self.faults) or chance.random() > 0.2:
+            return []
+        side = chance.choice((CLIENT, NODE))
+        reset: Event = ("forge", side, 0, RST, NEAR, chance.randint(1, 19), NEAR, 0, 0)
+        events: list[Event] = [("crash", CLIENT, 0), ("crash", NODE, 0), ("open", 0, 0)]
+        events += [("settle",), ("send", side, 0, 20), ("pump", 1), reset, ("settle",)]
+        if chance.random() < 0.8:
+            events += [("send", side, 0, 10), ("settle",)]
+        events.append(("sleep", chance.choice((250, 3600, 7300))))
+        return [*events, ("inspect",), ("send", chance.choice((CLIENT, NODE)), 0, 40), ("settle",)]
+
     def _choices(self) -> tuple[list[Draw], list[float]]:
         pick, number = self._chance.choice, self._chance.randint
         singles: list[tuple[float, str, Callable[[], Event]]] = [

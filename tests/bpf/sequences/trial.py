@@ -45,7 +45,8 @@ def play_seed(seed: int, balancer: Balancer, overlooked: frozenset[str] = frozen
         for event in generator.begin():
             events.append(event)
             world.play(event)
-        for draw in [*[generator.step] * generator.steps, generator.end]:
+        draws = [*[generator.step] * generator.steps, generator.end, generator.afterwards]
+        for draw in draws:
             for event in draw():
                 events.append(event)
                 world.play(event)
