@@ -33,7 +33,6 @@ on. Any other exception is a fault of ours: it ends the process and supervisord 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from secrets import randbits
 from typing import Any
@@ -73,14 +72,8 @@ from conf import LbConfig, Paths, load_lb
 from services import process
 from services.dataplane import machine, outputs, seat_counts
 from services.dataplane.announcing import Announcing
-from services.dataplane.flows.listing import Rows, Seated, list_flows
-from services.dataplane.foresight import (
-    FlowCounts,
-    WrongChangeError,
-    count_flows,
-    foresee,
-    read_change,
-)
+from services.dataplane.answering import Answering, Present, scene
+from services.dataplane.flows.listing import Seated
 from services.dataplane.forwarding import Forwarding
 from services.dataplane.front_table import MOST_FRONTS
 from services.dataplane.fronts import service_identity
@@ -88,17 +81,12 @@ from services.dataplane.kernel import MAX_SERVICES, Settings
 from services.dataplane.maps import EMPTY, NO_SEAT, Facts, KernelState, ServiceRemoval, snat_ports
 from services.dataplane.mode_change import Waits, modes_in_force, modes_of_nodes
 from services.dataplane.nat_log import NatLog
-from services.dataplane.netdev import DeviceMonitor
-from services.dataplane.netlink import NextHopMonitor
-from services.dataplane.nexthop import NextHop
 from services.dataplane.noting import Noting
-from services.dataplane.path_mtu import PathMtu
 from services.dataplane.plan import Plan, make_plan
 from services.dataplane.programs import ProgramPlan, rings_for
 from services.dataplane.replication import Replication
 from services.dataplane.settings import of_machine, settings
-from services.dataplane.trace import WrongQuestion, read_question
-from services.dataplane.tracing import Scene
+from services.dataplane.ways import Ways
 from services.process import Bus, Loop
 
 REPUBLISH_MS = 500
@@ -109,11 +97,8 @@ RETRY_MS = 1_000
 COMPILE_RETRY_MS = 10_000
 SETTLE_MS = 1_000
 UNCHAIN_RETRY_MS = 60_000
-FLOWS_LISTED, MOST_FLOWS_LISTED = 100, 10_000
 MOST_LEFT_OUT = 50
 """Lines of a state: whoever reads it wants to know what is wrong, not all of it."""
-MOST_LISTINGS = 8
-"""At once; whoever asks then is to ask again."""
 PROGRAM_CACHE = "programs"
 NOT_READY = (
     machine.NotReadyError,
@@ -150,18 +135,8 @@ class DataplaneProcess:
         self._publisher, self._commands = self._bus.publisher, self._bus.commands
         self._subscriber = self._bus.subscriber
         self._netlink = IPRoute()
-        self._monitor = NextHopMonitor()
-        self._devices = DeviceMonitor()
-        self._by_tc: tuple[bool, ...] = ()
-        """Whether TC must send to the public device, and to the private one."""
-        self._features = self._devices.serve()
-        self._heard_ways: Mapping[str, NextHop | None] | None = None
-        self._sent_by: tuple[object, ...] = ()
-        self._marked_ways: Mapping[str, NextHop | None] = {}
-        self._path_mtu = PathMtu()
-        self._next_hops: Mapping[str, NextHop | None] = {}
+        self._ways = Ways(generic=config.dataplane.xdp == "generic")
         self._no_way_to_itself = ""
-        self._watched: frozenset[str] = frozenset()
         self._forwarding: Forwarding | None = None
         self._waiting_for = ""
         self._table: NodeTable | None = None
@@ -185,6 +160,7 @@ class DataplaneProcess:
         """CPU time that the counters took which are to be told next."""
         self._unchain_ms = self._grow_ms = now_ms
         self._announcing = Announcing(config.local.name, now_ms)
+        self._answering = Answering(self._present)
         self._loop = Loop()
         plan = ProgramPlan.from_config(config)
         self._replication = (
@@ -199,11 +175,8 @@ class DataplaneProcess:
 
     def run(self) -> None:
         """Until SIGTERM."""
-        own = (self._monitor.fileno(), self._devices.fileno())
-        self._loop.watch(*self._bus.sockets, *own)
-        if self._path_mtu.deaf:
-            _log.warning("nobody hears of narrow paths to the nodes", why=self._path_mtu.deaf)
-        self._loop.watch_errors(*self._path_mtu.filenos())
+        self._loop.watch(*self._bus.sockets)
+        self._ways.join(self._loop)
         self._start(monotonic_ms())
         self._bus.started(f"{len(self._held.seats)} seats" if self._held.seats else "")
         while not self._loop.signals.stopping:
@@ -220,9 +193,7 @@ class DataplaneProcess:
         if self._replication is not None:
             self._replication.close()
         self._netlink.close()
-        self._path_mtu.close()
-        for watching in (self._monitor, self._devices):
-            watching.close()
+        self._ways.close()
         self._bus.close()
 
     def _step(self, now_ms: int) -> None:
@@ -248,7 +219,7 @@ class DataplaneProcess:
 
     def _wait_ms(self, now_ms: int) -> int:
         moments = [self._republish_ms]
-        if (due_ms := self._monitor.next_ms(now_ms)) is not None:
+        if (due_ms := self._ways.next_ms(now_ms)) is not None:
             moments.append(due_ms)
         forwarding = self._forwarding
         if forwarding is None:
@@ -278,150 +249,26 @@ class DataplaneProcess:
                 self._view = envelope.data
             elif isinstance(envelope.data, QuorumState | VipEvent):
                 self._announcing.heard(envelope.data, now_ms)
-        self._monitor.narrowed(self._path_mtu.drain())
-        next_hops = self._look_for_ways(now_ms)
-        if next_hops is not self._next_hops:
-            self._stale |= next_hops != self._next_hops
-            self._next_hops = next_hops
-        if self._forwarding is not None:
-            present = self._forwarding.machine
-            by_tc = tuple(map(self._is_by_tc, (present.public.ifindex, present.private.ifindex)))
-            self._stale |= by_tc != self._by_tc
-            self._by_tc = by_tc
-
-    def _look_for_ways(self, now_ms: int) -> Mapping[str, NextHop | None]:
-        """The next hops, each with who sends to it: the same object while nothing has changed."""
-        self._features = self._devices.serve()
-        ways, by = self._monitor.serve(now_ms), (self._features, self._senders, self._home)
-        if ways is not self._heard_ways or by != self._sent_by:
-            self._heard_ways, self._sent_by = ways, by
-            self._marked_ways = outputs.marked(ways, *by)
-        return self._marked_ways
-
-    @property
-    def _senders(self) -> outputs.Senders:
-        forwarding = self._forwarding
-        generic = self._started_with.dataplane.xdp == "generic"
-        return outputs.Senders(generic, forwarding is not None and forwarding.xdp_in_pieces)
-
-    @property
-    def _home(self) -> outputs.Home | None:
-        if self._forwarding is None:
-            return None
-        private = self._forwarding.machine.private
-        return outputs.Home(private.ifindex, private.mac.hex(":"))
-
-    def _is_by_tc(self, ifindex: int) -> bool:
-        return outputs.by_tc(ifindex, self._features, self._senders)
+        self._stale |= self._ways.look(self._forwarding, now_ms)
 
     def _command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any] | Later:
-        match verb:
-            case "flows":
-                return self._list_flows(arguments)
-            case "trace":
-                return self._trace(arguments)
-            case "capture" | "capture_renew" | "capture_end":
-                return self._capture(verb, arguments)
-            case "plan":
-                return self._foresee(arguments)
-            case "reload":
-                return self._reload()
-            case _:
-                raise CommandError(f"the dataplane knows no command {verb!r}")
+        if verb == "reload":
+            return self._reload()
+        return self._answering.command(verb, arguments)
 
-    def _list_flows(self, arguments: dict[str, Any]) -> Later:
+    def _present(self) -> Present:
         forwarding = self._forwarding
         if forwarding is None:
             raise CommandError(f"not forwarding yet: waiting for {self._waiting_for}")
-        if len(forwarding.questions) >= MOST_LISTINGS:
-            raise CommandError(f"{MOST_LISTINGS} listings of flows are under way: ask again")
-        node, service = arguments.get("node"), arguments.get("service")
-        limit = arguments.get("limit") or FLOWS_LISTED
-        if not isinstance(limit, int) or limit < 1:
-            raise CommandError(f"limit: {limit!r} is not a number of flows")
-        wanted = None
-        if node or service:
-            wanted = frozenset(
-                number
-                for number, seated in self._names.items()
-                if node in (None, "", seated.node) and service in (None, "", seated.service)
-            )
-        later = Later()
-
-        def answer(found: tuple[Rows, int] | None) -> None:
-            if found is None:
-                later.error = "the programs are being attached again: ask again"
-            else:
-                later.result = {"flows": found[0], "total": found[1]}
-
-        blocks = ((block.records, block.now) for block in forwarding.tables.blocks())
-        timeouts, limit = forwarding.settings.timeout, min(limit, MOST_FLOWS_LISTED)
-        listing = list_flows(blocks, wanted, dict(self._names), timeouts, limit)
-        forwarding.questions.ask(listing, answer)
-        return later
-
-    def _trace(self, arguments: dict[str, Any]) -> Later:
-        if self._forwarding is None:
-            raise CommandError(f"not forwarding yet: waiting for {self._waiting_for}")
-        try:
-            question = read_question(arguments)
-        except WrongQuestion as wrong:
-            raise CommandError(str(wrong)) from None
-        return self._forwarding.tracing.ask(question)
-
-    def _capture(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        forwarding, now_ms = self._forwarding, monotonic_ms()
-        if forwarding is None:
-            raise CommandError(f"not forwarding yet: waiting for {self._waiting_for}")
-        match verb:
-            case "capture":
-                return forwarding.capturing.begin(arguments, forwarding.machine, now_ms)
-            case "capture_renew":
-                return forwarding.capturing.renew(arguments, now_ms)
-            case _:
-                return forwarding.capturing.end(arguments, now_ms)
-
-    def _foresee(self, arguments: dict[str, Any]) -> Later:
-        """What a change of the table would do; nothing of it is carried out."""
-        forwarding, table = self._forwarding, self._table
-        if forwarding is None or table is None:
-            waits = self._waiting_for or "the agreed table"
-            raise CommandError(f"not forwarding yet: waiting for {waits}")
-        if len(forwarding.questions) >= MOST_LISTINGS:
-            raise CommandError(f"{MOST_LISTINGS} passes over the flows are under way: ask again")
-        try:
-            wanted = read_change(arguments).applied(table)
-        except WrongChangeError as wrong:
-            raise CommandError(str(wrong)) from None
-        facts, census, now_ms = self._facts(forwarding), forwarding.census, monotonic_ms()
-        before, after = (
-            make_plan(self._held, each, self._view, self._next_hops, facts, census, now_ms)
-            for each in (table, wanted)
-        )
-        later = Later()
-
-        def answer(flows: FlowCounts | None) -> None:
-            if flows is None:
-                later.error = "the programs are being attached again: ask again"
-            else:
-                later.result = foresee(before, after, table, wanted, flows)
-
-        passing = count_flows(block.records for block in forwarding.tables.blocks())
-        forwarding.questions.ask(passing, answer)
-        return later
-
-    def _scene(self, forwarding: Forwarding) -> Scene:
-        plan = forwarding.programs.plan
-        by_xdp = [each.program for each in forwarding.hooks if each.attached]
-        return Scene(
+        return Present(
             lb=self._started_with.local.name,
-            settings=forwarding.settings,
-            kernel=self._held,
+            forwarding=forwarding,
+            table=self._table,
+            view=self._view,
+            held=self._held,
             names=self._names,
-            services={number: name for name, number in self._held.ids.items()},
-            public=plan.public,
-            private=plan.private,
-            by_xdp=frozenset(program for program in by_xdp if program.startswith("xdp")),
+            next_hops=self._ways.hops,
+            facts=self._facts(forwarding),
         )
 
     def _reload(self) -> dict[str, Any]:
@@ -447,12 +294,14 @@ class DataplaneProcess:
             self._retry_ms = monotonic_ms() + COMPILE_RETRY_MS
             return
         self._forwarding = forwarding
+        self._stale |= self._ways.look(forwarding, now_ms)
         self._describe_outputs(forwarding)
         self._waiting_for = ""
         self._held = forwarding.kernel.adopt()
         self._hand_over_flows(forwarding)
         self._write_machine(forwarding)
-        self._watch(frozenset(seat.address for seat in self._held.seats.values()), now_ms)
+        addresses = frozenset(seat.address for seat in self._held.seats.values())
+        self._ways.watch(addresses, forwarding, now_ms)
         for hook in forwarding.hooks:
             self._tell_of(hook)
         if forwarding.programs.taken_off:
@@ -465,7 +314,7 @@ class DataplaneProcess:
     def _write_machine(self, forwarding: Forwarding) -> None:
         """What was set up goes on, with interfaces that may be others by now."""
         if forwarding.settings.public_ifindex:
-            there = of_machine(forwarding.machine, self._is_by_tc)
+            there = of_machine(forwarding.machine, self._ways.is_by_tc)
             forwarding.write_settings(replace(forwarding.settings, **there))
 
     def _attach(self, *, old_table_is_empty: bool = False) -> Forwarding:
@@ -569,14 +418,14 @@ class DataplaneProcess:
 
     def _describe_outputs(self, forwarding: Forwarding) -> None:
         present = forwarding.machine
-        hops = outputs.devices_of(self._next_hops)
+        hops = outputs.devices_of(self._ways.hops)
         forwarding.outputs = outputs.states(
             forwarding.hooks,
             present.public.ifindex,
             hops or {present.private.ifindex},
             lambda ifindex: machine.device(self._netlink, ifindex),
-            self._features,
-            self._senders,
+            self._ways.features,
+            self._ways.senders,
         )
 
     def _plan(self, forwarding: Forwarding, now_ms: int) -> None:
@@ -587,15 +436,16 @@ class DataplaneProcess:
         forwarding = self._make_room(forwarding, self._table, now_ms)
         table = self._in_force(self._table, now_ms)
         # A new node's way is known before its seat is written.
-        self._watch(self._watched | {node.address for node in table.nodes}, now_ms)
+        addresses = frozenset(node.address for node in table.nodes)
+        self._ways.watch_more(addresses, forwarding, now_ms)
         self._serve_itself(forwarding)
-        hops, facts = self._next_hops, self._facts(forwarding)
+        hops, facts = self._ways.hops, self._facts(forwarding)
         plan = make_plan(self._held, table, self._view, hops, facts, forwarding.census, now_ms)
         self._held, without_place = forwarding.kernel.carry_out(plan)
         forwarding.write_settings(self._wanted_settings(forwarding, table))
         forwarding.watch = plan.watch
         forwarding.bury(plan.reset_seats, now_ms)
-        self._watch(plan.addresses, now_ms)
+        self._ways.watch(plan.addresses, forwarding, now_ms)
         self._seat_states = plan.states()
         self._name_seats(plan)
         if self._noting is not None:
@@ -606,13 +456,13 @@ class DataplaneProcess:
         self._planned, self._planned_epoch = plan, table.epoch
         # Watching may have brought news of a next hop that the plan did not know; and what found no
         # place finds one where another service went.
-        self._stale = any(hops.get(address) != hop for address, hop in self._next_hops.items())
+        self._stale = any(hops.get(address) != hop for address, hop in self._ways.hops.items())
         if without_place:
             self._stale |= any(isinstance(write, ServiceRemoval) for write in plan.writes)
 
     def _serve_itself(self, forwarding: Forwarding) -> None:
         """Before this machine has a seat as a node, what takes its answers is on its hook."""
-        is_node = any(hop is not None and hop.own for hop in self._next_hops.values())
+        is_node = any(hop is not None and hop.own for hop in self._ways.hops.values())
         try:
             forwarding.programs.serve_itself(is_node)
         except NOT_READY as reason:
@@ -655,12 +505,6 @@ class DataplaneProcess:
             self._left_out_lines = (*lines[:MOST_LEFT_OUT], *rest)
         self._left_out = left_out
 
-    def _watch(self, addresses: frozenset[str], now_ms: int) -> None:
-        if addresses != self._watched:
-            self._watched = addresses
-            self._monitor.watch(addresses)
-            self._next_hops = self._look_for_ways(now_ms)
-
     def _facts(self, forwarding: Forwarding) -> Facts:
         return Facts(
             lb=self._started_with.local.name,
@@ -685,7 +529,7 @@ class DataplaneProcess:
             forwarding.settings.flow_seed or randbits(64) or 1,
             chained=forwarding.programs.chained,
             states=len(forwarding.settings.timeout),
-            by_tc=self._is_by_tc,
+            by_tc=self._ways.is_by_tc,
             notes=self._noting is not None,
         )
 
@@ -705,7 +549,7 @@ class DataplaneProcess:
             self._stale |= self._planned is not None and self._planned.can_free(forwarding.census)
         answered = forwarding.questions.turn()
         if forwarding.tracing.is_asked:
-            answered |= forwarding.tracing.turn(self._scene(forwarding))
+            answered |= forwarding.tracing.turn(scene(self._present()))
         if answered:
             self._commands.serve(self._command)
         if forwarding.old_table_is_empty and now_ms >= self._unchain_ms:

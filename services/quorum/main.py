@@ -38,8 +38,7 @@ import random
 import re
 import secrets
 import sys
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -69,23 +68,17 @@ from services.process import Bus, Loop
 from services.quorum import realtime
 from services.quorum.carrier import carriers
 from services.quorum.claims import Claims, Told
-from services.quorum.composition import QuorumConfig
 from services.quorum.core import Quorum, Ready
-from services.quorum.durable import HardState, Persist
+from services.quorum.core_config import core_config, host_of, listed_in
 from services.quorum.eligibility import Eligibility
-from services.quorum.from_config import table_service
 from services.quorum.health_numbers import node_health
 from services.quorum.holding import Circumstances, Holding
 from services.quorum.peers import Peers
-from services.quorum.storage import NewerFormatError, Storage, Writer
-from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig
-from services.quorum.timing import Timing
+from services.quorum.storage import NewerFormatError, Storage
 from services.quorum.waiting import Answer
+from services.quorum.writing import Writing, load
 
 REPUBLISH_MS = 500
-RETRY_MS = 1_000
-SILENT_MS = 1_000
-SILENT_DISK = "the disk does not answer"
 LOOK_MS = 100
 """How often what people see is made anew, if neither role nor term nor table has changed."""
 HANDOVER_MS = 1_500
@@ -130,19 +123,18 @@ class QuorumProcess:
         self._bus = Bus(paths.run_dir, topics.QUORUM, config.local.name)
         self._publisher, self._commands = self._bus.publisher, self._bus.commands
         self._subscriber = self._bus.subscriber
-        self._storage = Storage(paths.state_dir, boot_id())
-        self._stored, adopted = _load(self._storage)
+        storage = Storage(paths.state_dir, boot_id())
+        stored, adopted = load(storage)
+        self._loop = Loop()
+        self._writing = Writing(storage, stored, self._loop.signals.wake)
         self._boot, self._seed = secrets.token_hex(8), secrets.randbits(64)
         now_ms = monotonic_ms()
-        self._listed, self._own = _listed(config), ""
+        self._listed, self._own = listed_in(config), ""
         """The members by their entries in the file, and which one this LB is."""
         self._meant: dict[str, str] = {}  # by those, the entries of the table for the same LBs
         self._relisted = False  # under a core that goes by the list of its start
         self._core = self._new_core(now_ms)
         self._view: Envelope | None = None
-        self._unwritten: Persist | None = None
-        """What the core wants on the disk and is not there yet."""
-        self._silent_ms: int | None = None  # when the write under way will have taken too long
         table = core_config(config).table
         self._claims = Claims(paths.bpf_dir, table, now_ms, alone=not self._listed)
         self._carriers = carriers(config.local)
@@ -161,14 +153,12 @@ class QuorumProcess:
         self._state_version = 0
         self._looked_at: tuple[object, ...] = ()
         self._look_ms = now_ms
-        self._state_due_ms = self._table_due_ms = self._retry_ms = now_ms
+        self._state_due_ms = self._table_due_ms = now_ms
         self._more = False
         """Whether peers have said more than one turn reads."""
         self._orders: dict[str, Later] = {}
         """By command, the answers to orders that are not agreed on yet."""
         self._bus.started(adopted)
-        self._loop = Loop()
-        self._writer = Writer(self._storage, self._loop.signals.wake)
         self._peers = Peers(
             self._bus.context,
             config.quorum.name,
@@ -267,7 +257,7 @@ class QuorumProcess:
         """`own` is this LB's entry. Empty in a cluster: not known yet, and it speaks to nobody."""
         config = core_config(self._config, own, self._others(own), self._meant)
         draw = random.SystemRandom().random
-        stored = self._stored
+        stored = self._writing.stored
         return Quorum(config, stored, self._seed, now_ms, boot=self._boot, draw=draw)
 
     def _judge_by(self, config: LbConfig) -> None:
@@ -305,7 +295,7 @@ class QuorumProcess:
             return
         self._peers.settle(now_ms)
         is_new = self._peers.own != self._own or (self._relisted and not self._core.is_founded)
-        if is_new and self._unwritten is None:
+        if is_new and self._writing.is_done:
             self._own, self._meant, self._relisted = self._peers.own, self._peers.meant, False
             self._core = self._new_core(now_ms, self._own)
             self._report(now_ms)
@@ -343,9 +333,7 @@ class QuorumProcess:
     def _work_off(self, now_ms: int) -> None:
         while (ready := self._core.take(now_ms)) is not None:
             if ready.persist is not None:
-                self._unwritten = ready.persist
-                self._retry_ms = now_ms
-                self._write(now_ms)
+                self._writing.want(ready.persist, now_ms)
             if ready.claims is not None:  # before anybody hears what they rest on
                 self._leased = ready.claims
                 self._holding.leased(ready.claims)
@@ -388,34 +376,14 @@ class QuorumProcess:
             later.result = {"agreed": True}
         self._commands.serve(self._command)
 
-    def _write(self, now_ms: int) -> None:
-        is_writing = self._silent_ms is not None
-        if self._unwritten is not None and not is_writing and now_ms >= self._retry_ms:
-            self._silent_ms = now_ms + SILENT_MS
-            self._writer.write(self._unwritten)
-
     def _look_at_disk(self, now_ms: int) -> None:
-        written = self._writer.take()
-        if written is not None:
-            self._silent_ms = None
-            if written.error is None:
-                self._unwritten = None
-                self._stored = written.persist.state
-                self._core.stored(written.persist.mark, now_ms)
-            else:
-                problem = getattr(written.error, "strerror", None) or str(written.error)
-                self._complain(problem, now_ms)
-                self._retry_ms = now_ms + RETRY_MS
-        elif self._silent_ms is not None and now_ms >= self._silent_ms:
-            self._complain(SILENT_DISK, now_ms)
-            self._silent_ms = now_ms + SILENT_MS
-        self._write(now_ms)
-
-    def _complain(self, problem: str, now_ms: int) -> None:
-        reason = f"{self._storage.path}: {problem}"
-        if reason != self._core.state(now_ms).waiting_for:
-            _log.error("the table stands still: cannot write", path=reason)
-        self._core.stall(reason)
+        news = self._writing.turn(now_ms)
+        if news.mark is not None:
+            self._core.stored(news.mark, now_ms)
+        if news.trouble:
+            if news.trouble != self._core.state(now_ms).waiting_for:
+                _log.error("the table stands still: cannot write", path=news.trouble)
+            self._core.stall(news.trouble)
 
     def _publish(self, ready: Ready) -> None:
         if ready.committed is not None:
@@ -480,14 +448,13 @@ class QuorumProcess:
             self._claims.next_due_ms(),
             self._eligibility.next_due_ms(),
             self._holding.next_due_ms(),
+            self._writing.next_due_ms(),
         )
         for next_ms in moments:
             if next_ms is not None:
                 due_ms = min(due_ms, next_ms)
         if self._handover is not None:
             due_ms = min(due_ms, now_ms + HANDING_OVER_MS)
-        if self._unwritten is not None and self._silent_ms is None:
-            due_ms = min(due_ms, self._retry_ms)
         if self._listed:
             due_ms = min(due_ms, self._peers.next_due_ms())
         return max(0, due_ms - now_ms)
@@ -528,7 +495,7 @@ class QuorumProcess:
         if state.leader is not None or heard:
             there = state.leader or ", ".join(heard)
             raise CommandError(f"{there} is heard: nothing is lost that will not come back")
-        if self._unwritten is not None:
+        if not self._writing.is_done:
             raise CommandError(f"the table is not on the disk: {state.waiting_for}")
         _log.warning("recovered: this LB decides alone", without=sorted(self._listed))
         self._listed = {}
@@ -613,7 +580,7 @@ class QuorumProcess:
 
     def _relist(self, config: LbConfig) -> None:
         """The file may list other LBs than before; who decides alone does so until a restart."""
-        listed = _listed(config)
+        listed = listed_in(config)
         if not self._listed or listed == self._listed:
             return
         self._listed, self._meant, self._entries = listed, {}, ()
@@ -623,77 +590,6 @@ class QuorumProcess:
     def _reconfigure(self, now_ms: int) -> None:
         others = self._others(self._own)
         self._core.reconfigure(core_config(self._config, self._own, others, self._meant), now_ms)
-
-
-def _load(storage: Storage) -> tuple[HardState, str]:
-    """The stored state and what to say of it; waits for as long as it cannot be read."""
-    said = ""
-    while True:
-        try:
-            stored, complaint = storage.load(monotonic_ms())
-        except OSError as error:
-            if str(error) != said:
-                said = str(error)
-                _log.error("waiting: cannot read the stored table", path=said)
-            time.sleep(RETRY_MS / 1_000)
-            continue
-        if complaint:
-            _log.error("the stored table is damaged", problem=complaint)
-            return stored, complaint
-        if stored.table is None:
-            return stored, ""
-        adopted = f"term {stored.term}, epoch {stored.table.epoch}, {len(stored.table.nodes)} nodes"
-        _log.info("adopted", path=storage.path, table=adopted)
-        return stored, adopted
-
-
-def core_config(
-    config: LbConfig,
-    own: str = "",
-    others: tuple[str, ...] = (),
-    meant: Mapping[str, str] | None = None,
-) -> QuorumConfig:
-    """The file as the core reads it; `own` and `others` are entries of its list of LBs.
-
-    `meant`: by those entries, what the agreed table has for the same LBs.
-    """
-    listed = tuple(sorted(_listed(config)))
-    target = tuple((meant or {}).get(entry, "") for entry in listed)
-    vips = tuple(FloatingVip(vip.address, vip.snat_addresses) for vip in config.virtual_ips)
-    services = tuple(
-        table_service(service, config.node_health.min_healthy) for service in config.services
-    )
-    flows = config.dataplane
-    idle_ms = (flows.tcp_established_ms, flows.tcp_closing_ms, flows.tcp_time_wait_ms, flows.udp_ms)
-    return QuorumConfig(
-        name=config.local.name,
-        address=own,
-        table=TableConfig(services, vips),
-        timing=_timing(config),
-        checks_timeout_ms=config.node_health.checks_timeout_ms,
-        others=others,
-        slot_reuse_ms=max(SLOT_REUSE_MS, flows.udp_one_sided_ms, *idle_ms),
-        witness=config.quorum.witness,
-        listed=listed,
-        target=target,
-    )
-
-
-def _timing(config: LbConfig) -> Timing:
-    quorum = config.quorum
-    return Timing(
-        quorum.heartbeat_ms, quorum.lease_ms, quorum.promise_ms, quorum.election_jitter_ms
-    )
-
-
-def _listed(config: LbConfig) -> dict[str, tuple[str, int]]:
-    """Host and port of each member; none: a quorum of one."""
-    addresses = config.quorum.addresses
-    return {str(each): (each.host, each.port) for each in addresses} if addresses[1:] else {}
-
-
-def host_of(entry: str) -> str:
-    return entry.rpartition(":")[0]
 
 
 def _lasting(state: QuorumState) -> QuorumState:

@@ -135,9 +135,11 @@ class Storage:
             record = from_json(_Record, body)
         except MalformedMessage as error:
             raise _DamagedError(str(error)) from None
-        table = record.table
-        if table is not None and max(table.term, table.epoch) > _LARGEST_STORED:
-            raise _DamagedError(f"term {table.term}, epoch {table.epoch}: nothing follows these")
+        for table in (record.table, record.first):
+            if table is not None and max(table.term, table.epoch) > _LARGEST_STORED:
+                raise _DamagedError(
+                    f"term {table.term}, epoch {table.epoch}: nothing follows these"
+                )
         return record
 
 

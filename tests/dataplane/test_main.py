@@ -26,7 +26,7 @@ from bus.words import (
     NodeState,
 )
 from conf import Paths, load_lb
-from services.dataplane import main
+from services.dataplane import main, ways
 from services.dataplane.kernel import Kernel
 from services.dataplane.maps import EMPTY, AddressInfo, KernelState
 from services.dataplane.nexthop import NextHop
@@ -710,7 +710,7 @@ def test_news_of_a_neighbour_while_planning_is_not_lost(
     lb: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In this test's own process, turn by turn, inside the LB's namespace."""
-    monkeypatch.setattr(main, "NextHopMonitor", Resolving)
+    monkeypatch.setattr(ways, "NextHopMonitor", Resolving)
     paths = Paths(lb.directory / "lb.toml", Path(), lb.run_dir, lb.state_dir, lb.bpf_dir)
     lb.publish(table(1, (NodeState.UP, NodeState.DOWN)))
     end_s = time.monotonic() + PATIENCE_S

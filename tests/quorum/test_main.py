@@ -46,8 +46,8 @@ from bus.words import (
     Role,
 )
 from conf import load_lb
+from services.quorum.core_config import core_config
 from services.quorum.listing import digest as listing_digest
-from services.quorum.main import core_config
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip
 from tests.quorum.views import seen, view
 

@@ -54,6 +54,14 @@ MUTANTS = (
         "election.py",
         "now_ms + (hold_ms if self._others else 0)",
         "now_ms",
+        first=270,
+    ),
+    Mutant(
+        "what one has agreed on alone is told to nobody",
+        "election.py",
+        "        own = self._register.accepted or self._register.first\n",
+        "        own = self._register.accepted\n",
+        first=27,
     ),
     Mutant(
         "a vote is told before it is stored",
@@ -148,7 +156,7 @@ MUTANTS = (
         "leases.py",
         "                until_ms = asked_ms + passed_on(grant.left_ms)\n",
         "                until_ms = self._asked_ms[-1][1] + grant.left_ms\n",
-        first=79,
+        first=751,
     ),
     Mutant(
         "any release counts",

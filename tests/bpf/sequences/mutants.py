@@ -148,10 +148,10 @@ MUTANTS = (
         "static __always_inline int has_passed(__u32 moment, __u32 now)\n{\n\treturn 0;",
     ),
     Mutant(
-        "what is busy is not renewed",
+        "what lives on is not renewed",
         "flow.h",
-        "\t\t\tflow->deadline = now + timeout + TOUCH_TICKS;",
-        "\t\t\t;",
+        "\tmine->deadline = theirs->deadline = deadline;\n",
+        "\tif (is_closed(state))\n\t\tmine->deadline = theirs->deadline = deadline;\n",
     ),
     Mutant(
         "who comes back gets another port",
