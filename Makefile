@@ -18,6 +18,7 @@
 #   make reference  the pages of docs/reference, from the code; make screenshots: those of the console
 #   make consoles what many open consoles cost the API (CONSOLES=, NODES=)
 #   make vm       the programs and each mode on Debian 12's own kernel, in an emulated machine: minutes
+#   make e2e-vm   both of these: e2e-machines, on this machine's kernel, and vm, on an emulated one
 #
 # As root, or with sudo for what needs root: installing packages, and the lab.
 
@@ -48,7 +49,7 @@ TEST_PACKAGES := chromium fonts-dejavu-core prometheus perl spin gcc
 MACHINES_PACKAGES := debootstrap systemd-container openssh-client lintian vagrant
 VM_PACKAGES := qemu-system-x86 seabios busybox-static cpio kmod
 
-.PHONY: help setup check test unit e2e sim sequences demo bench vm e2e-machines e2e-packages deb clean
+.PHONY: help setup check test unit e2e sim sequences demo bench vm e2e-vm e2e-machines e2e-packages deb clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -202,6 +203,10 @@ e2e-machines: $(READY) build/deb/.built
 	fi
 	mkdir -p build
 	$(SUDO) $(PYTHON) -m e2e.machines 2>&1 | tee build/machines.log
+
+e2e-vm:
+	$(MAKE) --no-print-directory e2e-machines
+	$(MAKE) --no-print-directory vm
 
 e2e-packages: $(READY) build/deb/.built
 	$(SUDO) unshare --mount --net --pid --fork --kill-child --mount-proc -- \

@@ -50,6 +50,7 @@ class InventoryHosts:
         listed = json.loads(done.stdout)
         self._variables: dict[str, dict[str, Any]] = listed["_meta"]["hostvars"]
         self._controls = controls
+        self._vip = ""
         self.lbs = tuple(listed.get("gale_lbs", {}).get("hosts", ()))
         self.nodes = tuple(listed.get("gale_nodes", {}).get("hosts", ()))
         self.client = CLIENT
@@ -57,10 +58,13 @@ class InventoryHosts:
             raise InventoryError(f"{inventory} names no gale_lbs, or no gale_nodes")
 
     def vip(self) -> str:
-        vips = self.api(self.lbs[0], "/v1/quorum")["vips"]
-        if not vips:
-            raise InventoryError(f"{self.lbs[0]} has no virtual IP: set gale_virtual_ip")
-        return str(vips[0]["address"])
+        """Asked once: it stays the same, also while the LB that was asked does not run."""
+        if not self._vip:
+            vips = self.api(self.lbs[0], "/v1/quorum")["vips"]
+            if not vips:
+                raise InventoryError(f"{self.lbs[0]} has no virtual IP: set gale_virtual_ip")
+            self._vip = str(vips[0]["address"])
+        return self._vip
 
     def environment(self, who: str) -> dict[str, str]:
         moved = {} if who in self.lbs else {"GALE_CONFIG": "/etc/gale/node.toml"}

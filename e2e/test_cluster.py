@@ -61,7 +61,7 @@ for number in range(first, first + int(sys.argv[2])):
     question = {"protocol": "tcp", "source": f"{host}:{port}", "destination": sys.argv[3]}
     request = urllib.request.Request("http://127.0.0.1:5555/v1/trace",
         json.dumps(question).encode(), {"Content-Type": "application/json"})
-    print(json.load(urllib.request.urlopen(request, timeout=60))["node"])
+    print(json.load(urllib.request.urlopen(request, timeout=int(sys.argv[4])))["node"])
 """
 
 pytestmark = pytest.mark.timeout(LAB_S)
@@ -108,7 +108,7 @@ def test_equal_tables_are_equal_choices(hosts: Hosts) -> None:
     """The loaded programs of all LBs choose the same node for the same flow."""
     agreed(hosts)
     one_table(hosts)
-    words = ("python3", "-c", TRACE, "0", str(FLOWS), f"{hosts.vip()}:8080")
+    words = ("python3", "-c", TRACE, "0", str(FLOWS), f"{hosts.vip()}:8080", str(TRACING_S))
     running = {lb: hosts.start(lb, *words) for lb in hosts.lbs}
     answers: dict[str, list[str]] = {}
     for lb, process in running.items():

@@ -80,6 +80,15 @@ static __always_inline __u32 timeout_of(const struct settings *own, __u64 state)
 	return own->timeout[state];
 }
 
+/* The same of a place in its bucket: that of Linux 6.1 forgets what a number was compared with
+ * once it is fetched again from where the compiler had put it meanwhile.
+ */
+static __always_inline struct flow *flow_of(struct flow_bucket *bucket, __u64 way)
+{
+	asm volatile("%0 &= %1" : "+r"(way) : "i"(FLOW_WAYS - 1));
+	return &bucket->flow[way];
+}
+
 static __always_inline int is_half_open(__u8 state)
 {
 	return state == FLOW_TCP_OPENING || state == FLOW_TCP_ANSWERED || state == FLOW_UDP_ASKED ||
@@ -455,7 +464,7 @@ static __always_inline enum claim claim_place(struct place *place, const struct 
 	survey(bucket, place, key, own, now, draft);
 	way = draft->holder;
 	if (way < FLOW_WAYS) {
-		flow = &bucket->flow[way];
+		flow = flow_of(bucket, way);
 		claim = judge_holder(flow, now, force == 1);
 		draft->rested = flow->state == FLOW_FREE ? 0 : age_of(flow, own, now);
 		if (is_takeable(flow, now) && force != CLAIM_ONLY_FREE)
@@ -467,7 +476,7 @@ static __always_inline enum claim claim_place(struct place *place, const struct 
 	if (way >= FLOW_WAYS) {
 		claim = CLAIM_FULL;
 	} else if (claim == CLAIM_GRANTED) {
-		flow = &bucket->flow[way];
+		flow = flow_of(bucket, way);
 		write_entry(flow, &draft->request, direction);
 		place->flow = flow;
 		place->index = place->bucket * FLOW_WAYS + way;

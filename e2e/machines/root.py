@@ -49,8 +49,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128  # as a server has it that is meant for many
+
+
 for port in sys.argv[1:]:
-    server = http.server.ThreadingHTTPServer(("", int(port)), Handler)
+    server = Server(("", int(port)), Handler)
     threading.Thread(target=server.serve_forever).start()
 """
 HELLO_UNIT = """\

@@ -43,10 +43,13 @@ class Site:
     nodes: tuple[Machine, ...]
 
     @property
+    def are_both(self) -> bool:
+        return self.nodes == self.lbs
+
+    @property
     def ports(self) -> dict[str, int]:
         """The service of each mode; of machines that are both, which have one card, not l2's."""
-        both = self.nodes == self.lbs
-        return {mode: port for mode, port in PORTS.items() if not both or mode != "l2"}
+        return {mode: port for mode, port in PORTS.items() if not self.are_both or mode != "l2"}
 
     @property
     def machines(self) -> tuple[Machine, ...]:
@@ -115,7 +118,7 @@ def _write_inventory(made: Site) -> None:
     )
     shared = {
         "gale_virtual_ip": VIP,
-        "gale_snat_address": SNAT,
+        "gale_snat_address": SNAT if made.are_both else "",
         "gale_keys": True,
         "gale_lb_interface_public": "eth0",
         "gale_lb_interface_private": "eth0",

@@ -25,6 +25,8 @@ PRIVATE: tuple[Program, ...] = (
     ("xdp.c", "gale_xdp_reply", "xdp"),
     ("tc.c", "gale_tc_private", "tc"),
 )
+TOLD: tuple[Program, ...] = (("replica.c", "gale_replica", "tc"),)
+"""What enters the flows that other LBs tell of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +60,15 @@ def variants() -> tuple[Variant, ...]:
     """All of them."""
     common = _lab_defines()
     return (
-        Variant("two interfaces", PUBLIC + PRIVATE, common),
+        Variant("two interfaces", PUBLIC + PRIVATE + TOLD, common),
         Variant("one interface", PUBLIC, common | {"GALE_ONE_ARM": 1}),
         Variant("generic XDP", PUBLIC + PRIVATE, common | {"GALE_GENERIC_XDP": 1}),
         Variant(
             "a flow table before another",
-            PUBLIC + PRIVATE,
+            PUBLIC + PRIVATE + TOLD,
             common | {"OLD_FLOW_BUCKETS": common["FLOW_BUCKETS"]},
         ),
+        Variant("gale trace", PUBLIC + PRIVATE, common | {"GALE_TRACE": 1}),
         Variant("node, by TC", (("unwrap.c", "gale_unwrap", "tc"),)),
         Variant("node, by XDP", (("unwrap.c", "gale_unwrap", "xdp"),), {"GALE_XDP": 1}),
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from bpf.compiler import SOURCE_DIR
 from e2e.vm import host
 from e2e.vm.host import Kernel, VmError
+from e2e.vm.variants import variants
 
 KERNEL = Kernel("6.1.0-56-amd64")
 
@@ -88,3 +91,14 @@ def test_a_qemu_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(host, "_qemu", lambda *_: ["false"])
     with pytest.raises(VmError, match="qemu"):
         host.boot(KERNEL, tmp_path / "first.cpio", print)
+
+
+def test_every_program_that_there_is_is_loaded_there() -> None:
+    entrance = re.compile(r"^int (gale_\w+)\(struct (xdp_md|__sk_buff) \*", re.M)
+    kinds = {"xdp_md": "xdp", "__sk_buff": "tc"}
+    there_are = {
+        (path.name, name, kinds[context])
+        for path in SOURCE_DIR.glob("*.c")
+        for name, context in entrance.findall(path.read_text())
+    }
+    assert there_are == {program for each in variants() for program in each.programs}
