@@ -14,7 +14,8 @@
  *   (RFC 1812, 5.3.1), so that traceroute sees the LB. L2 bridges, and counts nothing down.
  *
  * The answer speaks as the address the client wrote to, of a time that ran out as the LB's own. A
- * tag that lies beside the bytes stays where it is: the answer goes back into its VLAN. Neither an
+ * tag that lies beside the bytes stays where it is: the answer goes back into its VLAN. IP options
+ * are not taken over, and an error quotes them with the header that has them. Neither an
  * error nor a later fragment, nor a RST, is ever answered (RFC 1122, 3.2.2). What strangers can
  * provoke is limited to so many a second (`settings.answers_per_second`); what is beyond is dropped
  * by name.
@@ -26,8 +27,9 @@
 #include "rate.h"
 #include "tcp.h"
 
-#define QUOTED_BYTES 28 /* the header and the first eight bytes behind it */
+#define QUOTED_BYTES 28 /* the header and the first eight bytes behind it; more with IP options */
 #define QUOTED_TCP_BYTES 40
+#define QUOTED_WORDS 12 /* at the most, behind a header of 20 bytes: ten of options and two */
 #define ANSWER_TTL 64
 
 struct icmp_answer {
@@ -77,13 +79,27 @@ static __always_inline void settle_quoted_checksum(void *transport, __be16 *chec
 	*check = rest >> 1 | rest << 15;
 }
 
-/* Adds what is quoted of the transport to the error's sum; -1: it is not there. */
+/* Adds IP's options, and what is quoted behind them, to the error's sum; -1: it is not there. */
+static __always_inline int add_words(context_t *ctx, __be32 *words, __u32 bytes, __u32 *sum)
+{
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < QUOTED_WORDS && i * sizeof(*words) < bytes; i++) {
+		if ((void *)(words + i + 1) > packet_end(ctx))
+			return -1;
+		*sum = bpf_csum_diff(0, 0, (void *)(words + i), sizeof(*words), *sum);
+	}
+	return 0;
+}
+
+/* Adds what is quoted behind the header to the error's sum; -1: it is not there. */
 static __always_inline int add_quoted(context_t *ctx, struct icmp_answer *answer, __u32 quoted,
 				      int is_partial, __u32 *sum)
 {
 	struct tcphdr *tcp = (void *)(answer + 1) + IP_HEADER_BYTES;
 	struct udphdr *udp = (void *)tcp;
 
+	if (unlikely(quoted != QUOTED_BYTES && !is_partial))
+		return add_words(ctx, (void *)tcp, quoted - IP_HEADER_BYTES, sum);
 	if (quoted == QUOTED_TCP_BYTES) {
 		if ((void *)(tcp + 1) > packet_end(ctx))
 			return -1;
@@ -120,22 +136,25 @@ static __always_inline struct icmphdr error_header(const struct packet *packet)
 	return icmp;
 }
 
-/* Quoted is as much as RFC 792 asks for, or as much as has a checksum that the device will write.
+/* Quoted is as much as RFC 792 asks for, or as much as has a checksum that the device will write:
+ * where the packet had it, so not behind IP options.
  */
 static __always_inline int send_icmp(context_t *ctx, struct packet *packet,
 				     const struct settings *own)
 {
 	struct ethhdr from = *packet->ethernet;
 	__be32 client = packet->ip->saddr, source = error_source(packet, own);
-	__u32 quoted = QUOTED_BYTES, sum;
+	__u32 quoted = packet->ip->ihl * 4 + QUOTED_BYTES - IP_HEADER_BYTES, sum;
 	struct icmp_answer *answer;
 	struct ethhdr *ethernet;
 	int is_partial;
 
-	if (packet->ip->ihl != 5 || packet->icmp_error || packet->later_fragment || packet->tags ||
-	    packet->bytes < sizeof(struct ethhdr) + QUOTED_BYTES)
+	if (packet->icmp_error || packet->later_fragment || packet->tags ||
+	    packet->bytes < sizeof(struct ethhdr) + quoted)
 		return -1;
 	is_partial = has_partial_checksum(ctx, packet);
+	if (is_partial && quoted != QUOTED_BYTES)
+		return -1;
 	if (is_partial && packet->key.protocol == IPPROTO_TCP)
 		quoted = QUOTED_TCP_BYTES;
 	if (cut_to(ctx, sizeof(struct ethhdr) + quoted) || make_room(ctx, sizeof(*answer)))
@@ -187,15 +206,18 @@ static __always_inline int send_reset(context_t *ctx, struct packet *packet)
 {
 	struct ethhdr from = *packet->ethernet;
 	__be32 client = packet->ip->saddr, vip = packet->ip->daddr;
+	int is_partial, options = packet->ip->ihl * 4 - IP_HEADER_BYTES;
 	struct reset_answer *answer;
 	struct ethhdr *ethernet;
-	int is_partial;
 	__u32 sum;
 
-	if (packet->ip->ihl != 5 || packet->tags || packet->later_fragment ||
-	    (packet->tcp_flags & TCP_FLAG_RST) || read_numbers(ctx, packet))
+	if (packet->tags || packet->later_fragment || (packet->tcp_flags & TCP_FLAG_RST) ||
+	    read_numbers(ctx, packet))
 		return -1;
 	is_partial = has_partial_checksum(ctx, packet);
+	/* The device will write the checksum where the options have put it. */
+	if (unlikely(options) && (is_partial || make_room(ctx, -options)))
+		return -1;
 	if (cut_to(ctx, sizeof(struct ethhdr) + sizeof(*answer)))
 		return -1;
 	ethernet = packet_start(ctx);

@@ -77,6 +77,8 @@ static __always_inline int note_fragment(struct packet *packet, __u16 seat, __u8
 	if (to) {
 		fresh->saddr = to->saddr;
 		fresh->daddr = to->daddr;
+		fresh->to_sport = to->sport;
+		fresh->to_dport = to->dport;
 		fresh->address_delta = fold(address_delta(packet, to));
 		if (packet->key.direction == DIRECTION_REQUEST && to->saddr != packet->key.saddr)
 			fresh->id = next_fragment_id();

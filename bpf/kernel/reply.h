@@ -131,6 +131,7 @@ static __always_inline struct decision reply_fragment(context_t *ctx, struct pac
 	struct fragment *first = first_of(packet);
 	struct seat_counters *counters;
 	struct decision refused;
+	struct rewrite to = {};
 	int index;
 
 	if (!first)
@@ -144,8 +145,12 @@ static __always_inline struct decision reply_fragment(context_t *ctx, struct pac
 		counters->packets_out += packet->segments;
 		counters->bytes_out += packet->bytes;
 	}
+	to.saddr = first->saddr;
+	to.daddr = first->daddr;
+	to.sport = first->to_sport;
+	to.dport = first->to_dport;
 	translate_fragment(packet, first);
-	packet->verdict = send_back(ctx, packet, first->last_hop, 0, own);
+	packet->verdict = send_back(ctx, packet, first->last_hop, &to, own);
 	return decide(REASON_fragment_forwarded);
 }
 

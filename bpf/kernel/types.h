@@ -288,6 +288,8 @@ struct fragment {
 	__be16 id;    /* L4: what the datagram's id becomes, so that no two clients share one */
 	__be16 sport; /* of the first fragment as it came: another's must not take its place */
 	__be16 dport;
+	__be16 to_sport; /* L4: the ports of the rewrite */
+	__be16 to_dport;
 	__u32 since;	  /* ticks */
 	__u8 last_hop[6]; /* as in the flow */
 	__u8 is_over;	  /* its last fragment has gone by */

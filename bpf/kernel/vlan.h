@@ -32,9 +32,7 @@ static __always_inline void note_vlan_client(context_t *ctx, struct packet *pack
 		vlan_clients.update(&packet->key, fresh);
 }
 
-/* A reply, translated, goes to the client. `to`: its rewrite; null where only `last_hop` says who
- * the client is.
- */
+/* A reply, translated, goes to the client. `to`: its rewrite. */
 static __always_inline int send_back(context_t *ctx, struct packet *packet, const __u8 *last_hop,
 				     const struct rewrite *to, const struct settings *own)
 {
@@ -42,7 +40,7 @@ static __always_inline int send_back(context_t *ctx, struct packet *packet, cons
 	struct flow_key key;
 
 	strip_tags(ctx, packet);
-	if (likely(is_known(last_hop) || !to))
+	if (likely(is_known(last_hop)))
 		return deliver_to_client(ctx, packet, last_hop, own);
 	key = opposite_key(&packet->key, to);
 	client = vlan_clients.lookup(&key);

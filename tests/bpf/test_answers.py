@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
-from scapy.packet import Raw
+from scapy.packet import Packet, Raw
 
 from services.dataplane.flows.record import FlowState
 from tests.bpf.harness import LB_MAC, PEER_MAC, ethernet, icmp, tcp, udp
@@ -75,10 +75,15 @@ def reset(
     return bytes(Ether(src=LB_MAC, dst=PEER_MAC) / whole)
 
 
-def unreachable(packet: bytes, to: str = CLIENT_ADDRESS) -> bytes:
-    error = ICMP(type=3, code=3) / Raw(packet[14:42])
-    whole = IP(src=VIP, dst=to, id=0, ttl=64) / error
+def error(packet: bytes, about: ICMP, source: str = VIP, to: str = CLIENT_ADDRESS) -> bytes:
+    """About that packet: quoted are its header and the first eight bytes behind it."""
+    quoted = packet[14 : 14 + (packet[14] & 0x0F) * 4 + 8]
+    whole = IP(src=source, dst=to, id=0, ttl=64) / about / Raw(quoted)
     return bytes(Ether(src=LB_MAC, dst=PEER_MAC) / whole)
+
+
+def unreachable(packet: bytes, to: str = CLIENT_ADDRESS) -> bytes:
+    return error(packet, ICMP(type=3, code=3), to=to)
 
 
 @pytest.fixture
@@ -153,17 +158,9 @@ class TestNoFlow:
         for flags in ("A", "FA", "SA", ""):
             scene.expect(hook, tcp(CLIENT, SERVICE, flags), "drop_no_flow")
 
-    def test_where_options_or_a_tag_are_in_the_way_nothing_is_said(
-        self, scene: Scene, hook: str
-    ) -> None:
+    def test_where_a_tag_is_in_the_way_nothing_is_said(self, scene: Scene, hook: str) -> None:
         """A tag among the bytes; in TC it stands beside them."""
         scene.service("l4")
-        options: dict[str, Any] = {"options": [b"\x01\x01\x01\x00"]}
-        with_options = ethernet(
-            IP(src=CLIENT_ADDRESS, dst=VIP, **options)
-            / TCP(sport=CLIENT[1], dport=SERVICE[1], flags="A")
-        )
-        scene.expect(hook, with_options, "drop_no_flow")
         tagged = tcp(CLIENT, SERVICE, "A", vlans=(5,))
         scene.expect(hook, tagged, "slow_vlan" if is_xdp(hook) else "drop_no_flow")
 
@@ -440,8 +437,7 @@ class TestDeadNode:
 
 
 def time_exceeded(packet: bytes, source: str, to: str) -> bytes:
-    error = ICMP(type=11, code=0) / Raw(packet[14:42])
-    return bytes(Ether(src=LB_MAC, dst=PEER_MAC) / IP(src=source, dst=to, id=0, ttl=64) / error)
+    return error(packet, ICMP(type=11, code=0), source, to)
 
 
 class TestTimeExceeded:
@@ -504,6 +500,56 @@ class TestTimeExceeded:
         for reason in ("ttl_answered", "ttl_answered", "drop_answer_rate"):
             scene.refresh("answer_rate")
             scene.expect(hook, packet, reason)
+
+
+# --------------------------------------------------------------------------- IP options
+
+
+@pytest.mark.parametrize("hook", REQUEST_HOOKS)
+@pytest.mark.parametrize("size", [4, 20, 24, 40])
+class TestOptions:
+    """A packet with so many bytes of IP options: the answer has none, an error quotes them."""
+
+    def sent(self, size: int, transport: Packet, **fields: Any) -> bytes:
+        options = [bytes([0x88, 4, 7, number]) for number in range(size // 4)]
+        whole: dict[str, Any] = {"src": CLIENT_ADDRESS, "dst": VIP, "options": options, **fields}
+        return ethernet(IP(**whole) / transport)
+
+    def segment(self, size: int, kind: str, payload: bytes = b"", **fields: Any) -> bytes:
+        transport = TCP(sport=CLIENT[1], dport=SERVICE[1], flags=kind, seq=5000, ack=700)
+        return self.sent(size, transport / Raw(payload), **fields)
+
+    @pytest.mark.parametrize("payload", [b"", b"odd", bytes(1000)])
+    def test_no_flow(self, scene: Scene, hook: str, size: int, payload: bytes) -> None:
+        scene.service("l4")
+        scene.expect(hook, self.segment(size, "A", payload), "no_flow_reset", reset(700))
+
+    @pytest.mark.parametrize("mode", [*STATELESS, "l4"])
+    def test_no_node(self, scene: Scene, hook: str, size: int, mode: str) -> None:
+        for protocol in ("tcp", "udp"):
+            TestNoNode().empty(scene, mode, protocol)
+        refused = "no_node_refused"
+        scene.expect(hook, self.segment(size, "S", b"GET /"), refused, reset(0, 5006))
+        for payload in (b"", b"odd", bytes(1000)):
+            datagram = UDP(sport=CLIENT[1], dport=SERVICE[1]) / Raw(payload)
+            packet = self.sent(size, datagram)
+            scene.expect(hook, packet, refused, unreachable(packet))
+
+    @pytest.mark.parametrize("mode", ["ipip", "gue"])
+    def test_time_ran_out(self, scene: Scene, hook: str, size: int, mode: str) -> None:
+        TestTimeExceeded().serve(scene, mode)
+        packet = self.segment(size, "S", ttl=1)
+        wanted = time_exceeded(packet, OWN_PUBLIC, CLIENT_ADDRESS)
+        scene.expect(hook, packet, "ttl_answered", wanted)
+
+    @pytest.mark.parametrize("mode", [*STATELESS, "l4"])
+    def test_too_long(self, scene: Scene, hook: str, size: int, mode: str) -> None:
+        TestTimeExceeded().serve(scene, mode)
+        scene.seat(mtu=1280)
+        packet = self.segment(size, "S", bytes(1300), flags="DF")
+        fits = 1280 - {"ipip": 20, "gue": 32}.get(mode, 0)
+        wanted = error(packet, ICMP(type=3, code=4, nexthopmtu=fits))
+        scene.expect(hook, packet, "too_big_answered", wanted)
 
 
 # --------------------------------------------------------------------------- for others

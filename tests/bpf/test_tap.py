@@ -13,7 +13,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from tests.bpf.harness import LB_MAC, PEER_MAC, problems, tcp, udp
+from tests.bpf.harness import LB_MAC, PEER_MAC, ethernet, problems, tcp, udp
 from tests.bpf.scene import (
     CLIENT,
     CLIENT_ADDRESS,
@@ -34,6 +34,7 @@ from tests.bpf.scene import (
     wrapped,
 )
 from tests.bpf.tap import UDP_FRAGMENTS, UDP_SEGMENTS, Merged, Taps, taps
+from tests.bpf.test_fragments import Cut
 
 MODES = {"l2": ("l2", 0), "ipip": ("l3", 0), "gue": ("l3", GUE), "l4": ("l4", 0)}
 MSS = 1448
@@ -448,6 +449,18 @@ class TestAnswers:
         assert counted == {"tc_public.no_flow_reset": 1}
         check(tap.read("public"), [_reset(700)])
 
+    @pytest.mark.parametrize("partial", [False, True])
+    def test_no_flow_of_what_has_ip_options(self, tap: Taps, scene: Scene, partial: bool) -> None:
+        """Its device would write the checksum where the options have put it."""
+        scene.service("l4")
+        tap.be_the_machine()
+        segment = TCP(sport=CLIENT[1], dport=SERVICE[1], flags="A", seq=5000, ack=700)
+        options: dict[str, Any] = {"options": [bytes([0x88, 4, 7, 7])] * 10}
+        sent = ethernet(IP(src=CLIENT_ADDRESS, dst=VIP, **options) / segment)
+        counted = tap.write("public", sent, partial=partial)
+        assert counted == {f"tc_public.{'drop_no_flow' if partial else 'no_flow_reset'}": 1}
+        check(tap.read("public"), [] if partial else [_reset(700)])
+
     def test_no_flow_of_what_is_merged(self, tap: Taps, scene: Scene) -> None:
         scene.service("l4")
         tap.be_the_machine()
@@ -529,6 +542,19 @@ class TestVlans:
         connection = self.open(tap, TAGS[name])
         wanted = with_macs(connection.reply_out("PA", b"answer"), PEER_MAC, LB_MAC)
         check([self.replied(tap, connection)], [tagged(wanted, RETURNED[name])])
+
+    @pytest.mark.parametrize("name", TAGS)
+    def test_so_does_one_in_fragments(self, tap: Taps, scene: Scene, name: str) -> None:
+        """Those without ports follow the first."""
+        scene.service("l4", protocol="udp")
+        tap.be_the_machine()
+        asked = tap.write("public", tagged(udp(CLIENT, SERVICE, b"q"), TAGS[name]))
+        assert asked == {"tc_public.l4_new_flow": 1}
+        (out,) = tap.read("private")
+        for frame in Cut(NODE, (SNAT, Ether(out)[UDP].sport)).frames():
+            tap.write("private", frame)
+        wanted = [with_macs(one, PEER_MAC, LB_MAC) for one in Cut(SERVICE, CLIENT, ttl=63).frames()]
+        check(tap.read("public"), [tagged(one, RETURNED[name]) for one in wanted])
 
     @pytest.mark.parametrize("before", ["untagged", "7"])
     @pytest.mark.parametrize("name", ["8", "untagged", "7 in 9"])
