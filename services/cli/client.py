@@ -22,6 +22,7 @@ import httpx
 import typer
 
 from conf import LbConfig, Source, load_either
+from conf.security import read_token
 from services.cli.invocation import NO, WRONG_USE, Invocation
 
 TIMEOUT_S = 5.0
@@ -116,7 +117,7 @@ class Client:
         if self._token_file is None:
             return {}
         try:
-            token = self._token_file.read_text().strip()
+            token = read_token(self._token_file)
         except OSError as error:
             why = f"security.api_token_file: {self._token_file}: {error.strerror}"
             raise ApiError(why) from None
