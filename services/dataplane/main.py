@@ -85,7 +85,14 @@ from services.dataplane.forwarding import Forwarding
 from services.dataplane.front_table import MOST_FRONTS
 from services.dataplane.fronts import service_identity
 from services.dataplane.kernel import MAX_SERVICES, Settings
-from services.dataplane.maps import EMPTY, NO_SEAT, Facts, KernelState, ServiceRemoval, snat_ports
+from services.dataplane.maps import (
+    EMPTY,
+    NO_SEAT,
+    KernelState,
+    LocalFacts,
+    ServiceRemoval,
+    snat_ports,
+)
 from services.dataplane.mode_change import Waits, modes_in_force, modes_of_nodes
 from services.dataplane.nat_log import NatLog
 from services.dataplane.netdev import DeviceMonitor
@@ -661,8 +668,8 @@ class DataplaneProcess:
             self._monitor.watch(addresses)
             self._next_hops = self._look_for_ways(now_ms)
 
-    def _facts(self, forwarding: Forwarding) -> Facts:
-        return Facts(
+    def _facts(self, forwarding: Forwarding) -> LocalFacts:
+        return LocalFacts(
             lb=self._started_with.local.name,
             public_address=forwarding.machine.public.address,
             private_address=forwarding.machine.private.address,
