@@ -91,7 +91,7 @@ class Journal:
             self._set_aside(str(problem.strerror))
             return []
         except OSError as error:
-            _log.warning("starting the event log anew", path=self._path, why=str(error))
+            _log.warning("starting the event log anew", path=self._path, why=error)
             return []
         lines = raw.split(b"\n")
         entries: list[Entry] = []
@@ -135,7 +135,7 @@ class Journal:
     def _failed(self, error: OSError) -> None:
         self._is_whole = False
         if not self._complained:
-            _log.error("a restart will lose events: cannot write", path=self._path, why=str(error))
+            _log.error("a restart will lose events: cannot write", path=self._path, why=error)
         self._complained = True
 
 

@@ -106,6 +106,7 @@ from services.dataplane.replication import Replication
 from services.dataplane.settings import of_machine, settings
 from services.dataplane.trace import WrongQuestion, read_question
 from services.dataplane.tracing import Scene
+from services.logs import words_of
 from services.process import Bus, Loop
 
 REPUBLISH_MS = 500
@@ -447,7 +448,7 @@ class DataplaneProcess:
         try:
             forwarding = self._attach()
         except NOT_READY as reason:
-            self._wait_for(str(reason))
+            self._wait_for(words_of(reason))
             return
         except REFUSED as reason:
             self._wait_for(str(reason))
@@ -510,7 +511,7 @@ class DataplaneProcess:
         try:
             successor = self._attach(old_table_is_empty=old_table_is_empty)
         except (*NOT_READY, *REFUSED) as reason:
-            _log.warning("programs of another size cannot be attached", why=str(reason))
+            _log.warning("programs of another size cannot be attached", why=reason)
             return False
         # What the maps hold is what it was; where services stand must be read.
         successor.kernel.adopt()
@@ -552,7 +553,7 @@ class DataplaneProcess:
             present = machine.look(self._netlink, plan.public, plan.private)
             addresses = machine.addresses()
         except (machine.NotReadyError, NetlinkError) as reason:
-            self._wait_for(str(reason))
+            self._wait_for(words_of(reason))
             return
         lost = forwarding.programs.lost(forwarding.hooks)
         in_pieces, forwarding.machine = forwarding.xdp_in_pieces, present
@@ -623,7 +624,9 @@ class DataplaneProcess:
         try:
             forwarding.programs.serve_itself(is_node)
         except NOT_READY as reason:
-            self._no_way_to_itself = f"this machine is the node, and cannot answer: {reason}"
+            self._no_way_to_itself = (
+                f"this machine is the node, and cannot answer: {words_of(reason)}"
+            )
         else:
             self._no_way_to_itself = ""
 

@@ -64,6 +64,7 @@ from bus.topics import Topic
 from bus.words import ENTRY, MemberChange, Role
 from conf import LbConfig, Paths, load_lb
 from services import process
+from services.logs import words_of
 from services.machine import boot_id, own_address
 from services.process import Bus, Loop
 from services.quorum import realtime
@@ -632,9 +633,9 @@ def _load(storage: Storage) -> tuple[HardState, str]:
         try:
             stored, complaint = storage.load(monotonic_ms())
         except OSError as error:
-            if str(error) != said:
-                said = str(error)
-                _log.error("waiting: cannot read the stored table", path=said)
+            if words_of(error) != said:
+                said = words_of(error)
+                _log.error("waiting: cannot read the stored table", path=storage.path, why=said)
             time.sleep(RETRY_MS / 1_000)
             continue
         if complaint:
