@@ -6,10 +6,10 @@ packet sees neither.
 
 **Whose is it?** An interface's XDP program is known by its id alone, and asking the kernel for a
 program by id is left to CAP_SYS_ADMIN. So a program is ours if its id is that of our pin: the new
-program is pinned beside (`xdp_public~next`) *before* it is attached and takes the pin's name
-after, thus at whatever point the process dies, one of the two pins is what is attached. With the
-privilege (root) the name decides too, for pins that were lost: `gale_...`. Everything else is
-foreign and refused, by the kernel as well: the request names the program it means to replace
+program is pinned beside (`xdp_public~next`) *before* it is attached and takes the pin's name after,
+thus at whatever point the process dies, one of the two pins is what is attached. If the pin is
+missing, root may look the program up by its id and accept it by its name, `gale_*`. Everything else
+is foreign and refused, by the kernel as well: the request names the program it means to replace
 (XDP_FLAGS_REPLACE). TC filters tell their name to everybody; ours is handle 1 of priority 1, with
 direct action, on the ingress of clsact, and filters of other priorities are left alone. Where a
 machine is load balancer and node there are two more (`Spot`).

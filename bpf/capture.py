@@ -72,7 +72,7 @@ class CapturePrograms:
                 self.tc.function(name, "tc")
 
     def set_up(self, setup: Setup) -> None:
-        """From now on, this is shown."""
+        """Set what is shown; the programs look at it from the next packet on."""
         leaf = self._setup.Leaf()
         leaf.until_ns, leaf.reasons = setup.until_ns, setup.reasons
         leaf.hooks, leaf.kept = setup.hooks, min(setup.kept, MOST_KEPT)

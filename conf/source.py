@@ -7,11 +7,8 @@ an operator who fixes one should not have to meet the next.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 import tomli
 
 from conf.lines import Key, LineIndex
+from conf.regular import read_regular
 
 LONGEST_FILE_BYTES = 4 << 20
 
@@ -62,7 +60,7 @@ class Source:
     def read(cls, path: Path) -> Source:
         """Read `path`; raises `ConfigError`."""
         try:
-            raw = _read_regular(path)
+            raw = read_regular(path, LONGEST_FILE_BYTES)
         except OSError as error:
             message = f"cannot be read ({error.strerror}), expected a TOML file"
             raise ConfigError([Problem(str(path), 1, "file", message)]) from None
@@ -82,21 +80,6 @@ class Source:
 
     def problem(self, key: Key, message: str) -> Problem:
         return Problem(str(self.path), self.lines.line_of(key), key_text(key), message)
-
-
-def _read_regular(path: Path) -> bytes:
-    """A file's content, and never a wait for one: a FIFO would hold up whoever reads it."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
-        with open(descriptor, "rb", closefd=False) as file:
-            raw = file.read(LONGEST_FILE_BYTES + 1)
-    finally:
-        os.close(descriptor)
-    if len(raw) > LONGEST_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"it is longer than {LONGEST_FILE_BYTES >> 20} MiB")
-    return raw
 
 
 def key_text(key: Key) -> str:

@@ -39,6 +39,14 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _ORDER = ["timestamp", "level", "event"]
 
 
+def words_of(error: BaseException) -> str:
+    """What an error says: of the kernel's (netlink's have a `code`) its words, not its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    code = getattr(error, "code", None)
+    return os.strerror(code) if isinstance(code, int) else str(error) or type(error).__name__
+
+
 class Budget:
     """How many lines each event may still say: `lines` within `span_ms`. Time comes in."""
 
@@ -167,5 +175,11 @@ def _words(value: Any) -> str:
         return " ".join(f"{_words(key)}:{_words(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple | set | frozenset):
         return ", ".join(map(_words, value))
+    if isinstance(value, BaseException):
+        return _shortened(words_of(value))
     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return _shortened(text)
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_VALUE else f"…{text[-LONGEST_VALUE:]}"

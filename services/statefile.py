@@ -17,7 +17,13 @@ import contextlib
 import os
 from pathlib import Path
 
+from conf.regular import StrangeFileError, read_regular
+
 MODE = 0o600
+LONGEST_BYTES = 256 << 20
+"""Of any state file: many times what ten thousand nodes or a whole event log take."""
+
+__all__ = ["LONGEST_BYTES", "StateFile", "StrangeFileError"]
 
 
 class StateFile:
@@ -30,9 +36,13 @@ class StateFile:
         self._durable = durable
 
     def load(self) -> bytes | None:
-        """What was saved last, None if nothing was; raises OSError if it cannot be read."""
+        """What was saved last, None if nothing was.
+
+        Raises OSError if it cannot be read, and of these `StrangeFileError` if what is there (a
+        FIFO, a directory, something without an end) was never saved and makes no sense.
+        """
         try:
-            return self.path.read_bytes()
+            return read_regular(self.path, LONGEST_BYTES)
         except FileNotFoundError:
             return None
 

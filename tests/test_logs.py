@@ -17,6 +17,7 @@ import sys
 from enum import StrEnum
 from pathlib import Path
 import structlog
+from pyroute2.netlink.exceptions import NetlinkError
 from bus.words import (
     Mode,
     NodeState,
@@ -59,7 +60,14 @@ def line(level: str, event: str, values: str = "") -> str:
         ("'reason': 'two\\nlines'", r"reason=two\nlines"),
         ("'verdicts': {'tcp.pass': 7}", "verdicts=tcp.pass:7"),
         ("'raw': b'ab'", "raw=ab"),
-        ("'error': OSError(5, 'Input/output error')", 'error="[Errno 5] Input/output error"'),
+        ("'error': OSError(5, 'Input/output error')", 'error="Input/output error"'),
+        (
+            "'error': IsADirectoryError(21, 'Is a directory', '/run/x')",
+            'error="/run/x: Is a directory"',
+        ),
+        ("'why': NetlinkError(1, 'not now')", 'why="Operation not permitted"'),
+        ("'why': ValueError()", "why=ValueError"),
+        ("'why': ValueError('no sense')", 'why="no sense"'),
     ],
 )
 def test_values_are_what_they_say(values: str, shown: str) -> None:

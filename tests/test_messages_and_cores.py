@@ -61,7 +61,7 @@ from services.api.fold import Fold
 from services.api.metrics import Scrape, exposition
 from services.api.snapshot import Local
 from services.dataplane.flows.replica import Following, Log, Teller, Telling
-from services.dataplane.maps import EMPTY, Facts
+from services.dataplane.maps import EMPTY, LocalFacts
 from services.dataplane.plan import make_plan
 from services.health.keeping import KeptNode
 from services.health.registry import Registry
@@ -303,7 +303,7 @@ def test_who_tells_its_flows_to_another(
 @given(st.lists(st.tuples(values(NodeTable), st.none() | values(LocalView)), max_size=3))
 def test_the_plan(told: list[tuple[NodeTable, LocalView | None]]) -> None:
     own = frozenset({"10.0.0.1", "10.0.1.1"})
-    facts = Facts("lb-0", "10.0.0.1", "10.0.1.1", own, 4096, 64, 64, 64, 4096)
+    facts = LocalFacts("lb-0", "10.0.0.1", "10.0.1.1", own, 4096, 64, 64, 64, 4096)
     held = EMPTY
     for now_ms, (table, view) in enumerate(told):
         held = make_plan(held, table, view, {}, facts, None, now_ms).after

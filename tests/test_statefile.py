@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from services.statefile import StateFile
+from services.statefile import StateFile, StrangeFileError
 
 
 def test_what_was_saved_is_loaded_and_nothing_before(tmp_path: Path) -> None:
@@ -69,3 +70,30 @@ def test_a_directory_that_vanished_takes_a_promise_with_it(tmp_path: Path) -> No
     assert not gone.exists()
     StateFile(gone / "state").save(b"x")
     assert (gone / "state").read_bytes() == b"x"
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def far_too_long(path: Path) -> None:
+    with path.open("wb") as opened:
+        opened.truncate(1 << 34)
+
+
+@pytest.mark.parametrize("make", [fifo, endless, far_too_long, Path.mkdir])
+def test_what_was_never_saved_is_not_waited_for_and_can_be_set_aside(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    file = StateFile(tmp_path / "state")
+    make(file.path)
+    with pytest.raises(StrangeFileError):
+        file.load()
+    file.set_aside("no sense")
+    assert file.load() is None
+    file.save(b"new")
+    assert file.load() == b"new"

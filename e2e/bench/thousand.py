@@ -38,7 +38,7 @@ from e2e.bench.report import Line, Result
 from e2e.bench.samples import Goal, Sample, at_most
 from services.dataplane.front_table import MOST_FRONTS
 from services.dataplane.kernel import MAX_SERVICES, Kernel
-from services.dataplane.maps import EMPTY, ENTRIES, Facts, KernelState
+from services.dataplane.maps import EMPTY, ENTRIES, KernelState, LocalFacts
 from services.dataplane.nexthop import NextHop
 from services.dataplane.plan import Plan, make_plan
 from services.dataplane.programs import rings_for
@@ -182,7 +182,7 @@ def _trial(scale: Scale, images: Path) -> dict[str, float]:
 
 def _bring(kernel: Kernel, held: KernelState, table: NodeTable, view: LocalView | None) -> Plan:
     hops = {node.address: _HOP for node in table.nodes}
-    facts = Facts(
+    facts = LocalFacts(
         lb="lb-0",
         public_address="10.79.0.10",
         private_address="10.81.0.10",

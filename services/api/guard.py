@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -44,9 +43,9 @@ import orjson
 from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from conf.security import read_token
 from services.api.problems import answers, refusal
 
-LONGEST_TOKEN_FILE = 4096
 TAG_BYTES = 12
 CHANGING = answers(401, 403, 404, 409, 412, 503, 504)
 """What a route that changes something may answer beside its own."""
@@ -99,20 +98,8 @@ class Token:
         facts = path.stat()
         version = (path, facts.st_mtime_ns, facts.st_ino)
         if self._read is None or self._read[0] != version:
-            self._read = version, _token_in(path)
+            self._read = version, read_token(path)
         return self._read[1]
-
-
-def _token_in(path: Path) -> str:
-    # Not a FIFO: opening one would hold the whole API up.
-    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        token = os.read(opened, LONGEST_TOKEN_FILE).decode("ascii", "replace").strip()
-    finally:
-        os.close(opened)
-    if not token:
-        raise OSError(0, "it is empty")
-    return token
 
 
 @dataclass(frozen=True, slots=True)

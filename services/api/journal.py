@@ -14,6 +14,7 @@ it can be, so it never has a hole.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +25,10 @@ import structlog
 from bus.codec import Head, MalformedMessage, from_json
 from bus.topics import Topic
 from services.api.stream import KEPT_MESSAGES, Entry, EventLog
-from services.statefile import StateFile
+from services.statefile import StateFile, StrangeFileError
 
 FILE_NAME = "events.journal"
 SLACK = 2048
-LARGEST_FILE = 256 * 1024 * 1024
 
 _log = structlog.get_logger()
 
@@ -86,11 +86,12 @@ class Journal:
     def load(self) -> list[Entry]:
         """What earlier lives have said, oldest first."""
         try:
-            if self._path.exists() and self._path.stat().st_size > LARGEST_FILE:
-                raise OSError(0, "it is too large")
             raw = self._file.load() or b""
+        except StrangeFileError as problem:
+            self._set_aside(str(problem.strerror))
+            return []
         except OSError as error:
-            _log.warning("starting the event log anew", path=self._path, why=str(error))
+            _log.warning("starting the event log anew", path=self._path, why=error)
             return []
         lines = raw.split(b"\n")
         entries: list[Entry] = []
@@ -103,6 +104,11 @@ class Journal:
                 )
                 break
         return _in_order(entries)[-KEPT_MESSAGES:]
+
+    def _set_aside(self, problem: str) -> None:
+        with contextlib.suppress(OSError):  # a file is replaced anyway
+            problem = self._file.set_aside(problem)
+        _log.warning("starting the event log anew", path=self._path, why=problem)
 
     def keep_up(self, log: EventLog) -> None:
         """Write what has entered the log since the last time: before it is sent."""
@@ -129,7 +135,7 @@ class Journal:
     def _failed(self, error: OSError) -> None:
         self._is_whole = False
         if not self._complained:
-            _log.error("a restart will lose events: cannot write", path=self._path, why=str(error))
+            _log.error("a restart will lose events: cannot write", path=self._path, why=error)
         self._complained = True
 
 

@@ -20,6 +20,7 @@ import structlog
 
 from bus.words import one_line
 from conf import LbConfig
+from services.logs import words_of
 from services.machine import LOOPBACK, own_address
 from services.resolve import ask_multicast
 
@@ -68,7 +69,7 @@ class LocalName:
         try:
             await self._answer(name, address)
         except (OSError, RuntimeError) as error:
-            self._say(f"{name} cannot be answered: {error}", [])
+            self._say(f"{name} cannot be answered: {words_of(error)}", [])
             return OTHERS_S
         return LOOK_S
 

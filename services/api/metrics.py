@@ -2,7 +2,8 @@
 
 Names are a contract (dashboards, alerts): prefix `gale_`, base units, `_total` for counters. Labels
 are `service`, `node` (its id), `reason`, `mode` and a few fixed words; never a client's address. A
-family whose source has not spoken yet is absent rather than 0: unknown is not none.
+family whose source has not spoken yet is absent rather than 0: unknown is not none. What counts
+faults is there with 0 before the first one, since Prometheus sees no increase in a beginning.
 
 Counters are what the kernel counted since the maps were made, so they survive restarts of every
 process; `gale_bus_dropped_total` and `gale_rejected_messages_total{channel="bus"}` are the API's
@@ -20,6 +21,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from bus import topics
+from bus.codec import MalformedMessage
 from bus.states import (
     CommittedTable,
     Counters,
@@ -107,22 +109,24 @@ def _process_metrics(scrape: Scrape) -> Iterator[Metric]:
     dropped = CounterMetricFamily(
         "gale_bus_dropped_total", "Messages of the bus the API never got.", labels=["source"]
     )
-    for source, count in sorted(scrape.dropped.items()):
-        dropped.add_metric([source], count)
+    for source in sorted({*topics.SERVICES, *scrape.dropped} - {topics.API}):
+        dropped.add_metric([source], scrape.dropped.get(source, 0))
     yield dropped
     rejected = CounterMetricFamily(
         "gale_rejected_messages_total",
         "Messages refused as malformed or unwanted.",
         labels=["channel", "reason"],
     )
-    for reason, count in sorted(scrape.rejected.items()):
-        rejected.add_metric(["bus", reason], count)
     checks: LocalChecks | None = data_of(scrape.fold, Topic.STATE_CHECKS)
-    for reason, count in sorted(checks.rejected.items()) if checks is not None else ():
-        rejected.add_metric(["nodes", reason], count)
     quorum: QuorumState | None = data_of(scrape.fold, Topic.STATE_QUORUM)
-    for reason, count in sorted(quorum.rejected.items()) if quorum is not None else ():
-        rejected.add_metric(["quorum", reason], count)
+    channels = {"bus": scrape.rejected}
+    if checks is not None:
+        channels["nodes"] = checks.rejected
+    if quorum is not None:
+        channels["quorum"] = quorum.rejected
+    for channel, counted in channels.items():
+        for reason in sorted({MalformedMessage.reason, *counted}):
+            rejected.add_metric([channel, reason], counted.get(reason, 0))
     yield rejected
 
 

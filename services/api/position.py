@@ -19,6 +19,7 @@ from bus.codec import (
     to_json,
 )
 from services.api.fold import Position
+from services.logs import words_of
 from services.statefile import StateFile
 
 FILE_NAME = "events.position"
@@ -39,7 +40,7 @@ class PositionFile:
             raw = self._file.load()
             return from_json(dict[str, Position], raw) if raw is not None else {}
         except (OSError, MalformedMessage) as error:
-            problem = str(error)
+            problem = words_of(error)
         with contextlib.suppress(OSError):  # the next save replaces it anyway
             problem = self._file.set_aside(problem)
         _log.warning("starting the event stream anew", path=self._path, problem=problem)
@@ -51,7 +52,5 @@ class PositionFile:
             self._complained = False
         except OSError as error:
             if not self._complained:
-                _log.error(
-                    "events may be sent twice: cannot write", path=self._path, why=str(error)
-                )
+                _log.error("events may be sent twice: cannot write", path=self._path, why=error)
             self._complained = True

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import httpx
 import typer
 
 from conf import LbConfig, Source, load_either
+from conf.security import read_token
 from services.cli.invocation import NO, WRONG_USE, Invocation
 
 TIMEOUT_S = 5.0
@@ -34,6 +36,10 @@ STREAM_SILENCE_S = 30.0
 
 class ApiError(Exception):
     """The API did not give what was asked; the message is one line for the operator."""
+
+
+class WrongQuestionError(ApiError):
+    """What was asked can have no answer (400), however things stand: wrong use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ class Client:
         except httpx.HTTPError as error:
             raise ApiError(self._unreachable(error)) from None
         if response.is_error:
-            raise ApiError(f"{self.url}{path}: {_detail(response)}")
+            raise self._refusal(path, response)
         return response.text
 
     def _answer(self, method: str, path: str, **how: Any) -> Any:
@@ -84,7 +90,7 @@ class Client:
         except httpx.HTTPError as error:
             raise ApiError(self._unreachable(error)) from None
         if response.is_error:
-            raise ApiError(f"{self.url}{path}: {_detail(response)}")
+            raise self._refusal(path, response)
         try:
             return response.json()
         except ValueError:
@@ -108,7 +114,7 @@ class Client:
             if not response.is_error:
                 return response.json()
             if last or response.status_code not in PASSING:
-                raise ApiError(f"{self.url}{path}: {_detail(response)}")
+                raise self._refusal(path, response)
             time.sleep(RETRY_S)
         raise AssertionError("the last try returns or raises")
 
@@ -116,7 +122,7 @@ class Client:
         if self._token_file is None:
             return {}
         try:
-            token = self._token_file.read_text().strip()
+            token = read_token(self._token_file)
         except OSError as error:
             why = f"security.api_token_file: {self._token_file}: {error.strerror}"
             raise ApiError(why) from None
@@ -132,10 +138,15 @@ class Client:
             with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
                 if response.is_error:
                     response.read()
-                    raise ApiError(f"{self.url}{path}: {_detail(response)}")
+                    raise self._refusal(path, response)
                 yield from _messages(response.iter_lines())
         except httpx.HTTPError as error:
             raise ApiError(self._unreachable(error)) from None
+
+    def _refusal(self, path: str, response: httpx.Response) -> ApiError:
+        is_wrong = response.status_code == HTTPStatus.BAD_REQUEST
+        error = WrongQuestionError if is_wrong else ApiError
+        return error(f"{self.url}{path}: {_detail(response)}")
 
     def _unreachable(self, error: httpx.HTTPError) -> str:
         if isinstance(error, httpx.TimeoutException):
@@ -211,4 +222,4 @@ def ask(invocation: Invocation, path: str, **parameters: str | int | None) -> An
 def refused(error: ApiError) -> typer.Exit:
     """Say `error` and be what to raise for it."""
     typer.echo(str(error), err=True)
-    return typer.Exit(NO)
+    return typer.Exit(WRONG_USE if isinstance(error, WrongQuestionError) else NO)

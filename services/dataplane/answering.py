@@ -24,7 +24,7 @@ from services.dataplane.foresight import (
     read_change,
 )
 from services.dataplane.forwarding import Forwarding
-from services.dataplane.maps import Facts, KernelState
+from services.dataplane.maps import KernelState, LocalFacts
 from services.dataplane.nexthop import NextHop
 from services.dataplane.plan import make_plan
 from services.dataplane.trace import WrongQuestion, read_question
@@ -47,7 +47,7 @@ class Present:
     names: Mapping[int, Seated]
     """Whose seats are or were, as long as flows may name them."""
     next_hops: Mapping[str, NextHop | None]
-    facts: Facts
+    facts: LocalFacts
 
 
 class Answering:

@@ -38,6 +38,7 @@ from services.dataplane.loading import Loading
 from services.dataplane.machine import Machine
 from services.dataplane.programs import Programs
 from services.dataplane.trace import kind_of
+from services.logs import words_of
 
 LEASE_MS = 5_000
 MOST_SECONDS = 86_400
@@ -202,7 +203,7 @@ class Capturing:
             pin(capture.programs.ring_fd, self._pin)
             self._programs.put_on(capture.programs.xdp, capture.programs.tc)
         except _NOT_NOW as reason:
-            self._finish(f"its programs cannot be attached: {reason}", now_ms)
+            self._finish(f"its programs cannot be attached: {words_of(reason)}", now_ms)
             return
         capture.until_ms = now_ms + capture.seconds * 1_000
         capture.show()
@@ -228,7 +229,7 @@ class Capturing:
         try:
             self._programs.put_on()
         except _NOT_NOW as reason:
-            _log.warning("capture's programs cannot be taken off yet", why=str(reason))
+            _log.warning("capture's programs cannot be taken off yet", why=reason)
             self._leaving, self._retry_ms = programs, now_ms + RETRY_MS
             return
         self._leaving = None

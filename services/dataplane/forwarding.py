@@ -38,6 +38,7 @@ from services.dataplane.programs import FRAGS_MTU, ProgramPlan, Programs
 from services.dataplane.seat_counts import Reading
 from services.dataplane.tracing import Tracing
 from services.dataplane.words import address_word
+from services.logs import words_of
 
 CENSUS_MS = 5_000
 """The shortest time between two passes over the flow table."""
@@ -232,7 +233,7 @@ def _reasons_of_the_machine() -> Iterator[None]:
     except OSError as error:
         if error.errno not in OF_THE_MACHINE:
             raise
-        raise machine.NotReadyError(str(error)) from error
+        raise machine.NotReadyError(words_of(error)) from error
 
 
 def _flow_table(table: Table) -> FlowTable:

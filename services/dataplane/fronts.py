@@ -33,8 +33,8 @@ from services.dataplane.flows.census import Census
 from services.dataplane.maps import (
     NO_PORTS,
     AddressInfo,
-    Facts,
     KernelState,
+    LocalFacts,
     Service,
     Slice,
 )
@@ -88,7 +88,7 @@ def is_unused(census: Census | None, address: str, since_ms: int) -> bool:
 
 
 def plan_fronts(
-    kernel: KernelState, table: NodeTable, facts: Facts, census: Census | None, now_ms: int
+    kernel: KernelState, table: NodeTable, facts: LocalFacts, census: Census | None, now_ms: int
 ) -> Fronts:
     fronts, refused = _given_fronts(table, facts)
     standing = list(dict.fromkeys(service.name for service in fronts.values()))
@@ -118,7 +118,7 @@ def plan_fronts(
 
 
 def _given_fronts(
-    table: NodeTable, facts: Facts
+    table: NodeTable, facts: LocalFacts
 ) -> tuple[dict[ServiceKey, TableService], list[str]]:
     """Whoever comes first has a front; whoever comes last finds no room, if anybody."""
     fronts: dict[ServiceKey, TableService] = {}
@@ -140,7 +140,7 @@ def _given_fronts(
 
 
 def _given_ids(
-    kernel: KernelState, services: Iterable[str], facts: Facts
+    kernel: KernelState, services: Iterable[str], facts: LocalFacts
 ) -> tuple[dict[str, int], list[str]]:
     """An id is free when no service and no seat, retired ones included, refers to it."""
     known = {value.identity: value.service_id for value in kernel.services.values()}
@@ -162,7 +162,7 @@ def _given_ids(
 def _service_value(
     service: TableService,
     table: NodeTable,
-    facts: Facts,
+    facts: LocalFacts,
     number: int,
     own_slices: Mapping[str | None, Slice],
 ) -> Service:
@@ -198,7 +198,7 @@ def shared_snat(service: TableService, table: NodeTable) -> tuple[str, ...]:
 def _snat(
     service: TableService,
     table: NodeTable,
-    facts: Facts,
+    facts: LocalFacts,
     own_slices: Mapping[str | None, Slice],
 ) -> tuple[tuple[str, ...], Slice]:
     """The addresses whose ports it takes, and which ports: the same on each of them."""
@@ -222,7 +222,7 @@ def plan_addresses(
     kernel: KernelState,
     table: NodeTable,
     services: Mapping[ServiceKey, Service],
-    facts: Facts,
+    facts: LocalFacts,
     census: Census | None,
     now_ms: int,
 ) -> Addresses:

@@ -78,7 +78,14 @@ from services.dataplane.forwarding import Forwarding
 from services.dataplane.front_table import MOST_FRONTS
 from services.dataplane.fronts import service_identity
 from services.dataplane.kernel import MAX_SERVICES, Settings
-from services.dataplane.maps import EMPTY, NO_SEAT, Facts, KernelState, ServiceRemoval, snat_ports
+from services.dataplane.maps import (
+    EMPTY,
+    NO_SEAT,
+    KernelState,
+    LocalFacts,
+    ServiceRemoval,
+    snat_ports,
+)
 from services.dataplane.mode_change import Waits, modes_in_force, modes_of_nodes
 from services.dataplane.nat_log import NatLog
 from services.dataplane.noting import Noting
@@ -87,6 +94,7 @@ from services.dataplane.programs import ProgramPlan, rings_for
 from services.dataplane.replication import Replication
 from services.dataplane.settings import of_machine, settings
 from services.dataplane.ways import Ways
+from services.logs import words_of
 from services.process import Bus, Loop
 
 REPUBLISH_MS = 500
@@ -287,7 +295,7 @@ class DataplaneProcess:
         try:
             forwarding = self._attach()
         except NOT_READY as reason:
-            self._wait_for(str(reason))
+            self._wait_for(words_of(reason))
             return
         except REFUSED as reason:
             self._wait_for(str(reason))
@@ -352,7 +360,7 @@ class DataplaneProcess:
         try:
             successor = self._attach(old_table_is_empty=old_table_is_empty)
         except (*NOT_READY, *REFUSED) as reason:
-            _log.warning("programs of another size cannot be attached", why=str(reason))
+            _log.warning("programs of another size cannot be attached", why=reason)
             return False
         # What the maps hold is what it was; where services stand must be read.
         successor.kernel.adopt()
@@ -394,7 +402,7 @@ class DataplaneProcess:
             present = machine.look(self._netlink, plan.public, plan.private)
             addresses = machine.addresses()
         except (machine.NotReadyError, NetlinkError) as reason:
-            self._wait_for(str(reason))
+            self._wait_for(words_of(reason))
             return
         lost = forwarding.programs.lost(forwarding.hooks)
         in_pieces, forwarding.machine = forwarding.xdp_in_pieces, present
@@ -466,7 +474,9 @@ class DataplaneProcess:
         try:
             forwarding.programs.serve_itself(is_node)
         except NOT_READY as reason:
-            self._no_way_to_itself = f"this machine is the node, and cannot answer: {reason}"
+            self._no_way_to_itself = (
+                f"this machine is the node, and cannot answer: {words_of(reason)}"
+            )
         else:
             self._no_way_to_itself = ""
 
@@ -505,8 +515,8 @@ class DataplaneProcess:
             self._left_out_lines = (*lines[:MOST_LEFT_OUT], *rest)
         self._left_out = left_out
 
-    def _facts(self, forwarding: Forwarding) -> Facts:
-        return Facts(
+    def _facts(self, forwarding: Forwarding) -> LocalFacts:
+        return LocalFacts(
             lb=self._started_with.local.name,
             public_address=forwarding.machine.public.address,
             private_address=forwarding.machine.private.address,

@@ -200,10 +200,10 @@ class Seated:
     places: Mapping[str, list[Place]]
     values: Mapping[int, Seat]
     seat_of: Mapping[int, int]
-    takers: frozenset[int]
+    eligible: frozenset[int]
     ailing: Ailing
     hops: Mapping[str, NextHop | None]
-    facts: Facts
+    facts: LocalFacts
     of_node: Mapping[str, list[Place]]
     nodes_at: Mapping[str, list[str]]
     """By address, the ids of the nodes there."""
@@ -341,7 +341,7 @@ Write = (
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class LocalFacts:
     """What holds for this LB alone."""
 
     lb: str

@@ -19,6 +19,8 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from services.logs import words_of
+
 _IP_RECVERR, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO = 11, 10, 2
 _SO_ATTACH_FILTER = 26
 _RETURN_NOTHING = struct.pack("=HBBI", 0x06, 0, 0, 0)
@@ -39,7 +41,7 @@ class PathMtu:
                 self._sockets.append(_listening(protocol))
         except OSError as error:
             self.close()
-            self.deaf = str(error)
+            self.deaf = words_of(error)
 
     def filenos(self) -> list[int]:
         return [each.fileno() for each in self._sockets]

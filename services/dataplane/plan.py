@@ -2,8 +2,8 @@
 
 In: the agreed table, this LB's own view of the nodes, next hops, what the kernel's maps hold, and
 the last census of the flow table. Out: an ordered list of writes, and what the maps hold once they
-are done. A second plan with the same input is empty; so is the first one after a restart, because
-the maps hold all that is needed to match them to the table.
+are done. A second plan with the same input is empty. The first plan after a restart is empty too:
+the maps hold everything needed to match them to the table.
 
 `seats` says who has a seat and how it stands, `fronts` which services and addresses there are,
 `rings` which node takes a new flow. Only entries that change are written.
@@ -41,8 +41,8 @@ from services.dataplane.maps import (
     AddressWrite,
     EndpointRemoval,
     EndpointWrite,
-    Facts,
     KernelState,
+    LocalFacts,
     Place,
     Placed,
     SeatRemoval,
@@ -111,7 +111,7 @@ def make_plan(
     table: NodeTable,
     view: LocalView | None,
     next_hops: Mapping[str, NextHop | None],
-    facts: Facts,
+    facts: LocalFacts,
     census: Census | None,
     now_ms: int,
 ) -> Plan:

@@ -76,17 +76,17 @@ def build(members: Sequence[Member], seed: int, service: str) -> Ring:
     """The ring of a service: for each slot the index into `members` of its node, or NOBODY."""
     if len({member.node_id for member in members}) != len(members):
         raise ValueError(f"service {service}: a node is listed twice")
-    takers = [index for index, member in enumerate(members) if member.weight > 0]
-    if not takers:
+    eligible = [index for index, member in enumerate(members) if member.weight > 0]
+    if not eligible:
         return np.full(SLOTS, NOBODY, np.int32)
-    takers.sort(key=lambda index: members[index].node_id)
-    weights = [members[index].weight for index in takers]
+    eligible.sort(key=lambda index: members[index].node_id)
+    weights = [members[index].weight for index in eligible]
     key = blake2b(service.encode(), key=seed.to_bytes(8, "little"), digest_size=32).digest()
-    permutations = [_permutation(key, members[index].node_id) for index in takers]
+    permutations = [_permutation(key, members[index].node_id) for index in eligible]
     owner, claimed = _claim(permutations, weights)
     gives, takers_in_turn = _exchange(np.bincount(owner, minlength=len(weights)), weights)
     _hand_out(owner, _latest(owner, claimed, gives), takers_in_turn, permutations)
-    return np.array(takers, np.int32)[owner]
+    return np.array(eligible, np.int32)[owner]
 
 
 def masked(ring: Ring, dead: Iterable[int], percents: Mapping[int, int] | None = None) -> Ring:

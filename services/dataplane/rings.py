@@ -30,8 +30,8 @@ from services.dataplane.maps import (
     LANES,
     NO_SEAT,
     BuiltRing,
-    Facts,
     KernelState,
+    LocalFacts,
     Place,
     RingKey,
     RingName,
@@ -71,7 +71,7 @@ def plan_rings(
     ids: Mapping[str, int],
     seats: Seats,
     seed: int,
-    facts: Facts,
+    facts: LocalFacts,
 ) -> Rings:
     built: dict[RingName, BuiltRing] = {}
     keys = {name: _key(kernel, name, number, placed, seats) for name, number in ids.items()}
@@ -123,7 +123,7 @@ def _key(
             own[0].service.affinity_group if own else "",
             tuple([place.node.id for place in own]),
         ),
-        tuple([place.percent if place.identity in seats.takers else 0 for place in own]),
+        tuple([place.percent if place.identity in seats.eligible else 0 for place in own]),
         tuple([max(0, offset) for offset in offsets]),
     )
 

@@ -42,8 +42,8 @@ from services.dataplane.maps import (
     NO_SEAT,
     Ailing,
     Death,
-    Facts,
     KernelState,
+    LocalFacts,
     Place,
     Seat,
     Seated,
@@ -76,7 +76,7 @@ class Seats:
 
     seat_of: Mapping[int, int]
     """By the identity of a place that the table names."""
-    takers: frozenset[int]
+    eligible: frozenset[int]
     """The identities of those that take new flows."""
     values: dict[int, Seat]
     retired_ms: dict[int, int]
@@ -87,7 +87,7 @@ class Seats:
     changed: frozenset[int] | None = None
     """The only seats whose values may be others than before; None: all may."""
     touched: frozenset[str] | None = None
-    """The only services whose seats, or takers, may be others than before; None: all may."""
+    """The only services whose seats, or what is eligible, may be others than before; None: all."""
     seated: Seated | None = None
     """For the next plan."""
 
@@ -127,7 +127,7 @@ def plan_seats(
     table: NodeTable,
     view: LocalView | None,
     next_hops: Mapping[str, NextHop | None],
-    facts: Facts,
+    facts: LocalFacts,
     census: Census | None,
     now_ms: int,
 ) -> Seats:
@@ -141,8 +141,8 @@ def plan_seats(
     hops = {value.address: value.next_hop for value in kernel.seats.values()} | dict(next_hops)
     reasons |= _out_of_reach(placed, hops) | _cut_off_from_itself(placed, hops, table, facts)
     able = (each for each in placed if each.identity in seat_of and each.identity not in reasons)
-    takers = frozenset(each.identity for each in able if _takes(each, ailing))
-    values = _values(kernel.seats, placed, seat_of, takers, ids, ailing, hops)
+    eligible = frozenset(each.identity for each in able if _takes(each, ailing))
+    values = _values(kernel.seats, placed, seat_of, eligible, ids, ailing, hops)
     values |= _retired_values(kernel, retired_ms, ids, table, ailing.nodes, next_hops)
     cursors, fresh = _cursors(kernel.seats, values)
     values = {
@@ -150,7 +150,7 @@ def plan_seats(
         for seat, value in values.items()
     }
     refused = _left_out(placed, reasons)
-    made = Seats(seat_of, takers, values, retired_ms, fresh, refused, reasons)
+    made = Seats(seat_of, eligible, values, retired_ms, fresh, refused, reasons)
     if reasons:
         return made
     return replace(made, seated=_seated(made, placed_by_service, ailing, hops, facts))
@@ -171,7 +171,7 @@ def _seated(
     placed: Mapping[str, list[Place]],
     ailing: Ailing,
     hops: Mapping[str, NextHop | None],
-    facts: Facts,
+    facts: LocalFacts,
 ) -> Seated:
     of_node: dict[str, list[Place]] = {}
     nodes_at: dict[str, list[str]] = {}
@@ -185,7 +185,7 @@ def _seated(
         places=placed,
         values=made.values,
         seat_of=made.seat_of,
-        takers=made.takers,
+        eligible=made.eligible,
         ailing=ailing,
         hops=hops,
         facts=facts,
@@ -201,7 +201,7 @@ def _from_the_last(
     table: NodeTable,
     ailing: Ailing,
     next_hops: Mapping[str, NextHop | None],
-    facts: Facts,
+    facts: LocalFacts,
     census: Census | None,
 ) -> Seats | None:
     """The last plan's seats, with those of the nodes of which something else is known now; None
@@ -221,10 +221,10 @@ def _from_the_last(
     if _out_of_reach(touched, ways) or _cut_off_from_itself(touched, ways, table, facts):
         return None
     # Whoever may take new flows has a seat: nobody was refused one.
-    takers = before.takers.difference([place.identity for place in touched]).union(
+    eligible = before.eligible.difference([place.identity for place in touched]).union(
         [place.identity for place in touched if _takes(place, ailing)]
     )
-    new = _values(before.values, touched, before.seat_of, takers, ids, ailing, hops)
+    new = _values(before.values, touched, before.seat_of, eligible, ids, ailing, hops)
     values, changed = {**before.values, **new}, set(new)
     for seat, value in _retired_values(
         kernel, retired_ms, ids, table, ailing.nodes, next_hops
@@ -234,7 +234,7 @@ def _from_the_last(
             changed.add(seat)
     return Seats(
         seat_of=before.seat_of,
-        takers=takers,
+        eligible=eligible,
         values=values,
         retired_ms=dict(retired_ms),
         fresh_cursors=frozenset(),
@@ -242,7 +242,7 @@ def _from_the_last(
         reasons={},
         changed=frozenset(changed),
         touched=frozenset(place.service.name for place in touched),
-        seated=replace(before, values=values, takers=takers, ailing=ailing, hops=hops),
+        seated=replace(before, values=values, eligible=eligible, ailing=ailing, hops=hops),
     )
 
 
@@ -299,7 +299,7 @@ def _cut_off_from_itself(
     placed: Iterable[Place],
     hops: Mapping[str, NextHop | None],
     table: NodeTable,
-    facts: Facts,
+    facts: LocalFacts,
 ) -> dict[int, str]:
     """Why this machine takes no flow of its own LB although it is a node that is well; by the
     place's identity. Where it can, see bpf/kernel/own_node.h.
@@ -316,7 +316,7 @@ def _cut_off_from_itself(
     }
 
 
-def _why_not_itself(service: TableService, table: NodeTable, facts: Facts) -> str:
+def _why_not_itself(service: TableService, table: NodeTable, facts: LocalFacts) -> str:
     if service.mode is not Mode.L4:
         return ""
     if not service.snat:
@@ -333,7 +333,7 @@ def _values(
     held: Mapping[int, Seat],
     places: Iterable[Place],
     seat_of: Mapping[int, int],
-    takers: frozenset[int],
+    eligible: frozenset[int],
     ids: Mapping[str, int],
     ailing: Ailing,
     hops: Mapping[str, NextHop | None],
@@ -343,7 +343,7 @@ def _values(
     for place in places:
         seat = seat_of.get(place.identity)
         if seat is not None:
-            up, death = place.identity in takers, ailing.death(place)
+            up, death = place.identity in eligible, ailing.death(place)
             number, hop = ids[place.service.name], hops.get(place.node.address)
             values[seat] = _value(held.get(seat), place, number, death, hop, up=up)
     return values
@@ -383,7 +383,7 @@ def _value(
 
 
 def _given_seats(
-    kernel: KernelState, placed: Iterable[Place], ids: Mapping[str, int], facts: Facts
+    kernel: KernelState, placed: Iterable[Place], ids: Mapping[str, int], facts: LocalFacts
 ) -> tuple[dict[int, int], dict[int, str]]:
     """The seats of these places, by identity, and why others have none."""
     # A service that came back under another id has other seats: they must lie behind its id.
@@ -571,7 +571,7 @@ def endpoints(
     kernel: KernelState,
     services: Mapping[ServiceKey, Service],
     seats: Seats,
-    facts: Facts,
+    facts: LocalFacts,
 ) -> Mapping[ServiceKey, int]:
     """Each node's address, port and protocol, with the lowest of its seats; as many as there is
     room for.

@@ -65,15 +65,17 @@ class StateFile:
 
     def load(self, now_ms: int, time_ms: int) -> Kept:
         """What was saved last. Raises OSError when the file is there and cannot be read."""
-        raw = self._file.load()
-        if raw is None:
-            return NOTHING
         try:
+            raw = self._file.load()
+            if raw is None:
+                return NOTHING
             record = from_json(_Record, raw)
             if record.v != FORMAT:
                 raise MalformedMessage(f"format {record.v}, expected {FORMAT}")
         except MalformedMessage as problem:
             return Kept((), 0, self._file.set_aside(problem))
+        except statefile.StrangeFileError as problem:
+            return Kept((), 0, self._file.set_aside(problem.strerror))
         if record.machine_boot == self._machine_boot:
             elapsed_ms = now_ms - record.monotonic_ms
         else:

@@ -35,12 +35,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from bus.words import one_line
+from conf.security import read_token
 
 PATIENCE_S = 2.0
 REQUEST_TIMEOUT_S = 5.0
 MOST_CONNECTIONS = 32
 """Served at once, by each server; who comes then is hung up on."""
-LONGEST_TOKEN = 4_096
 ENDING_S = 0.1
 """How soon a server notices that it is to end."""
 
@@ -193,12 +193,11 @@ class _Handler(BaseHTTPRequestHandler):
         if path is None:
             return "changes are taken from this machine alone (no security.api_token_file)"
         try:
-            with path.open("rb") as file:
-                token = file.read(LONGEST_TOKEN).strip()
+            token = read_token(path)
         except OSError as error:
             return f"security.api_token_file: {error.strerror}: changes from this machine alone"
         said = (self.headers.get("Authorization") or "").encode("latin-1", "replace")
-        if token and hmac.compare_digest(said, b"Bearer " + token):
+        if hmac.compare_digest(said, f"Bearer {token}".encode()):
             return ""
         return "Authorization: expected Bearer and the token of security.api_token_file"
 

@@ -104,7 +104,7 @@ class Host:
         try:
             self._taken = self._record.load()
         except (MalformedMessage, OSError) as damage:
-            _log.warning("what was prepared before is not known", record=str(damage))
+            _log.warning("what was prepared before is not known", record=damage)
             self._taken = NOTHING_TAKEN
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from bus.words import (
 )
 from services.machine import boot_id
 from services.node.direct import NOTHING_TAKEN, Need, Setting, Taken
-from services.statefile import StateFile
+from services.statefile import StateFile, StrangeFileError
 
 FILE_NAME = "prepared.json"
 
@@ -55,11 +55,13 @@ class RecordFile:
 
     def load(self) -> Taken:
         """What was saved last for this network. Raises OSError if it cannot be read."""
-        raw = self._file.load()
-        if raw is None:
-            return NOTHING_TAKEN
         try:
+            raw = self._file.load()
+            if raw is None:
+                return NOTHING_TAKEN
             record = from_json(_Record, raw)
+        except StrangeFileError as problem:
+            raise MalformedMessage(self._file.set_aside(problem.strerror)) from None
         except MalformedMessage as problem:
             raise MalformedMessage(self._file.set_aside(problem)) from None
         if record.where != self._where:

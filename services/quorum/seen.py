@@ -24,6 +24,9 @@ from services.quorum.staged import Staging
 
 WAITING_FOR_VIEW = "the first view of the health process"
 WAITING_FOR_LEADER = "a leader: no majority of the LBs is heard"
+WAITING_FOR_THE_OTHERS = (
+    "a leader that the others elect: this LB has no memory of what it promised, so it may not vote"
+)
 WAITING_TO_BE_MEMBER = "being a member: `gale quorum add` on one that is"
 MEMBERS_MS = 250
 """So often at least the leader tells how it sees the members."""
@@ -96,7 +99,7 @@ class Seen:
             lease_changes=elections_won,
             vips=tuple(VipHolder(vip.address, vip.owner) for vip in owners),
             members=self.members(now_ms),
-            waiting_for=stalled or self._waiting_for(leader),
+            waiting_for=stalled or self._waiting_for(leader, now_ms),
             agreed=self._staging.agreed,
             is_member=self._roster.is_member,
             listed=self._roster.listing.agreed,
@@ -108,11 +111,14 @@ class Seen:
             return self._roster.listing.why
         return self._why_by_leader if self._election.leader is not None else ""
 
-    def _waiting_for(self, leader: str | None) -> str:
+    def _waiting_for(self, leader: str | None, now_ms: int) -> str:
         if not self._roster.is_member:
             return WAITING_TO_BE_MEMBER
         if leader is None:
-            return WAITING_FOR_LEADER
+            members = self.members(now_ms)
+            are_heard = 2 * sum(each.alive for each in members) > len(members)
+            is_why = are_heard and self._election.is_blank
+            return WAITING_FOR_THE_OTHERS if is_why else WAITING_FOR_LEADER
         return WAITING_FOR_VIEW if self._register.committed is None else ""
 
     def members(self, now_ms: int) -> tuple[QuorumMember, ...]:

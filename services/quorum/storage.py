@@ -43,7 +43,7 @@ from bus.words import (
 )
 from services.quorum.durable import BLANK, HardState, Persist
 from services.quorum.table import aged
-from services.statefile import StateFile
+from services.statefile import StateFile, StrangeFileError
 
 FILE_NAME = "quorum.state"
 MAGIC = "gale-quorum"
@@ -88,11 +88,13 @@ class Storage:
         Raises `NewerFormatError`, or OSError if the file cannot be read or set aside.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        raw = self._file.load()
-        if raw is None:
-            return BLANK, ""
         try:
+            raw = self._file.load()
+            if raw is None:
+                return BLANK, ""
             record = self._parse(raw)
+        except StrangeFileError as damage:
+            return BLANK, f"{self._file.set_aside(damage.strerror)}, starting blank"
         except _DamagedError as damage:
             return BLANK, f"{self._file.set_aside(damage)}, starting blank"
         table, first = (self._aged(each, record, now_ms) for each in (record.table, record.first))

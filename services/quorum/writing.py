@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from bus.socket import monotonic_ms
+from services.logs import words_of
 from services.quorum.durable import HardState, Persist
 from services.quorum.storage import Storage, Writer
 
@@ -92,9 +93,9 @@ def load(storage: Storage) -> tuple[HardState, str]:
         try:
             stored, complaint = storage.load(monotonic_ms())
         except OSError as error:
-            if str(error) != said:
-                said = str(error)
-                _log.error("waiting: cannot read the stored table", path=said)
+            if words_of(error) != said:
+                said = words_of(error)
+                _log.error("waiting: cannot read the stored table", path=storage.path, why=said)
             time.sleep(RETRY_MS / 1_000)
             continue
         if complaint:

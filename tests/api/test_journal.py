@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,13 @@ def test_a_file_that_was_removed_is_written_anew(tmp_path: Path) -> None:
     log.append(Topic.NODE_DOWN, EVENT)
     kept.keep_up(log)
     assert bodies(Journal(tmp_path).load()) == bodies(log.after(0))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_never_was_a_journal_is_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / FILE_NAME)
+    assert Journal(tmp_path).load() == []
+    said = written(tmp_path, 3)
+    assert bodies(Journal(tmp_path).load()) == bodies(said)

@@ -154,6 +154,15 @@ def test_values_and_labels() -> None:
     assert {name: values.get(name) for name in expected} == expected
 
 
+def test_what_counts_faults_is_there_before_the_first_one() -> None:
+    values = scraped(full())
+    for source in ("dataplane", "quorum"):
+        assert values[sample("gale_bus_dropped_total", source=source)] == 0
+    for channel in ("nodes", "quorum"):
+        refused = sample("gale_rejected_messages_total", channel=channel, reason="malformed")
+        assert values[refused] == 0
+
+
 def test_a_node_that_never_took_a_port_has_no_rest() -> None:
     rests = [labels for name, labels in scraped(full()) if name == "gale_snat_port_rest_seconds"]
     assert [dict(labels)["node"] for labels in rests] == [NODE]

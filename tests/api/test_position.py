@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,12 @@ def test_a_damaged_file_is_set_aside_and_the_stream_begins_anew(
     assert not path.exists()
 
 
-def test_a_file_that_cannot_be_read_stops_nothing(tmp_path: Path) -> None:
-    (tmp_path / FILE_NAME).mkdir()
-    assert PositionFile(tmp_path).load() == {}
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_file_that_cannot_be_read_stops_nothing(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / FILE_NAME)
+    file = PositionFile(tmp_path)
+    assert file.load() == {}
+    file.save({"health": Position("ab", 7)})
+    assert file.load() == {"health": Position("ab", 7)}

@@ -56,6 +56,14 @@ def test_the_apis_own_problem_is_said_in_its_words(api: LocalApi, gale: Gale) ->
     assert one_line(result.stderr) == f"http://127.0.0.1:{api.port}/v1/nodes: health has not spoken"
 
 
+def test_a_question_that_has_no_answer_is_wrong_use(api: LocalApi, gale: Gale) -> None:
+    detail = "limit: Input should be less than or equal to 10000"
+    api.paths["/v1/flows"] = lambda handler, _: handler.send_json({"detail": detail}, 400)
+    result = gale("flows", "--limit", "99999")
+    assert result.exit_code == 2
+    assert one_line(result.stderr).endswith(f"/v1/flows: {detail}")
+
+
 def test_an_error_without_a_problem_is_its_status(api: LocalApi, gale: Gale) -> None:
     api.paths["/v1/nodes"] = lambda handler, _: handler.send_raw(b"oops", 502)
     result = gale("nodes")

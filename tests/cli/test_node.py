@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,20 @@ def test_the_token_of_the_configuration_is_sent(
     desk.paths["/v1/handover"] = {"leader": "lb-1"}
     assert gale("handover").exit_code == 0
     assert desk.posted[-1][2]["Authorization"] == "Bearer s3cret"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, Path.touch])
+def test_a_token_file_that_holds_none_is_named(
+    desk: LocalApi, gale: Gale, config: Path, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    token = tmp_path / "token"
+    make(token)
+    config.write_text(
+        f'{LB_CONFIG}api_port = {desk.port}\n[security]\napi_token_file = "{token}"\n'
+    )
+    refused = gale("node", "ban", ID)
+    assert refused.exit_code == 1
+    assert f"security.api_token_file: {token}: it is " in refused.output
 
 
 @pytest.mark.parametrize("within", ["5", "5 minutes", "-1s", "", "99999h"])

@@ -40,8 +40,8 @@ from services.dataplane.maps import (
     AddressWrite,
     EndpointRemoval,
     EndpointWrite,
-    Facts,
     KernelState,
+    LocalFacts,
     Seat,
     SeatRemoval,
     SeatWrite,
@@ -310,7 +310,9 @@ def test_settings_are_read_as_they_were_written(kernel: Kernel) -> None:
 
 # --------------------------------------------------------------------------- whole plans
 
-FACTS = Facts("lb-0", "10.80.0.10", "10.81.0.10", frozenset({"10.80.0.10"}), 8192, 64, 16, 64, 64)
+FACTS = LocalFacts(
+    "lb-0", "10.80.0.10", "10.81.0.10", frozenset({"10.80.0.10"}), 8192, 64, 16, 64, 64
+)
 STATES = (NodeState.UP, NodeState.UP, NodeState.DRAINING, NodeState.DOWN, NodeState.UP)
 NODES = tuple(
     TableNode(f"n{number}@{address}", f"n{number}", address, state, 100, ())

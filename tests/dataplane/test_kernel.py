@@ -30,8 +30,8 @@ from services.dataplane.front_table import (
 from services.dataplane.kernel import Kernel
 from services.dataplane.maps import (
     EMPTY,
-    Facts,
     KernelState,
+    LocalFacts,
     Service,
     ServiceRemoval,
     ServiceWrite,
@@ -169,7 +169,7 @@ def test_a_front_that_stands_at_two_places_is_one(kernel: Kernel) -> None:
 def test_what_finds_no_place_is_left_out_by_name_until_there_is_one(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts = Facts("lb", "10.80.0.10", "10.81.0.10", frozenset(), 64, 64, 64, 64, 64)
+    facts = LocalFacts("lb", "10.80.0.10", "10.81.0.10", frozenset(), 64, 64, 64, 64, 64)
     fronts = [ServiceKey("10.80.0.10", port, Protocol.TCP) for port in (80, 81)]
     full = [NoPlaceError("no free place")]
     way_for = kernel._fronts.way_for

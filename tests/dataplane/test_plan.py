@@ -48,8 +48,8 @@ from services.dataplane.maps import (
     AddressWrite,
     EndpointRemoval,
     EndpointWrite,
-    Facts,
     KernelState,
+    LocalFacts,
     Seat,
     SeatRemoval,
     SeatWrite,
@@ -67,7 +67,7 @@ from services.dataplane.seats import seat_identity
 from services.dataplane.words import ServiceKey
 
 OWN = frozenset({"127.0.0.1", "10.80.0.10", "10.81.0.10"})
-FACTS = Facts(
+FACTS = LocalFacts(
     "lb-0",
     "10.80.0.10",
     "10.81.0.10",
@@ -248,7 +248,7 @@ def run(
     wanted: NodeTable,
     local: LocalView | None = None,
     now_ms: int = 0,
-    facts: Facts = FACTS,
+    facts: LocalFacts = FACTS,
     census: Census | None = None,
 ) -> Plan:
     hops = {member.address: HOP for member in wanted.nodes}
@@ -964,7 +964,7 @@ OWN_HOP = replace(HOP, destination_mac=HOP.source_mac, by_tc=True, own=True)
 SHARED_SNAT = {"snat_addresses": ("10.81.0.100",)}
 
 
-def itself(fields: dict[str, Any], facts: Facts = FACTS) -> Plan:
+def itself(fields: dict[str, Any], facts: LocalFacts = FACTS) -> Plan:
     """A service of two nodes, the first of which is this machine."""
     nodes = [node(0), node(1)]
     hops = {nodes[0].address: OWN_HOP, nodes[1].address: HOP}
@@ -990,7 +990,7 @@ def test_this_machine_serves_where_it_can(fields: dict[str, Any]) -> None:
     ],
 )
 def test_where_its_answers_would_not_come_back_this_machine_takes_nothing_and_says_why(
-    fields: dict[str, Any], facts: Facts, why: str
+    fields: dict[str, Any], facts: LocalFacts, why: str
 ) -> None:
     plan = itself(fields, facts)
     first, second = plan.states()

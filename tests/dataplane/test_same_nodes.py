@@ -20,7 +20,7 @@ from bus.states import LocalView, NodeTable, Part, ServiceState, SnatSlice
 from bus.words import Affinity, Encapsulation, Mode, Protocol
 from services.dataplane.front_table import MOST_FRONTS
 from services.dataplane.kernel import MAX_SERVICES, Kernel
-from services.dataplane.maps import EMPTY, Facts
+from services.dataplane.maps import EMPTY, LocalFacts
 from services.dataplane.plan import make_plan
 from services.dataplane.words import address_word, mac_bytes
 from tests.bpf.batch import Batch, Numbers, ones_sums, run_batch
@@ -81,7 +81,7 @@ class Lb:
         self.kernel = Kernel(self.rig.xdp_object.bpf)
         self.held = EMPTY
         self._now_ms = 0
-        self._facts = Facts(
+        self._facts = LocalFacts(
             lb=name,
             public_address=f"10.80.0.{10 + number}",
             private_address=f"10.81.0.{10 + number}",

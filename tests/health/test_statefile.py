@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,4 +69,11 @@ def test_what_is_no_record_is_set_aside_and_said(tmp_path: Path, raw: bytes) -> 
     file = StateFile(tmp_path, BOOT)
     file.path.write_bytes(raw)
     assert file.load(0, 0).complaint
+    assert file.load(0, 0) == NOTHING
+
+
+def test_what_was_never_saved_is_set_aside_and_said(tmp_path: Path) -> None:
+    file = StateFile(tmp_path, BOOT)
+    os.mkfifo(file.path)
+    assert "it is no regular file; set aside as" in file.load(0, 0).complaint
     assert file.load(0, 0) == NOTHING

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import queue
 import socket
 import threading
@@ -165,6 +166,14 @@ def test_with_the_token_changes_are_taken_from_elsewhere(
     foreign = f"{headers}Origin: http://elsewhere\r\n"
     assert _answer_to(loop, "10.81.0.10", "10.81.0.20", "POST", foreign) == 403
     assert _answer_to(loop, "127.0.0.1", "127.0.0.1", "POST") == 200
+
+
+def test_a_token_that_could_be_waited_for_lets_nobody_in(loop: Loop, tmp_path: Path) -> None:
+    assert loop.api.listen({"127.0.0.1"}, loop.port) == ""
+    loop.api.token_file = tmp_path / "token"
+    os.mkfifo(loop.api.token_file)
+    bearer = "Authorization: Bearer x\r\n"
+    assert _answer_to(loop, "10.81.0.10", "10.81.0.20", "POST", bearer) == 403
 
 
 def _answer_to(loop: Loop, peer: str, own: str, method: str, headers: str = "") -> int:

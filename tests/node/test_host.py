@@ -325,6 +325,12 @@ def test_a_damaged_record_is_set_aside(machine: Machine) -> None:
     assert machine.record.with_name("prepared.json.damaged").read_text() == "{"
 
 
+def test_what_never_was_a_record_is_set_aside_and_not_waited_for(machine: Machine) -> None:
+    os.mkfifo(machine.record)
+    assert machine.host().settle(order()).missing == ()
+    assert machine.record.with_name("prepared.json.damaged").is_fifo()
+
+
 # --------------------------------------------------------------------------- the operator's
 
 

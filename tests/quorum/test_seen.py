@@ -11,6 +11,7 @@ from services.quorum.roster import SILENT_REPORT_MS
 from services.quorum.seen import (
     MEMBERS_MS,
     WAITING_FOR_LEADER,
+    WAITING_FOR_THE_OTHERS,
     WAITING_FOR_VIEW,
     WAITING_TO_BE_MEMBER,
     Seen,
@@ -64,6 +65,18 @@ def test_who_was_not_heard_for_long_is_not_alive() -> None:
     made.roster.hear("lb-1", "lb-1", 10)
     for now_ms, alive in ((9 + SILENT_REPORT_MS, True), (10 + SILENT_REPORT_MS, False)):
         assert seen.members(now_ms)[1].alive is alive
+
+
+def test_one_that_has_forgotten_its_promises_says_so_where_the_others_are_heard() -> None:
+    made = rig("lb-1")
+    seen = seen_of(made)
+    made.election.is_blank = True
+    assert seen.state(1, 0, "", 0).waiting_for == WAITING_FOR_LEADER
+    made.roster.hear("lb-1", "lb-1", 0)
+    assert seen.state(1, 0, "", 0).waiting_for == WAITING_FOR_THE_OTHERS
+    assert seen.state(1, 0, "", SILENT_REPORT_MS + 1).waiting_for == WAITING_FOR_LEADER
+    made.election.is_blank = False
+    assert seen.state(1, 0, "", 0).waiting_for == WAITING_FOR_LEADER
 
 
 def test_what_it_waits_for() -> None:

@@ -191,6 +191,14 @@ def test_a_format_that_is_no_number_is_damage(tmp_path: Path, number: str) -> No
     assert (tmp_path / "quorum.state.damaged").exists()
 
 
+def test_what_was_never_saved_is_set_aside_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "quorum.state"
+    os.mkfifo(path)
+    complaint = f"{path}: it is no regular file; set aside as {path}.damaged, starting blank"
+    assert Storage(tmp_path, BOOT).load(0) == (BLANK, complaint)
+    assert Storage(tmp_path, BOOT).load(0) == (BLANK, "")
+
+
 def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     Storage(tmp_path, BOOT).save(hard_state(4), 0)
     path = tmp_path / "quorum.state"
