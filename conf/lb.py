@@ -295,6 +295,7 @@ class LbConfig(Table):
         yield from _local_findings(self.local)
         yield from _quorum_findings(self)
         yield from _virtual_ip_findings(self)
+        yield from _events_findings(self)
         yield from _service_findings(self)
         yield from _snat_findings(self)
         if self.dataplane.reply_hook == "xdp" and self.local.one_interface:
@@ -611,12 +612,40 @@ def _front_findings(config: LbConfig, service: Service, index: int) -> Iterator[
         return
     # The default service stands in no file: its port is clients_port.
     key: Key = ("services", index, "port") if config.says("services") else ("local", "clients_port")
-    for name, port in (("node_port", local.node_port), ("api_port", local.api_port)):
+    for own, port, name in _listened(config):
         if overlap(service.ports, Ports(port, port)):
             yield Finding(
                 key,
-                f"{port} is also local.{name} on the same interface",
+                f"{port} is also {name} on the same interface",
                 "expected a port of its own",
-                other=("local", name),
+                other=own,
                 rests_on=(("local",), ("services", index), ("virtual_ips",)),
             )
+
+
+def _events_findings(config: LbConfig) -> Iterator[Finding]:
+    """Of every address, it cannot be where this LB listens already on some."""
+    if not (config.bus.events or "").startswith("tcp://*:"):
+        return
+    *others, (key, port, _) = _listened(config)
+    for own, taken, name in others:
+        if taken == port:
+            wrong = f"{port} is also {name}"
+            rests_on = (("local",), (QUORUM, "addresses"))
+            yield Finding(key, wrong, "expected a port of its own", other=own, rests_on=rests_on)
+
+
+def _listened(config: LbConfig) -> Iterator[tuple[Key, int, str]]:
+    """The TCP ports that this LB listens on beyond doubt, where the file says so, and in words."""
+    local, quorum = config.local, config.quorum
+    yield ("local", "node_port"), local.node_port, "local.node_port"
+    yield ("local", "api_port"), local.api_port, "local.api_port"
+    if len({peer.port for peer in quorum.addresses}) == 1:
+        own, peer = (QUORUM, "addresses", 0, "port"), quorum.addresses[0]
+        yield own, peer.port, "the LBs' own (load_balancer_quorum.addresses)"
+        yield own, quorum.replication_port_of(peer), "replication_port"
+    elif quorum.replication_port is not None:
+        yield (QUORUM, "replication_port"), quorum.replication_port, "replication_port"
+    events = config.bus.events
+    if events is not None and not events.startswith("tcp://127."):
+        yield ("bus", "events"), int(events.rpartition(":")[2]), "bus.events"

@@ -191,6 +191,16 @@ def test_each_process_keeps_its_order_though_clocks_disagree() -> None:
         assert seqs == sorted(seqs)
 
 
+def test_what_several_processes_told_meanwhile_is_in_order_of_time() -> None:
+    of_health = [at_time(health(down(), seq), 1_000 * seq) for seq in (1, 3, 5)]
+    of_quorum = [
+        at_time(envelope(QUORUM, Topic.PROCESS_STARTED, started(QUORUM), seq=seq), 1_000 * seq)
+        for seq in (2, 4)
+    ]
+    sent = Fold("new", {}).catch_up([*of_health, *of_quorum], 0)
+    assert [entry.head.seq for entry in sent] == [1, 2, 3, 4, 5]
+
+
 # --------------------------------------------------------------------------- any interleaving
 
 

@@ -125,6 +125,14 @@ def test_all_pages_are_read_and_states_left_out(api: LocalApi, gale: Gale) -> No
     assert whole["complete"] is True
 
 
+def test_events_are_in_order_of_time_whoever_was_heard_first(api: LocalApi, gale: Gale) -> None:
+    late = node_event("late", 1) | {"time_ms": 1_700_000_002_000}
+    early = node_event("early", 2) | {"time_ms": 1_700_000_001_000}
+    api.paths["/v1/events"] = pages([late], [early])
+    shown = gale("events").stdout.splitlines()
+    assert [line.split()[4] for line in shown] == ["early", "late"]
+
+
 def test_what_is_no_longer_kept_is_said(api: LocalApi, gale: Gale) -> None:
     api.paths["/v1/events"] = pages([], complete=False)
     result = gale("events", "--since", "api0:0")

@@ -31,6 +31,8 @@ NODE = """
 addresses = [{ ip = "10.0.0.1", port = 7070 }]
 """
 
+ONE = LOCAL.replace("eth1", "eth0")
+
 QUORUM = LOCAL + "[load_balancer_quorum]\n"
 
 SERVICE = LOCAL + '[[services]]\nname = "a"\nport = 1\n'
@@ -413,15 +415,47 @@ BAD_FILES = [
     Bad("two uses of a port", LOCAL + "api_port = 7070 #!\n", "local.api_port", "local.node_port"),
     Bad(
         "clients and nodes on one port of one interface",
-        '[local]\nnet_interface_private = "eth0"\nnet_interface_public = "eth0"\n'
-        "clients_port = 7070 #!\n",
+        ONE + "clients_port = 7070 #!\n",
         "local.clients_port",
         "same interface",
     ),
     Bad(
+        "clients and LBs on one port of one interface",
+        ONE + "clients_port = 9000 #!\n[load_balancer_quorum]\naddresses = [\n"
+        '{ ip = "10.0.0.1", port = 9000 }, { ip = "10.0.0.2", port = 9000 }]\n',
+        "local.clients_port",
+        "the LBs' own",
+    ),
+    Bad(
+        "clients and flows of other LBs on one port of one interface",
+        ONE + "[load_balancer_quorum]\naddresses = [\n"
+        '{ ip = "10.0.0.1", port = 9000 }, { ip = "10.0.0.2", port = 9000 }]\n'
+        '[[services]]\nname = "a"\nport = "9001-9003" #!\n'
+        '[[services]]\nname = "b"\nport = "9000-9001"\nprotocol = "udp"\n',
+        "services[0].port",
+        "replication_port",
+    ),
+    Bad(
+        "clients and replication on one port of one interface",
+        ONE + "clients_port = 9100 #!\n[load_balancer_quorum]\nreplication_port = 9100\n",
+        "local.clients_port",
+        "replication_port",
+    ),
+    Bad(
+        "clients and subscribers on one port of one interface",
+        ONE + 'clients_port = 5556 #!\n[bus]\nevents = "tcp://10.0.0.1:5556"\n',
+        "local.clients_port",
+        "bus.events",
+    ),
+    Bad(
+        "subscribers on the port of the nodes",
+        LOCAL + '[bus]\nevents = "tcp://*:7070" #!\n',
+        "bus.events",
+        "local.node_port",
+    ),
+    Bad(
         "replies by XDP on one interface",
-        '[local]\nnet_interface_private = "eth0"\nnet_interface_public = "eth0"\n'
-        '[dataplane]\nreply_hook = "xdp" #!\n',
+        ONE + '[dataplane]\nreply_hook = "xdp" #!\n',
         "dataplane.reply_hook",
         "an interface for each side",
     ),
