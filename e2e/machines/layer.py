@@ -41,7 +41,11 @@ LB_CONFIG = """\
 [local]
 net_interface_public = "pub0"
 net_interface_private = "priv0"
+[[virtual_ips]]
+address = "10.85.0.100"
+snat_address = "10.84.0.101"
 """
+"""Of a machine that is a node, too: its answers of mode l4 go to an address that it has not."""
 NODE_CONFIG = f"""\
 [load_balancer]
 addresses = [{{ ip = "{PRIVATE}", port = 7070 }}]

@@ -24,6 +24,8 @@ from e2e.traffic import Traffic, load_words
 KEY = RUN_DIR / "key"
 KEYS = RUN_DIR / "keys"
 INVENTORY = RUN_DIR / "hosts.ini"
+CONTROLS = str(RUN_DIR / "controls")
+"""Connections that Ansible keeps open: by address, which others' machines may have as well."""
 VIP = f"{PREFIX}.100"
 SNAT = f"{PREFIX}.101"
 RECAP = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.M)
@@ -64,7 +66,7 @@ class Site:
         done = subprocess.run(
             on_wire(*words),
             cwd=CHECKOUT_DIR,
-            env=os.environ | {"ANSIBLE_PIPELINING": "1"},
+            env=os.environ | {"ANSIBLE_PIPELINING": "1", "ANSIBLE_SSH_CONTROL_PATH_DIR": CONTROLS},
             capture_output=True,
             text=True,
             check=False,
