@@ -90,7 +90,7 @@ from services.dataplane.mode_change import Waits, modes_in_force, modes_of_nodes
 from services.dataplane.nat_log import NatLog
 from services.dataplane.noting import Noting
 from services.dataplane.plan import Plan, make_plan
-from services.dataplane.programs import ProgramPlan, rings_for
+from services.dataplane.programs import Compiling, ProgramPlan, rings_for
 from services.dataplane.replication import Replication
 from services.dataplane.settings import of_machine, settings
 from services.dataplane.ways import Ways
@@ -167,6 +167,9 @@ class DataplaneProcess:
         self._reading_s = 0.0
         """CPU time that the counters took which are to be told next."""
         self._unchain_ms = self._grow_ms = now_ms
+        self._compiling: Compiling | None = None
+        self._compiling_for = 0
+        """Rings that there will be room for, once it is done."""
         self._announcing = Announcing(config.local.name, now_ms)
         self._answering = Answering(self._present)
         self._loop = Loop()
@@ -325,6 +328,10 @@ class DataplaneProcess:
             there = of_machine(forwarding.machine, self._ways.is_by_tc)
             forwarding.write_settings(replace(forwarding.settings, **there))
 
+    @property
+    def _most_services(self) -> int:
+        return max(len(self._config.services), len(self._table.services) if self._table else 0)
+
     def _attach(self, *, old_table_is_empty: bool = False) -> Forwarding:
         """Raises one of NOT_READY or REFUSED; anything else is a fault of ours."""
         return Forwarding(
@@ -332,9 +339,7 @@ class DataplaneProcess:
             self._paths.bpf_dir,
             self._paths.state_dir / PROGRAM_CACHE,
             self._netlink,
-            services=max(
-                len(self._config.services), len(self._table.services) if self._table else 0
-            ),
+            services=self._most_services,
             old_table_is_empty=old_table_is_empty,
         )
 
@@ -345,10 +350,21 @@ class DataplaneProcess:
             _log.info("the flow table before this one was empty, and is gone")
 
     def _make_room(self, forwarding: Forwarding, table: NodeTable, now_ms: int) -> Forwarding:
-        """More services than there is room for: attach programs over a larger map of rings."""
+        """More services than there is room for: attach programs over a larger map of rings, once
+        they are compiled. Until then those that find no ring are left out.
+        """
         rings = rings_for(len(table.services))
-        if rings <= forwarding.kernel.max_rings or now_ms < self._grow_ms:
+        if rings <= forwarding.kernel.max_rings:
+            self._compiling = None
             return forwarding
+        if now_ms < self._grow_ms:
+            return forwarding
+        if self._compiling_for != rings:
+            self._compiling = forwarding.programs.compile_for(self._most_services)
+            self._compiling_for = rings
+        if self._compiling is not None and not self._compiling.is_done:
+            return forwarding
+        self._compiling = None
         self._grow_ms = now_ms + COMPILE_RETRY_MS
         if self._succeed(forwarding):
             _log.info("the map of rings has grown", services=len(table.services), rings=rings)
@@ -439,6 +455,7 @@ class DataplaneProcess:
     def _plan(self, forwarding: Forwarding, now_ms: int) -> None:
         """Bring the maps to what the table says; nothing to do if nothing has changed."""
         self._stale |= self._modes_due_ms is not None and now_ms >= self._modes_due_ms
+        self._stale |= self._compiling is not None and self._compiling.is_done
         if self._table is None or not self._stale:
             return
         forwarding = self._make_room(forwarding, self._table, now_ms)

@@ -24,6 +24,8 @@ which `attach` writes in the order that loses nothing: set before the first prog
 has a table before its own, cleared after the last one that had is gone.
 
 The map of rings grows in the same way with the number of services: a larger copy, programs over it.
+These are compiled in a thread beforehand (`Compiling`): that takes seconds, and a node that dies
+then is to be masked.
 
 Where this machine is a node of this LB, `tc_own` takes that node's answers on the way out
 (bpf/kernel/own_node.h). The node table says so, later than these programs are attached: so
@@ -32,6 +34,8 @@ Where this machine is a node of this LB, `tc_own` takes that node's answers on t
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -149,6 +153,24 @@ def rings_for(services: int) -> int:
     return next((rings for rings in RING_COUNTS if services <= rings * 4 // 5), RING_COUNTS[-1])
 
 
+class Compiling:
+    """Images that will be wanted, on their way into the cache."""
+
+    def __init__(
+        self, sources: Sequence[str], defines: Sequence[dict[str, str | int]], cache_dir: Path
+    ) -> None:
+        def fill() -> None:
+            for each in defines:
+                fill_cache(sources, each, cache_dir)
+
+        self._thread = threading.Thread(target=fill, daemon=True, name="compiling")
+        self._thread.start()
+
+    @property
+    def is_done(self) -> bool:
+        return not self._thread.is_alive()
+
+
 class Programs:
     """The loaded programs of this process and the hooks they are on."""
 
@@ -167,6 +189,7 @@ class Programs:
         """
         self.plan = plan
         self._bpf_dir = bpf_dir
+        self._cache_dir = cache_dir
         self._pins = bpf_dir / "prog"
         self._netlink = netlink
         self._without_xdp: dict[str, str] = {}
@@ -198,6 +221,14 @@ class Programs:
         except BaseException:
             self._maps.close()
             raise
+
+    def compile_for(self, services: int) -> Compiling:
+        """What is to succeed these programs once there are so many services, in a thread."""
+        larger: dict[str, str | int] = {"RING_MAP_ENTRIES": rings_for(services) * ENTRIES}
+        tables = (self.flow_tables, *self.flow_tables.later())
+        return Compiling(
+            self.plan.sources, [self._defines(each) | larger for each in tables], self._cache_dir
+        )
 
     @property
     def compiled_with(self) -> dict[str, str | int]:

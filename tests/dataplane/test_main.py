@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bpf import loader
 from bpf.clock import ticks
 from bpf.loader import LoadedObject, compile_program
 from bpf.pins import PinnedMaps, open_pin, pin
@@ -26,7 +27,7 @@ from bus.words import (
     NodeState,
 )
 from conf import Paths, load_lb
-from services.dataplane import main, ways
+from services.dataplane import main, programs, ways
 from services.dataplane.kernel import Kernel
 from services.dataplane.maps import EMPTY, AddressInfo, KernelState
 from services.dataplane.nexthop import NextHop
@@ -767,6 +768,50 @@ def test_no_turn_of_the_loop_is_long_with_a_quarter_of_a_million_flows(lb: Site)
     # The goal is 10 ms, and 8 were seen, in CPU time; but machines differ, and neighbours take
     # caches away.
     assert sorted(spent_ms)[-3] < 20, sorted(spent_ms)[-20:]
+
+
+def test_the_loop_goes_on_while_programs_for_more_services_are_compiled(
+    lb: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that dies meanwhile is to be masked."""
+    real, may_end = loader.fill_cache, threading.Event()
+
+    def fill_cache(*arguments: Any) -> None:
+        assert may_end.wait(3 * PATIENCE_S)
+        real(*arguments)
+
+    monkeypatch.setattr(programs, "fill_cache", fill_cache)
+    paths = Paths(lb.directory / "lb.toml", Path(), lb.run_dir, lb.state_dir, lb.bpf_dir)
+    lb.write_config(CONFIG)
+    lb.publish(table())
+    (served,) = table().services
+    many = tuple(replace(served, name=f"s{n}", port=served.port + n) for n in range(13))
+    with in_network(lb.lb):
+        process = main.DataplaneProcess(paths, load_lb(paths.lb_config))
+        try:
+            step_until(process, lambda: is_planned(lb, process, 1))
+            lb.publish(table(2, services=many))
+            step_until(process, lambda: is_planned(lb, process, 2))
+            assert rings_of(process) == 16
+            lb.publish(table(3, (NodeState.UP, NodeState.DOWN), services=many))
+            step_until(process, lambda: is_planned(lb, process, 3))
+            assert rings_of(process) == 16
+            may_end.set()
+            step_until(process, lambda: rings_of(process) == 80)
+            step_until(process, lambda: len(process._held.services) == 13)
+        finally:
+            may_end.set()
+            process.close()
+
+
+def is_planned(lb: Site, process: main.DataplaneProcess, epoch: int) -> bool:
+    lb.look()
+    return process._planned_epoch == epoch
+
+
+def rings_of(process: main.DataplaneProcess) -> int:
+    assert process._forwarding is not None
+    return process._forwarding.kernel.max_rings
 
 
 def while_listing(lb: Site, process: main.DataplaneProcess) -> list[float]:
