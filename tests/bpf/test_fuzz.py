@@ -349,16 +349,18 @@ def _judge_answers(run: Run) -> None:
 
 def _judge_resets(run: Run) -> None:
     """By RFC 9293, 3.5.2."""
-    there, back = run.sent.rows, run.out.rows
-    flags = there[:, 47]
+    sent, back, start = run.sent, run.out.rows, header_end(run.sent)
+    flags = at_each(sent, start + 12) & 0xFF
     run.check((flags & RST) == 0, "a RST was answered")
     has_ack, span = (flags & ACK) != 0, ((flags & SYN) != 0) * 1 + (flags & FIN)
-    payload = np.maximum(words(there, 16) - 20 - (there[:, 46] >> 4) * 4, 0)
-    wanted_ack = (longs(there, 38) + payload + span) % 2**32
-    well = longs(back, 38) == np.where(has_ack, longs(there, 42), 0)
+    behind = start + (at_each(sent, start + 12) >> 12) * 4
+    payload = np.maximum(ip_end(sent) - behind, 0)
+    wanted_ack = (longs_at(sent, start + 4) + payload + span) % 2**32
+    well = longs(back, 38) == np.where(has_ack, longs_at(sent, start + 8), 0)
     well &= longs(back, 42) == np.where(has_ack, 0, wanted_ack)
     well &= words(back, 46) == np.where(has_ack, 0x5000 | RST, 0x5000 | RST | ACK)
-    well &= (words(back, 34) == words(there, 36)) & (words(back, 36) == words(there, 34))
+    well &= words(back, 34) == at_each(sent, start + 2)
+    well &= words(back, 36) == at_each(sent, start)
     run.check(well & (run.out.sizes == 54), "a RST that its receiver would not take")
     first = np.full(len(run.sent), 26)
     sums = ones_sums(run.out, first, first + 28) + TCP_PROTOCOL + 20
@@ -366,11 +368,15 @@ def _judge_resets(run: Run) -> None:
 
 
 def _judge_errors(run: Run, kind: int, code: int) -> None:
-    there, back = run.sent.rows, run.out.rows
+    """Quoted is the header, with its options, and the first eight bytes behind it."""
+    back, first = run.out.rows, np.full(len(run.sent), 34)
+    quoted = header_end(run.sent) + 8 - 14
+    unquoted = np.arange(WIDTH - 14) >= quoted[:, None]
+    alike = back[:, 42 : 42 + WIDTH - 14] == run.sent.rows[:, 14:]
     well = (back[:, 34:36] == (kind, code)).all(axis=1) & (back[:, 23] == ICMP_PROTOCOL)
-    well &= (back[:, 38:42] == 0).all(axis=1) & (back[:, 42:70] == there[:, 14:42]).all(axis=1)
-    first = np.full(len(run.sent), 34)
-    well &= (run.out.sizes == 70) & (ones_sums(run.out, first, first + 36) == 0)
+    well &= (back[:, 38:42] == 0).all(axis=1) & (alike | unquoted).all(axis=1)
+    well &= run.out.sizes == 42 + quoted
+    well &= ones_sums(run.out, first, first + 8 + quoted) == 0
     run.check(well, "a wrong ICMP error")
 
 
@@ -468,6 +474,10 @@ def at_each(batch: Batch, places: Numbers) -> Numbers:
     """The word at another place in every packet."""
     every = np.arange(len(batch))
     return batch.rows[every, places].astype(np.int64) << 8 | batch.rows[every, places + 1]
+
+
+def longs_at(batch: Batch, places: Numbers) -> Numbers:
+    return at_each(batch, places) << 16 | at_each(batch, places + 2)
 
 
 def header_end(batch: Batch) -> Numbers:
