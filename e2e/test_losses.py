@@ -198,12 +198,20 @@ def test_the_last_of_three_decides_alone_once_it_is_told_to(hosts: LabHosts) -> 
         hosts.run(lb, "kill", "-KILL", str(hosts.supervisord_pid(lb)))
     wait_for(partial(quorum_lost, hosts, left), "quorum lost", PATIENCE_S)
     wait_for(lambda: not hosts.lab.holds_the_vip(left), "the VIP to be nobody's", PATIENCE_S)
+    wait_for(lambda: not heard_at(hosts, left), "nobody to be heard", PATIENCE_S)
     not_wanted = recover(hosts, left, "n")
     assert not_wanted.returncode == 1
+    assert "Go on?" in not_wanted.stderr
     assert quorum_lost(hosts, left)
     decides_alone(hosts, left, gone)
     goes_on_alone_over_a_restart(hosts, left)
     as_new_machines(hosts, left, gone)
+
+
+def heard_at(hosts: LabHosts, lb: str) -> list[str]:
+    """Whom of the others that LB has heard lately."""
+    state = quorum(hosts, lb)
+    return [each["name"] for each in state["members"][1:] if each["alive"]] if state else []
 
 
 def recover(hosts: LabHosts, lb: str, answer: str) -> subprocess.CompletedProcess[str]:
