@@ -82,9 +82,14 @@ static __always_inline void settle_quoted_checksum(void *transport, __be16 *chec
 /* Adds IP's options, and what is quoted behind them, to the error's sum; -1: it is not there. */
 static __always_inline int add_words(context_t *ctx, __be32 *words, __u32 bytes, __u32 *sum)
 {
-#pragma clang loop unroll(disable)
-	for (__u32 i = 0; i < QUOTED_WORDS && i * sizeof(*words) < bytes; i++) {
-		if ((void *)(words + i + 1) > packet_end(ctx))
+	void *end = packet_end(ctx);
+
+	/* The verifier of Linux 6.1 sees no end of what the compiler makes of a loop here. */
+#pragma clang loop unroll(full)
+	for (__u32 i = 0; i < QUOTED_WORDS; i++) {
+		if (i * sizeof(*words) >= bytes)
+			break;
+		if ((void *)(words + i + 1) > end)
 			return -1;
 		*sum = bpf_csum_diff(0, 0, (void *)(words + i), sizeof(*words), *sum);
 	}
