@@ -14,7 +14,10 @@ from pathlib import Path
 
 
 class StrangeFileError(OSError):
-    """What is there cannot be what is meant, whoever tries again."""
+    """What is there cannot be what is meant, whoever tries again; says so in words alone."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 def read_regular(path: Path, longest_bytes: int) -> bytes:

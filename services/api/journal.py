@@ -88,7 +88,7 @@ class Journal:
         try:
             raw = self._file.load() or b""
         except StrangeFileError as problem:
-            self._set_aside(str(problem.strerror))
+            self._set_aside(str(problem))
             return []
         except OSError as error:
             _log.warning("starting the event log anew", path=self._path, why=error)

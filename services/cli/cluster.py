@@ -11,6 +11,7 @@ be interrupted. Exit code 1: it was refused, or not wanted.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -85,10 +86,10 @@ def recover(
     client = client_of(invocation)
     try:
         state = client.get("/v1/quorum")
-        _needed(state)
-        others = [each["name"] or each["address"] for each in state["members"][1:]]
+        others = state["members"][1:]
+        _refuse_if_heard(state["leader"], others)
         told = {key: state[key] for key in ("name", "term", "epoch")}
-        typer.echo(RISK.format(**told, others=", ".join(others)), err=True)
+        typer.echo(RISK.format(**told, others=_names(others)), err=True)
         if not yes and not typer.confirm("Go on?", err=True):
             raise typer.Exit(NO)
         typer.echo(f"in {WAIT_S} seconds; interrupt to leave all as it is", err=True)
@@ -102,15 +103,17 @@ def recover(
         typer.echo(AFTERWARDS.format(name=state["name"]))
 
 
-def _needed(state: dict[str, Any]) -> None:
+def _refuse_if_heard(leader: str | None, others: list[dict[str, Any]]) -> None:
     """Nobody is asked, and nobody waits, where the quorum process would refuse it anyway."""
-    others = state["members"][1:]
     if not others:
         raise ApiError("this LB decides alone already")
-    heard = [each["name"] or each["address"] for each in others if each["alive"]]
-    there = state["leader"] or ", ".join(heard)
+    there = leader or _names(each for each in others if each["alive"])
     if there:
         raise ApiError(f"{there} is heard: nothing is lost that will not come back")
+
+
+def _names(members: Iterable[dict[str, Any]]) -> str:
+    return ", ".join(each["name"] or each["address"] for each in members)
 
 
 def handover(context: typer.Context) -> None:

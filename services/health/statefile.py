@@ -72,10 +72,8 @@ class StateFile:
             record = from_json(_Record, raw)
             if record.v != FORMAT:
                 raise MalformedMessage(f"format {record.v}, expected {FORMAT}")
-        except MalformedMessage as problem:
+        except (statefile.StrangeFileError, MalformedMessage) as problem:
             return Kept((), 0, self._file.set_aside(problem))
-        except statefile.StrangeFileError as problem:
-            return Kept((), 0, self._file.set_aside(problem.strerror))
         if record.machine_boot == self._machine_boot:
             elapsed_ms = now_ms - record.monotonic_ms
         else:

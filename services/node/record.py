@@ -60,9 +60,7 @@ class RecordFile:
             if raw is None:
                 return NOTHING_TAKEN
             record = from_json(_Record, raw)
-        except StrangeFileError as problem:
-            raise MalformedMessage(self._file.set_aside(problem.strerror)) from None
-        except MalformedMessage as problem:
+        except (StrangeFileError, MalformedMessage) as problem:
             raise MalformedMessage(self._file.set_aside(problem)) from None
         if record.where != self._where:
             return NOTHING_TAKEN

@@ -87,6 +87,7 @@ class Seen:
         election, held = self._election, self._register.committed
         epoch, owners = (held.version.epoch, held.table.vip_owners) if held else (0, ())
         leader = election.leader if election.role in (Role.LEADER, Role.FOLLOWER) else None
+        members = self.members(now_ms)
         return QuorumState(
             version=version,
             name=self._roster.own.name,
@@ -98,8 +99,8 @@ class Seen:
             lease_remaining_ms=max(0, election.lease_until_ms(now_ms) - now_ms),
             lease_changes=elections_won,
             vips=tuple(VipHolder(vip.address, vip.owner) for vip in owners),
-            members=self.members(now_ms),
-            waiting_for=stalled or self._waiting_for(leader, now_ms),
+            members=members,
+            waiting_for=stalled or self._waiting_for(leader, members),
             agreed=self._staging.agreed,
             is_member=self._roster.is_member,
             listed=self._roster.listing.agreed,
@@ -111,11 +112,10 @@ class Seen:
             return self._roster.listing.why
         return self._why_by_leader if self._election.leader is not None else ""
 
-    def _waiting_for(self, leader: str | None, now_ms: int) -> str:
+    def _waiting_for(self, leader: str | None, members: tuple[QuorumMember, ...]) -> str:
         if not self._roster.is_member:
             return WAITING_TO_BE_MEMBER
         if leader is None:
-            members = self.members(now_ms)
             are_heard = 2 * sum(each.alive for each in members) > len(members)
             is_why = are_heard and self._election.is_blank
             return WAITING_FOR_THE_OTHERS if is_why else WAITING_FOR_LEADER

@@ -93,9 +93,7 @@ class Storage:
             if raw is None:
                 return BLANK, ""
             record = self._parse(raw)
-        except StrangeFileError as damage:
-            return BLANK, f"{self._file.set_aside(damage.strerror)}, starting blank"
-        except _DamagedError as damage:
+        except (StrangeFileError, _DamagedError) as damage:
             return BLANK, f"{self._file.set_aside(damage)}, starting blank"
         table, first = (self._aged(each, record, now_ms) for each in (record.table, record.first))
         state = HardState(record.term, record.vote, table, record.promise_ms, record.joined, first)
