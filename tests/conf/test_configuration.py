@@ -275,6 +275,15 @@ def test_equal_ports_of_different_protocols_or_vips_are_no_duplicates(tmp_path: 
     assert len(_lb(tmp_path, text).services) == 2
 
 
+def test_a_udp_service_may_have_the_number_of_a_tcp_port_of_the_lb(tmp_path: Path) -> None:
+    """Also where both sides are one interface, so that a service of TCP may not."""
+    text = LOCAL.replace("eth1", "eth0")
+    text += '[[services]]\nname = "dns"\nport = 7070\nprotocol = "udp"\n'
+    path = tmp_path / "lb.toml"
+    path.write_text(text)
+    assert load_lb(path).services[0].port == 7070
+
+
 @pytest.mark.parametrize("endpoint", ["tcp://*:1", "tcp://10.0.0.1:5556", "tcp://eth0:65535"])
 def test_events_endpoints(tmp_path: Path, endpoint: str) -> None:
     assert _lb(tmp_path, f'[bus]\nevents = "{endpoint}"\n').bus.events == endpoint

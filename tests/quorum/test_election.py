@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from bus.peer_protocol import Ack, Version, Vote, VoteReply
+from bus.peer_protocol import Ack, Beat, PreVote, Version, Vote, VoteReply
 from bus.words import Role
+from services.quorum.election import Election, Outgoing
+from services.quorum.register import Register
+from services.quorum.timing import Timing
 from tests.quorum.cluster import VIP, led
+from tests.quorum.rig import Rig, rig, table_of
+
+PROMISE_MS = 125
 
 
 def test_whoever_was_chosen_waits_for_the_leases_of_a_slower_leader() -> None:
@@ -77,3 +83,111 @@ def test_who_led_elects_nobody_while_what_it_granted_lasts(how: str) -> None:
         (reply,) = (each.message for each in old._election.outbox)
         assert isinstance(reply, VoteReply)
         assert reply.granted is votes
+
+
+def voter() -> Rig:
+    """Of three, with a table of term 1, whose last promise is over at 1,000 ms."""
+    made = rig("lb-1", "lb-2", table=table_of("lb-0", "lb-1", "lb-2"))
+    made.election.outbox.clear()
+    return made
+
+
+def ask(election: Election, message: Vote, now_ms: int = 1_000) -> Outgoing:
+    """What it answers."""
+    election.asked_for_vote(message.sender, message, now_ms)
+    (answer,) = election.outbox
+    election.outbox.clear()
+    return answer
+
+
+def is_granted(answer: Outgoing) -> bool:
+    assert isinstance(answer.message, VoteReply)
+    return answer.message.granted
+
+
+def test_a_vote_is_told_once_it_is_stored() -> None:
+    election = voter().election
+    before = election.mark
+    answer = ask(election, Vote("lb-1", 2, Version(1, 1), None))
+    assert is_granted(answer)
+    assert answer.mark == election.mark > before
+    assert (election.term, election.vote) == (2, "lb-1")
+
+
+def test_nobody_is_elected_who_has_an_older_table() -> None:
+    made = voter()
+    made.register.accept(table_of("lb-0", "lb-1", "lb-2", epoch=2), 0)
+    answer = ask(made.election, Vote("lb-1", 2, Version(1, 1), None))
+    assert not is_granted(answer)
+    assert isinstance(answer.message, VoteReply)
+    assert answer.message.table is not None
+    assert is_granted(ask(made.election, Vote("lb-2", 2, Version(1, 2), None)))
+
+
+def blank() -> Election:
+    """Of three, at the first start of a cluster, in the start "b" of its process."""
+    election = Election("lb-0", ("lb-1", "lb-2"), Timing(), Register(), "b", lambda: 0.5, 0)
+    election.restore(0, None, 0, 0, blank=True)
+    return election
+
+
+def test_a_blank_lb_votes_once_all_others_have_told_it_that_they_have_no_table() -> None:
+    late_ms = 10_000
+    election = blank()
+    told = VoteReply("lb-1", 3, 1, False, "b", False, None)
+    election.vote_reply("lb-1", told, late_ms)
+    question = Vote("lb-1", 4, Version(0, 0), None)
+    assert not is_granted(ask(election, question, late_ms)), "lb-2 has told nothing"
+    of_earlier_start = VoteReply("lb-2", 2, 1, False, "a", False, None)
+    election.vote_reply("lb-2", of_earlier_start, late_ms)
+    assert not is_granted(ask(election, question, late_ms)), "the disk was lost since"
+    election.vote_reply("lb-2", VoteReply("lb-2", 2, 1, False, "b", False, None), late_ms)
+    assert not is_granted(ask(election, Vote("lb-1", 3, Version(0, 0), None), late_ms)), (
+        "it may have voted in that term before"
+    )
+    assert is_granted(ask(election, question, late_ms))
+
+
+def following(election: Election, now_ms: int) -> None:
+    """It takes a beat of lb-1, which leads in term 2, and has promised it to elect nobody else."""
+    election.saw_term(2, now_ms)
+    beat = Beat("lb-1", 2, 1, PROMISE_MS, Version(1, 1), Version(1, 1), None, None, ())
+    assert election.beat(beat, now_ms)
+    election.outbox.clear()
+
+
+@pytest.mark.parametrize(
+    ("term", "resigned", "granted"),
+    [(3, "lb-1", True), (4, "lb-1", False), (3, "lb-2", False), (3, None, False)],
+)
+def test_a_promise_ends_early_for_whom_the_leader_has_chosen_in_the_next_term(
+    term: int, resigned: str | None, granted: bool
+) -> None:
+    """Whoever was chosen asks for the term after that leader's: others that name it are late."""
+    election = voter().election
+    following(election, 1_000)
+    question = Vote("lb-2", term, Version(1, 1), resigned)
+    assert is_granted(ask(election, question, 1_001)) is granted
+
+
+def test_a_promise_is_kept_to_its_end() -> None:
+    election = voter().election
+    following(election, 1_000)
+    question = PreVote("lb-2", 3, Version(1, 1), "x")
+    for at_ms, granted in ((1_000 + PROMISE_MS - 1, False), (1_000 + PROMISE_MS, True)):
+        election.pre_vote("lb-2", question, at_ms)
+        assert is_granted(election.outbox.pop()) is granted
+
+
+def test_a_lease_counts_from_when_the_beat_went() -> None:
+    """When an answer comes says nothing of when the promise began."""
+    made = rig("lb-1", "lb-2", table=table_of("lb-0", "lb-1", "lb-2"))
+    election = made.election
+    election.role, election.leader = Role.LEADER, "lb-0"
+    seq = election.next_beat(1_000)
+    until_ms = 1_000 + election.timing.lease_ms
+    for late_ms in (1, until_ms - 1_001, 5_000):
+        election.ack("lb-1", Ack("lb-1", 1, seq, Version(1, 1), "b", 1, (), 0), 1_000 + late_ms)
+        assert election.lease_until_ms(1_000 + late_ms) == until_ms
+    assert election.has_lease(until_ms - 1)
+    assert not election.has_lease(until_ms)

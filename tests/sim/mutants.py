@@ -68,6 +68,7 @@ MUTANTS = (
         "election.py",
         "message.accepted, granted, self.term_mark)",
         "message.accepted, granted, 0)",
+        test="tests/quorum/test_election.py::test_a_vote_is_told_once_it_is_stored",
     ),
     Mutant(
         "two votes in one term",
@@ -82,12 +83,15 @@ MUTANTS = (
         "            and self.vote in (None, message.sender)\n"
         "            and message.accepted >= version_of(self._register.accepted)\n",
         "            and self.vote in (None, message.sender)\n",
+        test="tests/quorum/test_election.py::test_nobody_is_elected_who_has_an_older_table",
     ),
     Mutant(
         "a blank LB votes",
         "election.py",
         "        if not self.is_blank:\n            return True\n",
         "        if True:\n            return True\n",
+        test="tests/quorum/test_election.py::"
+        "test_a_blank_lb_votes_once_all_others_have_told_it_that_they_have_no_table",
     ),
     Mutant(
         "whoever resigned once may be followed in any term",
@@ -95,12 +99,15 @@ MUTANTS = (
         "            and message.resigned == self.leader\n"
         "            and message.term == self.term + 1\n",
         "",
+        test="tests/quorum/test_election.py::"
+        "test_a_promise_ends_early_for_whom_the_leader_has_chosen_in_the_next_term",
     ),
     Mutant(
         "a lease counts from the answer",
         "election.py",
         "                self._promised_ms[peer] = max(known_ms, until_ms)\n",
         "                self._promised_ms[peer] = now_ms + self.timing.lease_ms\n",
+        test="tests/quorum/test_election.py::test_a_lease_counts_from_when_the_beat_went",
     ),
     Mutant(
         "one promise is enough",
@@ -114,12 +121,15 @@ MUTANTS = (
         "following.py",
         "            version_of(self._register.stored),\n            self._boot,\n",
         "            version_of(self._register.accepted),\n            self._boot,\n",
+        test="tests/quorum/test_following.py::"
+        "test_a_leaders_beat_is_taken_and_answered_with_what_is_stored",
     ),
     Mutant(
         "a table of an earlier term is counted",
         "register.py",
         "        if version.term != term or version <= self.committed_version:\n",
         "        if version <= self.committed_version:\n",
+        test="tests/quorum/test_register.py::test_a_table_of_an_earlier_term_is_not_counted",
     ),
     Mutant(
         "one acceptance less is enough",
@@ -143,6 +153,7 @@ MUTANTS = (
         "grants.py",
         "            if vip.owner == lb and proposed.get(vip.address) == lb\n",
         "            if vip.owner == lb and proposed\n",
+        test="tests/quorum/test_grants.py::test_nothing_is_granted_that_is_not_agreed_in_this_term",
     ),
     Mutant(
         "a VIP moves while it may be held",
@@ -163,12 +174,16 @@ MUTANTS = (
         "leases.py",
         " and asked is not None and message.asked >= asked:\n",
         " and asked is not None:\n",
+        test="tests/quorum/test_leases.py::"
+        "test_answers_that_come_in_another_order_let_an_old_release_end_nothing",
     ),
     Mutant(
         "whoever was chosen does not wait",
         "leases.py",
         "        self.unknown_until_ms = now_ms + unknown_ms\n",
         "        self.unknown_until_ms = now_ms\n",
+        test="tests/quorum/test_grants.py::"
+        "test_whoever_was_chosen_grants_nothing_of_what_the_one_before_may_have_granted",
     ),
     Mutant(
         "who is not eligible any more goes on claiming",
@@ -176,6 +191,8 @@ MUTANTS = (
         "                self.given_up[vip] = self._least, now_ms + LARGEST_PROMISE_MS\n"
         "        self.until_ms.clear()\n",
         "                self.given_up[vip] = self._least, now_ms + LARGEST_PROMISE_MS\n",
+        test="tests/quorum/test_grants.py::"
+        "test_a_holder_claims_from_when_it_asked_until_it_gives_up_and_says_so",
     ),
     Mutant(
         "a change of the members holds once it is committed",
