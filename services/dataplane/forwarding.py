@@ -21,7 +21,7 @@ from pyroute2 import IPRoute
 from bpf.syscall import possible_cpus
 from bpf.table import Table
 from bus.socket import monotonic_ms
-from bus.states import HookState, OutputState
+from bus.states import HookState, OutputState, SeatColumns
 from services.dataplane import machine
 from services.dataplane.capturing import Capturing
 from services.dataplane.counters import Counters
@@ -121,7 +121,9 @@ class Forwarding:
         """What the next pass is to look out for."""
         self.rounds: Rounds[Census] = Rounds(self._pass, CENSUS_MS, self.attached_ms)
         self.reading: Reading | None = None
-        """Counters that have been read and are to be told in the next turn."""
+        """Counters that have been read and are to be told in one of the next turns."""
+        self.columns: SeatColumns | None = None
+        """The same, as they are told."""
         self.questions = Questions()
         living = {name.decode(): table.map_fd for name, table in bpf.items()}
         self.tracing = Tracing(living, self.programs.compiled_with, cache_dir)

@@ -1,6 +1,6 @@
 """The counters of all seats, read in one turn of the loop and put into columns in another.
 
-With ten thousand seats either half takes milliseconds, and while a loop is busy it hears nothing.
+With ten thousand seats either step takes milliseconds, and while a loop is busy it hears nothing.
 A `Reading` stands for the seats that were held when it was made: the next plan may have others.
 """
 

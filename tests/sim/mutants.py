@@ -78,6 +78,27 @@ MUTANTS = (
         first=7,
     ),
     Mutant(
+        "answers to a pre-vote count as votes",
+        "election.py",
+        "        self.vote, self.leader = self.name, None\n        self._votes = set()\n",
+        "        self.vote, self.leader = self.name, None\n",
+        first=17,
+    ),
+    Mutant(
+        "a vote counts in every term",
+        "election.py",
+        "        self.term, self.vote = term, None\n",
+        "        self.term = term\n",
+        first=0,
+    ),
+    Mutant(
+        "a promise is shorter than was asked for",
+        "election.py",
+        "max(self._promised_until_ms, now_ms + message.promise_ms)",
+        "max(self._promised_until_ms, now_ms + message.promise_ms // 4)",
+        first=26,
+    ),
+    Mutant(
         "an older table may win",
         "election.py",
         "            and self.vote in (None, message.sender)\n"
