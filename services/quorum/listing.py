@@ -76,6 +76,11 @@ class Listing:
     def stage(self, entries: tuple[str, ...], target: tuple[str, ...]) -> None:
         """The file was read again, or more is known of its entries."""
         self.own, self._target = digest(entries), target
+        self.why = ""
+
+    def begin_to_lead(self) -> None:
+        """What spoke against the list when this LB led before may speak against it no more."""
+        self.why = ""
 
     def committed(self, table: NodeTable) -> None:
         """All go by it."""

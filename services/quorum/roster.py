@@ -222,6 +222,7 @@ class Roster:
     def restart_the_wait(self, now_ms: int) -> None:
         """This LB begins to lead."""
         self._since_ms = now_ms
+        self.listing.begin_to_lead()
 
     def committed(self, before: NodeTable | None, table: NodeTable, now_ms: int) -> None:
         """All go by `table`, and went by `before`."""

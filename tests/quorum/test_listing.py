@@ -72,6 +72,19 @@ def test_the_list_is_noted_with_the_last_of_the_changes() -> None:
     assert made.next_members(members(*ABD), agreed, others, how) == (members(*ABD), digest(ABD))
 
 
+@pytest.mark.parametrize("how", ["leads again", "its file lists others"])
+def test_what_spoke_against_a_list_is_said_no_more_once_that_was_long_ago(how: str) -> None:
+    """An operator who reads it hands over, and so for ever between two LBs."""
+    made, agreed = listing("b:1", "c:1"), digest(ABC)
+    made.next_members(members(*ABC), agreed, [digest(("b:1", "c:1"))] * 2, circumstances(*ABC))
+    assert made.why == "a:1 leads: `gale handover` there first"
+    if how == "leads again":
+        made.begin_to_lead()
+    else:
+        made.stage(ABD, ABD)
+    assert made.why == ""
+
+
 def test_what_is_refused_lets_others_go_first_and_says_why_if_none_may() -> None:
     made, agreed, others = listing(*ABD), digest(ABC), [digest(ABD)]
     after, _ = made.next_members(members(*ABC), agreed, others, circumstances("a:1", "b:1"))

@@ -22,3 +22,12 @@ def test_three_lbs(first: int) -> None:
 def test_other_numbers_of_them(size: int) -> None:
     for seed in range(15):
         Schedule(seed, size).play()
+
+
+FOUND = (17_979,)
+"""Of 3 LBs, beyond those above: each has found a fault once."""
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_has_failed_before(seed: int) -> None:
+    Schedule(seed, 3).play()
