@@ -172,14 +172,14 @@ def test_what_only_costs_is_a_warning(namespace: Namespace) -> None:
     assert "gro on" in said["XDP"]["remedy"]
 
 
-def floating(namespace: Namespace, address: str) -> None:
+def floating(namespace: Namespace, address: str, more: str) -> None:
     namespace.config.write_text(
-        namespace.config.read_text() + f'[[virtual_ips]]\naddress = "{address}"\n'
+        namespace.config.read_text() + f'[[virtual_ips]]\naddress = "{address}"\n{more}'
     )
 
 
 def test_what_loses_some_packets_is_a_warning(namespace: Namespace) -> None:
-    floating(namespace, "10.99.0.1")
+    floating(namespace, "10.99.0.1", 'snat_addresses = ["10.98.0.1", "10.81.0.99"]\n')
     namespace.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
     namespace.run("ip", "address", "add", "10.80.0.11/24", "dev", "priv0")
     namespace.run("nft", "add", "table", "inet", "filter")
@@ -198,6 +198,9 @@ def test_what_loses_some_packets_is_a_warning(namespace: Namespace) -> None:
     said = {each["check"]: each for each in found["warn"]}
     assert "the kernel routes between interfaces (priv0, pub0)" in said["forwarding"]["message"]
     assert "10.99.0.1 is in no network of pub0" in said["VIP"]["message"]
+    outside = [each for each in found["warn"] if each["check"] == "SNAT"]
+    assert [each["message"].split()[0] for each in outside] == ["10.98.0.1"]
+    assert outside[0]["remedy"].startswith("a route to it on the nodes, via 10.8")
     assert "are both in 10.80.0.0/24" in said["ARP"]["message"]
     assert said["firewall"]["remedy"].startswith("nft add rule inet filter input tcp dport")
     closed = [each["remedy"] for each in found["warn"] if each["check"] == "firewall"]

@@ -8,6 +8,7 @@ import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from itertools import chain
 from pathlib import Path
 
 from bus import topics
@@ -169,6 +170,26 @@ def vip_findings(ground: Ground) -> Findings:
             )
 
 
+def snat_address_findings(ground: Ground) -> Findings:
+    """Replies to an SNAT address that no network of the private side has come by a router only."""
+    _, private = ground.sides
+    if private is None:
+        return
+    networks = [ip_network(text) for text in private.networks]
+    vips, services = ground.config.virtual_ips, ground.config.services
+    told = [*(each.snat_addresses for each in vips), *(each.snat_addresses for each in services)]
+    for address in dict.fromkeys(chain.from_iterable(told)):
+        if any(ip_address(address) in network for network in networks):
+            yield Finding(Level.OK, "SNAT", f"{address} is in a network of {private.name}")
+        else:
+            yield Finding(
+                Level.WARN,
+                "SNAT",
+                f"{address} is in no network of {private.name}: no node there asks for it",
+                f"a route to it on the nodes, via {', '.join(private.addresses) or private.name}",
+            )
+
+
 def peer_findings(ground: Ground) -> Findings:
     """The other LBs' ports: an election needs a majority that hears each other."""
     own = {address for link in ground.machine.links.values() for address in link.addresses}
@@ -281,6 +302,7 @@ CHECKS: tuple[Check[Ground], ...] = (
     Check("snat", "replies come back through this LB", _config(links.client_address_findings)),
     Check("forwarding", "no VIP's packet is routed on", forwarding_findings),
     Check("VIPs", "clients can ask for them", vip_findings),
+    Check("SNAT", "nodes can ask for the addresses of replies", snat_address_findings),
     Check("SNAT ports", "they are nobody else's", _config(port_findings)),
     Check("firewall", "nodes, LBs and you get in", firewall),
     Check("peers", "the other LBs answer", peer_findings),
