@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from e2e import disks
+from e2e import clocks, disks
 from e2e.cluster import (
     PATIENCE_S,
     agreed,
@@ -179,6 +179,46 @@ def weight(hosts: LabHosts, lb: str) -> int:
     """Of the first node, as that LB has it."""
     nodes = hosts.api(lb, "/v1/nodes")["nodes"]
     return next((int(each["weight"]) for each in nodes if each["name"] == hosts.nodes[0]), 0)
+
+
+# --------------------------------------------------------------------------- clocks
+
+
+def test_a_wall_clock_that_is_an_hour_ahead_costs_nothing(hosts: LabHosts) -> None:
+    """It is for people alone: what was agreed lasts as long as it was said to, at all three, and
+    over a restart of the processes there, by which clock they may go.
+    """
+    lb = others(hosts, the_holder(hosts))[0]
+    with clocks.an_hour_ahead(hosts, lb):
+        all_serve(hosts)
+        with nothing_moves(hosts):
+            done = hosts.run(lb, "gale", "node", "drain", hosts.nodes[0], "--within", "10m")
+            assert done.returncode == 0, done.stderr
+            given_ms, left_ms = drain_at(hosts, lb)
+            assert given_ms > 1_000 * (time.time() + clocks.AHEAD_S - 60), "by its own clock"
+            for other in hosts.lbs:
+                wait_for(partial(drained, hosts, other), f"the drain at {other}")
+                assert abs(drain_at(hosts, other)[1] - left_ms) < 30_000
+            hosts.supervisorctl(lb, "restart", "gale:health")
+            wait_for(partial(drained, hosts, lb), f"the drain at {lb}")
+            assert drain_at(hosts, lb)[1] <= left_ms
+    wait_for(lambda: quorum(hosts, lb) and drained(hosts, lb), f"the drain at {lb}", PATIENCE_S)
+    assert 0 < drain_at(hosts, lb)[1] <= left_ms
+    assert hosts.run(lb, "gale", "node", "enable", hosts.nodes[0]).returncode == 0
+
+
+def drained(hosts: LabHosts, lb: str) -> dict[str, Any] | None:
+    """The order to drain the first node, as that LB has it."""
+    nodes = hosts.api(lb, "/v1/nodes")["nodes"]
+    orders = next((each["orders"] for each in nodes if each["name"] == hosts.nodes[0]), [])
+    return next((each for each in orders if each["what"] == "drain"), None)
+
+
+def drain_at(hosts: LabHosts, lb: str) -> tuple[int, int]:
+    """When that was given, by the clock of who was asked, and how long is left of it, in ms."""
+    order = drained(hosts, lb)
+    assert order is not None
+    return int(order["given_ms"]), int(order["remaining_ms"])
 
 
 # --------------------------------------------------------------------------- for good

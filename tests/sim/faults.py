@@ -41,6 +41,10 @@ class Faults:
     """Another list of LBs is written into all files, one after the other."""
     alone: bool = False
     """One of them was alone before, and has a table of that time."""
+    stills: bool = False
+    """Machines stand still, and their clocks with them, as a virtual machine that is suspended."""
+    timings: bool = False
+    """The files of the LBs have different numbers for beats, promises and leases."""
 
     def words(self) -> str:
         drawn = [name for name in self.__slots__ if getattr(self, name) not in (False, 0.0)]
@@ -48,7 +52,9 @@ class Faults:
 
 
 def draw(random: Random, apart: Random) -> Faults:
-    """`apart`: what came later is drawn from this, so that each seed draws what it always drew."""
+    """`apart`: what came later is drawn from this, so that each seed draws what it always drew of
+    the rest.
+    """
 
     def maybe(value: float) -> float:
         return value * random.random() if random.random() < 0.4 else 0.0
@@ -77,4 +83,6 @@ def draw(random: Random, apart: Random) -> Faults:
         membership=some(),
         relist=some(),
         alone=apart.random() < 0.2,
+        stills=apart.random() < 0.2,
+        timings=apart.random() < 0.2,
     )

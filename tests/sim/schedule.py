@@ -101,6 +101,7 @@ class Schedule:
         kinds += [self._mend] * (faults.cuts or faults.partial or faults.one_way)
         kinds += [self._crash] * faults.crashes
         kinds += [self._pause] * faults.pauses
+        kinds += [self._stand_still] * faults.stills
         kinds += [self._hang] * faults.hung_disk
         kinds += [self._hand_over] * faults.handovers
         kinds += [self._change_eligible] * faults.ineligible
@@ -160,7 +161,17 @@ class Schedule:
         self.world.at(self.world.now_ms + for_ms, lambda: self._go_on(machine))
 
     def _go_on(self, machine: Machine) -> None:
-        if machine.paused:
+        if machine.paused and not machine.is_still:
+            self.world.go_on(machine)
+
+    def _stand_still(self, machine: Machine) -> None:
+        self.world.stand_still(machine)
+        for_ms = self.random.choice((50.0, 400.0, 2_000.0))
+        start = machine.start
+        self.world.at(self.world.now_ms + for_ms, lambda: self._wake(machine, start))
+
+    def _wake(self, machine: Machine, start: int) -> None:
+        if machine.is_still and machine.start == start:
             self.world.go_on(machine)
 
     def _hang(self, machine: Machine) -> None:
@@ -233,7 +244,8 @@ class Schedule:
             world.unhang(machine)
             if machine.core is None:
                 world.start(machine)
-            self._go_on(machine)
+            if machine.paused:
+                world.go_on(machine)
             world.act(machine, lambda core, now: core.stand((), 0, now))
 
 

@@ -7,7 +7,9 @@ the same instant comes in the order it was put in, so that a seed is one history
 **Invariants**, looked at after every step:
 
 * one lease: no two LBs may lead, nor claim one VIP, at the same instant of true time. What a
-  crashed LB had told its kernel is claimed until it ends by itself;
+  crashed LB had told its kernel is claimed until it ends by itself. A machine that has stood still,
+  and its clock with it, cannot know that its lease is over: for as long as one lasts this is not
+  asked once it goes on;
 * one table: what was committed under one version is the same everywhere;
 * nothing committed is lost: of two committed tables the one of the larger version has the larger
   epoch, so that none was made without knowledge of the other;
@@ -25,7 +27,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import count, pairwise
+from itertools import count, cycle, pairwise
 from random import Random
 
 from bus.peer_protocol import PeerMessage
@@ -42,6 +44,8 @@ from tests.sim.faults import Faults
 
 VIPS = ("10.80.0.100", "10.80.0.101")
 NODES = ("a", "b", "c")
+TIMINGS = (Timing(), Timing().slower(2), Timing(50, 112, 150, 80))
+"""Of LBs whose files differ, in turn."""
 ATTENTION_MS = 0.2
 """What a turn of an LB's loop takes."""
 
@@ -61,12 +65,26 @@ class Clock:
 
     offset_ms: float
     rate: float
+    stopped_ms: float | None = None
+    """Since when, in true time, it stands still; None: it goes."""
+    missed_ms: float = 0.0
+    """For how long it has stood still before."""
+
+    def exactly(self, true_ms: float) -> float:
+        gone_ms = true_ms if self.stopped_ms is None else self.stopped_ms
+        return self.offset_ms + self.rate * (gone_ms - self.missed_ms)
 
     def at(self, true_ms: float) -> int:
-        return int(self.offset_ms + self.rate * true_ms)
+        return int(self.exactly(true_ms))
 
     def true(self, local_ms: float) -> float:
-        return (local_ms - self.offset_ms) / self.rate
+        """When it will say so, if it does not stand still before."""
+        return (local_ms - self.offset_ms) / self.rate + self.missed_ms
+
+    def go_on(self, true_ms: float) -> None:
+        if self.stopped_ms is not None:
+            self.missed_ms += true_ms - self.stopped_ms
+            self.stopped_ms = None
 
 
 @dataclass(slots=True)
@@ -85,12 +103,13 @@ class Machine:
     waiting: list[Callable[[], None]] = field(default_factory=list)
     """What will be looked at when it goes on."""
     unwritten: Persist | None = None
-    claims: dict[str, float] = field(default_factory=dict)
-    """In the kernel: until when, in true time, it answers for which VIP."""
+    claims: dict[str, int] = field(default_factory=dict)
+    """In the kernel: until when, by its clock, it answers for which VIP."""
     version: int = 0
     services: bool = False
     listed: tuple[str, ...] = ()
     """The LBs that its file lists."""
+    timing: Timing = field(default_factory=Timing)
     said: set[str] = field(default_factory=set)
     """The digests of all that it has told others of that."""
 
@@ -98,6 +117,10 @@ class Machine:
     def why_not(self) -> tuple[str, ...]:
         """Why it may hold no VIP."""
         return () if self.eligible else ("it is so",)
+
+    @property
+    def is_still(self) -> bool:
+        return self.clock.stopped_ms is not None
 
     @property
     def boot(self) -> str:
@@ -114,18 +137,22 @@ class World:
         self._order = count()
         self.blocked: set[tuple[str, str]] = set()
         """Links, from whom to whom, that carry nothing."""
-        self.timing = Timing()
         self.listed = tuple(f"lb-{number}" for number in range(size))
         """Those that are members at first; two more might join them."""
         there = size + 2 * ((faults.membership or faults.relist) and size > 1)
         self.machines = {f"lb-{number}": self._machine(f"lb-{number}") for number in range(there)}
         self.lists = {digest(self.listed): frozenset(self.listed)}
         """All that files have ever listed, by their digests."""
+        self.doubt_until_ms = 0.0
+        """Until then somebody may rest on a lease that is over, since its clock stood still."""
         self.committed: dict[tuple[int, int], NodeTable] = {}
         self.leaders: dict[int, str] = {}
         self.steps = 0
         if faults.alone and size > 1:
             self.machines["lb-0"].disk = OF_ONE
+        if faults.timings:
+            for machine, timing in zip(self.machines.values(), cycle(TIMINGS), strict=False):
+                machine.timing = timing
         for machine in self.machines.values():
             self.start(machine)
 
@@ -154,11 +181,14 @@ class World:
         table = TableConfig(services, vips)
         listed = machine.listed if others else ()
         return QuorumConfig(
-            *(machine.name, machine.name, table, self.timing, 1_000, others), listed=listed
+            *(machine.name, machine.name, table, machine.timing, 1_000, others), listed=listed
         )
 
     def start(self, machine: Machine) -> None:
         machine.start += 1
+        if machine.is_still:  # it was switched off
+            machine.claims = {}
+            machine.clock.go_on(self.now_ms)
         machine.unwritten = None
         machine.waiting.clear()
         machine.paused = False
@@ -203,12 +233,27 @@ class World:
 
         do()
 
+    def stand_still(self, machine: Machine) -> None:
+        """It does nothing any more, and will not know that time has passed."""
+        machine.paused = True
+        if not machine.is_still:
+            machine.clock.stopped_ms = self.now_ms
+
     def go_on(self, machine: Machine) -> None:
+        if machine.is_still:
+            self._doubt()
+        machine.clock.go_on(self.now_ms)
         machine.paused = False
         waiting, machine.waiting = machine.waiting, []
         for action in waiting:
             action()
         self.act(machine, lambda core, now: core.tick(now))
+
+    def _doubt(self) -> None:
+        """What rests on a lease that is over may last as long as one, and what it granted too."""
+        cores = [each.core for each in self.machines.values() if each.core is not None]
+        longest_ms = max(core._election.timing.lease_ms for core in cores)
+        self.doubt_until_ms = max(self.doubt_until_ms, self.now_ms + 2.1 * longest_ms)
 
     def local(self, machine: Machine) -> int:
         return machine.clock.at(self.now_ms)
@@ -223,9 +268,7 @@ class World:
             if ready.committed is not None:
                 self._note_committed(machine, ready.committed.table)
             if ready.claims is not None:
-                machine.claims = {
-                    vip: machine.clock.true(until_ms) for vip, until_ms in ready.claims.items()
-                }
+                machine.claims = dict(ready.claims)
             machine.said.add(digest(machine.listed))
             for out in ready.sends:
                 self._send(machine.name, out.to, out.message)
@@ -289,7 +332,7 @@ class World:
         machine = self.machines[receiver]
 
         def arrive() -> None:
-            if (sender, receiver) not in self.blocked:
+            if (sender, receiver) not in self.blocked and not machine.is_still:
                 self.act(machine, lambda core, now: core.receive(sender, message, now))
 
         return arrive
@@ -333,6 +376,8 @@ class World:
             known = self.leaders.setdefault(core.term, changed.name)
             if known != changed.name:
                 raise ViolationError(f"{known} and {changed.name} lead in term {core.term}")
+        if self.now_ms < self.doubt_until_ms:
+            return
         if core.lease_ms(self.local(changed)):
             for other in self.machines.values():
                 if other is not changed and self.has_lease(other):
@@ -344,10 +389,13 @@ class World:
 
     def has_lease(self, machine: Machine) -> bool:
         core = machine.core
-        return core is not None and core.lease_ms(self.local(machine)) > 0
+        if core is None or machine.is_still:
+            return False
+        return core.lease_ms(self.local(machine)) > 0
 
     def claims(self, machine: Machine, vip: str) -> bool:
-        return machine.claims.get(vip, 0.0) > self.now_ms
+        until_ms = machine.claims.get(vip, 0)
+        return until_ms > machine.clock.exactly(self.now_ms) and not machine.is_still
 
     def members(self) -> frozenset[str]:
         """Whose votes count by the newest table that anybody has."""
