@@ -44,7 +44,7 @@ from tests.sim.faults import Faults
 
 VIPS = ("10.80.0.100", "10.80.0.101")
 NODES = ("a", "b", "c")
-TIMINGS = (Timing(), Timing().slower(2), Timing(50, 112, 150, 80))
+TIMINGS = (Timing(), Timing().slower(2), Timing(50, 200, 225, 80))
 """Of LBs whose files differ, in turn."""
 ATTENTION_MS = 0.2
 """What a turn of an LB's loop takes."""
