@@ -19,6 +19,7 @@ from e2e.bench import (
     core,
     cost,
     failover,
+    healing,
     replication,
     report,
     tcp,
@@ -78,6 +79,10 @@ def _failover(extent: Extent, progress: Progress) -> Result:
     return failover.run(2 if extent.quick else 10, progress)
 
 
+def _healing(extent: Extent, progress: Progress) -> Result:
+    return healing.run(2 if extent.quick else 20, progress)
+
+
 def _replication(extent: Extent, progress: Progress) -> Result:
     return replication.run(*((3, 200_000) if extent.quick else (20, 1_000_000)), progress)
 
@@ -93,6 +98,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Extent, Progress], Result]]] = {
     ),
     "control": ("what the processes cost with 10,000 nodes while nothing changes (5)", _control),
     "failover": ("for how long nobody answers for a VIP, beside keepalived (40)", _failover),
+    "healing": ("how soon an LB is heard again that was cut off (4)", _healing),
     "connections": ("new ones for a minute, the kernel's settings as they are (4)", _connections),
 }
 

@@ -75,7 +75,7 @@ MUTANTS = (
         "election.py",
         "            and self.vote in (None, message.sender)\n",
         "",
-        first=7,
+        first=17,
     ),
     Mutant(
         "answers to a pre-vote count as votes",
@@ -135,7 +135,7 @@ MUTANTS = (
         "election.py",
         "        return promised[needed - 1] if len(promised) >= needed else now_ms - 1\n",
         "        return max(promised, default=now_ms + self.timing.lease_ms)\n",
-        first=60,
+        first=1321,
     ),
     Mutant(
         "what is accepted counts before it is stored",
@@ -157,7 +157,7 @@ MUTANTS = (
         "register.py",
         "        if 1 + sum(held == version for held in self.held.values()) < majority:\n",
         "        if 1 + sum(held == version for held in self.held.values()) < majority - 1:\n",
-        first=33,
+        first=79,
     ),
     Mutant(
         "what is committed is published before it is stored",
@@ -181,7 +181,7 @@ MUTANTS = (
         "leases.py",
         "        return now_ms >= self.free_ms(vip)\n",
         "        return True\n",
-        first=4,
+        first=33,
     ),
     Mutant(
         "a grant counts from when it came",
@@ -220,7 +220,7 @@ MUTANTS = (
         "roster.py",
         "        accepted = self._register.accepted\n        table = accepted.table",
         "        accepted = self._register.committed\n        table = accepted.table",
-        first=39,
+        first=63,
     ),
     Mutant(
         "the leader's file alone says who the members are",
@@ -234,7 +234,7 @@ MUTANTS = (
         "listing.py",
         "        return after, self.own if is_done else agreed\n",
         "        return after, self.own\n",
-        first=7,
+        first=10,
     ),
     Mutant(
         "the files change all members at once",
