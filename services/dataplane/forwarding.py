@@ -21,7 +21,7 @@ from pyroute2 import IPRoute
 from bpf.syscall import possible_cpus
 from bpf.table import Table
 from bus.socket import monotonic_ms
-from bus.states import HookState, OutputState, SeatColumns
+from bus.states import HookState, OutputState
 from services.dataplane import machine
 from services.dataplane.capturing import Capturing
 from services.dataplane.counters import Counters
@@ -35,7 +35,6 @@ from services.dataplane.flows.turns import Questions, Rounds
 from services.dataplane.fronts import SETTLE_MS
 from services.dataplane.kernel import Kernel, Settings
 from services.dataplane.programs import FRAGS_MTU, ProgramPlan, Programs
-from services.dataplane.seat_counts import Reading
 from services.dataplane.tracing import Tracing
 from services.dataplane.words import address_word
 from services.logs import words_of
@@ -120,10 +119,8 @@ class Forwarding:
         self.watch = Watch()
         """What the next pass is to look out for."""
         self.rounds: Rounds[Census] = Rounds(self._pass, CENSUS_MS, self.attached_ms)
-        self.reading: Reading | None = None
-        """Counters that have been read and are to be told in one of the next turns."""
-        self.columns: SeatColumns | None = None
-        """The same, as they are told."""
+        self.counting: Iterator[None] | None = None
+        """What is left of reading and telling the counters, a turn of the loop for each step."""
         self.questions = Questions()
         living = {name.decode(): table.map_fd for name, table in bpf.items()}
         self.tracing = Tracing(living, self.programs.compiled_with, cache_dir)

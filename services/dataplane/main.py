@@ -33,6 +33,7 @@ on. Any other exception is a fault of ours: it ends the process and supervisord 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from secrets import randbits
 from typing import Any
@@ -101,6 +102,8 @@ from services.process import Bus, Loop
 
 REPUBLISH_MS = 500
 COUNT_MS = 1_000
+COUNTED = object()
+"""No step of counting is left."""
 COUNTING_SHARE = 200
 """Counters are read by people alone: counting may cost half a hundredth of this process's time."""
 RETRY_MS = 1_000
@@ -215,8 +218,7 @@ class DataplaneProcess:
         if self._loop.signals.take_reload():
             self._reload()
         self._receive(now_ms)
-        if self._forwarding is not None:
-            self._settle(self._forwarding, now_ms)
+        has_settled = self._forwarding is not None and self._settle(self._forwarding, now_ms)
         if self._forwarding is None and now_ms >= self._retry_ms:
             self._start(now_ms)
         if self._forwarding is not None and self._announcing.is_due(now_ms):
@@ -226,7 +228,7 @@ class DataplaneProcess:
             self._work(self._forwarding, now_ms)
         if self._noting is not None:
             self._noting.turn(now_ms)
-        if self._forwarding is not None:
+        if self._forwarding is not None and not has_settled:  # milliseconds, each of them
             self._count(self._forwarding, now_ms)
         self._publish_state(now_ms)
 
@@ -407,10 +409,10 @@ class DataplaneProcess:
         self._publisher.publish(topic, event)
         _log.info(topic.value.rstrip("."), program=hook.program, interface=hook.interface)
 
-    def _settle(self, forwarding: Forwarding, now_ms: int) -> None:
-        """Once a second: whether interfaces and hooks are still as they were."""
+    def _settle(self, forwarding: Forwarding, now_ms: int) -> bool:
+        """Once a second: whether interfaces and hooks are still as they were. Whether it looked."""
         if now_ms < self._settle_ms:
-            return
+            return False
         self._settle_ms = now_ms + SETTLE_MS
         held = forwarding.machine
         plan = forwarding.programs.plan
@@ -421,7 +423,7 @@ class DataplaneProcess:
             addresses = machine.addresses()
         except (machine.NotReadyError, NetlinkError) as reason:
             self._wait_for(words_of(reason))
-            return
+            return True
         lost = forwarding.programs.lost(forwarding.hooks)
         in_pieces, forwarding.machine = forwarding.xdp_in_pieces, present
         is_other = present.ifindexes != held.ifindexes or forwarding.xdp_in_pieces != in_pieces
@@ -433,7 +435,7 @@ class DataplaneProcess:
             self._forwarding = None
             self._stale = True
             self._retry_ms = now_ms
-            return
+            return True
         if present != held:
             # Until now XDP took packets to a new MAC address for a stranger's: TC forwarded them.
             self._write_machine(forwarding)
@@ -441,6 +443,7 @@ class DataplaneProcess:
         self._stale |= present != held or addresses != forwarding.addresses
         forwarding.addresses = addresses
         self._waiting_for = ""
+        return True
 
     def _describe_outputs(self, forwarding: Forwarding) -> None:
         present = forwarding.machine
@@ -585,32 +588,30 @@ class DataplaneProcess:
             self._unchain(forwarding, now_ms)
 
     def _count(self, forwarding: Forwarding, now_ms: int) -> None:
-        """Once a second, from the first census on: read, put into columns and told in a turn each,
-        since every one of these takes milliseconds where there are ten thousand seats.
-        """
-        census = forwarding.census
-        if now_ms < self._count_ms or census is None:
+        """Once a second, from the first census on, a step a turn."""
+        if now_ms < self._count_ms or forwarding.census is None:
             return
         begun_s = time.thread_time()
-        is_told = False
-        if forwarding.reading is None:
-            seats = self._seated
-            cursors = [self._held.seats[seat.seat].cursor for seat in seats]
-            forwarding.reading = seat_counts.read(forwarding.counters, seats, cursors)
-        elif forwarding.columns is None:
-            forwarding.columns = seat_counts.columns(forwarding.reading, census.flows_of)
-        else:
-            self._tell_counts(forwarding, census, forwarding.columns, now_ms)
-            forwarding.reading = forwarding.columns = None
-            is_told = True
+        if forwarding.counting is None:
+            forwarding.counting = self._counted(forwarding, forwarding.census)
+        is_over = next(forwarding.counting, COUNTED) is COUNTED
         self._counting_s += time.thread_time() - begun_s
-        if is_told:
+        if is_over:
+            forwarding.counting = None
             cost_ms, self._counting_s = int(1_000 * self._counting_s), 0.0
             self._count_ms = now_ms + max(COUNT_MS, COUNTING_SHARE * cost_ms)
 
-    def _tell_counts(
-        self, forwarding: Forwarding, census: Census, columns: SeatColumns, now_ms: int
-    ) -> None:
+    def _counted(self, forwarding: Forwarding, census: Census) -> Iterator[None]:
+        """Where there are ten thousand seats each of these steps takes milliseconds."""
+        seats = self._seated
+        cursors = [self._held.seats[seat.seat].cursor for seat in seats]
+        reading = yield from seat_counts.read(forwarding.counters, seats, cursors)
+        yield
+        columns = seat_counts.columns(reading, census.flows_of)
+        yield
+        self._tell_counts(forwarding, census, columns)
+
+    def _tell_counts(self, forwarding: Forwarding, census: Census, columns: SeatColumns) -> None:
         self._counts_version += 1
         self._publisher.publish(
             Topic.STATE_COUNTERS,
@@ -624,7 +625,7 @@ class DataplaneProcess:
                 snat_ports_used=census.snat_ports,
                 snat_ports_capacity=self._snat_ports,
                 census_ms=forwarding.rounds.cpu_ms,
-                **self._replication_counters(now_ms),
+                **self._replication_counters(monotonic_ms()),
             ),
         )
 

@@ -1,12 +1,12 @@
-"""The counters of all seats, read in one turn of the loop and put into columns in another.
+"""The counters of all seats, read in two turns of the loop and put into columns in another.
 
-With ten thousand seats either step takes milliseconds, and while a loop is busy it hears nothing.
+With ten thousand seats each step takes milliseconds, and while a loop is busy it hears nothing.
 A `Reading` stands for the seats that were held when it was made: the next plan may have others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,17 +27,19 @@ class Reading:
     """Seconds that the SNAT port taken last had rested; NaN: none was taken again."""
 
 
-def read(counters: Counters, seats: Sequence[SeatState], cursors: Sequence[int]) -> Reading:
-    """`cursors`: of each seat, the number of the port cursor that it shares."""
+def read(
+    counters: Counters, seats: Sequence[SeatState], cursors: Sequence[int]
+) -> Generator[None, None, Reading]:
+    """`cursors`: of each seat, the number of the port cursor that it shares. Yields after each map
+    but the last.
+    """
     numbers = [seat.seat for seat in seats]
     # Seats are given from the lowest number on, and so are cursors.
     sums = counters.seats(max(numbers, default=0) + 1)
+    counts = {name: column[numbers] for name, column in sums.items()}
+    yield
     rests = counters.port_rests(max(cursors, default=0) + 1)
-    return Reading(
-        seats,
-        {name: column[numbers] for name, column in sums.items()},
-        rests[list(cursors)],
-    )
+    return Reading(seats, counts, rests[list(cursors)])
 
 
 def columns(reading: Reading, flows_of: Mapping[int, int]) -> SeatColumns:

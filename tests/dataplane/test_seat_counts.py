@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
 from bus.states import SeatState
 from services.dataplane import seat_counts
 from services.dataplane.counters import Counters
+from services.dataplane.seat_counts import Reading
 from tests.bpf.harness import Rig
 from tests.dataplane.test_counters import FIELDS
 
@@ -24,13 +27,23 @@ def _count(maps: Rig, seat: int) -> None:
     table[table.Key(seat)] = leaf
 
 
+def _read(counters: Counters, seats: list[SeatState], cursors: list[int]) -> Reading:
+    """In as many turns as that takes."""
+    reading = seat_counts.read(counters, seats, cursors)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            return cast("Reading", end.value)
+
+
 def test_each_seat_has_its_own_numbers_whatever_the_order(maps: Rig, counters: Counters) -> None:
     for seat in (2, 5, 7):
         _count(maps, seat)
     cursors = maps.table("port_cursors")
     cursors[cursors.Key(4)] = cursors.Leaf(next=3, rest=1000, taken_at=5)
     seats = [_seat(7, "b"), _seat(2, "a"), _seat(3, "c")]
-    reading = seat_counts.read(counters, seats, cursors=[4, 1, 4])
+    reading = _read(counters, seats, [4, 1, 4])
     _count(maps, 9)  # whatever is counted from now on is for the next reading
     columns = seat_counts.columns(reading, {2: 12, 5: 99})
     assert columns.node == ("b", "a", "c")
@@ -44,12 +57,12 @@ def test_each_seat_has_its_own_numbers_whatever_the_order(maps: Rig, counters: C
 
 
 def test_without_seats_there_are_no_rows(counters: Counters) -> None:
-    columns = seat_counts.columns(seat_counts.read(counters, [], []), {})
+    columns = seat_counts.columns(_read(counters, [], []), {})
     assert len(columns.service) == len(columns.flows) == len(columns.snat_port_rest_seconds) == 0
 
 
 def test_every_seat_of_a_full_table_is_read(maps: Rig, counters: Counters) -> None:
     last = len(maps.table("seat_counters")) - 1
     _count(maps, last)
-    reading = seat_counts.read(counters, [_seat(last, "z")], [len(maps.table("port_cursors")) - 1])
+    reading = _read(counters, [_seat(last, "z")], [len(maps.table("port_cursors")) - 1])
     assert seat_counts.columns(reading, {}).packets_in == (1000 * last,)
