@@ -209,9 +209,14 @@ def test_a_wall_clock_that_is_an_hour_ahead_costs_nothing(hosts: LabHosts) -> No
 
 def drained(hosts: LabHosts, lb: str) -> dict[str, Any] | None:
     """The order to drain the first node, as that LB has it."""
-    nodes = hosts.api(lb, "/v1/nodes")["nodes"]
-    orders = next((each["orders"] for each in nodes if each["name"] == hosts.nodes[0]), [])
-    return next((each for each in orders if each["what"] == "drain"), None)
+    found: list[dict[str, Any]] = [
+        order
+        for each in hosts.api(lb, "/v1/nodes")["nodes"]
+        if each["name"] == hosts.nodes[0]
+        for order in each["orders"]
+        if order["what"] == "drain"
+    ]
+    return found[0] if found else None
 
 
 def drain_at(hosts: LabHosts, lb: str) -> tuple[int, int]:
