@@ -10,7 +10,7 @@
 #   make sim      LBs that agree under every kind of trouble, on virtual time (SEEDS=, LBS=)
 #   make sequences  TCP segments forged, lost, doubled and late, through the programs, beside a model
 #                 of both ends and of the table (SEEDS=): a quarter of an hour for 100,000
-#   make bench    what a packet costs, how many fit through, what TCP makes of it: 15 minutes
+#   make bench    what a packet costs, how many fit through, what TCP makes of it, failover: an hour
 #   make e2e-machines  the playbooks against machines with systemd that it makes itself: minutes
 #   make e2e-packages  the Debian packages, installed, upgraded, put back and purged in a layer above this
 #                 machine's own file system: a minute or two

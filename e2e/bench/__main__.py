@@ -15,6 +15,7 @@ from rich.table import Table
 
 from e2e.bench import (
     connections,
+    consoles,
     control,
     core,
     cost,
@@ -79,6 +80,10 @@ def _failover(extent: Extent, progress: Progress) -> Result:
     return failover.run(2 if extent.quick else 10, progress)
 
 
+def _consoles(extent: Extent, progress: Progress) -> Result:
+    return consoles.run(*((5, 3.0) if extent.quick else (consoles.CONSOLES, 60.0)), progress)
+
+
 def _healing(extent: Extent, progress: Progress) -> Result:
     return healing.run(2 if extent.quick else 20, progress)
 
@@ -99,6 +104,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Extent, Progress], Result]]] = {
     "control": ("what the processes cost with 10,000 nodes while nothing changes (5)", _control),
     "failover": ("for how long nobody answers for a VIP, beside keepalived (40)", _failover),
     "healing": ("how soon an LB is heard again that was cut off (4)", _healing),
+    "consoles": ("what fifty open consoles cost each process of an LB (3)", _consoles),
     "connections": ("new ones for a minute, the kernel's settings as they are (4)", _connections),
 }
 
