@@ -25,6 +25,7 @@ from random import Random
 from bus.words import MemberChange, Role
 from services.quorum.core import Quorum
 from services.quorum.listing import digest
+from services.quorum.membership import MOST_MEMBERS
 from tests.sim.faults import Faults, draw
 from tests.sim.world import Machine, ViolationError, World, healed
 
@@ -213,7 +214,7 @@ class Schedule:
         outside = sorted(world.machines.keys() - listed)
         if len(listed) > 2 and random.random() < 0.5:
             listed.discard(random.choice(sorted(listed)))
-        if outside and random.random() < 0.5:
+        if outside and len(listed) < MOST_MEMBERS and random.random() < 0.5:
             listed.add(random.choice(outside))
         if len(self._knowing(listed)) < 2:
             return
