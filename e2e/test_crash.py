@@ -88,7 +88,7 @@ def test_a_pause_of_all_four(hosts: Hosts, lb: str) -> None:
 @pytest.mark.timeout(300)
 def test_a_download_outlives_the_whole_control_plane(hosts: Hosts, lb: str) -> None:
     url = f"http://{hosts.vip()}:8080/200m.bin"
-    words = ["curl", "--silent", "--noproxy", "*", "--limit-rate", "4M", "-o", DOWNLOAD, url]
+    words = ["curl", "--silent", "--noproxy", "*", "--limit-rate", "5M", "-o", DOWNLOAD, url]
     download = hosts.start(hosts.client, *words)
     try:
         arrives(hosts, download)

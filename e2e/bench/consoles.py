@@ -9,6 +9,7 @@ them, and then with all.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -73,20 +74,21 @@ def _opened(port: int, consoles: int) -> Iterator[list[int]]:
     """So many, in a thread of their own; the bytes that each has got."""
     got = [0] * consoles
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
+    reading = loop.create_task(_read_all(port, got))
+    thread = threading.Thread(target=loop.run_until_complete, args=(reading,))
     thread.start()
-    readers = [
-        asyncio.run_coroutine_threadsafe(_read(port, got, number), loop)
-        for number in range(consoles)
-    ]
     try:
         yield got
     finally:
-        for reader in readers:
-            reader.cancel()
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(reading.cancel)
         thread.join()
         loop.close()
+
+
+async def _read_all(port: int, got: list[int]) -> None:
+    """Until it is cancelled."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*(_read(port, got, number) for number in range(len(got))))
 
 
 async def _read(port: int, got: list[int], number: int) -> None:

@@ -92,6 +92,8 @@ class Queue(Generic[T]):
 
     def next_due_ms(self, *, passes_on: bool) -> int | None:
         """When `tick`, or `to_pass_on` where that is possible, has something to do."""
+        if not self._waiting:  # it is asked in every turn, and nearly always so
+            return None
         waiting = self._waiting.values()
         due = [each.since_ms + WAIT_MS for each in waiting]
         due += [

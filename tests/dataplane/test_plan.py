@@ -391,7 +391,7 @@ some_hops = st.lists(
 news = st.tuples(st.integers(0, 3).map(lambda number: number // 3), views, some_hops)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(tables(), min_size=2, max_size=2), st.lists(news, min_size=2, max_size=8))
 def test_a_plan_that_remembers_the_last_one_is_no_other(
     known: list[NodeTable], history: list[tuple[int, LocalView | None, list[NextHop | None]]]

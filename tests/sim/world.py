@@ -27,6 +27,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import count, cycle, pairwise
 from random import Random
 
@@ -50,6 +51,8 @@ ATTENTION_MS = 0.2
 """What a turn of an LB's loop takes."""
 
 
+digest_of = cache(digest)
+"""It is asked for at every step."""
 OF_ONE_SEED = 4_711
 OF_ONE = HardState(9, "lb-0", NodeTable(9, 40, OF_ONE_SEED, (), (), (), (), ()))
 """What an LB has on its disk that was alone until now."""
@@ -269,7 +272,7 @@ class World:
                 self._note_committed(machine, ready.committed.table)
             if ready.claims is not None:
                 machine.claims = dict(ready.claims)
-            machine.said.add(digest(machine.listed))
+            machine.said.add(digest_of(machine.listed))
             for out in ready.sends:
                 self._send(machine.name, out.to, out.message)
         self._check(machine)
