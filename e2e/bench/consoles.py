@@ -55,16 +55,15 @@ def run(consoles: int, seconds: float, progress: Progress) -> Result:
 def _percents(hosts: LabHosts, lb: str, seconds: float) -> dict[str, float]:
     """Of a core, by process."""
     pids = {process: pid_of(hosts, lb, f"gale:{process}") for process in topics.SERVICES}
-    before = {process: _cpu_s(pid) for process, pid in pids.items()}
+    before = {process: cpu_s(pid) for process, pid in pids.items()}
     begun_s = time.monotonic()
     time.sleep(seconds)
     took_s = time.monotonic() - begun_s
-    return {
-        process: 100 * (_cpu_s(pid) - before[process]) / took_s for process, pid in pids.items()
-    }
+    return {process: 100 * (cpu_s(pid) - before[process]) / took_s for process, pid in pids.items()}
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """That a process has spent so far, in all its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -88,10 +87,11 @@ def _opened(port: int, consoles: int) -> Iterator[list[int]]:
 async def _read_all(port: int, got: list[int]) -> None:
     """Until it is cancelled."""
     with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.gather(*(_read(port, got, number) for number in range(len(got))))
+        await asyncio.gather(*(read(port, got, number) for number in range(len(got))))
 
 
-async def _read(port: int, got: list[int], number: int) -> None:
+async def read(port: int, got: list[int], number: int) -> None:
+    """Be one console, and count the bytes that come."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(REQUEST)
     while part := await reader.read(1 << 20):

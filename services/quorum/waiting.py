@@ -101,4 +101,4 @@ class Queue(Generic[T]):
             for each in waiting
             if passes_on and each.sent_ms is not None and each.asker is None
         ]
-        return min(due, default=None)
+        return min(due)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import tempfile
 import time
 from dataclasses import replace
@@ -19,12 +18,11 @@ from bus import topics
 from bus.states import SeatCounters
 from bus.topics import Topic
 from bus.words import NodeState
+from e2e.bench.consoles import CONSOLES, MOST_PERCENT, cpu_s, read
 from tests.api.conftest import Gale, wait_for
 from tests.api.samples import counters, dataplane, down, node, node_id, quorum, seat, table, view
 
-CONSOLES, NODES, FOR_S = 50, 30, 20
-LARGEST_PART = 0.30
-REQUEST = b"GET /v1/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+NODES, FOR_S = 30, 20
 SLOTS = 65_537
 
 
@@ -46,7 +44,7 @@ def main() -> None:
         f"{chosen.consoles} consoles, {chosen.nodes} nodes: {100 * part:.1f} % of a core,"
         f" {got / FOR_S / chosen.consoles / 1000:.1f} kB/s to each"
     )
-    raise SystemExit(0 if part < LARGEST_PART else 1)
+    raise SystemExit(0 if 100 * part < MOST_PERCENT else 1)
 
 
 async def measured(gale: Gale, consoles: int, nodes: int) -> tuple[float, int]:
@@ -56,7 +54,7 @@ async def measured(gale: Gale, consoles: int, nodes: int) -> tuple[float, int]:
     gale.fakes[topics.QUORUM].publish(Topic.STATE_TABLE, table(*names, epoch=2))
     moving = asyncio.create_task(_move(gale, names))
     got = [0] * consoles
-    readers = [asyncio.create_task(_watch(gale.port, got, index)) for index in range(consoles)]
+    readers = [asyncio.create_task(read(gale.port, got, index)) for index in range(consoles)]
     while not all(got):
         await asyncio.sleep(0.05)
     before_s, before, begun_s = _cpu_s(gale), sum(got), time.monotonic()
@@ -67,13 +65,6 @@ async def measured(gale: Gale, consoles: int, nodes: int) -> tuple[float, int]:
         task.cancel()
     await asyncio.gather(moving, *readers, return_exceptions=True)
     return part, received
-
-
-async def _watch(port: int, got: list[int], index: int) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(REQUEST)
-    while part := await reader.read(1 << 20):
-        got[index] += len(part)
 
 
 async def _move(gale: Gale, names: list[str]) -> None:
@@ -104,8 +95,7 @@ def _count(gale: Gale, names: list[str], second: int) -> None:
 
 def _cpu_s(gale: Gale) -> float:
     assert gale.process is not None
-    fields = Path(f"/proc/{gale.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return cpu_s(gale.process.pid)
 
 
 if __name__ == "__main__":

@@ -157,17 +157,8 @@ def vip_findings(ground: Ground) -> Findings:
     public, _ = ground.sides
     if public is None:
         return
-    networks = [ip_network(text) for text in public.networks]
     for vip in ground.config.virtual_ips:
-        if any(ip_address(vip.address) in network for network in networks):
-            yield Finding(Level.OK, "VIP", f"{vip.address} is in a network of {public.name}")
-        else:
-            yield Finding(
-                Level.WARN,
-                "VIP",
-                f"{vip.address} is in no network of {public.name}: nobody there asks for it",
-                f"a route to it on the router, via {', '.join(public.addresses) or public.name}",
-            )
+        yield _asked_for("VIP", vip.address, public, "nobody there", "the router")
 
 
 def snat_address_findings(ground: Ground) -> Findings:
@@ -175,19 +166,22 @@ def snat_address_findings(ground: Ground) -> Findings:
     _, private = ground.sides
     if private is None:
         return
-    networks = [ip_network(text) for text in private.networks]
     vips, services = ground.config.virtual_ips, ground.config.services
     told = [*(each.snat_addresses for each in vips), *(each.snat_addresses for each in services)]
     for address in dict.fromkeys(chain.from_iterable(told)):
-        if any(ip_address(address) in network for network in networks):
-            yield Finding(Level.OK, "SNAT", f"{address} is in a network of {private.name}")
-        else:
-            yield Finding(
-                Level.WARN,
-                "SNAT",
-                f"{address} is in no network of {private.name}: no node there asks for it",
-                f"a route to it on the nodes, via {', '.join(private.addresses) or private.name}",
-            )
+        yield _asked_for("SNAT", address, private, "no node there", "the nodes")
+
+
+def _asked_for(check: str, address: str, link: Link, whoever: str, there: str) -> Finding:
+    """Whether machines behind the link ask for the address by ARP, or need a route to it there."""
+    if any(ip_address(address) in ip_network(text) for text in link.networks):
+        return Finding(Level.OK, check, f"{address} is in a network of {link.name}")
+    return Finding(
+        Level.WARN,
+        check,
+        f"{address} is in no network of {link.name}: {whoever} asks for it",
+        f"a route to it on {there}, via {', '.join(link.addresses) or link.name}",
+    )
 
 
 def peer_findings(ground: Ground) -> Findings:
