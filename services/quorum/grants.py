@@ -4,8 +4,10 @@
     this module  when a grant is given, and what comes of both: `new_claims`
 
 A leader grants a VIP to its owner by the *committed* table of its own term, while no other owner is
-proposed (`_mine`), under its own lease, with every answer to a beat. It claims its own VIPs for as
-long as that lease lasts; everybody else claims what was granted to it.
+proposed (`_mine`), under its own lease, with every answer to a beat. With four members and more the
+first to answer does so before the lease has grown, which takes a majority: it is granted what is
+left from the beat before, and the new lease as soon as that is there. The leader claims its own
+VIPs for as long as its lease lasts; everybody else claims what was granted to it.
 
 **One LB alone** claims its VIPs `ALONE_CLAIM_MS` ahead, and renews that when half of it is over.
 
@@ -46,6 +48,10 @@ class Grants:
         self.granted, self.held = Granted(), Held(boot)
         self.claims: dict[str, int] = {}
         """By VIP, until when the shell was told last that this LB may claim it."""
+        self._answers: dict[str, Ack] = {}
+        """By entry, its newest answer, unless what was granted by it was released."""
+        self._seen_until_ms = 0
+        """Until when this LB's own lease lasted at the last answer of anybody."""
 
     # ------------------------------------------------------------------ the leader
 
@@ -53,10 +59,21 @@ class Grants:
         """For so long there may be leases of the leader before."""
         self.granted.begin(now_ms, unknown_ms)
         self.held.give_up(now_ms)
+        self._answers.clear()
 
     def answer(self, entry: str, ack: Ack, now_ms: int) -> None:
-        """A member has answered a beat: it is granted what is its own."""
+        """A member has answered a beat: it is granted what is its own. Where its answer has made
+        the lease grow, so are those that had answered the same beat, or a newer one, before.
+        """
         until_ms = self._election.lease_until_ms(now_ms)
+        is_another, self._seen_until_ms = until_ms != self._seen_until_ms, until_ms
+        self._answers[entry] = ack
+        for other, answer in self._answers.items():
+            if other == entry or (is_another and answer.seq >= ack.seq):
+                self._grant(other, answer, until_ms, now_ms)
+
+    def _grant(self, entry: str, ack: Ack, until_ms: int, now_ms: int) -> None:
+        """Answer that with what its sender owns, and is fit for, until then."""
         vips = self._mine(ack.sender) if now_ms < until_ms else ()
         if not vips or ack.sender not in fit(self._roster.standings(now_ms)):
             return
@@ -65,6 +82,14 @@ class Grants:
         name, term = self._roster.own.name, self._election.term
         grant = Grant(name, term, ack.boot, ack.asked, vips, until_ms - now_ms)
         self._outbox.post(entry, grant)
+
+    def released(self, message: Release) -> None:
+        """What that LB was granted, up to that answer of it, is over."""
+        self.granted.release(message)
+        for entry, ack in list(self._answers.items()):
+            is_its = (ack.sender, ack.boot) == (message.sender, message.boot)
+            if is_its and ack.asked <= message.asked:
+                del self._answers[entry]
 
     def is_free(self, vip: str, now_ms: int) -> bool:
         """Whether nobody can hold the VIP by a grant any more."""

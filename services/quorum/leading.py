@@ -92,7 +92,7 @@ class Leading:
 
     def released(self, message: Release) -> None:
         if self.is_so:
-            self._grants.granted.release(message)
+            self._grants.released(message)
 
     def asked_for_order(self, entry: str, message: OrderAsked, now_ms: int) -> None:
         """An operator has, at the LB of that entry. Where this LB does not lead, that one will hear
@@ -119,7 +119,7 @@ class Leading:
     def hear_parting(self, entry: str, message: PeerMessage) -> None:
         """Of `parting`: it says this, and counts for nothing any more."""
         if isinstance(message, Release):
-            self._grants.granted.release(message)
+            self._grants.released(message)
         elif isinstance(message, Ack):
             self._parting.answered(entry, message)
 

@@ -42,12 +42,17 @@ class Rig:
     def answer(self, *entries: str, now_ms: int, boot: str = "b", asked: int = 1) -> list[Ack]:
         """These acknowledge a beat that goes now."""
         seq = self.election.next_beat(now_ms)
-        acks = [Ack(each, 1, seq, Version(1, 1), boot, asked, (), 5) for each in entries]
-        for ack in acks:
-            self.roster.hear(ack.sender, ack.sender, now_ms)
-            assert self.election.ack(ack.sender, ack, now_ms)
-            self.roster.answered(ack.sender, ack)
-        return acks
+        return [self.answer_beat(seq, each, now_ms, boot, asked) for each in entries]
+
+    def answer_beat(
+        self, seq: int, entry: str, now_ms: int, boot: str = "b", asked: int = 1
+    ) -> Ack:
+        """That one acknowledges the beat of this number."""
+        ack = Ack(entry, 1, seq, Version(1, 1), boot, asked, (), 5)
+        self.roster.hear(entry, entry, now_ms)
+        assert self.election.ack(entry, ack, now_ms)
+        self.roster.answered(entry, ack)
+        return ack
 
     def sent(self) -> list[tuple[str, PeerMessage]]:
         """What is in the outbox, whatever it waits for."""

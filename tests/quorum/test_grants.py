@@ -65,6 +65,72 @@ def test_nobody_is_granted_anything_who_may_not_hold_it() -> None:
     assert made.sent() == []
 
 
+FIVE = ("lb-1", "lb-2", "lb-3", "lb-4")
+
+
+def hears(made: Rig, grants: Grants, entry: str, seq: int, asked: int = 1) -> list[tuple[str, int]]:
+    """At 20 the answer of that one to a beat comes; who is granted for how long after it."""
+    grants.answer(entry, made.answer_beat(seq, entry, 20, asked=asked), 20)
+    sent = made.sent()
+    return [(to, message.left_ms) for to, message in sent if isinstance(message, Grant)]
+
+
+def test_the_first_of_five_to_answer_is_granted_the_new_lease_once_a_majority_has_answered() -> (
+    None
+):
+    made = rig(*FIVE, table=table_of("lb-0", *FIVE, owner="lb-1"))
+    grants = grants_of(made)
+    made.lead()
+    seq = made.election.next_beat(10)
+    assert hears(made, grants, "lb-1", seq) == [("lb-1", LEASE_MS - 20)], "of the beat before"
+    assert hears(made, grants, "lb-2", seq) == [("lb-1", 10 + LEASE_MS - 20)]
+    assert hears(made, grants, "lb-3", seq) == [], "nothing has grown"
+    assert not grants.is_free(VIP, 10 + LEASE_MS - 1)
+    assert hears(made, grants, "lb-1", seq) == [("lb-1", 10 + LEASE_MS - 20)], (
+        "answered all the same"
+    )
+
+
+def test_an_answer_to_an_older_beat_is_not_granted_again() -> None:
+    made = rig(*FIVE, table=table_of("lb-0", *FIVE, owner="lb-1"))
+    grants = grants_of(made)
+    made.lead()
+    older, newer = made.election.next_beat(5), made.election.next_beat(10)
+    hears(made, grants, "lb-1", older)
+    assert hears(made, grants, "lb-2", newer) == []
+    assert hears(made, grants, "lb-3", newer) == [], "the next answer of lb-1 is waited for"
+    assert hears(made, grants, "lb-4", older) == [], "nor does a late one make any difference"
+    assert grants.is_free(VIP, LEASE_MS), "lb-1 may be dead"
+
+
+def test_what_was_released_is_not_granted_again() -> None:
+    made = rig(*FIVE, table=table_of("lb-0", *FIVE, owner="lb-1"))
+    grants = grants_of(made)
+    made.lead()
+    seq = made.election.next_beat(10)
+    assert hears(made, grants, "lb-1", seq, asked=3)
+    grants.released(Release("lb-1", "b", 2, VIP))
+    grants.released(Release("lb-1", "another start", 3, VIP))
+    grants.released(Release("lb-2", "b", 3, VIP))
+    assert hears(made, grants, "lb-2", seq), "that was another answer, another start, another LB"
+    seq = made.election.next_beat(15)
+    assert hears(made, grants, "lb-1", seq, asked=4)
+    grants.released(Release("lb-1", "b", 4, VIP))
+    assert hears(made, grants, "lb-2", seq) == []
+    assert grants.is_free(VIP, 20)
+
+
+def test_a_new_lead_grants_nothing_for_answers_to_the_one_before() -> None:
+    made = rig(*FIVE, table=table_of("lb-0", *FIVE, owner="lb-1"))
+    grants = grants_of(made)
+    made.lead()
+    seq = made.election.next_beat(10)
+    hears(made, grants, "lb-1", seq)
+    grants.begin_to_lead(20, 0)
+    assert hears(made, grants, "lb-2", seq) == []
+    assert grants.is_free(VIP, 20)
+
+
 def test_a_holder_claims_from_when_it_asked_until_it_gives_up_and_says_so() -> None:
     made = rig("lb-1", table=table_of("lb-0", "lb-1"))
     grants = grants_of(made)
