@@ -48,6 +48,9 @@ CLOCK_DRIFT_PERCENT = 2
 LARGEST_PROMISE_MS = 2_000
 """After a boot no LB votes for so long, since it may have promised that before."""
 
+MOST_MEMBERS = 7
+"""Who votes, LBs and witnesses: two may be lost of five, three of seven."""
+
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 IPV4 = rf"(?:{_OCTET}\.){{3}}{_OCTET}"
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from bus.words import CLOCK_DRIFT_PERCENT, LARGEST_PROMISE_MS
+from bus.words import CLOCK_DRIFT_PERCENT, LARGEST_PROMISE_MS, MOST_MEMBERS
 from conf.lines import Key
 from conf.log import LbLog
 from conf.security import Security
@@ -379,6 +379,9 @@ def _peer_findings(quorum: Quorum) -> Iterator[Finding]:
     first: dict[str, Key] = {}
     for index, peer in enumerate(quorum.addresses):
         key = (QUORUM, "addresses", index)
+        if index == MOST_MEMBERS:
+            wrong = f"{len(quorum.addresses)} load balancers"
+            yield Finding(key, wrong, f"expected at most {MOST_MEMBERS}")
         host_key, host = (*key, peer.host_key), peer.host.lower()
         if host and host in first:
             wrong = f"{host} is already in the list"

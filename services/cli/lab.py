@@ -66,7 +66,7 @@ def _lab() -> Iterator[ModuleType]:
 @app.command()
 def up(
     mode: Annotated[str, typer.Option(help="l2, l3 or l4: how packets reach the nodes.")] = "l4",
-    lbs: Annotated[int, typer.Option(min=1, max=8, help="How many LBs.")] = 1,
+    lbs: Annotated[int, typer.Option(min=1, max=7, help="How many LBs.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, max=100, help="How many nodes.")] = 3,
     witness: Annotated[
         bool, typer.Option("--witness", help="The first node's machine votes with the LBs.")

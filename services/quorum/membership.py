@@ -32,10 +32,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from bus.states import Member
-from bus.words import MemberChange
+from bus.words import MOST_MEMBERS, MemberChange
 from services.quorum.waiting import Queue
-
-MOST_MEMBERS = 7
 
 
 @dataclass(frozen=True, slots=True)

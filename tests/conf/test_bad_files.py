@@ -603,6 +603,15 @@ BAD_FILES = [
         "another address (line 6)",
     ),
     Bad(
+        "eight load balancers",
+        QUORUM
+        + "addresses = [\n"
+        + "".join(f'{{ ip = "10.0.0.{n}", port = 1 }},\n' for n in range(1, 8))
+        + '{ ip = "10.0.0.8", port = 1 }, #!\n]\n',
+        "load_balancer_quorum.addresses[7]",
+        "8 load balancers, expected at most 7",
+    ),
+    Bad(
         "SNAT address of a service that is an LB's own",
         QUORUM + 'addresses = [{ ip = "10.0.0.9", port = 1 }]\n'
         '[[services]]\nname = "a"\nport = 1\nsnat_addresses = ["10.0.0.9"] #!\n',

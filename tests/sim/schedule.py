@@ -22,10 +22,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from random import Random
 
-from bus.words import MemberChange, Role
+from bus.words import MOST_MEMBERS, MemberChange, Role
 from services.quorum.core import Quorum
 from services.quorum.listing import digest
-from services.quorum.membership import MOST_MEMBERS
 from tests.sim.faults import Faults, draw
 from tests.sim.world import Machine, ViolationError, World, healed
 
