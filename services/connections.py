@@ -54,6 +54,7 @@ _WATCHED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 _TCP_INFO_BYTES = 136
 _BYTES_RECEIVED = struct.Struct("=Q")
 _BYTES_RECEIVED_AT = 128
+_AT_ONCE = struct.pack("ii", 1, 0)
 _PAGE_BYTES = resource.getpagesize()
 _STATM = Path("/proc/self/statm")
 T = TypeVar("T")
@@ -214,6 +215,8 @@ class Connections:
         def shut(connection: socket.socket) -> bool:
             if _peer(connection) != address:
                 return False
+            # A RST when libzmq closes it: one whose window is shut would hear of nothing else, nor go.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             connection.shutdown(socket.SHUT_RDWR)
             return True
 

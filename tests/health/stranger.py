@@ -52,10 +52,10 @@ class Stranger:
         return raw
 
     def send(self, raw: bytes) -> bool:
-        """False: the other end has hung up."""
+        """False: the other end has hung up. Raises TimeoutError if it only reads no more."""
         try:
             self.socket.sendall(raw)
-        except OSError:
+        except ConnectionError:
             return False
         return True
 
