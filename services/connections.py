@@ -215,7 +215,7 @@ class Connections:
         def shut(connection: socket.socket) -> bool:
             if _peer(connection) != address:
                 return False
-            # A RST when libzmq closes it: one whose window is shut would hear of nothing else, nor go.
+            # A RST when libzmq closes it: whose window is shut hears of nothing else, and stays.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             connection.shutdown(socket.SHUT_RDWR)
             return True

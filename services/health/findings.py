@@ -13,6 +13,7 @@ outcome proves depends on the service:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 
 from services.health.node import Node
 from services.health.places import Outcome, Spot, in_words
@@ -30,19 +31,23 @@ class Findings:
         self._unreached: dict[str, dict[int, Outcome]] = {}
         """By address and port: what could not be connected to."""
 
-    def spots(self, most: int) -> list[Spot]:
-        """What to probe, at most so much: one place of each node before the second of any."""
-        offered = self.policy.offered
+    def spots(self, most: int) -> dict[Spot, bool]:
+        """What to probe, at most so much: one place of each node before the second of any. With
+        each, whether a refused connection is a fault there.
+        """
+        offered, connected_to = self.policy.offered, self.policy.connected_to
         live = [node for node in self._roster if node.state not in DEAD or not node.silent]
-        own = [[s.port for s in node.services if s.name in offered] for node in live]
-        found: dict[Spot, None] = {}
+        own = [[each for each in node.services if each.name in offered] for node in live]
+        found: dict[Spot, bool] = {}
         for number in range(max(map(len, own), default=0)):
-            for node, ports in zip(live, own, strict=True):
-                if number < len(ports):
-                    found[Spot(node.address, ports[number])] = None
+            for node, services in zip(live, own, strict=True):
+                if number < len(services):
+                    spot = Spot(node.address, services[number].port)
+                    is_fault = services[number].name in connected_to
+                    found[spot] = found.get(spot, False) or is_fault
             if len(found) >= most:
                 break
-        return list(found)[:most]
+        return dict(islice(found.items(), most))
 
     def note(self, spot: Spot, outcome: Outcome | None) -> bool:
         """What is believed of a place from now on; None: it is not looked at any more.

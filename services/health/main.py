@@ -203,7 +203,7 @@ class HealthProcess:
         if not self._places_changed:
             return
         self._places_changed = False
-        spots = self._registry.spots(MOST_PLACES) if health.probe == "tcp" else []
+        spots = self._registry.spots(MOST_PLACES) if health.probe == "tcp" else {}
         for gone in self._prober.places.want(spots, health.checks_timeout_ms, now_ms):
             self._registry.probed(gone, None, now_ms)
 

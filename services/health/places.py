@@ -1,22 +1,23 @@
 """Which places of its nodes an LB is to look at, when, and what it believes of what it saw. Pure.
 
 Only `MISSES` failures in a row are told (`Places.found`): a SYN may be lost. A place that did not
-answer is looked at `HASTE` times as often until it is clear. No more than `MOST_PER_S` looks begin
-in a second, so a round among very many places takes longer than a `checks_timeout`. What a look
-proves stands in `probe`, which makes them.
+answer is looked at `HASTE` times as often until it does; where a refusal is no fault, as of a port
+that is UDP's, only until it is believed. No more than `MOST_PER_S` looks begin in a second, so a
+round among very many places takes longer than a `checks_timeout`. What a look proves stands in
+`probe`, which makes them.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
 MISSES = 2
 HASTE = 10
-"""How many times as often a place is looked at that did not answer last."""
+"""How many times as often a place is looked at that does not answer as it should."""
 MOST_PER_S = 500
 PAUSE_MS = 20
 
@@ -37,8 +38,14 @@ class Spot(NamedTuple):
 @dataclass(slots=True)
 class _Place:
     due_ms: int
+    refuses_by_fault: bool
     misses: int = 0
     judged: Outcome | None = None
+
+    @property
+    def is_urgent(self) -> bool:
+        is_no_fault = self.judged is Outcome.REFUSED and not self.refuses_by_fault
+        return self.misses > 0 and not is_no_fault
 
 
 class Places:
@@ -50,13 +57,17 @@ class Places:
         self._budget = 0.0
         self._budget_ms: int | None = None
 
-    def want(self, spots: Iterable[Spot], round_ms: int, now_ms: int) -> list[Spot]:
-        """From now on look at these places, and no others; returns those that are gone."""
-        wanted = dict.fromkeys(spots)
-        for number, spot in enumerate(spot for spot in wanted if spot not in self._places):
-            self._places[spot] = _Place(now_ms + number * 2 % round_ms)
+    def want(self, spots: Mapping[Spot, bool], round_ms: int, now_ms: int) -> list[Spot]:
+        """From now on look at these places, and no others; returns those that are gone.
+
+        `spots`: with each, whether a refused connection is a fault there.
+        """
+        for number, spot in enumerate(spot for spot in spots if spot not in self._places):
+            self._places[spot] = _Place(now_ms + number * 2 % round_ms, spots[spot])
             heapq.heappush(self._due, (self._places[spot].due_ms, spot))
-        gone = [spot for spot in self._places if spot not in wanted]
+        for spot, is_fault in spots.items():
+            self._places[spot].refuses_by_fault = is_fault
+        gone = [spot for spot in self._places if spot not in spots]
         for spot in gone:
             del self._places[spot]
         return gone
@@ -73,7 +84,7 @@ class Places:
             if place is None or place.due_ms != at_ms:
                 continue  # it went, and may have come again
             due.append(spot)
-            place.due_ms = now_ms + max(1, round_ms // (HASTE if place.misses else 1))
+            place.due_ms = now_ms + max(1, round_ms // (HASTE if place.is_urgent else 1))
             heapq.heappush(self._due, (place.due_ms, spot))
         self._budget -= len(due)
         return due

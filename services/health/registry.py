@@ -198,8 +198,8 @@ class Registry:
 
     # ----------------------------------------------------------------- this LB's own probe
 
-    def spots(self, most: int) -> list[Spot]:
-        """What to probe, at most so much."""
+    def spots(self, most: int) -> dict[Spot, bool]:
+        """What to probe, at most so much; whether a refused connection is a fault there."""
         return self._findings.spots(most)
 
     def probed(self, spot: Spot, outcome: Outcome | None, now_ms: int) -> None:

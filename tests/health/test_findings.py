@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from bus.states import NodeService
 from bus.words import Mode, NodeState, Protocol
 from services.health.findings import Findings
 from services.health.places import Outcome, Spot
@@ -99,8 +100,8 @@ def test_each_node_is_looked_at_before_the_second_place_of_any() -> None:
     rig = Rig(replace(HALF, services=(offered("a", 1), offered("b", 2))))
     first, second = brought_up(rig, 2)
     of = [Spot(agent.address, port) for port in (1, 2) for agent in (first, second)]
-    assert rig.registry.spots(10) == of
-    assert rig.registry.spots(3) == of[:3]
+    assert list(rig.registry.spots(10)) == of
+    assert list(rig.registry.spots(3)) == of[:3]
     first.beat(NOT_SERVING)
     assert set(rig.registry.spots(10)) == set(of), "it may come back"
     rig.wait(LONG_MS, beating=[second])
@@ -114,6 +115,16 @@ SERVICES = (offered("web", WEB.port), replace(offered("dns", DNS.port), protocol
 
 def findings() -> Findings:
     return Findings(replace(POLICY, services=SERVICES), Roster())
+
+
+def test_a_refusal_is_a_fault_where_a_client_would_connect_to_that_place() -> None:
+    both = (*SERVICES, replace(offered("quic", WEB.port), protocol=Protocol.UDP))
+    roster = Roster()
+    found = Findings(replace(POLICY, services=both), roster)
+    node = make_node("n", UP, NodeService("quic", WEB.port), DNS, WEB)
+    roster.add(node)
+    web, dns = Spot(node.address, WEB.port), Spot(node.address, DNS.port)
+    assert found.spots(10) == {web: True, dns: False}, "one port, of TCP and of UDP"
 
 
 def test_what_cannot_be_reached_is_remembered_until_it_can_or_is_not_looked_at() -> None:
