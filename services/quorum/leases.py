@@ -47,10 +47,14 @@ class Granted:
         self.unknown_until_ms = now_ms + unknown_ms
 
     def grant(self, vip: str, ack: Ack, until_ms: int) -> None:
-        holder, _ = self.until_ms.get(vip, ("", 0))
+        """Until then, or until when it was granted before: this LB's lease may end sooner than it
+        would have with the members of a moment ago, while the holder goes by what it was told.
+        """
+        holder, before_ms = self.until_ms.get(vip, ("", 0))
         answered = self.answered.get(vip, {}) if holder == ack.sender else {}
         newest = max(ack.asked, answered.get(ack.boot, 0))
-        self.until_ms[vip] = (ack.sender, until_ms)
+        longest_ms = max(until_ms, before_ms) if holder == ack.sender else until_ms
+        self.until_ms[vip] = (ack.sender, longest_ms)
         self.answered[vip] = answered | {ack.boot: newest}
 
     def release(self, message: Release) -> None:

@@ -184,6 +184,14 @@ MUTANTS = (
         first=33,
     ),
     Mutant(
+        "a lease that ends sooner shortens what was granted",
+        "leases.py",
+        "max(until_ms, before_ms) if holder == ack.sender else until_ms\n",
+        "until_ms\n",
+        test="tests/quorum/test_leases.py::"
+        "test_a_lease_that_ends_sooner_than_the_one_before_frees_nothing_sooner",
+    ),
+    Mutant(
         "a grant counts from when it came",
         "leases.py",
         "                until_ms = asked_ms + passed_on(grant.left_ms)\n",
