@@ -194,7 +194,9 @@ class Quorum:
         Raises ValueError, in words, if nothing can come of it.
         """
         if self._roster.alone:
-            raise ValueError("this LB decides alone: its file lists no others")
+            raise ValueError(
+                "this LB decides alone; with others: list them in its file and restart gale:quorum"
+            )
         if self._election.leader is None:
             raise ValueError("no leader is heard: nothing can be agreed on")
         self._desks.change(number, Wish(change, address), None, now_ms)

@@ -572,7 +572,7 @@ def test_the_members_are_not_changed_where_there_are_none_or_by_nonsense(rig: Ri
     path = topics.command_path(rig.run_dir, topics.QUORUM)
     add = {"id": "1", "change": "add", "member": "10.0.0.9:8090"}
     for wrong, why in (
-        (add, "decides alone: its file lists no others"),
+        (add, "decides alone; with others: list them in its file and restart gale:quorum"),
         (add | {"member": "lb-9"}, "no load balancer called lb-9"),
         (add | {"change": "dance"}, "dance"),
         (add | {"id": ""}, "it has no id"),
