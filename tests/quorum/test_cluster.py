@@ -128,9 +128,13 @@ def test_a_holder_that_may_not_any_more_lets_go_at_once() -> None:
     assert before not in holder(made), "nothing moves back by itself"
 
 
+@pytest.mark.parametrize("names", [("lb-0", "lb-1"), ("lb-0", "lb-1", "lb-2")], ids=len)
 @pytest.mark.parametrize("seed", range(10))
-def test_what_one_had_agreed_on_alone_is_where_several_begin_whoever_leads(seed: int) -> None:
-    made = Cluster("lb-0", "lb-1", "lb-2", table=OLD)
+def test_what_one_had_agreed_on_alone_is_where_several_begin_whoever_leads(
+    seed: int, names: tuple[str, ...]
+) -> None:
+    """Those that come to it are new, or have lost their disks, as one of two may have."""
+    made = Cluster(*names, table=OLD)
     made.random.seed(seed)
     of_one = replace(table_of("lb-0", epoch=40), term=9, hash_seed=4_711, members=())
     stored = HardState(9, "lb-0", of_one)
