@@ -33,7 +33,7 @@ from random import Random
 
 from bus.peer_protocol import PeerMessage
 from bus.states import NodeTable
-from bus.words import NodeState, Role
+from bus.words import LARGEST_PROMISE_MS, NodeState, Role
 from services.quorum.composition import QuorumConfig
 from services.quorum.core import Quorum
 from services.quorum.durable import BLANK, HardState, Persist
@@ -255,7 +255,8 @@ class World:
     def _doubt(self) -> None:
         """What rests on a lease that is over may last as long as one, and what it granted too."""
         cores = [each.core for each in self.machines.values() if each.core is not None]
-        longest_ms = max(core._election.timing.lease_ms for core in cores)
+        leases_ms = (core._election.timing.lease_ms for core in cores)
+        longest_ms = max(leases_ms, default=LARGEST_PROMISE_MS)
         self.doubt_until_ms = max(self.doubt_until_ms, self.now_ms + 2.1 * longest_ms)
 
     def local(self, machine: Machine) -> int:
