@@ -106,6 +106,20 @@ def supervisorctl(*words: str) -> tuple[str, ...]:
     return ("supervisorctl", "-c", "/run/gale/lab/lb-0/supervisord.conf", *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--shared", "--witness"), "there is no machine"),
+        (("--lbs", "7", "--witness"), "7 vote at most"),
+        (("--mode", "l5"), "expected l2, l3 or l4"),
+    ],
+)
+def test_a_lab_that_cannot_be_is_refused(words: tuple[str, ...], said: str) -> None:
+    done = gale("lab", "up", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
 def test_down_leaves_nothing_behind(lab: None) -> None:
     assert gale("lab", "down").returncode == 0
     assert not plan.ROOT_DIR.exists()

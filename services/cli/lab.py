@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bus.words import MOST_MEMBERS
 from services.cli.invocation import NO, WRONG_USE, Invocation, print_json
 
 LEFT_STANDING = """\
@@ -66,7 +67,7 @@ def _lab() -> Iterator[ModuleType]:
 @app.command()
 def up(
     mode: Annotated[str, typer.Option(help="l2, l3 or l4: how packets reach the nodes.")] = "l4",
-    lbs: Annotated[int, typer.Option(min=1, max=7, help="How many LBs.")] = 1,
+    lbs: Annotated[int, typer.Option(min=1, max=MOST_MEMBERS, help="How many LBs.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, max=100, help="How many nodes.")] = 3,
     witness: Annotated[
         bool, typer.Option("--witness", help="The first node's machine votes with the LBs.")
@@ -103,6 +104,10 @@ def up(
         if shared and witness:
             raise typer.BadParameter(
                 "with --shared there is no machine that only votes", param_hint="--witness"
+            )
+        if witness and lbs == MOST_MEMBERS:
+            raise typer.BadParameter(
+                f"{MOST_MEMBERS} vote at most, and it would be one more", param_hint="--witness"
             )
         plan = lab.Plan(
             lbs=lbs,
