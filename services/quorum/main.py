@@ -413,8 +413,7 @@ class QuorumProcess:
                 self._state_version += 1
                 self._published = replace(state, version=self._state_version)
             self._publisher.publish(Topic.STATE_QUORUM, self._published)
-            half_lease_ms = state.lease_remaining_ms // 2 or REPUBLISH_MS
-            self._state_due_ms = now_ms + min(REPUBLISH_MS, half_lease_ms)
+            self._state_due_ms = now_ms + told_again_after_ms(state)
 
     def _state(self, now_ms: int) -> QuorumState:
         state = self._core.state(now_ms)
@@ -590,6 +589,11 @@ class QuorumProcess:
     def _reconfigure(self, now_ms: int) -> None:
         others = self._others(self._own)
         self._core.reconfigure(core_config(self._config, self._own, others, self._meant), now_ms)
+
+
+def told_again_after_ms(state: QuorumState) -> int:
+    """Before half of the lease is over that it tells of."""
+    return min(REPUBLISH_MS, state.lease_remaining_ms // 2 or REPUBLISH_MS)
 
 
 def _lasting(state: QuorumState) -> QuorumState:

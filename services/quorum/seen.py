@@ -17,6 +17,7 @@ from bus.peer_protocol import MemberSeen
 from bus.states import QuorumMember, QuorumState, VipHolder
 from bus.words import Role
 from services.quorum.election import Election
+from services.quorum.grants import ALONE_CLAIM_MS
 from services.quorum.register import Register
 from services.quorum.reports import Reports
 from services.quorum.roster import SILENT_REPORT_MS, Other, Roster
@@ -96,7 +97,7 @@ class Seen:
             leader=leader,
             epoch=epoch,
             quorum=leader is not None,
-            lease_remaining_ms=max(0, election.lease_until_ms(now_ms) - now_ms),
+            lease_remaining_ms=self._lease_remaining_ms(now_ms),
             lease_changes=elections_won,
             vips=tuple(VipHolder(vip.address, vip.owner) for vip in owners),
             members=members,
@@ -106,6 +107,14 @@ class Seen:
             listed=self._roster.listing.agreed,
             why_not_listed=self._why_not_listed(),
         )
+
+    def _lease_remaining_ms(self, now_ms: int) -> int:
+        """A quorum of one has its lease from nobody, and tells of it what it claims ahead: so it
+        need not say so again every few hundredths of a second.
+        """
+        if self._roster.alone and self._election.role is Role.LEADER:
+            return ALONE_CLAIM_MS
+        return max(0, self._election.lease_until_ms(now_ms) - now_ms)
 
     def _why_not_listed(self) -> str:
         if self._election.role is Role.LEADER:

@@ -25,6 +25,7 @@ from bus.words import (
 from services.quorum.core import Quorum
 from services.quorum.durable import BLANK, HardState, Persist
 from services.quorum.election import Cause, IllegalTransitionError
+from services.quorum.grants import ALONE_CLAIM_MS
 from services.quorum.seen import WAITING_FOR_VIEW
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip, TableConfig, same_content
 from tests.quorum.views import ECHO, WEB, quorum_config, seen, table_config, view, work_off
@@ -84,7 +85,7 @@ def test_a_blank_lb_votes_leads_waits_for_a_view_and_commits() -> None:
     state = core.state(0)
     assert (state.role, state.term, state.leader, state.quorum) == (Role.LEADER, 1, "lb-0", True)
     assert state.waiting_for == WAITING_FOR_VIEW
-    assert state.lease_remaining_ms == 112
+    assert state.lease_remaining_ms == ALONE_CLAIM_MS
     (led,) = work_off(core, 0)
     assert [topic for topic, _ in led.events] == [Topic.QUORUM_LEADER]
     assert core.committed(0) is None

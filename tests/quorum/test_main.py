@@ -46,10 +46,14 @@ from bus.words import (
     Role,
 )
 from conf import load_lb
+from services.quorum.core import Quorum
 from services.quorum.core_config import core_config
+from services.quorum.durable import BLANK
+from services.quorum.grants import ALONE_CLAIM_MS
 from services.quorum.listing import digest as listing_digest
+from services.quorum.main import told_again_after_ms
 from services.quorum.table import SLOT_REUSE_MS, FloatingVip
-from tests.quorum.views import seen, view
+from tests.quorum.views import quorum_config, seen, view
 
 TIMEOUT_S = 30.0
 UP, DOWN = NodeState.UP, NodeState.DOWN
@@ -210,7 +214,7 @@ def test_it_commits_what_health_sees_and_says_so(rig: Rig) -> None:
     assert rig.wait_states({"a": DOWN, "b": UP}).epoch == 2
     state = rig.wait(lambda: s if (s := rig.quorum()) and s.epoch == 2 else None)
     assert (state.name, state.leader, state.term, state.quorum) == ("lb-test", "lb-test", 1, True)
-    assert state.lease_remaining_ms == 112
+    assert state.lease_remaining_ms == ALONE_CLAIM_MS
     rig.wait(lambda: len(rig.events) >= 4)
     topics = [event.topic for event in rig.events]
     assert topics == [
@@ -267,20 +271,20 @@ def test_states_are_repeated_and_the_table_is_not_renumbered(rig: Rig) -> None:
     assert rig.newest[Topic.STATE_QUORUM].data == state.data
 
 
-def test_the_lease_is_told_again_before_it_is_over(rig: Rig) -> None:
-    rig.config.write_text(CONFIG + '\n[load_balancer_quorum]\nlease = "100ms"\n')
+@pytest.mark.parametrize(("left_ms", "after_ms"), [(112, 56), (0, 500), (10_000, 500)])
+def test_a_lease_is_told_again_before_it_is_over(left_ms: int, after_ms: int) -> None:
+    state = Quorum(quorum_config(), BLANK, 7, 0, boot="b").state(0)
+    assert told_again_after_ms(replace(state, lease_remaining_ms=left_ms)) == after_ms
+
+
+def test_who_decides_alone_tells_of_its_lease_no_more_often_than_of_its_table(rig: Rig) -> None:
     rig.start()
     rig.sees(view(seen("a", UP)))
     rig.wait_states({"a": UP})
-
-    def ratio() -> float:
-        if not {Topic.STATE_QUORUM, Topic.STATE_TABLE} <= rig.newest.keys():
-            return 0
-        states = rig.newest[Topic.STATE_QUORUM].seq
-        tables = rig.newest[Topic.STATE_TABLE].seq
-        return states / tables if tables >= 4 else 0
-
-    rig.wait(lambda: ratio() > 4)
+    begun = rig.wait(lambda: rig.newest.get(Topic.STATE_QUORUM)).seq
+    tables = rig.newest[Topic.STATE_TABLE].seq
+    rig.wait(lambda: rig.newest[Topic.STATE_TABLE].seq >= tables + 4)
+    assert rig.newest[Topic.STATE_QUORUM].seq <= begun + 8
 
 
 def test_a_second_copy_waits_and_takes_over_with_the_newest_table(rig: Rig) -> None:
