@@ -38,9 +38,9 @@ class Spot(NamedTuple):
 @dataclass(slots=True)
 class _Place:
     due_ms: int
-    refuses_by_fault: bool
     misses: int = 0
     judged: Outcome | None = None
+    refuses_by_fault: bool = False
 
     @property
     def is_urgent(self) -> bool:
@@ -63,7 +63,7 @@ class Places:
         `spots`: with each, whether a refused connection is a fault there.
         """
         for number, spot in enumerate(spot for spot in spots if spot not in self._places):
-            self._places[spot] = _Place(now_ms + number * 2 % round_ms, spots[spot])
+            self._places[spot] = _Place(now_ms + number * 2 % round_ms)
             heapq.heappush(self._due, (self._places[spot].due_ms, spot))
         for spot, is_fault in spots.items():
             self._places[spot].refuses_by_fault = is_fault
